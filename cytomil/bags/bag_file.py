@@ -1,0 +1,198 @@
+"""The bag file: one slide's cells, still encoded, in one HDF5 file.
+
+What `open_bag` returns carries no instance labels, so that no training code can see them; evaluation reads them with
+`cytomil.bags.instance_labels.read_instance_labels`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from cytomil.errors import BagFileError
+from cytomil.files import replacing
+
+SCHEMA = "cytomil.bag/1"
+UNKNOWN = -1
+_DATASETS = ("images", "instance_id", "coords", "instance_label", "instance_source")
+_STRING = h5py.string_dtype("utf-8")
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One cell on its way into a bag file.
+
+    ``coords`` is the crop's top-left (x, y) in level-0 pixels, (-1, -1) where there is none. ``label`` is 1 abnormal,
+    0 normal, -1 unknown; ``source`` says where the image came from and, like the label, stays out of training's sight.
+    """
+
+    instance_id: str
+    image: bytes
+    coords: tuple[int, int] = (-1, -1)
+    label: int = UNKNOWN
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class BagInfo:
+    """What is known of a bag as a whole. ``mpp`` is in µm per pixel of the cell images, None where unknown."""
+
+    bag_id: str
+    label: int
+    patient_id: str = ""
+    mpp: float | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Bag:
+    """A validated bag file, read piece by piece. It does not carry instance labels."""
+
+    path: Path
+    info: BagInfo
+    sha256: str
+    instance_ids: tuple[str, ...]
+    coords: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.instance_ids)
+
+    def images(self, start: int = 0, stop: int | None = None) -> list[bytes]:
+        """The encoded images of instances ``start`` to ``stop``."""
+        try:
+            with h5py.File(self.path, "r") as file:
+                return [encoded.tobytes() for encoded in file["images"][start:stop]]
+        except OSError as error:
+            raise BagFileError(f"{self.path}: cells {start} to {stop} cannot be read ({error}).") from None
+
+
+def write_bag(path: Path, info: BagInfo, instances: Iterable[Instance]) -> tuple[str, int]:
+    """Write a bag file whole or not at all, holding one block of cells in memory.
+
+    Returns the bag's SHA-256 and its number of instances.
+    """
+    digest = _start_digest(info)
+    n = 0
+    with replacing(path) as partial:
+        with h5py.File(partial, "w") as file:
+            images = file.create_dataset("images", (0,), h5py.vlen_dtype(np.uint8), maxshape=(None,), chunks=(64,))
+            strings = {
+                name: file.create_dataset(name, (0,), _STRING, maxshape=(None,), chunks=(256,))
+                for name in ("instance_id", "instance_source")
+            }
+            coords = file.create_dataset("coords", (0, 2), np.int64, maxshape=(None, 2), chunks=(256, 2))
+            labels = file.create_dataset("instance_label", (0,), np.int8, maxshape=(None,), chunks=(256,))
+            for block in _blocks(instances, 64):
+                for dataset in (images, *strings.values(), coords, labels):
+                    dataset.resize(n + len(block), axis=0)
+                for i, instance in enumerate(block, start=n):
+                    images[i] = np.frombuffer(instance.image, np.uint8)
+                    _update_digest(digest, instance.instance_id, instance.coords, instance.image)
+                strings["instance_id"][n:] = [i.instance_id for i in block]
+                strings["instance_source"][n:] = [i.source for i in block]
+                coords[n:] = [i.coords for i in block]
+                labels[n:] = [i.label for i in block]
+                n += len(block)
+            file.attrs.update(
+                {
+                    "schema": SCHEMA,
+                    "bag_id": info.bag_id,
+                    "patient_id": info.patient_id,
+                    "label": info.label,
+                    "mpp": np.nan if info.mpp is None else info.mpp,
+                    "source": info.source,
+                    "n_instances": n,
+                    "sha256": digest.hexdigest(),
+                }
+            )
+        open_bag(partial)
+    return digest.hexdigest(), n
+
+
+def open_bag(path: Path | str) -> Bag:
+    """Open and validate a bag file.
+
+    Raises `BagFileError` for a truncated or foreign file, another schema, or datasets that contradict the attributes.
+    """
+    path = Path(path)
+    with _checked(path) as file:
+        attributes = file.attrs
+        mpp = float(attributes["mpp"])
+        return Bag(
+            path=path,
+            info=BagInfo(
+                bag_id=str(attributes["bag_id"]),
+                label=int(attributes["label"]),
+                patient_id=str(attributes["patient_id"]),
+                mpp=None if np.isnan(mpp) else mpp,
+                source=str(attributes["source"]),
+            ),
+            sha256=str(attributes["sha256"]),
+            instance_ids=tuple(file["instance_id"].asstr()[:]),
+            coords=file["coords"][:],
+        )
+
+
+def content_sha256(bag: Bag) -> str:
+    """SHA-256 of what training can see of a bag, read afresh: equal to ``bag.sha256`` unless the file was altered."""
+    digest = _start_digest(bag.info)
+    for start in range(0, len(bag), 256):
+        for i, image in enumerate(bag.images(start, start + 256), start=start):
+            x, y = bag.coords[i]
+            _update_digest(digest, bag.instance_ids[i], (int(x), int(y)), image)
+    return digest.hexdigest()
+
+
+def _checked(path: Path) -> h5py.File:
+    if not path.is_file():
+        raise BagFileError(f"{path} does not exist. Make bags with `cytomil make-bags`.")
+    try:
+        file = h5py.File(path, "r")
+    except OSError:
+        raise BagFileError(f"{path} is truncated or not an HDF5 file. Make it again with `cytomil make-bags`.") from None
+    reason = _fault(file)
+    if reason:
+        file.close()
+        raise BagFileError(f"{path} {reason}. Make it again with `cytomil make-bags`.")
+    return file
+
+
+def _fault(file: h5py.File) -> str:
+    schema = file.attrs.get("schema", "none")
+    if schema != SCHEMA:
+        return f"is not a bag file of this version (schema {schema!r}, expected {SCHEMA!r})"
+    wanted = {"bag_id", "patient_id", "label", "mpp", "source", "n_instances", "sha256"}
+    missing = sorted(wanted - set(file.attrs)) + [name for name in _DATASETS if name not in file]
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    n = int(file.attrs["n_instances"])
+    lengths = {name: file[name].shape[0] for name in _DATASETS}
+    wrong = [f"{name} has {length}" for name, length in lengths.items() if length != n]
+    if wrong:
+        return f"contradicts itself: {n} instances announced, {', '.join(wrong)}"
+    return ""
+
+
+def _start_digest(info: BagInfo) -> hashlib._Hash:
+    return hashlib.sha256(repr((SCHEMA, info.bag_id, info.patient_id, info.label, info.mpp)).encode())
+
+
+def _update_digest(digest: hashlib._Hash, instance_id: str, coords: tuple[int, int], image: bytes) -> None:
+    digest.update(repr((instance_id, coords, len(image))).encode())
+    digest.update(image)
+
+
+def _blocks(instances: Iterable[Instance], size: int) -> Iterator[list[Instance]]:
+    block: list[Instance] = []
+    for instance in instances:
+        block.append(instance)
+        if len(block) == size:
+            yield block
+            block = []
+    if block:
+        yield block

@@ -1,0 +1,53 @@
+"""One cell image: read as it came, decoded when needed."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cytomil.errors import ImageUnreadableError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"})
+_FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All image files below ``folder`` at any depth, by suffix, hidden ones left out, in a fixed order."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def open_image(encoded: bytes, name: str) -> Image.Image:
+    """Decode an encoded image to RGB. Raises `ImageUnreadableError` naming ``name`` for damaged or foreign bytes."""
+    if not encoded:
+        raise ImageUnreadableError(f"{name}: the file is empty.")
+    try:
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            return image.convert("RGB")
+    except Image.UnidentifiedImageError:
+        raise ImageUnreadableError(f"{name}: not a JPEG, PNG, TIFF or BMP image.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageUnreadableError(f"{name}: damaged image ({error}).") from None
+
+
+def read_image(path: Path, name: str) -> bytes:
+    """A file's bytes, once they have been seen to decode. Raises `ImageUnreadableError` naming ``name`` if not."""
+    try:
+        encoded = path.read_bytes()
+    except OSError as error:
+        raise ImageUnreadableError(f"{name}: cannot be read ({error.strerror}).") from None
+    open_image(encoded, name)
+    return encoded
+
+
+def encode_image(pixels: np.ndarray, quality: int = 92) -> bytes:
+    """Encode RGB pixels, shape (height, width, 3) uint8, as JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()

@@ -1,0 +1,120 @@
+"""bags.csv: which bags there are, their labels, and on which side of the split each patient stands."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from cytomil.errors import BagFileError, require_file
+from cytomil.files import sha256_of_json, write_text
+
+MANIFEST_NAME = "bags.csv"
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class BagRow:
+    """One bag of the manifest. ``path`` is relative to the manifest's folder; an empty ``patient_id`` is unknown."""
+
+    bag_id: str
+    path: str
+    patient_id: str
+    split: str
+    label: int
+    n_instances: int
+    witness_rate: float | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The bags of a folder. No patient stands in two splits."""
+
+    folder: Path
+    rows: tuple[BagRow, ...]
+
+    def select(self, split: str) -> tuple[BagRow, ...]:
+        """The rows of one split, or all of them for ``all``."""
+        return self.rows if split == "all" else tuple(row for row in self.rows if row.split == split)
+
+    def file_of(self, row: BagRow) -> Path:
+        """The file a row speaks of."""
+        return self.folder / row.path
+
+
+def fingerprint(rows: Iterable[BagRow]) -> str:
+    """SHA-256 that names a set of bags by content: the same bags give the same one wherever they lie."""
+    return sha256_of_json(sorted((row.bag_id, row.sha256, row.label, row.split) for row in rows))
+
+
+def write_manifest(folder: Path, rows: Sequence[BagRow]) -> None:
+    """Write bags.csv. Raises `BagFileError` if a patient stands in two splits or a bag_id occurs twice."""
+    path = folder / MANIFEST_NAME
+    _check(path, rows)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [field.name for field in fields(BagRow)], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(asdict(row) | {"witness_rate": "" if row.witness_rate is None else f"{row.witness_rate:.6g}"})
+    write_text(path, buffer.getvalue())
+
+
+def read_manifest(folder: Path, made_by: str = "cytomil make-bags") -> Manifest:
+    """Read and validate ``folder``'s bags.csv.
+
+    Raises `NotFoundError` where there is none, `BagFileError` for missing columns, a label that is neither 0 nor 1,
+    an unknown split, a bag_id that occurs twice, or a patient in two splits.
+    """
+    path = require_file(folder / MANIFEST_NAME, made_by)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [field.name for field in fields(BagRow) if field.name not in (reader.fieldnames or ())]
+            if missing:
+                raise BagFileError(f"{path} lacks the columns {', '.join(missing)}. Make it again with `{made_by}`.")
+            rows = tuple(_parse(path, line, number) for number, line in enumerate(reader, start=2))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BagFileError(f"{path} is not a CSV file in UTF-8 ({error}). Make it again with `{made_by}`.") from None
+    if not rows:
+        raise BagFileError(f"{path} lists no bags. Make it again with `{made_by}`.")
+    _check(path, rows)
+    return Manifest(folder, rows)
+
+
+def _parse(path: Path, line: dict[str, str], number: int) -> BagRow:
+    try:
+        row = BagRow(
+            bag_id=line["bag_id"],
+            path=line["path"],
+            patient_id=line["patient_id"],
+            split=line["split"],
+            label=int(line["label"]),
+            n_instances=int(line["n_instances"]),
+            witness_rate=float(line["witness_rate"]) if line["witness_rate"] else None,
+            sha256=line["sha256"],
+        )
+    except (TypeError, ValueError) as error:
+        raise BagFileError(f"{path}, line {number}: {error}.") from None
+    if row.label not in (0, 1):
+        raise BagFileError(f"{path}, line {number}: label {row.label} is neither 0 (negative) nor 1 (positive).")
+    if row.split not in SPLITS:
+        raise BagFileError(f"{path}, line {number}: split '{row.split}' is none of {', '.join(SPLITS)}.")
+    return row
+
+
+def _check(path: Path, rows: Sequence[BagRow]) -> None:
+    seen: set[str] = set()
+    split_of: dict[str, str] = {}
+    for row in rows:
+        if row.bag_id in seen:
+            raise BagFileError(f"{path}: bag '{row.bag_id}' is listed twice. Give every slide its own name.")
+        seen.add(row.bag_id)
+        other = split_of.setdefault(row.patient_id, row.split) if row.patient_id else row.split
+        if other != row.split:
+            raise BagFileError(
+                f"{path}: patient '{row.patient_id}' stands in both train and test. "
+                "Put all slides of a patient on one side of the split."
+            )

@@ -1,0 +1,134 @@
+"""Real slides as folders of cell images, with a CSV that gives each slide's label and patient."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cytomil.bags.bag_file import Instance
+from cytomil.bags.images import find_images, read_image
+from cytomil.bags.manifest import SPLITS
+from cytomil.errors import BagFileError, ImageUnreadableError, NotFoundError, require_file
+from cytomil.progress import Problem
+
+
+@dataclass(frozen=True)
+class LabelledSlide:
+    """One row of the labels file. ``split`` and ``patient_id`` are empty where the file does not give them."""
+
+    slide: str
+    label: int
+    patient_id: str = ""
+    split: str = ""
+
+
+def read_labels(path: Path) -> list[LabelledSlide]:
+    """Read a CSV with the columns slide and label (0 or 1) and, optionally, patient and split (train or test).
+
+    Raises `BagFileError` naming file and line for anything else, and for a patient in two splits.
+    """
+    require_file(path, "a spreadsheet: columns slide, label, patient")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            if not {"slide", "label"} <= set(reader.fieldnames or ()):
+                raise BagFileError(f"{path} needs the columns slide and label, and may have patient and split.")
+            slides = [_parse(path, line, number) for number, line in enumerate(reader, start=2)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BagFileError(f"{path} is not a CSV file in UTF-8 ({error}).") from None
+    if not slides:
+        raise BagFileError(f"{path} lists no slides.")
+    names = [slide.slide for slide in slides]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise BagFileError(f"{path} lists {', '.join(twice)} twice. Give every slide one line.")
+    if any(slide.split for slide in slides) and not all(slide.split for slide in slides):
+        raise BagFileError(f"{path}: some lines have a split and some have none. Fill all of them or none.")
+    return slides
+
+
+def split_by_patient(slides: list[LabelledSlide], test_share: float, seed: int) -> list[LabelledSlide]:
+    """Give every slide a split, about ``test_share`` of them test, both labels in both, no patient in two splits.
+
+    Slides that carry a split keep it; slides without a patient each count as a patient of their own. Raises
+    `BagFileError` where one label has too few patients to stand on both sides.
+    """
+    if all(slide.split for slide in slides):
+        return slides
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    patients = [slide.patient_id or f"slide:{slide.slide}" for slide in slides]
+    labels = np.array([slide.label for slide in slides])
+    n_folds = max(2, round(1 / test_share))
+    for label in (0, 1):
+        n = len({p for p, other in zip(patients, labels, strict=True) if other == label})
+        if n < 2:
+            raise BagFileError(
+                f"{n} patient{'s' * (n != 1)} with label {label}: at least 2 are needed to have one for training and "
+                "one for testing. Add slides, or give a split column."
+            )
+        n_folds = min(n_folds, n)
+    folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    _, test = next(folds.split(np.zeros(len(slides)), labels, patients))
+    return [replace(s, split="test" if i in set(test.tolist()) else "train") for i, s in enumerate(slides)]
+
+
+class SlideFolderReader:
+    """Reads slides' cells; unreadable cells and ones that already stand in the other split go to ``problems``."""
+
+    def __init__(self, root: Path) -> None:
+        self.problems: list[Problem] = []
+        self._root = root
+        self._split_of: dict[bytes, str] = {}
+
+    def cells(self, slide: LabelledSlide) -> Iterator[Instance]:
+        """The readable cells of one slide, in the order of their names; byte-identical ones once.
+
+        Raises `NotFoundError` where the folder is missing or holds no images.
+        """
+        folder = self._root / slide.slide
+        if not folder.is_dir():
+            raise NotFoundError(f"{folder}: no such folder. Correct its line in the labels file.")
+        files = find_images(folder)
+        if not files:
+            raise NotFoundError(f"{folder} holds no cell images.")
+        seen: set[bytes] = set()
+        for file in files:
+            name = file.relative_to(self._root).as_posix()
+            try:
+                image = read_image(file, name)
+            except ImageUnreadableError as error:
+                self.problems.append(Problem(name, str(error).removeprefix(f"{name}: ")))
+                continue
+            digest = hashlib.sha256(image).digest()
+            if digest in seen:
+                continue
+            seen.add(digest)
+            split = self._split_of.setdefault(digest, slide.split)
+            if split != slide.split:
+                self.problems.append(Problem(name, f"the same image stands in a {split} slide; left out here"))
+                continue
+            yield Instance(file.relative_to(folder).as_posix(), image, source=name)
+
+
+def _parse(path: Path, line: dict[str, str], number: int) -> LabelledSlide:
+    slide = LabelledSlide(
+        (line["slide"] or "").strip(),
+        {"0": 0, "1": 1}.get((line["label"] or "").strip(), -1),
+        (line.get("patient") or "").strip(),
+        (line.get("split") or "").strip(),
+    )
+    if not slide.slide:
+        raise BagFileError(f"{path}, line {number}: the slide's name is empty.")
+    if Path(slide.slide).name != slide.slide:
+        raise BagFileError(f"{path}, line {number}: slide '{slide.slide}' must be a name in that folder, not a path.")
+    if slide.label < 0:
+        raise BagFileError(f"{path}, line {number}: label '{line['label']}' is neither 0 (healthy) nor 1 (diseased).")
+    if slide.split and slide.split not in SPLITS:
+        raise BagFileError(f"{path}, line {number}: split '{slide.split}' is none of {', '.join(SPLITS)}.")
+    return slide

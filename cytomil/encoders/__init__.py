@@ -1,0 +1,1 @@
+"""Architectures, the bundle on disk, the engines that run an encoder."""

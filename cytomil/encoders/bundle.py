@@ -1,0 +1,96 @@
+"""The encoder bundle: a folder with the weights (safetensors, no pickle) and all that is needed to use and judge them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cytomil.encoders.architecture import Architecture, Encoder
+from cytomil.encoders.transform import CellTransform
+from cytomil.errors import EncoderBundleError, require_folder
+from cytomil.files import replacing_folder, sha256_of_file, write_json
+
+SCHEMA = "cytomil.encoder/1"
+WEIGHTS_NAME = "encoder.safetensors"
+CARD_NAME = "encoder.json"
+
+
+@dataclass(frozen=True)
+class EncoderBundle:
+    """An encoder as it lies on disk. ``card`` is encoder.json."""
+
+    path: Path
+    encoder: Encoder
+    transform: CellTransform
+    sha256: str
+    card: dict[str, Any]
+
+
+def save_bundle(path: Path, encoder: Encoder, transform: CellTransform, facts: dict[str, Any]) -> EncoderBundle:
+    """Write a bundle, replacing the folder whole. ``facts`` are added to encoder.json (method, settings, history …)."""
+    with replacing_folder(path) as folder:
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+        save_file(state, folder / WEIGHTS_NAME)
+        card = {
+            "schema": SCHEMA,
+            "architecture": asdict(encoder.architecture),
+            "transform": asdict(transform),
+            "normalisation": {"mean": encoder.mean.flatten().tolist(), "std": encoder.std.flatten().tolist()},
+            "weights_sha256": sha256_of_file(folder / WEIGHTS_NAME),
+            **facts,
+        }
+        write_json(folder / CARD_NAME, card)
+    return load_bundle(path)
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Read and check encoder.json without loading the weights. Raises `EncoderBundleError` or `NotFoundError`."""
+    require_folder(path, "cytomil pretrain")
+    card_file = path / CARD_NAME
+    try:
+        card = json.loads(card_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EncoderBundleError(f"{path} has no {CARD_NAME}. Make an encoder with `cytomil pretrain`.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise EncoderBundleError(f"{card_file} is damaged ({error}). Train again with `cytomil pretrain`.") from None
+    schema = card.get("schema") if isinstance(card, dict) else None
+    if schema != SCHEMA:
+        raise EncoderBundleError(f"{card_file} has schema {schema!r}; this version of cytomil reads {SCHEMA!r}.")
+    return card
+
+
+def load_bundle(path: Path) -> EncoderBundle:
+    """Load a bundle, its weights checked against encoder.json. Raises `EncoderBundleError` or `NotFoundError`."""
+    card = read_card(path)
+    weights = path / WEIGHTS_NAME
+    if not weights.is_file():
+        raise EncoderBundleError(f"{path} has no {WEIGHTS_NAME}. Train again with `cytomil pretrain`.")
+    sha256 = sha256_of_file(weights)
+    if sha256 != card.get("weights_sha256"):
+        raise EncoderBundleError(f"{weights} is not the file {CARD_NAME} speaks of (damaged or exchanged). Train again.")
+    try:
+        encoder = Encoder(Architecture(**card["architecture"]))
+        encoder.load_state_dict(load_file(weights))
+        transform = CellTransform(**card["transform"])
+    except (SafetensorError, RuntimeError, KeyError, TypeError) as error:
+        raise EncoderBundleError(f"{path} does not hold the encoder its {CARD_NAME} describes ({error}).") from None
+    return EncoderBundle(path, encoder.eval(), transform, sha256, card)
+
+
+def pick_device(device: str) -> torch.device:
+    """``auto`` is a CUDA GPU where there is one, else the CPU. Raises `EncoderBundleError` for one that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise EncoderBundleError(f"device '{device}' is unknown. Use auto, cpu, cuda or cuda:0.") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise EncoderBundleError(f"device '{device}' was asked for, but PyTorch finds no CUDA GPU. Use --device cpu.")
+    return chosen

@@ -1,0 +1,33 @@
+"""The eager engine: the encoder as PyTorch runs it, channels-last, on any device."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from cytomil.encoders.architecture import Encoder
+
+NAME = "eager"
+
+
+class EagerEngine:
+    """Runs an encoder on blocks of decoded cells and gives the chosen layer."""
+
+    def __init__(self, encoder: Encoder, layer: str, device: torch.device) -> None:
+        self._encoder = encoder.to(device, memory_format=torch.channels_last).eval()
+        self._layer = layer
+        self._device = device
+        self.dim = encoder.embedding_dim if layer == "h" else encoder.architecture.projection_dim
+
+    @torch.inference_mode()
+    def embed(self, pixels: np.ndarray) -> np.ndarray:
+        """Decoded cells, uint8 (N, S, S, 3) → float32 (N, dim)."""
+        if len(pixels) == 0:
+            return np.zeros((0, self.dim), np.float32)
+        h, z = self._encoder(to_unit_range(pixels, self._device))
+        return (h if self._layer == "h" else z).float().cpu().numpy()
+
+
+def to_unit_range(pixels: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 (N, S, S, 3) → float32 (N, 3, S, S) in 0 to 1, channels-last in memory because only the axes are renamed."""
+    return torch.as_tensor(pixels).to(device).permute(0, 3, 1, 2).float().div_(255)

@@ -1,0 +1,53 @@
+"""From an encoded cell image to the encoder's input pixels, the same way at training and at ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from PIL import Image
+
+from cytomil.bags.images import open_image
+from cytomil.errors import ImageUnreadableError
+from cytomil.files import sha256_of_json
+from cytomil.progress import Problem
+
+
+@dataclass(frozen=True)
+class CellTransform:
+    """Keep the centre ``center_crop`` share of the side, resize to ``image_size`` pixels (bilinear, antialiased)."""
+
+    image_size: int
+    center_crop: float
+
+    @property
+    def sha256(self) -> str:
+        """Names this transform, so that features made with another are never mistaken for its own."""
+        return sha256_of_json(asdict(self) | {"resample": "bilinear-antialias"})
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """RGB image → uint8 (image_size, image_size, 3)."""
+        side = min(image.size) * self.center_crop
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (left, top, left + side, top + side)
+        return np.asarray(image.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR, box))
+
+
+def decode_cells(
+    encoded: Sequence[bytes], names: Sequence[str], transform: CellTransform
+) -> tuple[np.ndarray, list[int], list[Problem]]:
+    """Decode and transform a block of cells.
+
+    Returns the pixels of the readable ones, uint8 (M, S, S, 3), their positions in the block, and the unreadable ones.
+    """
+    pixels, kept, problems = [], [], []
+    for i, (image, name) in enumerate(zip(encoded, names, strict=True)):
+        try:
+            pixels.append(transform(open_image(image, name)))
+            kept.append(i)
+        except ImageUnreadableError as error:
+            problems.append(Problem(name, str(error).removeprefix(f"{name}: ")))
+    size = transform.image_size
+    stacked = np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
+    return stacked, kept, problems

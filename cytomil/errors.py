@@ -1,0 +1,80 @@
+"""The exceptions a user can meet. Each message is one line: what is wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class CytomilError(Exception):
+    """The user's input is at fault; the command line prints the message and exits with status 1."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class SettingsError(CytomilError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class NotFoundError(CytomilError):
+    """A file or folder that a command needs is not there."""
+
+
+class NotEnoughCellsError(CytomilError):
+    """The source holds fewer distinct cells than the asked-for bags need."""
+
+
+class ImageUnreadableError(CytomilError):
+    """One cell image cannot be decoded. A batch goes on without it and lists it at the end."""
+
+
+class BagFileError(CytomilError):
+    """A bag file or manifest is truncated, of another schema, or contradicts itself."""
+
+
+class FeatureFileError(CytomilError):
+    """A feature cache is truncated, of another schema, or was made by another encoder."""
+
+
+class EncoderBundleError(CytomilError):
+    """An encoder bundle is incomplete, damaged, or does not fit the features it is used with."""
+
+
+class TriageModelError(CytomilError):
+    """A triage model is incomplete or damaged."""
+
+
+class ResumeError(CytomilError):
+    """A checkpoint was made with other settings or data than the ones now asked for."""
+
+
+class DivergedError(CytomilError):
+    """The training loss became NaN or infinite."""
+
+
+class SlideUnreadableError(CytomilError):
+    """A whole slide cannot be opened or read: a damaged file or a format OpenSlide does not know."""
+
+
+class ResolutionError(CytomilError):
+    """A slide opens, but its micrometres per pixel are absent or implausible."""
+
+
+class NoCellsError(CytomilError):
+    """A slide was read but held no cells, or too few to say anything."""
+
+
+def require_folder(path: Path, made_by: str) -> Path:
+    """Return ``path`` if it is a folder; else raise `NotFoundError` naming the command that makes it."""
+    if path.is_dir():
+        return path
+    state = "is a file, not a folder" if path.exists() else "does not exist"
+    raise NotFoundError(f"{path} {state}. Make it with `{made_by}`, or name another folder.")
+
+
+def require_file(path: Path, made_by: str) -> Path:
+    """Return ``path`` if it is a file; else raise `NotFoundError` naming the command that makes it."""
+    if path.is_file():
+        return path
+    state = "is a folder, not a file" if path.exists() else "does not exist"
+    raise NotFoundError(f"{path} {state}. Make it with `{made_by}`, or name another file.")

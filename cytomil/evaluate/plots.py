@@ -1,0 +1,293 @@
+"""The curves as figures, drawn to be read at 640 pixels wide and by colour-blind eyes.
+
+Figures are built by matplotlib's object interface, which leaves no global state behind. The colours are those of Okabe
+and Ito, "Color Universal Design" (2008).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cytomil.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#595959"
+WIDTH_INCHES = 6.4
+DOTS_PER_INCH = 200
+FEW_EPOCHS = 30
+DASHED = (0, (5, 4))
+ANNOTATED_SHARES = (0.10, 0.40)
+
+
+@dataclass(frozen=True)
+class _Line:
+    key: str
+    label: str = ""
+    colour: str = BLUE
+    is_reference: bool = False
+
+
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    unit: str
+    lines: tuple[_Line, ...]
+    zero_label: str = ""
+
+
+_PANELS = (
+    _Panel("Similarity loss", "loss", (_Line("loss_similarity"),)),
+    _Panel(
+        "NT-Xent loss",
+        "loss (nats)",
+        (_Line("loss_nt_xent"), _Line("chance", "chance,\nln(2N − 1)", GREY, is_reference=True)),
+    ),
+    _Panel("Classification loss", "loss (nats)", (_Line("loss_classification"),)),
+    _Panel("Mean cosine of negatives", "cosine", (_Line("negatives_mean_cosine"),)),
+    _Panel("Effective rank", "dimensions", (_Line("effective_rank"),)),
+    _Panel("Spread of embeddings", "spread", (_Line("spread"),)),
+    _Panel("Cosine between gradients", "cosine", (_Line("gradient_cosine"),), zero_label="conflict\nbelow 0"),
+    _Panel(
+        "Gradient norm",
+        "norm",
+        (_Line("gradient_norm_negative", "negative"), _Line("gradient_norm_positive", "positive", VERMILION)),
+    ),
+    _Panel("Learning rate", "rate", (_Line("learning_rate"),)),
+    _Panel("Throughput", "images per second", (_Line("images_per_second"),)),
+)
+
+
+def plot_roc(rows: Sequence[Mapping[str, float]], auroc: float | None) -> Figure:
+    """Draw the ROC curve of the bags with the diagonal of chance.
+
+    Args:
+        rows: as `curves.roc_curve_points` gives them.
+        auroc: area in 0..1, or None to say that it is undefined.
+    """
+    figure, axes = _unit_square(
+        "False positive rate (fraction of negative bags)", "True positive rate (fraction of positive bags)"
+    )
+    _draw_reference(axes, (0, 1), (0, 1))
+    _explain_diagonal(axes, "dashed: chance, AUROC 0.5")
+    if auroc is None:
+        return _say_undefined(figure, axes, "ROC curve", "undefined: one class only")
+    axes.plot([row["fpr"] for row in rows], [row["tpr"] for row in rows], color=BLUE, linewidth=2, clip_on=False)
+    _set_title(axes, f"ROC curve: AUROC {auroc:.3f}")
+    return figure
+
+
+def plot_pr(rows: Sequence[Mapping[str, float]], auprc: float | None, prevalence: float | None) -> Figure:
+    """Draw the precision-recall curve of the bags, as steps, with the prevalence as chance.
+
+    Args:
+        rows: as `curves.pr_curve_points` gives them.
+        auprc: average precision in 0..1, or None to say that it is undefined.
+        prevalence: fraction of bags that are positive, or None to leave the line of chance out.
+    """
+    figure, axes = _unit_square(
+        "Recall (fraction of positive bags called positive)", "Precision (fraction of calls that are right)"
+    )
+    if auprc is None:
+        return _say_undefined(figure, axes, "Precision-recall curve", "undefined: one class only")
+    if prevalence is not None:
+        _draw_reference(axes, (0, 1), (prevalence, prevalence))
+        side = -5 if prevalence > 0.5 else 5
+        _label(axes, f"chance, prevalence {prevalence:.3f}", (0.02, prevalence), (0, side), GREY)
+    recall, precision = _steps(rows)
+    axes.plot(recall, precision, color=BLUE, linewidth=2, drawstyle="steps-pre", clip_on=False)
+    _set_title(axes, f"Precision-recall curve: AUPRC {auprc:.3f}")
+    return figure
+
+
+def plot_recall_by_k(rows: Sequence[Mapping[str, float]], n_bags: int) -> Figure:
+    """Draw the mean share of witnesses found against the share of each bag reviewed.
+
+    Args:
+        rows: as `curves.recall_by_k_points` gives them; none draws a figure that says so.
+        n_bags: bags that the mean is over.
+    """
+    figure, axes = _unit_square(
+        "Instances reviewed, highest attention first (fraction of the bag)", "Witnesses found (fraction of the bag's)"
+    )
+    if not rows:
+        return _say_undefined(figure, axes, "Recall by share reviewed", "undefined: no bag with known witnesses")
+    shares = [row["share_reviewed"] for row in rows]
+    _draw_reference(axes, shares, [row["random"] for row in rows])
+    _explain_diagonal(axes, "dashed: random order")
+    axes.plot(shares, [row["recall"] for row in rows], color=BLUE, linewidth=2, clip_on=False)
+    for row in rows:
+        if row["share_reviewed"] in ANNOTATED_SHARES:
+            _mark_recall(axes, row["share_reviewed"], row["recall"])
+    _set_title(axes, f"Recall by share reviewed: mean over {n_bags} bag{'' if n_bags == 1 else 's'}")
+    return figure
+
+
+def plot_training(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the course of a training run, one small panel for each quantity that the history holds.
+
+    Args:
+        history: a row per epoch, with any of `epoch` (otherwise rows count from 1), `loss_similarity`,
+            `loss_nt_xent`, `chance` (the NT-Xent loss of a guess, ln(2N - 1)), `loss_classification`,
+            `negatives_mean_cosine`, `effective_rank`, `spread`, `gradient_cosine`, `gradient_norm_negative`,
+            `gradient_norm_positive`, `learning_rate` and `images_per_second`. A value that is absent, None or not
+            finite is not drawn; a panel without values is left out.
+    """
+    panels = [panel for panel in _PANELS if _has_values(panel, history)]
+    n_columns = min(2, max(1, len(panels)))
+    n_rows = max(1, math.ceil(len(panels) / n_columns))
+    figure = _new_figure(0.6 + 1.75 * n_rows)
+    if not panels:
+        figure.text(0.5, 0.5, "no training history", ha="center", va="center", fontsize=13, color=GREY)
+        return figure
+    for position, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(n_rows, n_columns, position)
+        _draw_panel(axes, panel, history)
+        if position > len(panels) - n_columns:
+            axes.set_xlabel("epoch", fontsize=9)
+    return figure
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG: the same figure gives the same bytes, and a reader never sees half a file.
+
+    Raises:
+        OSError: the folder cannot be made or written; what stood at `path` before is then untouched.
+    """
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+
+
+def _new_figure(height_inches: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _unit_square(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure = _new_figure(5.2)
+    axes = figure.add_subplot()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.set_xlabel(x_label, fontsize=12)
+    axes.set_ylabel(y_label, fontsize=12)
+    _style(axes, tick_size=11)
+    return figure, axes
+
+
+def _style(axes: Axes, tick_size: float) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=tick_size)
+    axes.grid(color="#E5E5E5", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _set_title(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=13, loc="left", pad=10)
+
+
+def _say_undefined(figure: Figure, axes: Axes, title: str, reason: str) -> Figure:
+    _set_title(axes, title)
+    box = {"facecolor": "white", "edgecolor": GREY, "boxstyle": "round,pad=0.5"}
+    axes.text(0.5, 0.5, reason, ha="center", va="center", fontsize=13, bbox=box)
+    return figure
+
+
+def _draw_reference(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
+    axes.plot(x, y, color=GREY, linewidth=1.2, linestyle=DASHED)
+
+
+def _explain_diagonal(axes: Axes, text: str) -> None:
+    # In the corner, since a label along the diagonal is crossed by the curve of a model that has learnt nothing.
+    axes.text(0.98, 0.03, text, ha="right", va="bottom", fontsize=11, color=GREY)
+
+
+def _label(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], colour: str) -> None:
+    vertical = "bottom" if offset[1] > 0 else "top"
+    axes.annotate(text, at, xytext=offset, textcoords="offset points", va=vertical, fontsize=11, color=colour)
+
+
+def _label_right(axes: Axes, text: str, height: float, vertical: str, colour: str) -> None:
+    """Label a line in the margin, where the text can hide no data."""
+    axes.text(1.02, height, text, transform=axes.get_yaxis_transform(), va=vertical, fontsize=9, color=colour)
+
+
+def _mark_recall(axes: Axes, share: float, recall: float) -> None:
+    axes.plot([share], [recall], marker="o", markersize=6, color=BLUE, clip_on=False)
+    _label(axes, f"{recall:.2f} at {share * 100:.0f} %", (share, recall), (7, -5), BLUE)
+
+
+def _steps(rows: Sequence[Mapping[str, float]]) -> tuple[list[float], list[float]]:
+    """Recall and best precision at each measured recall; the conventional point at recall 0 is no measurement."""
+    best = {row["recall"]: row["precision"] for row in reversed(rows) if row["recall"] > 0}
+    recall, precision = list(best)[::-1], list(best.values())[::-1]
+    return [0.0, *recall], [*precision[:1], *precision]
+
+
+def _epoch(row: Mapping[str, Any], position: int) -> float:
+    epoch = row.get("epoch")
+    return float(position if epoch is None else epoch)
+
+
+def _points(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Epochs and values of one quantity, where it has a finite value."""
+    epochs, values = [], []
+    for position, row in enumerate(history, start=1):
+        value = row.get(key)
+        if value is not None and math.isfinite(value):
+            epochs.append(_epoch(row, position))
+            values.append(float(value))
+    return epochs, values
+
+
+def _has_values(panel: _Panel, history: Sequence[Mapping[str, Any]]) -> bool:
+    return any(_points(history, line.key)[1] for line in panel.lines if not line.is_reference)
+
+
+def _draw_line(axes: Axes, line: _Line, epochs: list[float], values: list[float]) -> None:
+    if not line.is_reference:
+        marker = "o" if len(values) <= FEW_EPOCHS else None
+        axes.plot(epochs, values, color=line.colour, linewidth=1.6, marker=marker, markersize=3)
+    elif len(values) == 1:
+        axes.axhline(values[0], color=GREY, linewidth=1.2, linestyle=DASHED)
+    else:
+        _draw_reference(axes, epochs, values)
+
+
+def _set_epoch_limits(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
+    """Give every panel the same epochs, also one whose quantity was logged for a part of them."""
+    epochs = [_epoch(row, position) for position, row in enumerate(history, start=1)]
+    pad = max(0.5, 0.02 * (max(epochs) - min(epochs)))
+    axes.set_xlim(min(epochs) - pad, max(epochs) + pad)
+
+
+def _draw_panel(axes: Axes, panel: _Panel, history: Sequence[Mapping[str, Any]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    drawn = [(line, *_points(history, line.key)) for line in panel.lines]
+    drawn = [(line, epochs, values) for line, epochs, values in drawn if values]
+    highest = max(drawn, key=lambda item: item[2][-1])[0]
+    axes.margins(y=0.12)
+    for line, epochs, values in drawn:
+        _draw_line(axes, line, epochs, values)
+        side = "center" if line.is_reference else "bottom" if line is highest else "top"
+        _label_right(axes, line.label, values[-1], side, line.colour)
+    if panel.zero_label:
+        axes.axhline(0, color=GREY, linewidth=1.2, linestyle=DASHED)
+        _label_right(axes, panel.zero_label, 0, "center", GREY)
+    axes.set_title(panel.title, fontsize=10.5, loc="left")
+    axes.set_ylabel(panel.unit, fontsize=9)
+    _set_epoch_limits(axes, history)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    _style(axes, tick_size=8.5)

@@ -1,0 +1,80 @@
+"""Has the encoder collapsed? Measures of how much its embeddings still tell apart."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cytomil.encoders.architecture import Encoder
+from cytomil.encoders.eager import to_unit_range
+
+LEAST_SPREAD = 0.1
+LEAST_RANK = 2.0
+LEAST_MARGIN_SHARE = 0.02
+
+
+def effective_rank(embeddings: Tensor) -> float:
+    """exp of the entropy of the centred embeddings' normalised singular values (Roy & Vetterli, 2007; RankMe).
+
+    Args:
+        embeddings: shape (N, D).
+
+    Returns:
+        Between 1 (a line, or a single point) and min(N − 1, D).
+    """
+    centred = embeddings.double() - embeddings.double().mean(dim=0)
+    values = torch.linalg.svdvals(centred)
+    total = values.sum()
+    if total <= 1e-12 * max(1.0, float(embeddings.abs().max())) * embeddings.numel():
+        return 1.0
+    share = values / total
+    return float(torch.exp(-torch.special.xlogy(share, share).sum()))
+
+
+def spread(embeddings: Tensor) -> float:
+    """Mean standard deviation a dimension of the unit-length embeddings, times √D: 1 all over the sphere, 0 a point."""
+    unit = F.normalize(embeddings.double(), dim=1)
+    return float(unit.std(dim=0).mean() * math.sqrt(embeddings.shape[1]))
+
+
+def mean_cosine(embeddings: Tensor) -> float:
+    """Mean cosine over ordered pairs i ≠ j, shape (N ≥ 2, D) → −1 to 1."""
+    unit = F.normalize(embeddings.double(), dim=1)
+    n = len(unit)
+    return float((unit.sum(dim=0).square().sum() - unit.square().sum()) / (n * (n - 1)))
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the embeddings of a fixed sample of training cells look like, measured in evaluation mode."""
+
+    effective_rank: float
+    effective_rank_z: float
+    spread: float
+    negatives_mean_cosine: float
+
+    def collapse_reason(self, nt_xent_margin: float | None, chance: float | None) -> str:
+        """Why these embeddings must be called collapsed; empty if they need not."""
+        if self.spread < LEAST_SPREAD:
+            return f"all cells have nearly the same projection (spread {self.spread:.3f}, below {LEAST_SPREAD})"
+        if min(self.effective_rank, self.effective_rank_z) < LEAST_RANK:
+            rank = min(self.effective_rank, self.effective_rank_z)
+            return f"the embeddings lie on a line (effective rank {rank:.2f}, below {LEAST_RANK:.0f})"
+        if nt_xent_margin is not None and chance is not None and nt_xent_margin < LEAST_MARGIN_SHARE * chance:
+            return f"the contrastive task is at chance (NT-Xent {nt_xent_margin:.3f} nats under ln(2N-1) = {chance:.3f})"
+        return ""
+
+
+@torch.inference_mode()
+def examine(encoder: Encoder, pixels: Tensor, is_positive: Tensor, device: torch.device, most: int = 512) -> Health:
+    """Embed up to ``most`` evenly spaced cells of either side as they are, without views, and measure them."""
+    sides = [torch.nonzero(is_positive == side).flatten() for side in (False, True)]
+    sides = [side[torch.linspace(0, len(side) - 1, min(most, len(side))).long()] for side in sides]
+    encoder.eval()
+    blocks = [encoder(to_unit_range(pixels[block], device)) for block in torch.cat(sides).split(256)]
+    h, z = (torch.cat(parts).float().cpu() for parts in zip(*blocks, strict=True))
+    return Health(effective_rank(h), effective_rank(z), spread(z), mean_cosine(z[: len(sides[0])]))

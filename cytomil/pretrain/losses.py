@@ -1,0 +1,73 @@
+"""The losses of SLAM-AGS (arXiv 2511.14639)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def similarity_loss(z: Tensor, temperature: float = 0.07) -> Tensor:
+    """Pull all projections of negative slides' cells together (SLAM-AGS eq. 1; WeakSupCon's loss on negatives).
+
+    The mean over ordered pairs i ≠ j of −cos(z_i, z_j) / τ. As printed, eq. 1 divides the pair sum by the number of
+    negatives; the authors' code takes the mean over pairs, and so does this function: it differs by the factor
+    |Neg| − 1 and keeps the loss's scale free of the batch size. Its least value, −1/τ, is a single point.
+
+    Args:
+        z: projections of negatives, shape (N, D), N ≥ 2; they need not be normalised.
+        temperature: τ > 0.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: for another shape, fewer than two rows, or τ ≤ 0.
+    """
+    if z.ndim != 2 or len(z) < 2:
+        raise ValueError(f"similarity_loss needs projections of shape (N ≥ 2, D), got {tuple(z.shape)}")
+    _check_temperature(temperature)
+    unit = F.normalize(z, dim=1)
+    # |Σ u|² is the sum over all ordered pairs with i = j among them.
+    pair_sum = unit.sum(dim=0).square().sum() - unit.square().sum()
+    return -pair_sum / (len(z) * (len(z) - 1)) / temperature
+
+
+def nt_xent_loss(z_i: Tensor, z_j: Tensor, temperature: float = 0.07) -> Tensor:
+    """Normalised temperature-scaled cross entropy (SLAM-AGS eq. 2; SimCLR, arXiv 2002.05709, eq. 1).
+
+    Each of the 2N projections must pick its partner, the other view of the same instance, among the 2N − 1 others.
+    Chance is ln(2N − 1), see `chance_level`.
+
+    Args:
+        z_i: projections of the first views, shape (N, D); they need not be normalised.
+        z_j: projections of the second views, shape (N, D), row by row of the same instances.
+        temperature: τ > 0.
+
+    Returns:
+        A scalar, the mean over all 2N projections, in nats.
+
+    Raises:
+        ValueError: for shapes that differ or are not (N ≥ 1, D), or τ ≤ 0.
+    """
+    if z_i.shape != z_j.shape or z_i.ndim != 2 or len(z_i) == 0:
+        raise ValueError(f"nt_xent_loss needs two tensors of one shape (N, D), got {tuple(z_i.shape)}, {tuple(z_j.shape)}")
+    _check_temperature(temperature)
+    n = len(z_i)
+    unit = F.normalize(torch.cat([z_i, z_j]), dim=1)
+    logits = unit @ unit.T / temperature
+    logits = logits.masked_fill(torch.eye(2 * n, dtype=torch.bool, device=z_i.device), float("-inf"))
+    partner = torch.arange(2 * n, device=z_i.device).roll(n)
+    return F.cross_entropy(logits, partner)
+
+
+def chance_level(n: int) -> float:
+    """NT-Xent of an encoder that tells nothing apart, for ``n`` instances in two views: ln(2n − 1) nats."""
+    return math.log(2 * n - 1)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")

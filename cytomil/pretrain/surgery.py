@@ -1,0 +1,67 @@
+"""Gradient surgery: what to do when two tasks pull the shared weights in opposing directions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pcgrad(gradients: Tensor) -> Tensor:
+    """Project each task's gradient off those it conflicts with, then sum (PCGrad, arXiv 2001.06782, algorithm 1).
+
+    Each gradient g_i is taken in turn against the *original* g_j of the other tasks, j ascending (the paper draws the
+    order at random; with two tasks there is only one): where their inner product is negative, g_i's component along
+    g_j is removed.
+
+    Args:
+        gradients: one flat gradient a task, shape (T, P).
+
+    Returns:
+        The sum of the projected gradients, shape (P,).
+
+    Raises:
+        ValueError: for another number of dimensions, or no task.
+    """
+    _check(gradients)
+    projected = gradients.clone()
+    norms_squared = gradients.square().sum(dim=1)
+    for i, row in enumerate(projected):
+        for j, other in enumerate(gradients):
+            inner = row @ other
+            if i != j and inner < 0:
+                row -= inner / norms_squared[j] * other
+    return projected.sum(dim=0)
+
+
+def adaptive_gradient_surgery(gradients: Tensor, rescale: str = "paper") -> Tensor:
+    """PCGrad, then the plain sum's norm restored (SLAM-AGS, arXiv 2511.14639, eq. 6).
+
+    Projection may shrink the update (and, where the norms differ much, may also lengthen it). ``rescale`` says when its
+    norm is set to that of the plain sum: ``paper`` only where it shrank (eq. 6), ``always`` (the authors' code), or
+    ``never`` (plain PCGrad). Gradients that cancel each other out completely stay zero.
+
+    Args:
+        gradients: one flat gradient a task, shape (T, P).
+        rescale: ``paper``, ``always`` or ``never``.
+
+    Returns:
+        The update direction, shape (P,).
+
+    Raises:
+        ValueError: for another number of dimensions, no task, or another ``rescale``.
+    """
+    if rescale not in ("paper", "always", "never"):
+        raise ValueError(f"rescale must be 'paper', 'always' or 'never', got {rescale!r}")
+    _check(gradients)
+    projected = pcgrad(gradients)
+    if rescale == "never":
+        return projected
+    norm, wanted = torch.linalg.vector_norm(projected), torch.linalg.vector_norm(gradients.sum(dim=0))
+    if norm == 0 or (rescale == "paper" and norm >= wanted):
+        return projected
+    return projected * (wanted / norm)
+
+
+def _check(gradients: Tensor) -> None:
+    if gradients.ndim != 2 or len(gradients) == 0:
+        raise ValueError(f"gradients must have shape (T ≥ 1, P), got {tuple(gradients.shape)}")

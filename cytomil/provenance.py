@@ -1,0 +1,40 @@
+"""What made an artefact: code, libraries, moment."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from cytomil import __version__
+
+_RECORDED_LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "scikit-image", "h5py", "pillow")
+
+
+@cache
+def code_fingerprint(*rooms: str) -> str:
+    """SHA-256 over the package's own source, so that an artefact names its code outside a git repository too.
+
+    With ``rooms``, sub-packages such as "pretrain", only their source counts.
+    """
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    folders = [root / room for room in rooms] or [root]
+    for source in sorted(file for folder in folders for file in folder.rglob("*.py")):
+        digest.update(source.relative_to(root).as_posix().encode())
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of cytomil, Python and the libraries that shape a result."""
+    found = {"cytomil": __version__, "code": code_fingerprint()[:12], "python": platform.python_version()}
+    return found | {name: metadata.version(name) for name in _RECORDED_LIBRARIES}
+
+
+def now() -> str:
+    """The moment in UTC, to the second, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

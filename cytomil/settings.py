@@ -1,0 +1,289 @@
+"""Every setting of every stage: one section per verb, the same names and defaults as params.yaml.
+
+A command-line option wins over the environment (``CYTOMIL_PRETRAIN__EPOCHS=20``), which wins over the chosen profile in
+params.yaml, which wins over params.yaml's own section, which wins over the defaults below.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import SettingsError as SourceError
+
+from cytomil.errors import SettingsError
+
+PARAMS_FILE = Path("params.yaml")
+_PREFIX = "CYTOMIL_"
+
+
+class Method(StrEnum):
+    """The pretraining methods."""
+
+    SLAM_AGS = "slam-ags"
+    WEAKSUPCON = "weaksupcon"
+    SIMCLR = "simclr"
+    WEAKLY_SUPERVISED = "weakly-supervised"
+
+
+class Rescale(StrEnum):
+    """When gradient surgery restores the norm of the plain sum."""
+
+    PAPER = "paper"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+class Layer(StrEnum):
+    """Which of the encoder's outputs is embedded."""
+
+    H = "h"
+    Z = "z"
+
+
+class Split(StrEnum):
+    """Which bags of the manifest."""
+
+    TRAIN = "train"
+    TEST = "test"
+    ALL = "all"
+
+
+class Prototypes(StrEnum):
+    """How PAMIL's prototypes start."""
+
+    RANDOM = "random"
+    KMEANS = "kmeans"
+
+
+def _split_names(value: Any) -> Any:
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
+
+
+class Section(BaseModel):
+    """A stage's settings; a key it does not know is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class MakeBagsSettings(Section):
+    """Where cells come from and how bags are made of them."""
+
+    source: str = Field("synthetic", description="'synthetic', or a folder of class folders, slide folders or slides")
+    out: Path = Field(Path("data/bags"), description="folder for the bag files and bags.csv")
+    normal: Names = Field((), description="class folders of normal cells, comma-separated")
+    abnormal: Names = Field((), description="class folders of abnormal cells, comma-separated")
+    labels: Path | None = Field(None, description="CSV of slide,label[,patient][,split]; makes one bag per slide")
+    bag_size: int = Field(160, ge=2, description="cells per simulated bag")
+    witness_rate: float = Field(0.1, gt=0, le=1, description="share of abnormal cells in a positive bag, 0 to 1")
+    train_bags: int = Field(18, ge=0, description="simulated training bags, half of them positive")
+    test_bags: int = Field(6, ge=0, description="simulated test bags, half of them positive")
+    test_share: float = Field(0.25, gt=0, lt=1, description="share of labelled slides for testing, without a split column")
+    cell_size: int = Field(72, ge=16, le=512, description="side of a synthetic cell image, pixels")
+    difficulty: float = Field(0.5, ge=0, le=1, description="of the synthetic cells: 0 plain, 1 hardly told apart")
+    seed: int = Field(0, ge=0, description="seed of every random choice")
+
+
+class PretrainSettings(Section):
+    """The encoder's training."""
+
+    method: Method = Field(Method.SLAM_AGS, description="pretraining method")
+    bags: Path = Field(Path("data/bags"), description="folder with bags.csv")
+    out: Path = Field(Path("models/encoder"), description="folder for the encoder bundle")
+    epochs: int = Field(12, ge=1, description="passes over the training cells")
+    warmup_epochs: float = Field(1, ge=0, description="epochs of linear warm-up before the cosine schedule")
+    batch_size: int = Field(128, ge=4, description="cells per step, half from each side")
+    learning_rate: float = Field(0.03, gt=0, description="peak learning rate of SGD")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay of SGD")
+    image_size: int = Field(32, ge=16, le=512, description="side of the encoder's input, pixels")
+    center_crop: float = Field(0.8, gt=0, le=1, description="centre share of a cell image's side that is kept")
+    stem: Literal["auto", "standard", "small"] = Field(
+        "auto", description="first layers: ImageNet's, or one for small images; auto: small up to 64 pixels"
+    )
+    crop_scale: float = Field(0.4, gt=0, le=1, description="least share of a cell's area that a view keeps")
+    jitter: float = Field(0.5, ge=0, le=1, description="strength of a view's colour changes")
+    projection_dim: int = Field(128, ge=2, description="length of the projection z")
+    temperature: float = Field(0.2, gt=0, description="temperature τ of both contrastive losses")
+    similarity_scale: float | Literal["tau"] = Field(
+        "tau", description="factor on the similarity loss; 1: as printed; tau: τ, which undoes its 1/τ"
+    )
+    rescale: Rescale = Field(Rescale.PAPER, description="when gradient surgery restores the plain sum's norm")
+    seed: int = Field(0, ge=0, description="seed of weights, batches and views")
+    device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
+
+
+class EmbedSettings(Section):
+    """From bags to feature caches."""
+
+    bags: Path = Field(Path("data/bags"), description="folder with bags.csv")
+    encoder: Path = Field(Path("models/encoder"), description="folder of the encoder bundle")
+    out: Path = Field(Path("data/features"), description="folder for the feature caches")
+    layer: Layer = Field(Layer.Z, description="h: the encoder's output; z: the projector's")
+    split: Split = Field(Split.ALL, description="which bags to embed")
+    batch_size: int = Field(256, ge=1, description="cells per forward pass")
+    dtype: Literal["float16", "float32"] = Field("float32", description="number format on disk")
+    device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
+
+
+class FitMilSettings(Section):
+    """From feature caches to the triage model."""
+
+    features: Path = Field(Path("data/features"), description="folder of feature caches")
+    encoder: Path = Field(Path("models/encoder"), description="encoder bundle that made them; copied into the model")
+    out: Path = Field(Path("models/triage"), description="folder for the triage model")
+    n_prototypes: int = Field(10, ge=1, description="PAMIL's prototypes")
+    prototypes: Prototypes = Field(Prototypes.RANDOM, description="how PAMIL's prototypes start")
+    epochs: int = Field(100, ge=1, description="most epochs; cross-validation chooses how many of them")
+    learning_rate: float = Field(1e-3, gt=0, description="learning rate of Adam")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of Adam")
+    cluster_weight: float = Field(0.005, ge=0, description="weight of each of PAMIL's two cluster losses")
+    folds: int = Field(3, ge=2, description="cross-validation folds, by patient where known")
+    ensemble: int = Field(5, ge=1, description="models from different seeds, averaged")
+    sensitivity: float = Field(0.95, gt=0, le=1, description="share of positive held-out bags kept out of 'low priority'")
+    seed: int = Field(0, ge=0, description="seed of folds, weights and order")
+
+
+class EvaluateSettings(Section):
+    """Figures on bags the model has not seen."""
+
+    features: Path = Field(Path("data/features"), description="folder of feature caches")
+    model: Path = Field(Path("models/triage"), description="folder of the triage model")
+    bags: Path = Field(Path("data/bags"), description="folder with bags.csv; instance labels are read from here alone")
+    out: Path = Field(Path("reports"), description="folder for metrics, predictions and curves")
+    split: Split = Field(Split.TEST, description="which bags to evaluate")
+    k: int = Field(0, ge=0, description="cells reviewed for Recall@k; 0: 40 % of each bag")
+
+
+class RankSettings(Section):
+    """From a folder of slides to a worklist."""
+
+    model: Path = Field(Path("models/triage"), description="folder of the triage model")
+    out: Path = Field(Path("triage"), description="folder for triage.csv, triage.json and report.html")
+    top: int = Field(24, ge=1, le=500, description="cells shown per slide")
+    batch_size: int = Field(256, ge=1, description="cells per forward pass")
+    device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
+
+
+class Settings(BaseSettings):
+    """All sections, read from the command line, the environment and params.yaml."""
+
+    model_config = SettingsConfigDict(extra="forbid", env_prefix=_PREFIX, env_nested_delimiter="__", frozen=True)
+
+    profile: str = Field("default", description="a name under 'profiles:' in params.yaml laid over the sections")
+    make_bags: MakeBagsSettings = MakeBagsSettings()
+    pretrain: PretrainSettings = PretrainSettings()
+    embed: EmbedSettings = EmbedSettings()
+    fit_mil: FitMilSettings = FitMilSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    rank: RankSettings = RankSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` hands over: it has merged the sources already and knows which one to blame."""
+        return (init_settings,)
+
+
+def load(options: dict[str, dict[str, Any]] | None = None, params: Path | None = None, profile: str | None = None) -> Settings:
+    """Merge params.yaml, a profile, the environment and ``options`` (section → key → value; None means not given).
+
+    ``params`` is the file to read; None reads ``params.yaml`` in the working folder if there is one. Raises
+    `SettingsError` for an unknown key, a value out of range, an unknown profile, or a file that is not YAML.
+    """
+    file = params or PARAMS_FILE
+    document = _read_params(file, required=params is not None)
+    environment = _read_environment()
+    given = {section: {k: v for k, v in keys.items() if v is not None} for section, keys in (options or {}).items()}
+    chosen = profile or environment.get("profile") or document.get("profile", "default")
+    profiles = document.pop("profiles", None) or {}
+    if chosen != "default" and chosen not in profiles:
+        known = ", ".join(["default", *profiles])
+        raise SettingsError(f"profile '{chosen}' is not in {file}; there are: {known}.")
+    layers = {"command line": given, "environment": environment, str(file): _merge(document, profiles.get(chosen) or {})}
+    merged: dict[str, Any] = {}
+    for layer in reversed(layers.values()):
+        merged = _merge(merged, layer)
+    try:
+        return Settings(**(merged | {"profile": chosen}))
+    except ValidationError as error:
+        raise SettingsError(_one_line(error, layers)) from None
+
+
+def _read_params(file: Path, required: bool) -> dict[str, Any]:
+    if not file.exists() and not required:
+        return {}
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise SettingsError(f"{file} cannot be read ({error.strerror}). Name another with --params.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} is not valid YAML: {error}") from None
+    if not isinstance(document, dict):
+        raise SettingsError(f"{file} must hold sections such as 'pretrain:', not a {type(document).__name__}.")
+    for name, section in document.items():
+        if name != "profile" and section is not None and not isinstance(section, dict):
+            raise SettingsError(f"{file}: '{name}' must hold settings as 'key: value' lines; it is {section!r}.")
+    return {name: section for name, section in document.items() if section is not None}
+
+
+def _read_environment() -> dict[str, Any]:
+    sections = {*Settings.model_fields}
+    for name in os.environ:
+        head = name.removeprefix(_PREFIX).split("__")[0].lower()
+        if name.startswith(_PREFIX) and head not in sections:
+            raise SettingsError(f"environment variable {name}: no such setting.{_suggestion(head, sections)}")
+    try:
+        return EnvSettingsSource(Settings)()
+    except SourceError as error:
+        raise SettingsError(f"environment: {error}") from None
+
+
+def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(low)
+    for key, value in high.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _one_line(error: ValidationError, layers: dict[str, dict[str, Any]]) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    blamed = next((name for name, layer in layers.items() if _holds(layer, path)), "settings")
+    place = f"{blamed}: {'.'.join(path[:2])}"
+    if first["type"] == "extra_forbidden":
+        section = Settings.model_fields.get(path[0])
+        known = section.annotation.model_fields if section and len(path) > 1 else Settings.model_fields  # type: ignore[union-attr]
+        return f"{place} is not a setting of cytomil.{_suggestion(path[-1], known)}"
+    return f"{place}: {first['msg'][0].lower()}{first['msg'][1:]} (it is {first['input']!r})."
+
+
+def _holds(layer: Any, path: list[str]) -> bool:
+    for part in path[:2]:
+        if not isinstance(layer, dict) or part not in layer:
+            return False
+        layer = layer[part]
+    return True
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean '{close[0]}'?" if close else f" There are: {', '.join(known)}."

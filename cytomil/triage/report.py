@@ -1,0 +1,210 @@
+"""The page a reader opens after triage: one HTML file that needs no network, no server and no JavaScript."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from cytomil import files
+from cytomil.triage import score_chart
+from cytomil.triage.score_chart import ScoreChart
+from cytomil.triage.worklist import Call, SlideResult, Worklist, in_reading_order
+
+_TEMPLATES = "templates"
+
+
+def render_report(worklist: Worklist) -> str:
+    """The worklist as one HTML document with its pictures inside."""
+    return _render(worklist, _data_uri, img_src="data:")
+
+
+def write_report(worklist: Worklist, path: Path, *, split_images: bool = False) -> None:
+    """Write the report to ``path``, whole or not at all.
+
+    With ``split_images`` the pictures go to the folder ``<stem>_files`` beside it, which is replaced as a whole, and
+    the page links them: for worklists too long to carry in one file.
+    """
+    if not split_images:
+        files.write_text(path, render_report(worklist))
+        return
+    folder = path.with_name(f"{path.stem}_files")
+    with files.replacing_folder(folder) as partial:
+
+        def store(image: bytes) -> str:
+            # Named by content: an older page whose folder is replaced can miss a picture, but never shows another cell.
+            name = f"{hashlib.sha256(image).hexdigest()[:32]}.jpg"
+            (partial / name).write_bytes(image)
+            return f"{quote(folder.name)}/{name}"
+
+        page = _render(worklist, store, img_src="'self' file: data:")
+    files.write_text(path, page)
+
+
+@dataclass(frozen=True)
+class _View:
+    """A slide as the page shows it.
+
+    ``order`` is its place in the worklist, from 1; ``why`` is what all its cells share, said once; ``rare`` is
+    `ScoreChart.rare_scores` of the slide.
+    """
+
+    order: int
+    slide: SlideResult
+    look_at: str
+    why: str
+    curve: str
+    rare: tuple[float, float, float] | None
+
+
+def _render(worklist: Worklist, source: Callable[[bytes], str], img_src: str) -> str:
+    slides = in_reading_order([_without_unusable_numbers(slide) for slide in worklist.slides])
+    chart = score_chart.make_chart(
+        worklist.score_bin_edges, worklist.reference_shares, [slide.score_shares for slide in slides]
+    )
+    style, script = _part("report.css"), _part("report.js")
+    policy = (
+        f"default-src 'none'; img-src {img_src}; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    thresholds = (worklist.low_threshold, worklist.threshold)
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            worklist=worklist,
+            views=[_view(order, slide, chart) for order, slide in enumerate(slides, 1)],
+            counts=Counter(slide.call for slide in slides),
+            calls=list(Call),
+            chart=chart,
+            frame=score_chart,
+            policy=policy,
+            style=Markup(style),
+            script=Markup(script),
+            source=source,
+            probability=lambda value: _probability(value, thresholds),
+        )
+    )
+    # A file name that is not UTF-8 arrives as lone surrogates, which no file can hold: it is shown as \udcfc.
+    return page.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _without_unusable_numbers(slide: SlideResult) -> SlideResult:
+    """A slide whose probability is missing or not a number from 0 to 1 counts as not assessed, whatever its call."""
+    if slide.call is Call.NOT_ASSESSED:
+        return slide if slide.reason else replace(slide, reason="No reason was recorded.")
+    if slide.probability is not None and 0 <= slide.probability <= 1:
+        return slide
+    given = "no probability" if slide.probability is None else f"{slide.probability}, which is not a probability"
+    reason = f"The model gave {given}; its call, “{slide.call.value}”, is not used."
+    return replace(slide, call=Call.NOT_ASSESSED, probability=None, reason=reason)
+
+
+def _view(order: int, slide: SlideResult, chart: ScoreChart | None) -> _View:
+    whys = {cell.why for cell in slide.key_instances}
+    look_at = slide.look_at
+    if slide.call is not Call.NOT_ASSESSED and slide.cautions:
+        # The caution has a column of its own beside this one.
+        look_at = " ".join(["Read the caution first.", replace(slide, cautions=()).look_at]).strip()
+    return _View(
+        order=order,
+        slide=slide,
+        look_at=look_at,
+        why=whys.pop() if len(whys) == 1 and len(slide.key_instances) > 1 else "",
+        curve=chart.path(slide.score_shares) if chart else "",
+        rare=chart.rare_scores(slide.score_shares) if chart else None,
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("cytomil.triage", _TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"threshold": _threshold, "times": _times, "percent": _percent, "plain": _plain}
+    environment.tests |= {"finite": _is_finite, "listing": _is_listing, "records": _is_records}
+    return environment
+
+
+def _part(name: str) -> str:
+    """The style sheet or script as it stands in the page: with the line ends that a browser hashes."""
+    loader = _environment().loader
+    assert loader is not None
+    source, _, _ = loader.get_source(_environment(), name)
+    return "\n".join(source.splitlines())
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _data_uri(image: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(image).decode()
+
+
+def _threshold(value: float) -> str:
+    two = f"{value:.2f}"
+    return two if abs(float(two) - value) < 1e-9 else f"{value:.3f}"
+
+
+def _probability(value: float, thresholds: Sequence[float]) -> str:
+    """Two digits, or as many as it takes not to look as if on the other side of a threshold; never 0.00 or 1.00."""
+    if value > 0.99 and max(thresholds) <= 0.99:
+        return "> 0.99"
+    if value < 0.01 and min(thresholds) >= 0.01:
+        return "< 0.01"
+    shown = [float(_threshold(t)) for t in thresholds]
+    for digits in range(2, 7):
+        text = f"{value:.{digits}f}"
+        sides = [(float(text) >= s) == (value >= t) for s, t in zip(shown, thresholds, strict=True)]
+        if all(sides):
+            break
+    return text
+
+
+def _times(score: float) -> str:
+    if not math.isfinite(score):
+        return "not known"
+    return f"{score:,.0f} ×" if score >= 9.95 else f"{score:.2g} ×"
+
+
+def _percent(share: float) -> str:
+    if share <= 0:
+        return "none"
+    return f"{100 * share:.2g} %" if share >= 1e-4 else "under 0.01 %"
+
+
+def _plain(value: object) -> str:
+    if value is None or value == "":
+        return "not recorded"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    return str(value)
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _is_listing(value: object) -> bool:
+    return isinstance(value, list | tuple | set | frozenset)
+
+
+def _is_records(value: Any) -> bool:
+    return _is_listing(value) and len(value) > 0 and all(isinstance(item, Mapping) for item in value)

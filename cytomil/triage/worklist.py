@@ -1,0 +1,109 @@
+"""What triage says of one slide and of a folder of slides: plain data, ordered for the reader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Call(StrEnum):
+    """What a reader should do with a slide, in the order of the worklist."""
+
+    NOT_ASSESSED = "not assessed"
+    REVIEW_FIRST = "review first"
+    REVIEW = "review"
+    LOW_PRIORITY = "low priority"
+
+
+@dataclass(frozen=True)
+class KeyInstance:
+    """One of a slide's most abnormal cells.
+
+    ``score`` is the positive class's attention score as a multiple of the slide's average cell (1 = average).
+    ``x_px`` and ``y_px`` are the crop's centre in level-0 pixels, ``x_um`` and ``y_um`` the same in µm; all None where
+    the cell came as an image of its own. ``image`` is an encoded JPEG.
+    """
+
+    instance_id: str
+    score: float
+    image: bytes
+    x_px: float | None = None
+    y_px: float | None = None
+    x_um: float | None = None
+    y_um: float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class SlideResult:
+    """What is known of one slide after triage.
+
+    ``probability`` is None for a slide that was not assessed, and ``reason`` then says why. ``cautions`` are sentences a
+    reader must see ("unlike the training slides: read with care"). ``score_shares`` is the share of the slide's cells in
+    each of the model's score bins, comparable with `Worklist.reference_shares`. ``thumbnail`` and ``qc_picture`` are
+    encoded JPEGs.
+    """
+
+    slide: str
+    path: str
+    call: Call
+    probability: float | None = None
+    reason: str = ""
+    n_instances: int = 0
+    n_unreadable: int = 0
+    mpp: float | None = None
+    cautions: tuple[str, ...] = ()
+    key_instances: tuple[KeyInstance, ...] = ()
+    score_shares: tuple[float, ...] = ()
+    thumbnail: bytes | None = None
+    qc_picture: bytes | None = None
+
+    @property
+    def look_at(self) -> str:
+        """One short sentence: what a reader should look at first on this slide."""
+        if self.call is Call.NOT_ASSESSED:
+            return self.reason
+        if self.cautions:
+            return self.cautions[0]
+        top = self.key_instances[0] if self.key_instances else None
+        if top is None:
+            return ""
+        place = f" at x {top.x_um:,.0f}, y {top.y_um:,.0f} µm" if top.x_um is not None and top.y_um is not None else ""
+        return f"{top.instance_id}{place}"
+
+
+@dataclass(frozen=True)
+class Worklist:
+    """A folder of slides in the order in which to read them.
+
+    ``score_bin_edges`` has one more entry than each ``score_shares``; ``reference_shares`` are the mean shares over the
+    negative training bags. ``model_card`` is what the triage model says of itself.
+    """
+
+    folder: str
+    created: str
+    slides: tuple[SlideResult, ...]
+    threshold: float
+    low_threshold: float
+    model_card: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    score_bin_edges: tuple[float, ...] = ()
+    reference_shares: tuple[float, ...] = ()
+
+    @property
+    def all_assessed(self) -> bool:
+        """True where no slide is missing and no cell was unreadable."""
+        return all(s.call is not Call.NOT_ASSESSED and s.n_unreadable == 0 for s in self.slides)
+
+
+def in_reading_order(slides: list[SlideResult]) -> tuple[SlideResult, ...]:
+    """Not-assessed slides on top, where nobody overlooks them; then by falling probability; ties by name."""
+    order = {call: i for i, call in enumerate(Call)}
+    return tuple(
+        sorted(
+            slides,
+            key=lambda s: (order[s.call], -(s.probability if s.probability is not None else 0.0), s.slide),
+        )
+    )
