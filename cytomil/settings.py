@@ -90,11 +90,13 @@ class MakeBagsSettings(Section):
     normal: Names = Field((), description="class folders of normal cells, comma-separated")
     abnormal: Names = Field((), description="class folders of abnormal cells, comma-separated")
     labels: Path | None = Field(None, description="CSV of slide,label[,patient][,split]; makes one bag per slide")
-    bag_size: int = Field(160, ge=2, description="cells per simulated bag")
+    bag_size: int = Field(100, ge=2, description="cells per simulated bag")
     witness_rate: float = Field(0.1, gt=0, le=1, description="share of abnormal cells in a positive bag, 0 to 1")
     train_bags: int = Field(18, ge=0, description="simulated training bags, half of them positive")
     test_bags: int = Field(6, ge=0, description="simulated test bags, half of them positive")
-    test_share: float = Field(0.25, gt=0, lt=1, description="share of labelled slides for testing, without a split column")
+    test_share: float = Field(
+        0.25, gt=0, lt=1, description="share of labelled slides for testing, without a split column"
+    )
     cell_size: int = Field(72, ge=16, le=512, description="side of a synthetic cell image, pixels")
     difficulty: float = Field(0.5, ge=0, le=1, description="of the synthetic cells: 0 plain, 1 hardly told apart")
     seed: int = Field(0, ge=0, description="seed of every random choice")
@@ -106,7 +108,7 @@ class PretrainSettings(Section):
     method: Method = Field(Method.SLAM_AGS, description="pretraining method")
     bags: Path = Field(Path("data/bags"), description="folder with bags.csv")
     out: Path = Field(Path("models/encoder"), description="folder for the encoder bundle")
-    epochs: int = Field(12, ge=1, description="passes over the training cells")
+    epochs: int = Field(10, ge=1, description="passes over the training cells")
     warmup_epochs: float = Field(1, ge=0, description="epochs of linear warm-up before the cosine schedule")
     batch_size: int = Field(128, ge=4, description="cells per step, half from each side")
     learning_rate: float = Field(0.03, gt=0, description="peak learning rate of SGD")
@@ -122,7 +124,7 @@ class PretrainSettings(Section):
     projection_dim: int = Field(128, ge=2, description="length of the projection z")
     temperature: float = Field(0.2, gt=0, description="temperature τ of both contrastive losses")
     similarity_scale: float | Literal["tau"] = Field(
-        "tau", description="factor on the similarity loss; 1: as printed; tau: τ, which undoes its 1/τ"
+        0.02, description="factor on the similarity loss; 1: as printed; 'tau': undoes its 1/τ; both collapse"
     )
     rescale: Rescale = Field(Rescale.PAPER, description="when gradient surgery restores the plain sum's norm")
     seed: int = Field(0, ge=0, description="seed of weights, batches and views")
@@ -156,7 +158,9 @@ class FitMilSettings(Section):
     cluster_weight: float = Field(0.005, ge=0, description="weight of each of PAMIL's two cluster losses")
     folds: int = Field(3, ge=2, description="cross-validation folds, by patient where known")
     ensemble: int = Field(5, ge=1, description="models from different seeds, averaged")
-    sensitivity: float = Field(0.95, gt=0, le=1, description="share of positive held-out bags kept out of 'low priority'")
+    sensitivity: float = Field(
+        0.95, gt=0, le=1, description="share of positive held-out bags kept out of 'low priority'"
+    )
     seed: int = Field(0, ge=0, description="seed of folds, weights and order")
 
 
@@ -196,13 +200,18 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: PydanticBaseSettingsSource
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        **_: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what `load` hands over: it has merged the sources already and knows which one to blame."""
         return (init_settings,)
 
 
-def load(options: dict[str, dict[str, Any]] | None = None, params: Path | None = None, profile: str | None = None) -> Settings:
+def load(
+    options: dict[str, dict[str, Any]] | None = None, params: Path | None = None, profile: str | None = None
+) -> Settings:
     """Merge params.yaml, a profile, the environment and ``options`` (section → key → value; None means not given).
 
     ``params`` is the file to read; None reads ``params.yaml`` in the working folder if there is one. Raises
@@ -217,7 +226,11 @@ def load(options: dict[str, dict[str, Any]] | None = None, params: Path | None =
     if chosen != "default" and chosen not in profiles:
         known = ", ".join(["default", *profiles])
         raise SettingsError(f"profile '{chosen}' is not in {file}; there are: {known}.")
-    layers = {"command line": given, "environment": environment, str(file): _merge(document, profiles.get(chosen) or {})}
+    layers = {
+        "command line": given,
+        "environment": environment,
+        str(file): _merge(document, profiles.get(chosen) or {}),
+    }
     merged: dict[str, Any] = {}
     for layer in reversed(layers.values()):
         merged = _merge(merged, layer)

@@ -154,7 +154,9 @@ def _checked(path: Path) -> h5py.File:
     try:
         file = h5py.File(path, "r")
     except OSError:
-        raise BagFileError(f"{path} is truncated or not an HDF5 file. Make it again with `cytomil make-bags`.") from None
+        raise BagFileError(
+            f"{path} is truncated or not an HDF5 file. Make it again with `cytomil make-bags`."
+        ) from None
     reason = _fault(file)
     if reason:
         file.close()

@@ -107,7 +107,9 @@ def _from_slide_folders(folder: Path, settings: MakeBagsSettings, listener: List
             continue
         rows.append(BagRow(slide.slide, path.name, slide.patient_id, slide.split, slide.label, n, None, sha256))
     listed = {slide.slide for slide in slides}
-    unlisted = sorted(c.name for c in root.iterdir() if c.is_dir() and not c.name.startswith(".") and c.name not in listed)
+    unlisted = sorted(
+        c.name for c in root.iterdir() if c.is_dir() and not c.name.startswith(".") and c.name not in listed
+    )
     problems += [Problem(name, f"has no line in {labels.name}") for name in unlisted]
     if not rows:
         raise BagFileError(f"none of the slides in {labels} could be read: {problems[0].where}: {problems[0].reason}")

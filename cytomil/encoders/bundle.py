@@ -73,7 +73,9 @@ def load_bundle(path: Path) -> EncoderBundle:
         raise EncoderBundleError(f"{path} has no {WEIGHTS_NAME}. Train again with `cytomil pretrain`.")
     sha256 = sha256_of_file(weights)
     if sha256 != card.get("weights_sha256"):
-        raise EncoderBundleError(f"{weights} is not the file {CARD_NAME} speaks of (damaged or exchanged). Train again.")
+        raise EncoderBundleError(
+            f"{weights} is not the file {CARD_NAME} speaks of (damaged or exchanged). Train again."
+        )
     try:
         encoder = Encoder(Architecture(**card["architecture"]))
         encoder.load_state_dict(load_file(weights))

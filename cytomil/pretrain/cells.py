@@ -41,7 +41,9 @@ def bytes_needed(rows: tuple[BagRow, ...], image_size: int) -> int:
     return sum(row.n_instances for row in rows) * 3 * image_size**2
 
 
-def load_training_cells(manifest: Manifest, rows: tuple[BagRow, ...], transform: CellTransform, listener: Listener) -> TrainingCells:
+def load_training_cells(
+    manifest: Manifest, rows: tuple[BagRow, ...], transform: CellTransform, listener: Listener
+) -> TrainingCells:
     """Decode the bags' cells. Raises `BagFileError` if a label has no bag, or a bag is not the one the manifest lists."""
     for label, name in ((0, "negative"), (1, "positive")):
         if not any(row.label == label for row in rows):

@@ -6,6 +6,7 @@ the settings and data, so that a run never goes on with the weights of another.
 
 from __future__ import annotations
 
+import glob
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,11 @@ class RunIdentity:
     def difference(self, other: RunIdentity) -> str:
         """In words, what ``other`` has that this one has not."""
         keys = sorted((set(self.settings) | set(other.settings)) - _NOT_SHAPING)
-        changed = [f"{k} {other.settings.get(k)} → {self.settings.get(k)}" for k in keys if self.settings.get(k) != other.settings.get(k)]
+        changed = [
+            f"{k} {other.settings.get(k)} → {self.settings.get(k)}"
+            for k in keys
+            if self.settings.get(k) != other.settings.get(k)
+        ]
         if self.data != other.data:
             changed.append("other bags")
         if self.code != other.code:
@@ -66,25 +71,25 @@ def save_checkpoint(path: Path, identity: RunIdentity, checkpoint: Checkpoint) -
         torch.save({"identity": vars(identity), **vars(checkpoint)}, partial)
 
 
-def load_checkpoint(out: Path, identity: RunIdentity) -> Checkpoint | None:
-    """The checkpoint of this very run; None where no run for ``out`` was interrupted.
+def load_checkpoint(out: Path, identity: RunIdentity, insist: bool) -> Checkpoint | None:
+    """The checkpoint of this very run; None where no such run was interrupted.
 
-    Raises `ResumeError` if the only interrupted runs for ``out`` had other settings, data or code, or if the
-    checkpoint is damaged.
+    With ``insist``, raises `ResumeError` if the only interrupted runs for ``out`` had other settings, data or code.
+    Raises `ResumeError` if the checkpoint is damaged.
     """
     path = checkpoint_path(out, identity)
-    if not path.is_file():
-        others = sorted(path.parent.glob(f"{out.name}-*.pt"), key=lambda other: other.stat().st_mtime)
-        if others:
-            difference = identity.difference(RunIdentity(**_read(others[-1])["identity"]))
-            raise ResumeError(
-                f"the interrupted run of {out} was another one ({difference}). "
-                f"Give its settings to go on with it, or start anew without --resume."
-            )
-        return None
-    content = _read(path)
-    content.pop("identity")
-    return Checkpoint(**content)
+    if path.is_file():
+        content = _read(path)
+        content.pop("identity")
+        return Checkpoint(**content)
+    others = sorted(path.parent.glob(f"{glob.escape(out.name)}-*.pt"), key=lambda other: other.stat().st_mtime)
+    if insist and others:
+        difference = identity.difference(RunIdentity(**_read(others[-1])["identity"]))
+        raise ResumeError(
+            f"the interrupted run of {out} was another one ({difference}). "
+            f"Give its settings to go on with it, or start anew without --resume."
+        )
+    return None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -92,4 +97,4 @@ def _read(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ResumeError(f"{path} is damaged ({reason}). Delete it and start anew without --resume.") from None
+        raise ResumeError(f"{path} is damaged ({reason}). Delete it and start anew.") from None

@@ -65,7 +65,9 @@ class Health:
             rank = min(self.effective_rank, self.effective_rank_z)
             return f"the embeddings lie on a line (effective rank {rank:.2f}, below {LEAST_RANK:.0f})"
         if nt_xent_margin is not None and chance is not None and nt_xent_margin < LEAST_MARGIN_SHARE * chance:
-            return f"the contrastive task is at chance (NT-Xent {nt_xent_margin:.3f} nats under ln(2N-1) = {chance:.3f})"
+            return (
+                f"the contrastive task is at chance (NT-Xent {nt_xent_margin:.3f} nats under ln(2N-1) = {chance:.3f})"
+            )
         return ""
 
 

@@ -48,11 +48,14 @@ def pretrain(
 ) -> Pretrained:
     """Train an encoder on the training bags and write its bundle.
 
+    An interrupted run of the same settings, bags and code is taken up after its last whole epoch, and ends with the
+    weights an unbroken run would have had. With ``resume``, an interrupted run that was another one is an error, and a
+    finished one is left as it is.
     ``on_epoch`` receives one record an epoch: losses, the chance level, the state of the embeddings, gradients, speed.
 
     Raises:
         NotFoundError, BagFileError: the bags are missing or damaged.
-        ResumeError: ``resume`` was asked for and the interrupted run was another one.
+        ResumeError: with ``resume``, the interrupted run was another one; or its checkpoint is damaged.
         DivergedError: a loss became NaN or infinite.
     """
     manifest = read_manifest(settings.bags)
@@ -62,7 +65,7 @@ def pretrain(
     )
     if resume and (done := _finished(settings, identity)):
         return Pretrained(done, (), already_done=True)
-    checkpoint = load_checkpoint(settings.out, identity) if resume else None
+    checkpoint = load_checkpoint(settings.out, identity, insist=resume)
     device = pick_device(settings.device)
     transform = CellTransform(settings.image_size, settings.center_crop)
     require_memory(bytes_needed(rows, settings.image_size), rows, settings, listener)
@@ -181,7 +184,9 @@ class _Run:
 
     def _step(self, step: int, indices: Tensor, generator: torch.Generator) -> dict[str, float]:
         settings = self.settings
-        rate = learning_rate_at(step, settings.epochs * self.steps, settings.warmup_epochs * self.steps, settings.learning_rate)
+        rate = learning_rate_at(
+            step, settings.epochs * self.steps, settings.warmup_epochs * self.steps, settings.learning_rate
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         pixels = to_unit_range(self.cells.pixels[indices], self.device)
@@ -206,7 +211,9 @@ class _Run:
         tasks = list(losses.values())
         gradients = torch.stack(
             [
-                torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, self.shared, retain_graph=loss is not tasks[-1])])
+                torch.cat(
+                    [g.reshape(-1) for g in torch.autograd.grad(loss, self.shared, retain_graph=loss is not tasks[-1])]
+                )
                 for loss in tasks
             ]
         )
@@ -225,7 +232,11 @@ class _Run:
         broken = [name for name, value in losses.items() if not torch.isfinite(torch.tensor(value))]
         if broken:
             kept = checkpoint_path(self.settings.out, self.identity)
-            last_good = f"the last good checkpoint, after epoch {self.epoch}, is {kept}" if self.epoch else "no epoch was finished"
+            last_good = (
+                f"the last good checkpoint, after epoch {self.epoch}, is {kept}"
+                if self.epoch
+                else "no epoch was finished"
+            )
             raise DivergedError(
                 f"{', '.join(broken)} became NaN or infinite at step {step + 1} (epoch {step // self.steps + 1}); "
                 f"{last_good}. Lower --learning-rate."

@@ -53,7 +53,9 @@ def nt_xent_loss(z_i: Tensor, z_j: Tensor, temperature: float = 0.07) -> Tensor:
         ValueError: for shapes that differ or are not (N ≥ 1, D), or τ ≤ 0.
     """
     if z_i.shape != z_j.shape or z_i.ndim != 2 or len(z_i) == 0:
-        raise ValueError(f"nt_xent_loss needs two tensors of one shape (N, D), got {tuple(z_i.shape)}, {tuple(z_j.shape)}")
+        raise ValueError(
+            f"nt_xent_loss needs two tensors of one shape (N, D), got {tuple(z_i.shape)}, {tuple(z_j.shape)}"
+        )
     _check_temperature(temperature)
     n = len(z_i)
     unit = F.normalize(torch.cat([z_i, z_j]), dim=1)

@@ -78,7 +78,9 @@ class ViewMaker:
         change, contrast = change.to(views.device), contrast.to(views.device)
         mean_gray = torch.einsum("nchw,c->n", views, torch.tensor(_LUMA, device=views.device)) / views[0, 0].numel()
         offset = (1 - contrast) * mean_gray.view(n, 1, 1)
-        changed = torch.einsum("nij,njhw->nihw", change * contrast, views) + (change @ offset.expand(n, 3, 1)).unsqueeze(3)
+        changed = torch.einsum("nij,njhw->nihw", change * contrast, views) + (
+            change @ offset.expand(n, 3, 1)
+        ).unsqueeze(3)
         return changed.clamp(0, 1)
 
     def _blur(self, views: Tensor, generator: torch.Generator) -> Tensor:

@@ -163,15 +163,15 @@ def _threshold(value: float) -> str:
 
 def _probability(value: float, thresholds: Sequence[float]) -> str:
     """Two digits, or as many as it takes not to look as if on the other side of a threshold; never 0.00 or 1.00."""
-    if value > 0.99 and max(thresholds) <= 0.99:
-        return "> 0.99"
-    if value < 0.01 and min(thresholds) >= 0.01:
-        return "< 0.01"
-    shown = [float(_threshold(t)) for t in thresholds]
     for digits in range(2, 7):
+        end = 10.0**-digits
+        if value > 1 - end and max(thresholds) <= 1 - end:
+            return f"> {1 - end:.{digits}f}"
+        if value < end and min(thresholds) >= end:
+            return f"< {end:.{digits}f}"
         text = f"{value:.{digits}f}"
-        sides = [(float(text) >= s) == (value >= t) for s, t in zip(shown, thresholds, strict=True)]
-        if all(sides):
+        sides = [(float(text) >= float(_threshold(t))) == (value >= t) for t in thresholds]
+        if all(sides) and 0 < float(text) < 1:
             break
     return text
 

@@ -9,8 +9,8 @@ from itertools import pairwise
 
 WIDTH = 440
 HEIGHT = 230
-LEFT = 68
-RIGHT = 428
+LEFT = 84
+RIGHT = 416
 TOP = 12
 BOTTOM = 178
 _LOWEST_SHARE = 1e-4

@@ -68,8 +68,7 @@
     byId("filter").addEventListener("submit", (event) => event.preventDefault());
     byId("filter").addEventListener("reset", () => setTimeout(filter));
     byId("filter").addEventListener("input", filter);
-    // A browser that restores the fields after a reload must not show a full list under an active filter.
-    filter();
+    byId("filter").addEventListener("change", filter);
 
     byId("open-close").hidden = false;
     byId("open-all").addEventListener("click", () => sections().forEach((section) => { section.open = true; }));

@@ -1,0 +1,1 @@
+"""The command line: parse, call, print. Only this room knows Typer and Rich."""

@@ -1,0 +1,128 @@
+"""What a person sees: progress bars, tables and warnings on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from cytomil.errors import CytomilError
+from cytomil.progress import Problem
+
+T = TypeVar("T")
+SOME_LEFT_OUT = 3
+_INTERRUPTED = 130
+_MOST_PROBLEMS = 20
+
+console = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn the exceptions a user can meet into one line and an exit status."""
+    try:
+        yield
+    except CytomilError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted.", _INTERRUPTED)
+    except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        _fail(f"{error.filename}: {error.strerror}. Check the path and its permissions.", 1)
+    except OSError as error:
+        _fail(f"{error.filename or 'disk'}: {error.strerror or error}.", 1)
+
+
+def _fail(message: str, status: int) -> None:
+    console.print(Text("error: ", style="bold red") + Text(message), soft_wrap=True)
+    raise typer.Exit(status)
+
+
+class RichListener:
+    """Draws one bar a running task, with rate and time left."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._open = 0
+
+    def track(self, items: Iterable[T], description: str, total: int | None = None, unit: str = "") -> Iterator[T]:
+        """Yield ``items``, advancing a bar that goes away when they are done."""
+        if total is None and hasattr(items, "__len__"):
+            total = len(items)
+        progress = self._start()
+        task = progress.add_task(escape(description), total=total, unit=unit)
+        try:
+            for item in items:
+                yield item
+                progress.advance(task)
+        finally:
+            progress.remove_task(task)
+            self._open -= 1
+            if self._open == 0:
+                progress.stop()
+                self._progress = None
+
+    def note(self, message: str) -> None:
+        """Print one line above the bars."""
+        console.print(Text(message, style="dim"), soft_wrap=True)
+
+    def _start(self) -> Progress:
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                _Rate(),
+                TextColumn("left"),
+                TimeRemainingColumn(compact=True),
+                console=console,
+                transient=True,
+            )
+            self._progress.start()
+        self._open += 1
+        return self._progress
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.3g} {task.fields.get('unit', '')}/s" if speed else "")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()) -> None:
+    """A table that fits 80 columns; ``right`` names the right-aligned columns."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    console.print(table)
+
+
+def print_warning(title: str, message: str) -> None:
+    """A box nobody overlooks."""
+    console.print(Panel(Text(message), title=Text(title), border_style="bold red", title_align="left"))
+
+
+def finish(document: dict[str, Any], problems: Sequence[Problem], as_json: bool) -> None:
+    """List what had to be left out, print the JSON document if asked for, and set the exit status."""
+    if problems:
+        shown = [(problem.where, problem.reason) for problem in problems[:_MOST_PROBLEMS]]
+        print_table(f"{len(problems)} could not be used", ("which", "why"), shown)
+        if len(problems) > _MOST_PROBLEMS:
+            console.print(f"… and {len(problems) - _MOST_PROBLEMS} more; --json lists all of them.")
+    if as_json:
+        listed = [{"which": problem.where, "why": problem.reason} for problem in problems]
+        json.dump(document | {"left_out": listed}, sys.stdout, indent=2, ensure_ascii=False, default=str)
+        sys.stdout.write("\n")
+    if problems:
+        raise typer.Exit(SOME_LEFT_OUT)

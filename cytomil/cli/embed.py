@@ -1,0 +1,44 @@
+"""cytomil embed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cytomil.cli.console import RichListener, console, finish, plain_errors
+from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
+from cytomil.settings import Layer, Split, load
+
+
+def embed(
+    bags: Annotated[Path | None, option("embed", "bags")] = None,
+    encoder: Annotated[Path | None, option("embed", "encoder")] = None,
+    out: Annotated[Path | None, option("embed", "out")] = None,
+    layer: Annotated[Layer | None, option("embed", "layer")] = None,
+    split: Annotated[Split | None, option("embed", "split")] = None,
+    batch_size: Annotated[int | None, option("embed", "batch_size")] = None,
+    dtype: Annotated[str | None, option("embed", "dtype")] = None,
+    device: Annotated[str | None, option("embed", "device")] = None,
+    params: ParamsFile = None,
+    profile: Profile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn the bags' cells into embeddings; finished bags are not done again."""
+    options = given("embed", locals())
+    with plain_errors():
+        settings = load(options, params, profile).embed
+        from cytomil.features.embed import embed as run
+
+        done = run(settings, RichListener())
+        console.print(
+            f"{done.n_instances:,} cells of {done.n_new + done.n_kept} bags in {done.folder} "
+            f"(layer {settings.layer.value}; {done.n_new} embedded now, {done.n_kept} done before)",
+            soft_wrap=True,
+        )
+    document = {
+        "folder": done.folder,
+        "embedded_now": done.n_new,
+        "done_before": done.n_kept,
+        "cells": done.n_instances,
+    }
+    finish(document, done.problems, as_json)

@@ -1,0 +1,72 @@
+"""cytomil evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
+from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
+from cytomil.settings import Split, load
+
+_BAG_ROWS = (
+    ("auroc", "AUROC", "0.5 is chance"),
+    ("auprc", "AUPRC", "chance is the share of positive bags"),
+    ("f1", "F1", "at the model's threshold"),
+    ("sensitivity", "sensitivity", "positive bags called positive"),
+    ("specificity", "specificity", "negative bags called negative"),
+)
+_INSTANCE_ROWS = (
+    ("recall_at_k", "recall at k", ""),
+    ("recall_at_1pct", "recall at 1 %", "chance 0.01"),
+    ("recall_at_5pct", "recall at 5 %", "chance 0.05"),
+    ("recall_at_10pct", "recall at 10 %", "chance 0.10"),
+    ("recall_at_40pct", "recall at 40 %", "chance 0.40"),
+    ("average_precision", "average precision", "chance is the witness rate"),
+    ("auroc", "AUROC", "0.5 is chance"),
+    ("review_until_first", "cells to first", "cells to review until the first abnormal one"),
+)
+
+
+def evaluate(
+    features: Annotated[Path | None, option("evaluate", "features")] = None,
+    model: Annotated[Path | None, option("evaluate", "model")] = None,
+    bags: Annotated[Path | None, option("evaluate", "bags")] = None,
+    out: Annotated[Path | None, option("evaluate", "out")] = None,
+    split: Annotated[Split | None, option("evaluate", "split")] = None,
+    k: Annotated[int | None, option("evaluate", "k")] = None,
+    params: ParamsFile = None,
+    profile: Profile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the triage model on the test bags: calls of slides, and how early abnormal cells come."""
+    options = given("evaluate", locals())
+    with plain_errors():
+        settings = load(options, params, profile).evaluate
+        from cytomil.evaluate.run import evaluate as run
+
+        done = run(settings, RichListener())
+        bag, instance = done.bag.to_dict(), done.instance.to_dict()
+        columns = ("figure", "value", "what it says")
+        title = f"bags ({bag['n_bags']}, {bag['n_positive']} positive)"
+        print_table(title, columns, _rows(bag, _BAG_ROWS))
+        print_table(f"cells (means over {instance['n_bags']} positive bags)", columns, _rows(instance, _INSTANCE_ROWS))
+        console.print(f"metrics.json, predictions.csv and plots in {settings.out}")
+        if done.collapsed:
+            print_warning(
+                "COLLAPSED", "The encoder under this model collapsed: these figures say nothing of the method."
+            )
+    finish({"bag": bag, "instance": instance, "collapsed": done.collapsed}, done.problems, as_json)
+
+
+def _rows(figures: dict[str, Any], wanted: tuple[tuple[str, str, str], ...]) -> list[tuple[str, str, str]]:
+    rows = []
+    for key, name, meaning in wanted:
+        value = figures[key]
+        if value is None:
+            rows.append((name, "–", figures["undefined"].get(key, "undefined")))
+            continue
+        if key == "recall_at_k":
+            meaning = f"k = {figures['k']} cells" if figures["k"] else "k = 40 % of the bag; chance 0.40"
+        rows.append((name, f"{value:.1f}" if key == "review_until_first" else f"{value:.3f}", meaning))
+    return rows

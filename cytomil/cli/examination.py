@@ -1,0 +1,92 @@
+"""What doctor looks at: the machine, the libraries, the engines, and which stages have been run here."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from importlib import metadata, util
+from pathlib import Path
+
+import psutil
+import torch
+
+from cytomil import __version__
+from cytomil.bags.manifest import read_manifest
+from cytomil.encoders.bundle import read_card
+from cytomil.errors import CytomilError
+from cytomil.features.index import read_index
+from cytomil.mil.triage_model import load_triage_model
+from cytomil.settings import Settings
+
+Finding = tuple[str, str, str]
+_LIBRARIES = ("torch", "torchvision", "dvc", "dvclive", "h5py", "scikit-learn", "openslide-python")
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """One line a finding: what, its state, a remark."""
+    return [*_machine(), *_libraries(), *_engines(), *_stages(settings)]
+
+
+def _machine() -> list[Finding]:
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.cwd())
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    return [
+        ("cytomil", __version__, ""),
+        ("processor", f"{psutil.cpu_count()} cores", f"PyTorch uses {torch.get_num_threads()} threads"),
+        ("memory", f"{memory.available / 1e9:.0f} GB free", f"of {memory.total / 1e9:.0f} GB"),
+        ("disk here", f"{disk.free / 1e9:.0f} GB free", f"of {disk.total / 1e9:.0f} GB"),
+        ("CUDA GPU", gpu, "" if gpu != "none" else "everything runs on the processor"),
+    ]
+
+
+def _libraries() -> list[Finding]:
+    return [(name, _version(name), "") for name in _LIBRARIES]
+
+
+def _engines() -> list[Finding]:
+    openvino = "installed" if util.find_spec("openvino") else "not installed"
+    tensorrt = "installed" if util.find_spec("torch_tensorrt") else "not installed"
+    return [
+        ("engine eager", "available", "PyTorch, any device"),
+        ("engine openvino", "not available", f"not built into this version yet ({openvino})"),
+        ("engine tensorrt", "not available", f"not built into this version yet ({tensorrt}); needs an NVIDIA GPU"),
+    ]
+
+
+def _stages(settings: Settings) -> list[Finding]:
+    def bags() -> str:
+        manifest = read_manifest(settings.pretrain.bags)
+        return f"{len(manifest.rows)} bags, {sum(row.n_instances for row in manifest.rows):,} cells"
+
+    def encoder() -> str:
+        card = read_card(settings.pretrain.out)
+        return f"{card['method']}{', COLLAPSED' if card['collapsed'] else ''}"
+
+    def features() -> str:
+        return f"{len(read_index(settings.embed.out).rows)} bags"
+
+    def model() -> str:
+        return f"threshold {load_triage_model(settings.fit_mil.out).card['thresholds']['decision']:.3f}"
+
+    return [
+        _stage("bags", settings.pretrain.bags, bags),
+        _stage("encoder", settings.pretrain.out, encoder),
+        _stage("features", settings.embed.out, features),
+        _stage("triage model", settings.fit_mil.out, model),
+    ]
+
+
+def _stage(name: str, path: Path, describe: Callable[[], str]) -> Finding:
+    if not path.exists():
+        return (name, "not here", str(path))
+    try:
+        return (name, describe(), str(path))
+    except CytomilError as error:
+        return (name, "unusable", str(error))
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"

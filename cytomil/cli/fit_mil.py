@@ -1,0 +1,58 @@
+"""cytomil fit-mil."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cytomil.cli.console import RichListener, finish, plain_errors, print_table, print_warning
+from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
+from cytomil.settings import Prototypes, load
+
+
+def fit_mil(
+    features: Annotated[Path | None, option("fit_mil", "features")] = None,
+    encoder: Annotated[Path | None, option("fit_mil", "encoder")] = None,
+    out: Annotated[Path | None, option("fit_mil", "out")] = None,
+    n_prototypes: Annotated[int | None, option("fit_mil", "n_prototypes")] = None,
+    prototypes: Annotated[Prototypes | None, option("fit_mil", "prototypes")] = None,
+    epochs: Annotated[int | None, option("fit_mil", "epochs")] = None,
+    learning_rate: Annotated[float | None, option("fit_mil", "learning_rate")] = None,
+    weight_decay: Annotated[float | None, option("fit_mil", "weight_decay")] = None,
+    cluster_weight: Annotated[float | None, option("fit_mil", "cluster_weight")] = None,
+    folds: Annotated[int | None, option("fit_mil", "folds")] = None,
+    ensemble: Annotated[int | None, option("fit_mil", "ensemble")] = None,
+    sensitivity: Annotated[float | None, option("fit_mil", "sensitivity")] = None,
+    seed: Annotated[int | None, option("fit_mil", "seed")] = None,
+    params: ParamsFile = None,
+    profile: Profile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the aggregator on the training bags and choose its thresholds by cross-validation over them."""
+    options = given("fit_mil", locals())
+    with plain_errors():
+        settings = load(options, params, profile).fit_mil
+        from cytomil.mil.fit import fit_mil as run
+
+        model = run(settings, RichListener())
+        held_out, thresholds = model.card["held_out"], model.card["thresholds"]
+        low, high = thresholds["decision_range"]
+        rows = [
+            ("epochs", str(model.card["epochs_chosen"]), "least log loss on held-out training bags"),
+            ("AUROC", f"{held_out['auroc']:.2f}", "held-out training bags; 0.5 is chance"),
+            ("F1", f"{held_out['f1']:.2f}", "held-out training bags, at the threshold chosen on them"),
+            (
+                "threshold",
+                f"{thresholds['decision']:.3f}",
+                f"'review first' from here; single folds {low:.3f} to {high:.3f}",
+            ),
+            (
+                "low threshold",
+                f"{thresholds['low']:.3f}",
+                f"'low priority' below; keeps {settings.sensitivity:.0%} of positives",
+            ),
+        ]
+        print_table(f"triage model in {settings.out}", ("figure", "value", "what it says"), rows)
+        if model.card["collapsed"]:
+            print_warning("COLLAPSED", "The encoder under this model collapsed: its ranking cannot be trusted.")
+    finish({"model": settings.out, **model.card}, (), as_json)

@@ -1,0 +1,52 @@
+"""cytomil make-bags."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table
+from cytomil.cli.options import AsJson, ParamsFile, Profile, argument, given, option
+from cytomil.settings import load
+
+
+def make_bags(
+    source: Annotated[str | None, argument("make_bags", "source")] = None,
+    out: Annotated[Path | None, option("make_bags", "out")] = None,
+    normal: Annotated[str | None, option("make_bags", "normal")] = None,
+    abnormal: Annotated[str | None, option("make_bags", "abnormal")] = None,
+    labels: Annotated[Path | None, option("make_bags", "labels")] = None,
+    bag_size: Annotated[int | None, option("make_bags", "bag_size")] = None,
+    witness_rate: Annotated[float | None, option("make_bags", "witness_rate")] = None,
+    train_bags: Annotated[int | None, option("make_bags", "train_bags")] = None,
+    test_bags: Annotated[int | None, option("make_bags", "test_bags")] = None,
+    test_share: Annotated[float | None, option("make_bags", "test_share")] = None,
+    cell_size: Annotated[int | None, option("make_bags", "cell_size")] = None,
+    difficulty: Annotated[float | None, option("make_bags", "difficulty")] = None,
+    seed: Annotated[int | None, option("make_bags", "seed")] = None,
+    params: ParamsFile = None,
+    profile: Profile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make bags: simulated slides from class folders or synthetic cells, or one bag per labelled slide."""
+    options = given("make_bags", locals())
+    with plain_errors():
+        settings = load(options, params, profile).make_bags
+        from cytomil.bags.make import make_bags as run
+
+        made = run(settings, RichListener())
+        rates = sorted({row.witness_rate for row in made.rows if row.label and row.witness_rate is not None})
+        rows = []
+        for split in ("train", "test"):
+            bags = [row for row in made.rows if row.split == split]
+            positive = sum(row.label for row in bags)
+            rows.append((split, len(bags), positive, len(bags) - positive, f"{sum(row.n_instances for row in bags):,}"))
+        columns = ("split", "bags", "positive", "negative", "cells")
+        print_table(f"bags in {made.folder}", columns, rows, right=columns[1:])
+        for rate in rates:
+            console.print(f"true witness rate of the positive bags: {rate:.2%}")
+        for note in made.notes:
+            console.print(note)
+    document = {"folder": made.folder, "bags": [asdict(row) for row in made.rows], "notes": made.notes}
+    finish(document, made.problems, as_json)

@@ -1,0 +1,47 @@
+"""Command-line options made from the settings, so that names, defaults, ranges and units stand in one place."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cytomil.settings import Settings
+
+ParamsFile = Annotated[
+    Path | None, typer.Option("--params", help="settings file", show_default="params.yaml, where there is one")
+]
+Profile = Annotated[
+    str | None, typer.Option("--profile", help="profile in the settings file, such as 'paper'", show_default="default")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document to standard output")]
+
+
+def option(section: str, key: str) -> Any:
+    """The option ``--key`` for a setting; not given, the environment, params.yaml or the setting's default decide."""
+    description, default = _describe(section, key)
+    return typer.Option(f"--{key.replace('_', '-')}", help=description, show_default=default)
+
+
+def argument(section: str, key: str) -> Any:
+    """The positional argument for a setting, see `option`."""
+    description, default = _describe(section, key)
+    return typer.Argument(help=description, show_default=default, metavar=key.upper())
+
+
+def given(section: str, values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options of a command, by its ``locals()``, as `cytomil.settings.load` takes them."""
+    known = Settings.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+    return {section: {key: value for key, value in values.items() if key in known}}
+
+
+def _describe(section: str, key: str) -> tuple[str, str]:
+    field = Settings.model_fields[section].annotation.model_fields[key]  # type: ignore[union-attr]
+    default = field.default
+    if isinstance(default, Enum):
+        default = default.value
+    if default is None or default == ():
+        default = "none"
+    return field.description or "", str(default)

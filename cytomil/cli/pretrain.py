@@ -1,0 +1,99 @@
+"""cytomil pretrain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
+from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
+from cytomil.settings import Method, Rescale, load
+
+
+def pretrain(
+    method: Annotated[Method | None, option("pretrain", "method")] = None,
+    bags: Annotated[Path | None, option("pretrain", "bags")] = None,
+    out: Annotated[Path | None, option("pretrain", "out")] = None,
+    epochs: Annotated[int | None, option("pretrain", "epochs")] = None,
+    warmup_epochs: Annotated[float | None, option("pretrain", "warmup_epochs")] = None,
+    batch_size: Annotated[int | None, option("pretrain", "batch_size")] = None,
+    learning_rate: Annotated[float | None, option("pretrain", "learning_rate")] = None,
+    momentum: Annotated[float | None, option("pretrain", "momentum")] = None,
+    weight_decay: Annotated[float | None, option("pretrain", "weight_decay")] = None,
+    image_size: Annotated[int | None, option("pretrain", "image_size")] = None,
+    center_crop: Annotated[float | None, option("pretrain", "center_crop")] = None,
+    stem: Annotated[str | None, option("pretrain", "stem")] = None,
+    crop_scale: Annotated[float | None, option("pretrain", "crop_scale")] = None,
+    jitter: Annotated[float | None, option("pretrain", "jitter")] = None,
+    projection_dim: Annotated[int | None, option("pretrain", "projection_dim")] = None,
+    temperature: Annotated[float | None, option("pretrain", "temperature")] = None,
+    similarity_scale: Annotated[str | None, option("pretrain", "similarity_scale")] = None,
+    rescale: Annotated[Rescale | None, option("pretrain", "rescale")] = None,
+    seed: Annotated[int | None, option("pretrain", "seed")] = None,
+    device: Annotated[str | None, option("pretrain", "device")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="insist on going on with the interrupted run; refused if settings or bags differ"
+        ),
+    ] = False,
+    params: ParamsFile = None,
+    profile: Profile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train an encoder on the training bags, from slide labels alone."""
+    options = given("pretrain", locals())
+    with plain_errors():
+        settings = load(options, params, profile).pretrain
+        from cytomil.pretrain.curves import Curves
+        from cytomil.pretrain.loop import pretrain as run
+
+        with Curves(settings.out.parent / "dvclive", resume) as curves:
+
+            def on_epoch(record: dict[str, Any]) -> None:
+                curves.log(record)
+                console.print(_line(record, settings.epochs), soft_wrap=True)
+
+            done = run(settings, RichListener(), on_epoch, resume)
+        card = done.bundle.card
+        if done.already_done:
+            console.print(f"{settings.out} is finished already: same settings, same bags.")
+        print_table(f"encoder in {settings.out}", ("figure", "value", "what it says"), _summary(card))
+        if card["collapsed"]:
+            print_warning(
+                "COLLAPSED",
+                f"{card['collapse_reason']}.\nThis encoder tells cells hardly apart; nothing built on it can be trusted. "
+                "Try a lower --similarity-scale, a lower --learning-rate or --method simclr.",
+            )
+    finish({"encoder": settings.out, **card}, done.problems, as_json)
+
+
+def _line(record: dict[str, Any], epochs: int) -> str:
+    parts = [f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}"]
+    names = {"loss_similarity": "similarity", "loss_nt_xent": "NT-Xent", "loss_classification": "classification"}
+    parts += [f"{name} {record[key]:.3f}" for key, name in names.items() if key in record]
+    if "chance" in record:
+        parts[-1] += f" (chance {record['chance']:.3f})"
+    parts.append(f"cos− {record['negatives_mean_cosine']:.2f}")
+    parts.append(f"rank {record['effective_rank']:.0f}")
+    parts.append(f"{record['images_per_second']:.0f} img/s")
+    return "  ".join(parts)
+
+
+def _summary(card: dict[str, Any]) -> list[tuple[str, str, str]]:
+    last = card["history"][-1]
+    margin = card["nt_xent_margin"]
+    return [
+        ("method", card["method"], f"{card['data']['n_cells']:,} cells of {card['data']['n_bags']} training bags"),
+        (
+            "collapsed",
+            "YES" if card["collapsed"] else "no",
+            card["collapse_reason"] or "the embeddings tell cells apart",
+        ),
+        ("NT-Xent margin", "–" if margin is None else f"{margin:.2f} nats", "under chance, ln(2N-1); 0 is no better"),
+        ("effective rank", f"{card['effective_rank']:.0f}", "directions that h makes use of"),
+        ("spread", f"{last['spread']:.2f}", "of z: 1 all over the sphere, 0 a point"),
+        ("negatives' cosine", f"{last['negatives_mean_cosine']:.2f}", "of z: 1 where they are one point"),
+    ]

@@ -1,0 +1,1 @@
+"""Metrics, curves and plots on bags the model has not seen."""

@@ -1,0 +1,150 @@
+"""evaluate: figures, predictions and curves on bags that the model has not seen."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cytomil.bags.instance_labels import read_instance_labels
+from cytomil.bags.manifest import Manifest, read_manifest
+from cytomil.errors import CytomilError, FeatureFileError
+from cytomil.evaluate.curves import pr_curve_points, recall_by_k_points, roc_curve_points
+from cytomil.evaluate.metrics import BagMetrics, InstanceMetrics, bag_metrics, instance_metrics
+from cytomil.evaluate.plots import plot_pr, plot_recall_by_k, plot_roc, plot_training, save_png
+from cytomil.features.cache import Features
+from cytomil.features.index import read_index
+from cytomil.files import write_json, write_text
+from cytomil.mil.triage_model import TriageModel, load_triage_model
+from cytomil.progress import Listener, Problem
+from cytomil.provenance import now, versions
+from cytomil.settings import EvaluateSettings
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One evaluated bag; ``instance_labels`` is None where the bags folder does not give them."""
+
+    bag_id: str
+    label: int
+    probability: float
+    scores: np.ndarray
+    instance_labels: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What evaluate found; ``problems`` are bags whose instance labels could not be read."""
+
+    folder: Path
+    bag: BagMetrics
+    instance: InstanceMetrics
+    collapsed: bool
+    problems: tuple[Problem, ...]
+
+
+def evaluate(settings: EvaluateSettings, listener: Listener) -> Evaluated:
+    """Assess the chosen split with the triage model and write metrics.json, predictions.csv and the curves.
+
+    Raises `NotFoundError`, `FeatureFileError` or `TriageModelError`, each with what to do.
+    """
+    opened = read_index(settings.features).open(settings.split)
+    model = load_triage_model(settings.model)
+    if opened[0][1].key.encoder_sha256 != model.encoder.sha256 or opened[0][1].key.layer != model.layer:
+        raise FeatureFileError(
+            f"{settings.features} was made by another encoder or layer than {settings.model}'s. Run `cytomil fit-mil` again."
+        )
+    manifest = read_manifest(settings.bags)
+    problems: list[Problem] = []
+    predictions = []
+    for row, features in listener.track(opened, "evaluating", unit="bags"):
+        assessment = model.assess(features.load())
+        labels = _instance_labels(manifest, row.bag_id, features, problems)
+        predictions.append(Prediction(row.bag_id, row.label, assessment.probability, assessment.scores, labels))
+    bag = bag_metrics([p.probability for p in predictions], [p.label for p in predictions], _threshold(model))
+    scored = [(p.scores, p.instance_labels) for p in predictions if p.label == 1 and p.instance_labels is not None]
+    instance = instance_metrics(scored, settings.k or None)
+    _write(settings, model, predictions, bag, instance, scored)
+    return Evaluated(settings.out, bag, instance, bool(model.card["collapsed"]), tuple(problems))
+
+
+def _threshold(model: TriageModel) -> float:
+    return float(model.card["thresholds"]["decision"])
+
+
+def _instance_labels(manifest: Manifest, bag_id: str, features: Features, problems: list[Problem]) -> np.ndarray | None:
+    row = next((row for row in manifest.rows if row.bag_id == bag_id), None)
+    if row is None:
+        problems.append(Problem(bag_id, f"is not in {manifest.folder}: no instance labels"))
+        return None
+    try:
+        if row.sha256 != features.key.bag_sha256:
+            raise FeatureFileError(f"{features.path} was made of another bag than {manifest.file_of(row)}.")
+        label_of = read_instance_labels(manifest.file_of(row))
+    except CytomilError as error:
+        problems.append(Problem(bag_id, str(error)))
+        return None
+    return np.array([label_of[name] for name in features.instance_ids])
+
+
+def _write(
+    settings: EvaluateSettings,
+    model: TriageModel,
+    predictions: Sequence[Prediction],
+    bag: BagMetrics,
+    instance: InstanceMetrics,
+    scored: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> None:
+    out = settings.out
+    labels, probabilities = [p.label for p in predictions], [p.probability for p in predictions]
+    roc, pr, recall = (
+        roc_curve_points(probabilities, labels),
+        pr_curve_points(probabilities, labels),
+        recall_by_k_points(scored),
+    )
+    for name, rows, columns in (
+        ("roc", roc, ("fpr", "tpr")),
+        ("pr", pr, ("recall", "precision")),
+        ("recall_by_k", recall, ("share_reviewed", "recall", "random")),
+    ):
+        write_text(out / "plots" / f"{name}.csv", _csv(rows, columns))
+    save_png(plot_roc(roc, bag.auroc), out / "plots" / "roc.png")
+    save_png(plot_pr(pr, bag.auprc, float(np.mean(labels))), out / "plots" / "pr.png")
+    save_png(plot_recall_by_k(recall, instance.n_bags), out / "plots" / "recall_by_k.png")
+    save_png(plot_training(model.encoder.card["history"]), out / "plots" / "training.png")
+    threshold = _threshold(model)
+    predicted = [
+        {
+            "bag_id": p.bag_id,
+            "label": p.label,
+            "probability": f"{p.probability:.6f}",
+            "called_positive": int(p.probability >= threshold),
+            "n_instances": len(p.scores),
+        }
+        for p in predictions
+    ]
+    write_text(out / "predictions.csv", _csv(predicted, tuple(predicted[0])))
+    metrics = {"bag": bag.to_dict(), "instance": instance.to_dict(), "collapsed": bool(model.card["collapsed"])}
+    write_json(out / "metrics.json", metrics)
+    record = {
+        "made": now(),
+        "settings": settings.model_dump(mode="json"),
+        "method": model.encoder.card["method"],
+        "encoder_sha256": model.encoder.sha256,
+        "data": model.encoder.card["data"],
+        "versions": versions(),
+    }
+    write_json(out / "evaluate.json", record)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()

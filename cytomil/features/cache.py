@@ -1,0 +1,168 @@
+"""The feature cache: one bag's embeddings in HDF5, laid out so that TRIDENT's and CLAM's readers take it too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from cytomil.errors import FeatureFileError
+from cytomil.files import replacing
+
+SCHEMA = "cytomil.features/1"
+_STRING = h5py.string_dtype("utf-8")
+
+
+@dataclass(frozen=True)
+class FeatureKey:
+    """What features were made of and by; a cache whose key differs is made anew."""
+
+    bag_sha256: str
+    encoder_sha256: str
+    layer: str
+    transform_sha256: str
+    engine: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Features:
+    """A validated cache. ``values`` float (N, D), read from disk by `load`; ``coords`` int64 (N, 2)."""
+
+    path: Path
+    bag_id: str
+    key: FeatureKey
+    mpp: float | None
+    instance_ids: tuple[str, ...]
+    coords: np.ndarray
+    shape: tuple[int, int]
+    unreadable: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def load(self) -> np.ndarray:
+        """The embeddings, float32 (N, D)."""
+        try:
+            with h5py.File(self.path, "r") as file:
+                return file["features"][:].astype(np.float32, copy=False)
+        except OSError as error:
+            raise FeatureFileError(
+                f"{self.path} cannot be read ({error}). Make it again with `cytomil embed`."
+            ) from None
+
+
+@dataclass(frozen=True)
+class EmbeddedBlock:
+    """A block of cells on its way into a cache: ids, coords (n, 2), embeddings (n, D)."""
+
+    instance_ids: list[str]
+    coords: np.ndarray
+    values: np.ndarray
+
+
+def write_features(
+    path: Path,
+    bag_id: str,
+    key: FeatureKey,
+    dim: int,
+    blocks: Iterable[EmbeddedBlock],
+    mpp: float | None = None,
+    unreadable: list[str] | None = None,
+    crop_px: int = 0,
+) -> int:
+    """Write a cache whole or not at all, one block in memory at a time. Returns the number of instances.
+
+    ``unreadable`` names the bag's cells that could not be embedded; it may still grow while ``blocks`` is consumed.
+    ``crop_px`` is the crop's side in level-0 pixels, for readers that draw heat maps; 0 where unknown.
+    """
+    n = 0
+    with replacing(path) as partial:
+        with h5py.File(partial, "w") as file:
+            values = file.create_dataset("features", (0, dim), key.dtype, maxshape=(None, dim), chunks=(256, dim))
+            coords = file.create_dataset("coords", (0, 2), np.int64, maxshape=(None, 2), chunks=(1024, 2))
+            ids = file.create_dataset("instance_id", (0,), _STRING, maxshape=(None,), chunks=(1024,))
+            for block in blocks:
+                m = n + len(block.instance_ids)
+                for dataset, content in ((values, block.values), (coords, block.coords), (ids, block.instance_ids)):
+                    dataset.resize(m, axis=0)
+                    dataset[n:m] = content
+                n = m
+            # The names under which TRIDENT keeps a patch's geometry; 0 and NaN where the cells are images of their own.
+            coords.attrs.update(
+                {
+                    "patch_size": crop_px,
+                    "patch_size_level0": crop_px,
+                    "level0_magnification": 0 if mpp is None else round(10 / mpp),
+                    "target_magnification": 0 if mpp is None else round(10 / mpp),
+                    "overlap": 0,
+                    "name": bag_id,
+                    "savetodir": "",
+                }
+            )
+            file.attrs.update(
+                {
+                    "schema": SCHEMA,
+                    "bag_id": bag_id,
+                    "mpp": np.nan if mpp is None else mpp,
+                    "n_instances": n,
+                    "unreadable": np.array(unreadable or [], dtype=_STRING),
+                    **vars(key),
+                }
+            )
+        open_features(partial)
+    return n
+
+
+def open_features(path: Path | str) -> Features:
+    """Open and validate a cache. Raises `FeatureFileError` for a truncated or foreign file or one that contradicts itself."""
+    path = Path(path)
+    if not path.is_file():
+        raise FeatureFileError(f"{path} does not exist. Make features with `cytomil embed`.")
+    try:
+        with h5py.File(path, "r") as file:
+            fault = _fault(file)
+            if fault:
+                raise FeatureFileError(f"{path} {fault}. Make it again with `cytomil embed`.")
+            attributes = file.attrs
+            mpp = float(attributes["mpp"])
+            return Features(
+                path=path,
+                bag_id=str(attributes["bag_id"]),
+                key=FeatureKey(**{name: str(attributes[name]) for name in FeatureKey.__dataclass_fields__}),
+                mpp=None if np.isnan(mpp) else mpp,
+                instance_ids=tuple(file["instance_id"].asstr()[:]),
+                coords=file["coords"][:],
+                shape=file["features"].shape,
+                unreadable=tuple(str(name) for name in attributes["unreadable"]),
+            )
+    except OSError:
+        raise FeatureFileError(
+            f"{path} is truncated or not an HDF5 file. Make it again with `cytomil embed`."
+        ) from None
+
+
+def is_valid(path: Path, key: FeatureKey) -> bool:
+    """Whether ``path`` is a finished cache of exactly this key."""
+    try:
+        return open_features(path).key == key
+    except FeatureFileError:
+        return False
+
+
+def _fault(file: h5py.File) -> str:
+    schema = file.attrs.get("schema", "none")
+    if schema != SCHEMA:
+        return f"is not a feature cache of this version (schema {schema!r}, expected {SCHEMA!r})"
+    wanted = {"bag_id", "mpp", "n_instances", "unreadable", *FeatureKey.__dataclass_fields__}
+    missing = sorted(wanted - set(file.attrs)) + [
+        name for name in ("features", "coords", "instance_id") if name not in file
+    ]
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    n = int(file.attrs["n_instances"])
+    wrong = [name for name in ("features", "coords", "instance_id") if file[name].shape[0] != n]
+    return f"contradicts itself: {n} instances announced, not as many in {', '.join(wrong)}" if wrong else ""

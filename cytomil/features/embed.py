@@ -1,0 +1,96 @@
+"""embed: bags through an encoder into feature caches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cytomil.bags.bag_file import Bag, open_bag
+from cytomil.bags.manifest import BagRow, read_manifest
+from cytomil.encoders.bundle import load_bundle
+from cytomil.encoders.transform import CellTransform, decode_cells
+from cytomil.errors import BagFileError
+from cytomil.features.cache import is_valid, open_features
+from cytomil.features.embedder import CellBlock, Embedder
+from cytomil.features.index import FeatureIndex, IndexRow, write_index
+from cytomil.progress import Listener, Problem
+from cytomil.settings import EmbedSettings
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What embed wrote: how many bags anew, how many were done already, and what could not be embedded."""
+
+    folder: Path
+    n_new: int
+    n_kept: int
+    n_instances: int
+    problems: tuple[Problem, ...]
+
+
+def bag_blocks(bag: Bag, transform: CellTransform, batch_size: int) -> Iterator[CellBlock]:
+    """Decode a bag's cells, ``batch_size`` at a time."""
+    for start in range(0, len(bag), batch_size):
+        ids = bag.instance_ids[start : start + batch_size]
+        pixels, kept, problems = decode_cells(bag.images(start, start + len(ids)), ids, transform)
+        yield CellBlock([ids[i] for i in kept], bag.coords[start + np.array(kept, int)], pixels, problems)
+
+
+def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
+    """Embed the bags of the chosen split; finished, valid caches of the same key are kept.
+
+    A bag that cannot be read is listed and does not end the batch. Raises `NotFoundError`, `BagFileError` or
+    `EncoderBundleError` where nothing can be done at all.
+    """
+    manifest = read_manifest(settings.bags)
+    bundle = load_bundle(settings.encoder)
+    rows = manifest.select(settings.split)
+    if not rows:
+        raise BagFileError(f"{settings.bags} has no bags in split '{settings.split}'. Choose another --split.")
+    embedder = Embedder(bundle, settings.layer.value, settings.dtype, settings.device)
+    problems: list[Problem] = []
+    done: list[IndexRow] = []
+    n_kept = 0
+    for row in listener.track(rows, "embedding", unit="bags"):
+        path = settings.out / f"{row.bag_id}.h5"
+        if is_valid(path, embedder.key(row.sha256)):
+            n_kept += 1
+            features = open_features(path)
+            problems += [
+                Problem(f"{row.bag_id}/{name}", "could not be read when embedded") for name in features.unreadable
+            ]
+        else:
+            try:
+                bag = _open_listed(manifest.file_of(row), row)
+                blocks = bag_blocks(bag, bundle.transform, settings.batch_size)
+                faults = embedder.embed(path, row.bag_id, row.sha256, blocks, bag.info.mpp)
+                problems += [Problem(f"{row.bag_id}/{fault.where}", fault.reason) for fault in faults]
+            except BagFileError as error:
+                problems.append(Problem(row.bag_id, str(error)))
+                continue
+        done.append(_index_row(row, path))
+    n_done = len(done)
+    chosen = {row.bag_id for row in rows}
+    for row in manifest.rows:
+        path = settings.out / f"{row.bag_id}.h5"
+        # Embedding one split must not make the other one's finished caches disappear from the index.
+        if row.bag_id not in chosen and is_valid(path, embedder.key(row.sha256)):
+            done.append(_index_row(row, path))
+    if not n_done:
+        raise BagFileError(f"none of the {len(rows)} bags in {settings.bags} could be embedded: {problems[0].reason}")
+    write_index(FeatureIndex(settings.out, tuple(done)))
+    return Embedded(settings.out, n_done - n_kept, n_kept, sum(row.n_instances for row in done), tuple(problems))
+
+
+def _index_row(row: BagRow, path: Path) -> IndexRow:
+    return IndexRow(row.bag_id, path.name, row.patient_id, row.split, row.label, len(open_features(path)))
+
+
+def _open_listed(path: Path, row: BagRow) -> Bag:
+    bag = open_bag(path)
+    if bag.sha256 != row.sha256:
+        raise BagFileError(f"{path} is not the bag that bags.csv lists. Make the bags again with `cytomil make-bags`.")
+    return bag

@@ -1,0 +1,71 @@
+"""Runs cells through an encoder into a feature cache, one block in memory at a time, wherever the cells come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cytomil.encoders import eager
+from cytomil.encoders.bundle import EncoderBundle, pick_device
+from cytomil.encoders.eager import EagerEngine
+from cytomil.errors import FeatureFileError
+from cytomil.features.cache import EmbeddedBlock, FeatureKey, write_features
+from cytomil.progress import Problem
+
+
+@dataclass(frozen=True)
+class CellBlock:
+    """Some cells of a slide, ready for the encoder.
+
+    ``pixels`` uint8 (n, S, S, 3) of the readable cells, ``instance_ids`` and ``coords`` (n, 2) theirs; ``problems`` are
+    the unreadable ones, each named by its instance id.
+    """
+
+    instance_ids: list[str]
+    coords: np.ndarray
+    pixels: np.ndarray
+    problems: list[Problem]
+
+
+class Embedder:
+    """Embeds slides one after another with one engine."""
+
+    def __init__(self, bundle: EncoderBundle, layer: str, dtype: str, device: str) -> None:
+        self.bundle = bundle
+        self._engine = EagerEngine(bundle.encoder, layer, pick_device(device))
+        self._layer, self._dtype = layer, dtype
+
+    def key(self, source_sha256: str) -> FeatureKey:
+        """The key under which the features of a source with this fingerprint are kept."""
+        transform = self.bundle.transform.sha256
+        return FeatureKey(source_sha256, self.bundle.sha256, self._layer, transform, eager.NAME, self._dtype)
+
+    def embed(
+        self,
+        path: Path,
+        bag_id: str,
+        source_sha256: str,
+        blocks: Iterable[CellBlock],
+        mpp: float | None = None,
+        crop_px: int = 0,
+    ) -> list[Problem]:
+        """Write the cache ``path``; returns the unreadable cells. Raises `FeatureFileError` for non-finite embeddings."""
+        problems: list[Problem] = []
+        unreadable: list[str] = []
+
+        def embedded() -> Iterator[EmbeddedBlock]:
+            for block in blocks:
+                problems.extend(block.problems)
+                unreadable.extend(problem.where for problem in block.problems)
+                values = self._engine.embed(block.pixels).astype(self._dtype)
+                if not np.isfinite(values).all():
+                    raise FeatureFileError(
+                        f"{bag_id}: embeddings are not finite in {self._dtype}. Use --dtype float32 or another encoder."
+                    )
+                yield EmbeddedBlock(block.instance_ids, block.coords, values)
+
+        write_features(path, bag_id, self.key(source_sha256), self._engine.dim, embedded(), mpp, unreadable, crop_px)
+        return problems

@@ -1,0 +1,1 @@
+"""Aggregators, fitting, the triage model on disk."""

@@ -1,0 +1,117 @@
+"""fit-mil: from feature caches to the triage model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from cytomil.encoders.bundle import EncoderBundle, load_bundle
+from cytomil.errors import FeatureFileError
+from cytomil.features.cache import Features
+from cytomil.features.index import IndexRow, read_index
+from cytomil.mil.cross_validate import HeldOut, cross_validate, member_seed
+from cytomil.mil.pamil import PAMIL
+from cytomil.mil.thresholds import Thresholds, choose_thresholds
+from cytomil.mil.train import Standardiser, TrainingBag, training_epochs
+from cytomil.mil.triage_model import SCORE_BIN_EDGES, TriageModel, assess_with, save_triage_model, score_shares
+from cytomil.progress import Listener
+from cytomil.provenance import now, versions
+from cytomil.settings import FitMilSettings
+
+_LIMITS = (
+    "It knows only the kinds of cells, stains and scanners of its training slides.",
+    "Thresholds come from held-out training slides whose cells the encoder had seen with their slide labels, "
+    "so they may be optimistic.",
+    "Its probability orders slides; it is not the patient's risk.",
+)
+
+
+def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
+    """Cross-validate over the training bags, refit on all of them, choose the thresholds, write the triage model.
+
+    Raises `NotFoundError`, `FeatureFileError` or `EncoderBundleError`, each with what to do.
+    """
+    opened = read_index(settings.features).open("train")
+    encoder = load_bundle(settings.encoder)
+    key = opened[0][1].key
+    if key.encoder_sha256 != encoder.sha256 or key.transform_sha256 != encoder.transform.sha256:
+        raise FeatureFileError(
+            f"{settings.features} was made by another encoder than {settings.encoder}. Run `cytomil embed` again."
+        )
+    bags = [_training_bag(row, features) for row, features in opened]
+    labels = np.array([bag.label for bag in bags])
+    held_out = cross_validate(bags, settings, listener)
+    thresholds = choose_thresholds(held_out, labels, settings.sensitivity)
+    members = _refit(bags, settings, held_out.n_epochs, listener)
+    facts = _facts(settings, encoder, bags, held_out, thresholds, members) | {"layer": key.layer}
+    return save_triage_model(settings.out, encoder, members, facts)
+
+
+def _training_bag(row: IndexRow, features: Features) -> TrainingBag:
+    values = torch.from_numpy(features.load())
+    return TrainingBag(row.bag_id, values, row.label, row.patient_id or f"bag:{row.bag_id}")
+
+
+def _refit(
+    bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, listener: Listener
+) -> list[tuple[PAMIL, Standardiser]]:
+    members = []
+    for member in listener.track(range(settings.ensemble), "fitting on all training bags", unit="fits"):
+        *_, last = training_epochs(bags, settings, epochs, member_seed(settings, member))
+        members.append(last)
+    return members
+
+
+def _facts(
+    settings: FitMilSettings,
+    encoder: EncoderBundle,
+    bags: Sequence[TrainingBag],
+    held_out: HeldOut,
+    thresholds: Thresholds,
+    members: Sequence[tuple[PAMIL, Standardiser]],
+) -> dict[str, Any]:
+    labels = np.array([bag.label for bag in bags])
+    negatives = [bag for bag in bags if bag.label == 0]
+    shares = np.mean([score_shares(assess_with(members, bag.values.numpy()).scores) for bag in negatives], axis=0)
+    return {
+        "made": now(),
+        "synthetic": bool(encoder.card.get("synthetic")),
+        "collapsed": bool(encoder.card.get("collapsed")),
+        "trained_on": {
+            "bags": len(bags),
+            "positive_bags": int(labels.sum()),
+            "cells": int(sum(len(bag.values) for bag in bags)),
+            "sources": encoder.card["data"]["sources"],
+        },
+        "held_out": _held_out_figures(held_out, labels, thresholds),
+        "thresholds": asdict(thresholds)
+        | {
+            "sensitivity_wanted": settings.sensitivity,
+            "chosen_by": f"{held_out.fold.max() + 1}-fold cross-validation over the training bags, split by patient",
+        },
+        "epochs_chosen": held_out.n_epochs,
+        "score_bin_edges": list(SCORE_BIN_EDGES),
+        "reference_shares": shares.tolist(),
+        "limits": list(_LIMITS),
+        "settings": settings.model_dump(mode="json"),
+        "versions": versions(),
+    }
+
+
+def _held_out_figures(held_out: HeldOut, labels: np.ndarray, thresholds: Thresholds) -> dict[str, Any]:
+    from sklearn.metrics import f1_score, roc_auc_score
+
+    called = held_out.probabilities >= thresholds.decision
+    return {
+        "auroc": float(roc_auc_score(labels, held_out.probabilities)),
+        "f1": float(f1_score(labels, called)),
+        "sensitivity": float(called[labels == 1].mean()),
+        "specificity": float((~called[labels == 0]).mean()),
+        "log_loss": float(held_out.loss_by_epoch[held_out.n_epochs - 1]),
+        "probabilities": held_out.probabilities.tolist(),
+        "labels": labels.tolist(),
+    }

@@ -1,0 +1,63 @@
+"""PAMIL: prototype attention-based multiple instance learning."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PAMIL(nn.Module):
+    """PAMIL's attention branch (Liu et al., MICCAI 2024, doi 10.1007/978-3-031-72083-3_34) as SLAM-AGS uses it.
+
+    Instances and learnable prototypes pass through one shared layer and are brought to unit length (SLAM-AGS adds the
+    normalisation). A gate, tanh of a prototype times sigmoid of an instance, gives each instance an affinity to each
+    prototype; a linear layer turns affinities into one attention logit a class, and a softmax over the bag into attention
+    scores. Each class pools the bag with its own attention and has a classifier of its own. The original's
+    prototype-prediction and instance branches are left out, as SLAM-AGS does by default.
+
+    Args:
+        in_dim: length of an instance's embedding.
+        n_prototypes: number of prototypes, ≥ 1.
+        n_classes: number of bag classes; class 1 is the positive one.
+        hidden_dim: length of the shared layer's output.
+        attention_dim: length of the gate.
+    """
+
+    def __init__(
+        self, in_dim: int, n_prototypes: int = 10, n_classes: int = 2, hidden_dim: int = 512, attention_dim: int = 256
+    ) -> None:
+        super().__init__()
+        self.prototypes = nn.Parameter(torch.randn(n_prototypes, in_dim))
+        self.shared = nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU())
+        self.prototype_gate = nn.Sequential(nn.Linear(hidden_dim, attention_dim), nn.Tanh())
+        self.instance_gate = nn.Sequential(nn.Linear(hidden_dim, attention_dim), nn.Sigmoid())
+        self.attention = nn.Linear(n_prototypes, n_classes)
+        self.classifiers = nn.ModuleList(nn.Linear(hidden_dim, 1) for _ in range(n_classes))
+
+    def forward(self, instances: Tensor) -> tuple[Tensor, Tensor]:
+        """Instances (N ≥ 1, in_dim) → logits (n_classes,), attention (n_classes, N) whose rows sum to 1."""
+        logits, attention, _ = self._pool(instances)
+        return logits, attention
+
+    def training_loss(self, instances: Tensor, label: Tensor, cluster_weight: float) -> Tensor:
+        """Cross entropy of the bag's label () plus ``cluster_weight`` times the two cluster losses.
+
+        The cluster losses ask every instance to resemble one prototype and every prototype to have an instance: one
+        minus the mean, over instances and over prototypes, of the greatest softmaxed affinity.
+        """
+        logits, _, affinity = self._pool(instances)
+        share = affinity.softmax(dim=1)
+        cluster = (1 - share.amax(dim=1).mean()) + (1 - share.amax(dim=0).mean())
+        return F.cross_entropy(logits.unsqueeze(0), label.view(1)) + cluster_weight * cluster
+
+    def _pool(self, instances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if instances.ndim != 2 or len(instances) == 0:
+            raise ValueError(f"PAMIL needs instances of shape (N ≥ 1, D), got {tuple(instances.shape)}")
+        hidden = F.normalize(self.shared(instances), dim=1)
+        prototypes = F.normalize(self.shared(self.prototypes), dim=1)
+        affinity = self.instance_gate(hidden) @ self.prototype_gate(prototypes).T
+        attention = self.attention(affinity).T.softmax(dim=1)
+        pooled = F.normalize(attention @ hidden, dim=1)
+        logits = torch.cat([classify(row) for classify, row in zip(self.classifiers, pooled, strict=True)])
+        return logits, attention, affinity

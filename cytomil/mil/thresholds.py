@@ -1,0 +1,58 @@
+"""Decision thresholds, from held-out training bags alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from cytomil.mil.cross_validate import HeldOut
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where the three calls part.
+
+    ``decision``: positive from here on (``review first``). ``low``: below it, ``low priority``; at most ``decision``.
+    The ranges are the least and greatest value that single folds would have chosen.
+    """
+
+    decision: float
+    low: float
+    decision_range: tuple[float, float]
+    low_range: tuple[float, float]
+
+
+def choose_thresholds(held_out: HeldOut, labels: np.ndarray, sensitivity: float) -> Thresholds:
+    """``decision`` maximises F1 of the held-out bags; ``low`` keeps ``sensitivity`` of the positive ones at or above it."""
+    decision = best_f1_threshold(held_out.probabilities, labels)
+    low = min(sensitivity_threshold(held_out.probabilities, labels, sensitivity), decision)
+    folds = [held_out.fold == number for number in range(held_out.fold.max() + 1)]
+    decisions = [best_f1_threshold(held_out.probabilities[fold], labels[fold]) for fold in folds]
+    lows = [sensitivity_threshold(held_out.probabilities[fold], labels[fold], sensitivity) for fold in folds]
+    return Thresholds(decision, low, (min(decisions), max(decisions)), (min(lows), max(lows)))
+
+
+def best_f1_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The threshold with the highest F1: halfway to the next lower probability, the highest of several equal ones.
+
+    Args:
+        probabilities: shape (n,), 0 to 1.
+        labels: shape (n,), 0 or 1, at least one 1.
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    ranked, positive = probabilities[order], labels[order]
+    found = np.cumsum(positive)
+    f1 = 2 * found / (np.arange(1, len(ranked) + 1) + positive.sum())
+    # A threshold cannot part equal probabilities: only the last of a run of equals is a place to cut.
+    f1[:-1][ranked[:-1] == ranked[1:]] = -1
+    cut = int(f1.argmax())
+    below = ranked[cut + 1] if cut + 1 < len(ranked) else 0.0
+    return float((ranked[cut] + below) / 2)
+
+
+def sensitivity_threshold(probabilities: np.ndarray, labels: np.ndarray, sensitivity: float) -> float:
+    """The highest threshold that ``sensitivity`` (0 to 1) of the positive bags reach; same shapes as above."""
+    positive = np.sort(probabilities[labels == 1])[::-1]
+    return float(positive[math.ceil(sensitivity * len(positive) - 1e-9) - 1])

@@ -1,0 +1,42 @@
+"""Training curves for DVC: one point an epoch, by DVCLive."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class Curves:
+    """A DVCLive run in ``folder``. Works outside a DVC or git repository too."""
+
+    def __init__(self, folder: Path, resume: bool) -> None:
+        self._folder, self._resume = folder, resume
+        self._live: Any = None
+
+    def __enter__(self) -> Curves:
+        return self
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Log one epoch's numbers; ``record`` as the training loop gives it."""
+        live = self._live or self._start()
+        live.step = record["epoch"]
+        for name, value in record.items():
+            if name != "epoch":
+                live.log_metric(name, value)
+        live.make_summary()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.end()
+
+    def _start(self) -> Any:
+        # DVCLive warns of a missing repository, which is no concern of someone who uses cytomil without DVC.
+        logging.getLogger("dvclive").setLevel(logging.ERROR)
+        from dvclive import Live
+
+        self._live = Live(str(self._folder), save_dvc_exp=False, dvcyaml=None, resume=self._resume)
+        return self._live

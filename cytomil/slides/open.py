@@ -1,0 +1,215 @@
+"""Open a whole slide and read any region of it at any resolution.
+
+Formats: whatever OpenSlide reads (https://openslide.org/formats/), and plain images of one field through Pillow.
+The label and macro pictures of a slide (OpenSlide's associated images) are never read: patient names stand there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from cytomil.errors import ResolutionError, SlideUnreadableError
+
+WHOLE_SLIDE_SUFFIXES = frozenset(
+    {".svs", ".ndpi", ".vms", ".vmu", ".mrxs", ".scn", ".bif", ".svslide", ".czi", ".dcm", ".tif", ".tiff"}
+)
+PLAIN_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
+SLIDE_SUFFIXES: frozenset[str] = WHOLE_SLIDE_SUFFIXES | PLAIN_IMAGE_SUFFIXES
+
+MPP_LOWEST, MPP_HIGHEST = 0.05, 2.0
+# A single-level slide has to be read in full for a thumbnail; this bounds what is decoded at once (4 bytes a pixel).
+_SOURCE_PX_AT_ONCE = 16_000_000
+_TILE_CACHE_BYTES = 64 << 20
+_MICROMETRES_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
+
+
+def is_slide_file(path: Path) -> bool:
+    """Whether ``path`` is a file named like a slide. Hidden files and the folder beside an ``.mrxs`` are not."""
+    return path.suffix.lower() in SLIDE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+class Slide:
+    """One open slide, read by level-0 position and resolution. A context manager; make it with `open_slide`.
+
+    ``path``: the file. ``mpp``: micrometres per level-0 pixel. ``mpp_source``: ``"file"`` or ``"given"``.
+    ``dimensions``: level-0 (width, height) in px. Not to be shared between threads: each opens its own.
+    """
+
+    def __init__(self, path: Path, handle: Any, mpp: float, mpp_source: str) -> None:
+        self.path = path
+        self.mpp = mpp
+        self.mpp_source = mpp_source
+        self.dimensions: tuple[int, int] = (int(handle.dimensions[0]), int(handle.dimensions[1]))
+        self._handle = handle
+
+    def __enter__(self) -> Slide:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file."""
+        self._handle.close()
+
+    def read(self, x: float, y: float, width_px: int, height_px: int, mpp: float) -> npt.NDArray[np.uint8]:
+        """Return the region whose top-left corner is level-0 (``x``, ``y``), as RGB uint8 (height_px, width_px, 3).
+
+        ``mpp`` is the resolution of the returned pixels in µm. It is resampled with antialiasing from the coarsest
+        level that is at least as fine. Outside the slide, and where a scanner left gaps, it is white. The result for
+        a pixel does not depend on how far the region reaches around it. Raises `SlideUnreadableError`.
+        """
+        scale = mpp / self.mpp
+        downsamples = self._handle.level_downsamples
+        level = max(i for i, d in enumerate(downsamples) if i == 0 or d <= scale * 1.01)
+        step = scale / downsamples[level]
+        side = max(1, math.floor(math.sqrt(_SOURCE_PX_AT_ONCE) / step))
+        out = np.empty((height_px, width_px, 3), np.uint8)
+        for top in range(0, height_px, side):
+            for left in range(0, width_px, side):
+                size = (min(side, width_px - left), min(side, height_px - top))
+                block = self._read_block(x + left * scale, y + top * scale, size, level, step)
+                out[top : top + size[1], left : left + size[0]] = np.asarray(block)
+        return out
+
+    def _read_block(self, x: float, y: float, size: tuple[int, int], level: int, step: float) -> Image.Image:
+        from openslide import OpenSlideError
+
+        downsample = self._handle.level_downsamples[level]
+        left, top = x / downsample, y / downsample
+        # Pillow's bilinear filter reaches one output pixel to each side; without this border seams would show.
+        border = math.ceil(max(step, 1.0)) + 1
+        x0, y0 = math.floor(left) - border, math.floor(top) - border
+        x1 = math.ceil(left + size[0] * step) + border
+        y1 = math.ceil(top + size[1] * step) + border
+        try:
+            rgba = self._handle.read_region((round(x0 * downsample), round(y0 * downsample)), level, (x1 - x0, y1 - y0))
+        except (OpenSlideError, OSError, ValueError) as error:
+            raise SlideUnreadableError(
+                f"{self.path}: cannot be read at level-0 ({x:.0f}, {y:.0f}): {error}. The file is damaged or cut off; "
+                "copy it again from the scanner."
+            ) from error
+        rgb = Image.new("RGB", rgba.size, "white")
+        rgb.paste(rgba, mask=rgba.getchannel("A"))
+        box = (left - x0, top - y0, left - x0 + size[0] * step, top - y0 + size[1] * step)
+        return rgb.resize(size, Image.Resampling.BILINEAR, box=box)
+
+    def thumbnail(self, max_px: int) -> npt.NDArray[np.uint8]:
+        """Return the whole slide as RGB uint8 (h, w, 3), its longer side ``max_px`` or the slide's own if smaller."""
+        width, height = self.dimensions
+        scale = max(1.0, max(width, height) / max_px)
+        return self.read(0, 0, max(1, round(width / scale)), max(1, round(height / scale)), self.mpp * scale)
+
+
+def open_slide(path: Path, mpp: float | None = None) -> Slide:
+    """Open the slide at ``path``.
+
+    ``mpp``: µm per level-0 pixel as given by the user (``--mpp`` or a row of the CSV). If given it always wins, also
+    over a plausible value in the file: the user may know that the file's is wrong.
+
+    Raises `SlideUnreadableError` if it cannot be opened, `ResolutionError` if the resolution is absent or outside
+    0.05-2 µm/px (finer than light resolves, coarser than a cell can be judged at).
+    """
+    _require_content(path)
+    handle = _open_plain(path) if path.suffix.lower() in PLAIN_IMAGE_SUFFIXES else _open_whole_slide(path)
+    try:
+        chosen, source = _resolution(path, handle.properties, mpp)
+        return Slide(path, handle, chosen, source)
+    except ResolutionError:
+        handle.close()
+        raise
+
+
+def _require_content(path: Path) -> None:
+    if path.is_dir():
+        raise SlideUnreadableError(f"{path}: is a folder, not a slide file. Name the file inside or beside it.")
+    if not path.is_file():
+        raise SlideUnreadableError(f"{path}: does not exist. Check the path.")
+    if path.stat().st_size == 0:
+        raise SlideUnreadableError(f"{path}: is empty (0 bytes). Copy it again from the scanner.")
+
+
+def _open_whole_slide(path: Path) -> Any:
+    import openslide
+
+    try:
+        vendor = openslide.OpenSlide.detect_format(path)
+        # OpenSlide refuses TIFFs that are not tiled; a camera's TIFF of one field is a plain image.
+        if vendor is None and path.suffix.lower() in {".tif", ".tiff"}:
+            return _open_plain(path)
+        if vendor is None:
+            raise SlideUnreadableError(
+                f"{path}: not a whole slide that OpenSlide knows. Export it as SVS or tiled TIFF."
+            )
+        handle = openslide.OpenSlide(path)
+        handle.set_cache(openslide.OpenSlideCache(_TILE_CACHE_BYTES))
+    except (openslide.OpenSlideError, OSError) as error:
+        raise SlideUnreadableError(
+            f"{path}: cannot be opened: {error}. The file is damaged or cut off; copy it again from the scanner."
+        ) from error
+    return handle
+
+
+def _open_plain(path: Path) -> Any:
+    import openslide
+
+    try:
+        with Image.open(path) as image:
+            dpi = image.info.get("dpi")
+            field = openslide.ImageSlide(image.convert("RGBA"))
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise SlideUnreadableError(
+            f"{path}: cannot be opened: {error}. Export it again as PNG, JPEG or tiled TIFF."
+        ) from error
+    return _PlainField(field, {"tiff.XResolution": str(float(dpi[0])), "tiff.ResolutionUnit": "inch"} if dpi else {})
+
+
+class _PlainField:
+    """A plain image behind the part of OpenSlide's interface that `Slide` uses, with its own resolution tag."""
+
+    def __init__(self, field: Any, properties: Mapping[str, str]) -> None:
+        self.properties = properties
+        self.dimensions = field.dimensions
+        self.level_downsamples = field.level_downsamples
+        self.read_region = field.read_region
+        self.close = field.close
+
+
+def _resolution(path: Path, properties: Mapping[str, str], given: float | None) -> tuple[float, str]:
+    mpp, source = (given, "given") if given is not None else (_mpp_in_file(properties), "file")
+    cure = "Give it with `--mpp 0.25` (the scanner's µm per pixel) or in a row of the resolution CSV."
+    if mpp is None:
+        raise ResolutionError(f"{path}: the file does not state its resolution. {cure}")
+    if not MPP_LOWEST <= mpp <= MPP_HIGHEST:
+        where = "was given" if source == "given" else "stands in the file"
+        raise ResolutionError(
+            f"{path}: a resolution of {mpp:.4g} µm/px {where}, outside {MPP_LOWEST}-{MPP_HIGHEST:g} µm/px. {cure}"
+        )
+    return mpp, source
+
+
+def _mpp_in_file(properties: Mapping[str, str]) -> float | None:
+    mpp_x, mpp_y = _number(properties.get("openslide.mpp-x")), _number(properties.get("openslide.mpp-y"))
+    if mpp_x is not None:
+        return (mpp_x + (mpp_y or mpp_x)) / 2
+    pixels_per_unit = _number(properties.get("tiff.XResolution"))
+    unit = _MICROMETRES_PER_UNIT.get(properties.get("tiff.ResolutionUnit", ""))
+    return unit / pixels_per_unit if unit and pixels_per_unit else None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text) if text is not None else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and value > 0 else None

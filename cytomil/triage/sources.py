@@ -1,0 +1,151 @@
+"""What stands in a folder of slides: bag files, folders of cell images, whole slides, and what is none of these."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from cytomil.bags.bag_file import Bag, open_bag
+from cytomil.bags.images import find_images
+from cytomil.encoders.transform import CellTransform, decode_cells
+from cytomil.errors import CytomilError, NoCellsError, NotFoundError
+from cytomil.features.embed import bag_blocks
+from cytomil.features.embedder import CellBlock
+from cytomil.progress import Problem
+from cytomil.slides import is_slide_file
+
+_BESIDE_SLIDES = frozenset(
+    {".csv", ".json", ".txt", ".md", ".html", ".geojson", ".xml", ".yaml", ".yml", ".pdf", ".log"}
+)
+
+
+class SlideSource(Protocol):
+    """One slide's cells, wherever they lie."""
+
+    mpp: float | None
+
+    def fingerprint(self) -> str:
+        """Names the slide's content: a cache made under another one is not used."""
+        ...
+
+    def blocks(self, transform: CellTransform, batch_size: int) -> Iterator[CellBlock]:
+        """Decode the cells block by block."""
+        ...
+
+    def images(self, instance_ids: list[str]) -> list[bytes]:
+        """The encoded images of these cells."""
+        ...
+
+
+@dataclass(frozen=True)
+class Found:
+    """One entry of the slide folder. ``name`` is what the worklist calls it."""
+
+    name: str
+    path: Path
+
+
+def discover(folder: Path) -> tuple[list[Found], list[str]]:
+    """The slides in a folder, by name, and the names of files that are no slides.
+
+    Every sub-folder and every file counts as a slide, unless it is hidden, a kind of file that lies beside slides
+    (tables, notes), or the companion folder of an .mrxs slide. Raises `NotFoundError` where there is no slide at all.
+    """
+    if not folder.is_dir():
+        state = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise NotFoundError(f"{folder} {state}. Name a folder that holds slides.")
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    companions = {entry.with_suffix("") for entry in entries if entry.suffix.lower() == ".mrxs"}
+    ignored = [e.name for e in entries if e in companions or (e.is_file() and e.suffix.lower() in _BESIDE_SLIDES)]
+    slides = [Found(entry.name, entry) for entry in entries if entry.name not in ignored]
+    if not slides:
+        raise NotFoundError(
+            f"{folder} holds no slides. Put one sub-folder of cell images, one bag file (.h5) or one whole slide per slide in it."
+        )
+    return slides, ignored
+
+
+def open_source(found: Found) -> SlideSource:
+    """Open one entry. Raises a `CytomilError` that says why it cannot be read."""
+    if found.path.is_dir():
+        return CellFolder(found.path)
+    if found.path.suffix.lower() in (".h5", ".hdf5"):
+        return BagSource(open_bag(found.path))
+    if is_slide_file(found.path):
+        raise CytomilError("not read: whole slides are not supported by this version; give a folder of cell images.")
+    raise CytomilError("not read: neither a folder of cell images, nor a bag file, nor a whole slide.")
+
+
+class BagSource:
+    """A bag file; the label in it is not looked at."""
+
+    def __init__(self, bag: Bag) -> None:
+        if len(bag) == 0:
+            raise NoCellsError(f"{bag.path} holds no cells.")
+        self._bag = bag
+        self.mpp = bag.info.mpp
+
+    def fingerprint(self) -> str:
+        """The bag's own SHA-256."""
+        return self._bag.sha256
+
+    def blocks(self, transform: CellTransform, batch_size: int) -> Iterator[CellBlock]:
+        """See `SlideSource`."""
+        return bag_blocks(self._bag, transform, batch_size)
+
+    def images(self, instance_ids: list[str]) -> list[bytes]:
+        """See `SlideSource`."""
+        position = {name: i for i, name in enumerate(self._bag.instance_ids)}
+        return [self._bag.images(position[name], position[name] + 1)[0] for name in instance_ids]
+
+
+class CellFolder:
+    """A folder of cell images, at any depth."""
+
+    mpp: float | None = None
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files = find_images(path)
+        if not self._files:
+            raise NoCellsError("holds no cell images (JPEG, PNG, TIFF or BMP).")
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the images' names and bytes."""
+        digest = hashlib.sha256()
+        for file in self._files:
+            digest.update(file.relative_to(self._path).as_posix().encode())
+            digest.update(_read(file))
+        return digest.hexdigest()
+
+    def blocks(self, transform: CellTransform, batch_size: int) -> Iterator[CellBlock]:
+        """See `SlideSource`."""
+        for start in range(0, len(self._files), batch_size):
+            files = self._files[start : start + batch_size]
+            ids = [file.relative_to(self._path).as_posix() for file in files]
+            pixels, kept, problems = decode_cells([_read(file) for file in files], ids, transform)
+            yield CellBlock([ids[i] for i in kept], np.full((len(kept), 2), -1), pixels, problems)
+
+    def images(self, instance_ids: list[str]) -> list[bytes]:
+        """See `SlideSource`."""
+        return [_read(self._path / name) for name in instance_ids]
+
+
+def _read(file: Path) -> bytes:
+    """A file's bytes; none for a file that cannot be read, so that decoding lists it."""
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
+
+
+def unreadable_summary(problems: list[Problem], n_cells: int) -> str:
+    """One sentence on a slide's unreadable cells; empty where there are none."""
+    if not problems:
+        return ""
+    return f"{len(problems)} of {n_cells + len(problems)} cells could not be read (first: {problems[0].where})"
