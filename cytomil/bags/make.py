@@ -66,8 +66,8 @@ def _from_synthetic(folder: Path, settings: MakeBagsSettings, listener: Listener
     _require_bags(settings)
     rng = np.random.default_rng(settings.seed)
     plan = make_plan(settings.bag_size, settings.witness_rate, settings.train_bags, settings.test_bags, rng)
-    cells = {"seed": settings.seed, "size": settings.cell_size, "difficulty": settings.difficulty}
-    normal, abnormal = synthetic_normal(**cells), synthetic_abnormal(**cells)
+    normal = synthetic_normal(settings.seed, settings.cell_size, settings.difficulty)
+    abnormal = synthetic_abnormal(settings.seed, settings.cell_size, settings.difficulty)
     rows = write_simulated_bags(folder, plan, normal, abnormal, SYNTHETIC, rng, listener)
     return MadeBags(settings.out, tuple(rows), (), ("These cells are synthetic: drawn by a program, of no patient.",))
 

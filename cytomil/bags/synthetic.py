@@ -27,6 +27,6 @@ def synthetic_abnormal(seed: int, size: int, difficulty: float) -> Iterator[Inst
 def _render(kinds: Sequence[str], label: int, seed: int, size: int, difficulty: float) -> Iterator[Instance]:
     rng = np.random.default_rng([seed, label])
     while True:
-        kind = kinds[rng.integers(len(kinds))]
+        kind = kinds[int(rng.integers(len(kinds)))]
         image = encode_image(render_cell(kind, rng, size=size, difficulty=difficulty))
         yield Instance(hashlib.sha256(image).hexdigest()[:16], image, label=label, source=f"{SOURCE}/{kind}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -56,7 +56,7 @@ class RichListener:
 
     def track(self, items: Iterable[T], description: str, total: int | None = None, unit: str = "") -> Iterator[T]:
         """Yield ``items``, advancing a bar that goes away when they are done."""
-        if total is None and hasattr(items, "__len__"):
+        if total is None and isinstance(items, Sized):
             total = len(items)
         progress = self._start()
         task = progress.add_task(escape(description), total=total, unit=unit)

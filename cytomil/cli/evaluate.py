@@ -66,7 +66,7 @@ def _rows(figures: dict[str, Any], wanted: tuple[tuple[str, str, str], ...]) -> 
         if value is None:
             rows.append((name, "–", figures["undefined"].get(key, "undefined")))
             continue
-        if key == "recall_at_k":
-            meaning = f"k = {figures['k']} cells" if figures["k"] else "k = 40 % of the bag; chance 0.40"
-        rows.append((name, f"{value:.1f}" if key == "review_until_first" else f"{value:.3f}", meaning))
+        shown = f"{value:.1f}" if key == "review_until_first" else f"{value:.3f}"
+        k = f"k = {figures['k']} cells" if figures.get("k") else "k = 40 % of the bag; chance 0.40"
+        rows.append((name, shown, k if key == "recall_at_k" else meaning))
     return rows

@@ -14,7 +14,7 @@ class EagerEngine:
     """Runs an encoder on blocks of decoded cells and gives the chosen layer."""
 
     def __init__(self, encoder: Encoder, layer: str, device: torch.device) -> None:
-        self._encoder = encoder.to(device, memory_format=torch.channels_last).eval()
+        self._encoder = encoder.to(device).to(memory_format=torch.channels_last).eval()
         self._layer = layer
         self._device = device
         self.dim = encoder.embedding_dim if layer == "h" else encoder.architecture.projection_dim

@@ -39,7 +39,7 @@ def cross_validate(bags: Sequence[TrainingBag], settings: FitMilSettings, listen
     jobs = [(fold, member) for fold in range(folds.max() + 1) for member in range(settings.ensemble)]
     for fold, member in listener.track(jobs, "cross-validating", unit="fits"):
         kept = [bag for bag, other in zip(bags, folds, strict=True) if other != fold]
-        held = np.flatnonzero(folds == fold)
+        held = np.flatnonzero(folds == fold).tolist()
         for epoch, (model, standardise) in enumerate(
             training_epochs(kept, settings, settings.epochs, member_seed(settings, member))
         ):

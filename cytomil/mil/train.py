@@ -38,6 +38,7 @@ class Standardiser:
         return cls(values.mean(dim=0), values.std(dim=0, correction=0).clamp(min=1e-6))
 
     def __call__(self, values: Tensor) -> Tensor:
+        """Embeddings (N, D) → standardised embeddings (N, D)."""
         return (values - self.mean) / self.std
 
 
@@ -58,7 +59,8 @@ def training_epochs(
         model.train()
         for i in torch.randperm(len(inputs), generator=generator).tolist():
             optimizer.zero_grad(set_to_none=True)
-            model.training_loss(*inputs[i], settings.cluster_weight).backward()
+            values, label = inputs[i]
+            model.training_loss(values, label, settings.cluster_weight).backward()
             optimizer.step()
         yield model.eval(), standardise
 

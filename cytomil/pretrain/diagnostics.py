@@ -18,7 +18,7 @@ LEAST_MARGIN_SHARE = 0.02
 
 
 def effective_rank(embeddings: Tensor) -> float:
-    """exp of the entropy of the centred embeddings' normalised singular values (Roy & Vetterli, 2007; RankMe).
+    """Exp of the entropy of the centred embeddings' normalised singular values (Roy & Vetterli, 2007; RankMe).
 
     Args:
         embeddings: shape (N, D).

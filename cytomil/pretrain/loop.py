@@ -122,7 +122,7 @@ class _Run:
         self.encoder.mean.copy_(mean.view(1, 3, 1, 1))
         self.encoder.std.copy_(std.view(1, 3, 1, 1))
         self.method: Method = METHODS[settings.method](settings)
-        self.encoder.to(device, memory_format=torch.channels_last)
+        self.encoder.to(device).to(memory_format=torch.channels_last)
         if self.method.head:
             self.method.head.to(device)
         self.shared = list(self.encoder.parameters())

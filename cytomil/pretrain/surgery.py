@@ -25,11 +25,11 @@ def pcgrad(gradients: Tensor) -> Tensor:
     _check(gradients)
     projected = gradients.clone()
     norms_squared = gradients.square().sum(dim=1)
-    for i, row in enumerate(projected):
+    for i in range(len(gradients)):
         for j, other in enumerate(gradients):
-            inner = row @ other
+            inner = projected[i] @ other
             if i != j and inner < 0:
-                row -= inner / norms_squared[j] * other
+                projected[i] -= inner / norms_squared[j] * other
     return projected.sum(dim=0)
 
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cytomil.slides.find import Cells
 from cytomil.slides.open import Slide
 
-_CELL_COLOUR = (0, 230, 0)  # no stain is green, so the thin rings show on dark nuclei and pale cytoplasm alike
+_CELL_COLOUR = (0, 230, 0)  # more saturated than any stain, so thin rings show on dark nuclei and pale cytoplasm
 _MARKED_COLOUR = (220, 0, 0)
 _LEAST_MARKED_RADIUS = 9  # px of the picture; a cell of two pixels would be lost under its own ring
 _FONT_PX = 16

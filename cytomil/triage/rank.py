@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-
 from cytomil.bags.images import open_image
 from cytomil.errors import CytomilError, NoCellsError
 from cytomil.features.cache import Features, is_valid, open_features

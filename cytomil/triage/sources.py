@@ -65,7 +65,8 @@ def discover(folder: Path) -> tuple[list[Found], list[str]]:
     slides = [Found(entry.name, entry) for entry in entries if entry.name not in ignored]
     if not slides:
         raise NotFoundError(
-            f"{folder} holds no slides. Put one sub-folder of cell images, one bag file (.h5) or one whole slide per slide in it."
+            f"{folder} holds no slides. Put one sub-folder of cell images, one bag file (.h5) "
+            "or one whole slide per slide in it."
         )
     return slides, ignored
 
