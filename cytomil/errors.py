@@ -72,6 +72,21 @@ def require_folder(path: Path, made_by: str) -> Path:
     raise NotFoundError(f"{path} {state}. Make it with `{made_by}`, or name another folder.")
 
 
+def require_replaceable(path: Path, mark: str) -> None:
+    """Raise `CytomilError` unless ``path`` is free, empty, or a folder that holds ``mark`` (the file cytomil puts there).
+
+    What replaces a folder whole asks this first, so that a mistyped --out never deletes someone's work.
+    """
+    if path.is_file():
+        raise CytomilError(f"{path} is a file. Name a folder with --out.")
+    if path.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise CytomilError(
+            f"{path} is the working folder or holds it; it is left alone. Name a folder in it with --out."
+        )
+    if path.is_dir() and any(path.iterdir()) and not (path / mark).is_file():
+        raise CytomilError(f"{path} holds other files and no {mark}; it is left alone. Name another folder with --out.")
+
+
 def require_file(path: Path, made_by: str) -> Path:
     """Return ``path`` if it is a file; else raise `NotFoundError` naming the command that makes it."""
     if path.is_file():

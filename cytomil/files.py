@@ -6,11 +6,15 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+# What h5py raises for a file that is truncated, damaged or laid out in another way.
+HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 
 
 @contextmanager
@@ -34,7 +38,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; on success rename it onto ``path``, removing what stood there."""
+    """Yield a temporary folder beside ``path``; on success rename it onto ``path``, removing what stood there.
+
+    Where ``path`` is a link to a folder, that folder is replaced and the link stays.
+    """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -87,13 +95,17 @@ def sha256_of_json(document: Any) -> str:
 
 
 def _remove_leftovers(path: Path) -> None:
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        process = leftover.name[len(path.name) + 2 :].split(".", 1)[0]
-        if process.isdigit() and not _is_running(int(process)):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
+    for leftover in sorted(path.parent.glob(f".{glob.escape(path.name)}.*partial")):
+        named = re.fullmatch(r"\.([0-9]{1,9})(\.old)?\.partial", leftover.name[len(path.name) + 1 :])
+        # In a container every process may have the same number, so one's own names a dead predecessor too.
+        if named is None or (int(named[1]) != os.getpid() and _is_running(int(named[1]))):
+            continue
+        if named[2] and not path.exists():
+            leftover.rename(path)  # killed between its two renames: what stood there before is put back
+        elif leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:

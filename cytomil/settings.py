@@ -79,7 +79,7 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
 class Section(BaseModel):
     """A stage's settings; a key it does not know is refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class MakeBagsSettings(Section):
@@ -223,15 +223,18 @@ def load(
     document = _read_params(file, required=params is not None)
     environment = _read_environment()
     given = {section: {k: v for k, v in keys.items() if v is not None} for section, keys in (options or {}).items()}
-    chosen = profile or environment.get("profile") or document.get("profile", "default")
+    chosen = str(profile or environment.get("profile") or document.get("profile", "default"))
     profiles = document.pop("profiles", None) or {}
     if chosen != "default" and chosen not in profiles:
         known = ", ".join(["default", *profiles])
         raise SettingsError(f"profile '{chosen}' is not in {file}; there are: {known}.")
+    laid_over = profiles.get(chosen) or {}
+    if not isinstance(laid_over, dict):
+        raise SettingsError(f"{file}: profile '{chosen}' must hold sections such as 'pretrain:'; it is {laid_over!r}.")
     layers = {
         "command line": given,
         "environment": environment,
-        str(file): _merge(document, profiles.get(chosen) or {}),
+        str(file): _merge(document, laid_over),
     }
     merged: dict[str, Any] = {}
     for layer in reversed(layers.values()):
@@ -256,14 +259,21 @@ def _read_params(file: Path, required: bool) -> dict[str, Any]:
     for name, section in document.items():
         if name != "profile" and section is not None and not isinstance(section, dict):
             raise SettingsError(f"{file}: '{name}' must hold settings as 'key: value' lines; it is {section!r}.")
-    return {name: section for name, section in document.items() if section is not None}
+    return {name: section for name, section in _with_names(document).items() if section is not None}
+
+
+def _with_names(document: Any) -> Any:
+    """The document with every key a string, as YAML's ``5:`` and ``yes:`` are not."""
+    if not isinstance(document, dict):
+        return document
+    return {str(key): _with_names(value) for key, value in document.items()}
 
 
 def _read_environment() -> dict[str, Any]:
-    sections = {*Settings.model_fields}
-    for name in os.environ:
-        head = name.removeprefix(_PREFIX).split("__")[0].lower()
-        if name.startswith(_PREFIX) and head not in sections:
+    sections = tuple(Settings.model_fields)
+    for name in sorted(name for name in os.environ if name.startswith(_PREFIX)):
+        head, *keys = name.removeprefix(_PREFIX).lower().split("__")
+        if head not in sections or (head == "profile" and keys):
             raise SettingsError(f"environment variable {name}: no such setting.{_suggestion(head, sections)}")
     try:
         return EnvSettingsSource(Settings)()

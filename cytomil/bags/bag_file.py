@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import h5py
 import numpy as np
 
 from cytomil.errors import BagFileError
-from cytomil.files import replacing
+from cytomil.files import HDF5_ERRORS, replacing
 
 SCHEMA = "cytomil.bag/1"
 UNKNOWN = -1
@@ -64,11 +65,8 @@ class Bag:
 
     def images(self, start: int = 0, stop: int | None = None) -> list[bytes]:
         """The encoded images of instances ``start`` to ``stop``."""
-        try:
-            with h5py.File(self.path, "r") as file:
-                return [encoded.tobytes() for encoded in file["images"][start:stop]]
-        except OSError as error:
-            raise BagFileError(f"{self.path}: cells {start} to {stop} cannot be read ({error}).") from None
+        with reading(self.path) as file:
+            return [encoded.tobytes() for encoded in file["images"][start:stop]]
 
 
 def write_bag(path: Path, info: BagInfo, instances: Iterable[Instance]) -> tuple[str, int]:
@@ -120,7 +118,10 @@ def open_bag(path: Path | str) -> Bag:
     Raises `BagFileError` for a truncated or foreign file, another schema, or datasets that contradict the attributes.
     """
     path = Path(path)
-    with _checked(path) as file:
+    with reading(path) as file:
+        fault = _fault(file)
+        if fault:
+            raise BagFileError(f"{path} {fault}. Make it again with `cytomil make-bags`.")
         attributes = file.attrs
         mpp = float(attributes["mpp"])
         return Bag(
@@ -143,25 +144,22 @@ def content_sha256(bag: Bag) -> str:
     digest = _start_digest(bag.info)
     for start in range(0, len(bag), 256):
         for i, image in enumerate(bag.images(start, start + 256), start=start):
-            x, y = bag.coords[i]
-            _update_digest(digest, bag.instance_ids[i], (int(x), int(y)), image)
+            _update_digest(digest, bag.instance_ids[i], bag.coords[i], image)
     return digest.hexdigest()
 
 
-def _checked(path: Path) -> h5py.File:
+@contextmanager
+def reading(path: Path) -> Iterator[h5py.File]:
+    """Open a bag file for reading. Raises `BagFileError` for whatever h5py cannot make sense of."""
     if not path.is_file():
         raise BagFileError(f"{path} does not exist. Make bags with `cytomil make-bags`.")
     try:
-        file = h5py.File(path, "r")
-    except OSError:
+        with h5py.File(path, "r") as file:
+            yield file
+    except HDF5_ERRORS as error:
         raise BagFileError(
-            f"{path} is truncated or not an HDF5 file. Make it again with `cytomil make-bags`."
+            f"{path} is truncated, damaged or not an HDF5 file ({error}). Make it again with `cytomil make-bags`."
         ) from None
-    reason = _fault(file)
-    if reason:
-        file.close()
-        raise BagFileError(f"{path} {reason}. Make it again with `cytomil make-bags`.")
-    return file
 
 
 def _fault(file: h5py.File) -> str:
@@ -169,23 +167,26 @@ def _fault(file: h5py.File) -> str:
     if schema != SCHEMA:
         return f"is not a bag file of this version (schema {schema!r}, expected {SCHEMA!r})"
     wanted = {"bag_id", "patient_id", "label", "mpp", "source", "n_instances", "sha256"}
-    missing = sorted(wanted - set(file.attrs)) + [name for name in _DATASETS if name not in file]
+    missing = sorted(wanted - set(file.attrs))
+    missing += [name for name in _DATASETS if not isinstance(file.get(name), h5py.Dataset)]
     if missing:
         return f"lacks {', '.join(missing)}"
     n = int(file.attrs["n_instances"])
-    lengths = {name: file[name].shape[0] for name in _DATASETS}
-    wrong = [f"{name} has {length}" for name, length in lengths.items() if length != n]
+    shapes = {name: file[name].shape for name in _DATASETS}
+    wrong = [f"{name} has shape {s}" for name, s in shapes.items() if s != ((n, 2) if name == "coords" else (n,))]
     if wrong:
         return f"contradicts itself: {n} instances announced, {', '.join(wrong)}"
     return ""
 
 
 def _start_digest(info: BagInfo) -> hashlib._Hash:
-    return hashlib.sha256(repr((SCHEMA, info.bag_id, info.patient_id, info.label, info.mpp)).encode())
+    mpp = None if info.mpp is None else float(info.mpp)
+    return hashlib.sha256(repr((SCHEMA, info.bag_id, info.patient_id, int(info.label), mpp)).encode())
 
 
-def _update_digest(digest: hashlib._Hash, instance_id: str, coords: tuple[int, int], image: bytes) -> None:
-    digest.update(repr((instance_id, coords, len(image))).encode())
+def _update_digest(digest: hashlib._Hash, instance_id: str, coords: Iterable[int], image: bytes) -> None:
+    x, y = coords
+    digest.update(repr((instance_id, (int(x), int(y)), len(image))).encode())
     digest.update(image)
 
 

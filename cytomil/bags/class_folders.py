@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cytomil.bags.bag_file import Instance
-from cytomil.bags.images import find_images, read_image
+from cytomil.bags.images import find_images, printable, read_image
 from cytomil.bags.simulate import Plan
 from cytomil.errors import ImageUnreadableError, NotEnoughCellsError, NotFoundError
 from cytomil.progress import Problem
@@ -78,7 +78,7 @@ class CellDraw:
     def _draw(self, classes: dict[str, list[Path]], label: int, order: np.ndarray) -> Iterator[Instance]:
         files = [file for name in classes for file in classes[name]]
         for i in order:
-            name = files[i].relative_to(self._classes.root).as_posix()
+            name = printable(files[i].relative_to(self._classes.root).as_posix())
             try:
                 image = read_image(files[i], name)
             except ImageUnreadableError as error:

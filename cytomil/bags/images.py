@@ -23,6 +23,11 @@ def find_images(folder: Path) -> list[Path]:
     )
 
 
+def printable(name: str) -> str:
+    """A file's name with what is not UTF-8 in it escaped, so that it can be stored and shown."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def open_image(encoded: bytes, name: str) -> Image.Image:
     """Decode an encoded image to RGB. Raises `ImageUnreadableError` naming ``name`` for damaged or foreign bytes."""
     if not encoded:

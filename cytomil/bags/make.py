@@ -10,12 +10,13 @@ import numpy as np
 
 from cytomil.bags.bag_file import BagInfo, write_bag
 from cytomil.bags.class_folders import CellDraw, open_class_folders, require_enough
+from cytomil.bags.images import printable
 from cytomil.bags.manifest import MANIFEST_NAME, BagRow, write_manifest
 from cytomil.bags.simulate import make_plan, write_simulated_bags
 from cytomil.bags.slide_folders import SlideFolderReader, read_labels, split_by_patient
 from cytomil.bags.synthetic import SOURCE as SYNTHETIC
 from cytomil.bags.synthetic import synthetic_abnormal, synthetic_normal
-from cytomil.errors import BagFileError, CytomilError, NotFoundError, SettingsError, require_folder
+from cytomil.errors import BagFileError, NotFoundError, SettingsError, require_folder, require_replaceable
 from cytomil.files import replacing_folder, write_json
 from cytomil.progress import Listener, Problem
 from cytomil.provenance import now, versions
@@ -39,7 +40,7 @@ def make_bags(settings: MakeBagsSettings, listener: Listener) -> MadeBags:
 
     Raises `NotFoundError`, `NotEnoughCellsError`, `BagFileError` or `SettingsError`, each with what to do.
     """
-    _refuse_foreign_folder(settings.out)
+    require_replaceable(settings.out, MANIFEST_NAME)
     make = _choose(settings)
     with replacing_folder(settings.out) as folder:
         made = make(folder, settings, listener)
@@ -108,7 +109,7 @@ def _from_slide_folders(folder: Path, settings: MakeBagsSettings, listener: List
         rows.append(BagRow(slide.slide, path.name, slide.patient_id, slide.split, slide.label, n, None, sha256))
     listed = {slide.slide for slide in slides}
     unlisted = sorted(
-        c.name for c in root.iterdir() if c.is_dir() and not c.name.startswith(".") and c.name not in listed
+        printable(c.name) for c in root.iterdir() if c.is_dir() and not c.name.startswith(".") and c.name not in listed
     )
     problems += [Problem(name, f"has no line in {labels.name}") for name in unlisted]
     if not rows:
@@ -119,11 +120,3 @@ def _from_slide_folders(folder: Path, settings: MakeBagsSettings, listener: List
 def _require_bags(settings: MakeBagsSettings) -> None:
     if settings.train_bags + settings.test_bags == 0:
         raise SettingsError("train_bags and test_bags are both 0: nothing to make. Raise one of them.")
-
-
-def _refuse_foreign_folder(out: Path) -> None:
-    """Refuse to replace a folder that make-bags did not make."""
-    if out.is_file():
-        raise CytomilError(f"{out} is a file. Name a folder with --out.")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_NAME).is_file():
-        raise CytomilError(f"{out} holds files that are not bags; it is left alone. Name another folder with --out.")

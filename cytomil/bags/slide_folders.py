@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cytomil.bags.bag_file import Instance
-from cytomil.bags.images import find_images, read_image
+from cytomil.bags.images import find_images, printable, read_image
 from cytomil.bags.manifest import SPLITS
 from cytomil.errors import BagFileError, ImageUnreadableError, NotFoundError, require_file
 from cytomil.progress import Problem
@@ -49,6 +49,13 @@ def read_labels(path: Path) -> list[LabelledSlide]:
         raise BagFileError(f"{path} lists {', '.join(twice)} twice. Give every slide one line.")
     if any(slide.split for slide in slides) and not all(slide.split for slide in slides):
         raise BagFileError(f"{path}: some lines have a split and some have none. Fill all of them or none.")
+    split_of: dict[str, str] = {}
+    for slide in slides:
+        if slide.patient_id and split_of.setdefault(slide.patient_id, slide.split) != slide.split:
+            raise BagFileError(
+                f"{path}: patient '{slide.patient_id}' stands in both train and test. "
+                "Put all slides of a patient on one side of the split."
+            )
     return slides
 
 
@@ -60,11 +67,9 @@ def split_by_patient(slides: list[LabelledSlide], test_share: float, seed: int) 
     """
     if all(slide.split for slide in slides):
         return slides
-    from sklearn.model_selection import StratifiedGroupKFold
-
     patients = [slide.patient_id or f"slide:{slide.slide}" for slide in slides]
     labels = np.array([slide.label for slide in slides])
-    n_folds = max(2, round(1 / test_share))
+    n_folds = max(2, round(1 / min(test_share, 1 - test_share)))
     for label in (0, 1):
         n = len({p for p, other in zip(patients, labels, strict=True) if other == label})
         if n < 2:
@@ -73,9 +78,27 @@ def split_by_patient(slides: list[LabelledSlide], test_share: float, seed: int) 
                 "one for testing. Add slides, or give a split column."
             )
         n_folds = min(n_folds, n)
-    folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    _, test = next(folds.split(np.zeros(len(slides)), labels, patients))
-    return [replace(s, split="test" if i in set(test.tolist()) else "train") for i, s in enumerate(slides)]
+    chosen = next(
+        c for c in _candidates(labels, patients, n_folds, seed) if len({*labels[c]}) == len({*labels[~c]}) == 2
+    )
+    is_test = chosen if test_share <= 0.5 else ~chosen
+    return [replace(slide, split="test" if test else "train") for slide, test in zip(slides, is_test, strict=True)]
+
+
+def _candidates(labels: np.ndarray, patients: list[str], n_folds: int, seed: int) -> Iterator[np.ndarray]:
+    """Ways to set whole patients apart, as masks, the most fitting first.
+
+    A fold may lack a label where a patient has slides of both. Such a patient alone is then a choice that always serves.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    everyone = np.arange(len(labels))
+    for n in range(n_folds, 1, -1):
+        folds = StratifiedGroupKFold(n, shuffle=True, random_state=seed)
+        for _, chosen in folds.split(everyone, labels, patients):
+            yield np.isin(everyone, chosen)
+    for patient in sorted(set(patients)):
+        yield np.array(patients) == patient
 
 
 class SlideFolderReader:
@@ -99,7 +122,7 @@ class SlideFolderReader:
             raise NotFoundError(f"{folder} holds no cell images.")
         seen: set[bytes] = set()
         for file in files:
-            name = file.relative_to(self._root).as_posix()
+            name = printable(file.relative_to(self._root).as_posix())
             try:
                 image = read_image(file, name)
             except ImageUnreadableError as error:
@@ -113,7 +136,7 @@ class SlideFolderReader:
             if split != slide.split:
                 self.problems.append(Problem(name, f"the same image stands in a {split} slide; left out here"))
                 continue
-            yield Instance(file.relative_to(folder).as_posix(), image, source=name)
+            yield Instance(printable(file.relative_to(folder).as_posix()), image, source=name)
 
 
 def _parse(path: Path, line: dict[str, str], number: int) -> LabelledSlide:
@@ -125,7 +148,7 @@ def _parse(path: Path, line: dict[str, str], number: int) -> LabelledSlide:
     )
     if not slide.slide:
         raise BagFileError(f"{path}, line {number}: the slide's name is empty.")
-    if Path(slide.slide).name != slide.slide:
+    if Path(slide.slide).name != slide.slide or slide.slide == "..":
         raise BagFileError(f"{path}, line {number}: slide '{slide.slide}' must be a name in that folder, not a path.")
     if slide.label < 0:
         raise BagFileError(f"{path}, line {number}: label '{line['label']}' is neither 0 (healthy) nor 1 (diseased).")

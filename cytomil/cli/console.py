@@ -65,11 +65,12 @@ class RichListener:
                 yield item
                 progress.advance(task)
         finally:
-            progress.remove_task(task)
             self._open -= 1
             if self._open == 0:
                 progress.stop()
                 self._progress = None
+            else:
+                progress.remove_task(task)
 
     def note(self, message: str) -> None:
         """Print one line above the bars."""

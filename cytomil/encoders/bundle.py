@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.encoders.transform import CellTransform
-from cytomil.errors import EncoderBundleError, require_folder
+from cytomil.errors import EncoderBundleError, require_folder, require_replaceable
 from cytomil.files import replacing_folder, sha256_of_file, write_json
 
 SCHEMA = "cytomil.encoder/1"
@@ -33,7 +33,11 @@ class EncoderBundle:
 
 
 def save_bundle(path: Path, encoder: Encoder, transform: CellTransform, facts: dict[str, Any]) -> EncoderBundle:
-    """Write a bundle, replacing the folder whole. ``facts`` are added to encoder.json (method, settings, history …)."""
+    """Write a bundle, replacing the folder whole. ``facts`` are added to encoder.json (method, settings, history …).
+
+    Raises `CytomilError` where ``path`` is a folder of other things.
+    """
+    require_replaceable(path, CARD_NAME)
     with replacing_folder(path) as folder:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
         save_file(state, folder / WEIGHTS_NAME)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import h5py
 import numpy as np
 
 from cytomil.errors import FeatureFileError
-from cytomil.files import replacing
+from cytomil.files import HDF5_ERRORS, replacing
 
 SCHEMA = "cytomil.features/1"
+_PER_INSTANCE = ("features", "coords", "instance_id")
 _STRING = h5py.string_dtype("utf-8")
 
 
@@ -46,13 +48,8 @@ class Features:
 
     def load(self) -> np.ndarray:
         """The embeddings, float32 (N, D)."""
-        try:
-            with h5py.File(self.path, "r") as file:
-                return file["features"][:].astype(np.float32, copy=False)
-        except OSError as error:
-            raise FeatureFileError(
-                f"{self.path} cannot be read ({error}). Make it again with `cytomil embed`."
-            ) from None
+        with _reading(self.path) as file:
+            return file["features"][:].astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)
@@ -91,6 +88,8 @@ def write_features(
                     dataset.resize(m, axis=0)
                     dataset[n:m] = content
                 n = m
+            # A dataset, because an attribute has no room for some thousand names.
+            file.create_dataset("unreadable", data=unreadable or [], dtype=_STRING)
             # The names under which TRIDENT keeps a patch's geometry; 0 and NaN where the cells are images of their own.
             coords.attrs.update(
                 {
@@ -109,7 +108,6 @@ def write_features(
                     "bag_id": bag_id,
                     "mpp": np.nan if mpp is None else mpp,
                     "n_instances": n,
-                    "unreadable": np.array(unreadable or [], dtype=_STRING),
                     **vars(key),
                 }
             )
@@ -120,29 +118,22 @@ def write_features(
 def open_features(path: Path | str) -> Features:
     """Open and validate a cache. Raises `FeatureFileError` for a truncated or foreign file or one that contradicts itself."""
     path = Path(path)
-    if not path.is_file():
-        raise FeatureFileError(f"{path} does not exist. Make features with `cytomil embed`.")
-    try:
-        with h5py.File(path, "r") as file:
-            fault = _fault(file)
-            if fault:
-                raise FeatureFileError(f"{path} {fault}. Make it again with `cytomil embed`.")
-            attributes = file.attrs
-            mpp = float(attributes["mpp"])
-            return Features(
-                path=path,
-                bag_id=str(attributes["bag_id"]),
-                key=FeatureKey(**{name: str(attributes[name]) for name in FeatureKey.__dataclass_fields__}),
-                mpp=None if np.isnan(mpp) else mpp,
-                instance_ids=tuple(file["instance_id"].asstr()[:]),
-                coords=file["coords"][:],
-                shape=file["features"].shape,
-                unreadable=tuple(str(name) for name in attributes["unreadable"]),
-            )
-    except OSError:
-        raise FeatureFileError(
-            f"{path} is truncated or not an HDF5 file. Make it again with `cytomil embed`."
-        ) from None
+    with _reading(path) as file:
+        fault = _fault(file)
+        if fault:
+            raise FeatureFileError(f"{path} {fault}. Make it again with `cytomil embed`.")
+        attributes = file.attrs
+        mpp = float(attributes["mpp"])
+        return Features(
+            path=path,
+            bag_id=str(attributes["bag_id"]),
+            key=FeatureKey(**{name: str(attributes[name]) for name in FeatureKey.__dataclass_fields__}),
+            mpp=None if np.isnan(mpp) else mpp,
+            instance_ids=tuple(file["instance_id"].asstr()[:]),
+            coords=file["coords"][:],
+            shape=file["features"].shape,
+            unreadable=tuple(file["unreadable"].asstr()[:]),
+        )
 
 
 def is_valid(path: Path, key: FeatureKey) -> bool:
@@ -153,16 +144,28 @@ def is_valid(path: Path, key: FeatureKey) -> bool:
         return False
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[h5py.File]:
+    if not path.is_file():
+        raise FeatureFileError(f"{path} does not exist. Make features with `cytomil embed`.")
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except HDF5_ERRORS as error:
+        raise FeatureFileError(
+            f"{path} is truncated, damaged or not an HDF5 file ({error}). Make it again with `cytomil embed`."
+        ) from None
+
+
 def _fault(file: h5py.File) -> str:
     schema = file.attrs.get("schema", "none")
     if schema != SCHEMA:
         return f"is not a feature cache of this version (schema {schema!r}, expected {SCHEMA!r})"
-    wanted = {"bag_id", "mpp", "n_instances", "unreadable", *FeatureKey.__dataclass_fields__}
-    missing = sorted(wanted - set(file.attrs)) + [
-        name for name in ("features", "coords", "instance_id") if name not in file
-    ]
+    wanted = {"bag_id", "mpp", "n_instances", *FeatureKey.__dataclass_fields__}
+    missing = sorted(wanted - set(file.attrs))
+    missing += [n for n in ("unreadable", *_PER_INSTANCE) if not isinstance(file.get(n), h5py.Dataset)]
     if missing:
         return f"lacks {', '.join(missing)}"
     n = int(file.attrs["n_instances"])
-    wrong = [name for name in ("features", "coords", "instance_id") if file[name].shape[0] != n]
+    wrong = [name for name in _PER_INSTANCE if file[name].shape[:1] != (n,)]
     return f"contradicts itself: {n} instances announced, not as many in {', '.join(wrong)}" if wrong else ""

@@ -56,12 +56,10 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
     n_kept = 0
     for row in listener.track(rows, "embedding", unit="bags"):
         path = settings.out / f"{row.bag_id}.h5"
-        if is_valid(path, embedder.key(row.sha256)):
-            n_kept += 1
-            features = open_features(path)
-            problems += [
-                Problem(f"{row.bag_id}/{name}", "could not be read when embedded") for name in features.unreadable
-            ]
+        kept = is_valid(path, embedder.key(row.sha256))
+        if kept:
+            unreadable = open_features(path).unreadable
+            problems += [Problem(f"{row.bag_id}/{name}", "could not be read when embedded") for name in unreadable]
         else:
             try:
                 bag = _open_listed(manifest.file_of(row), row)
@@ -71,18 +69,23 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
             except BagFileError as error:
                 problems.append(Problem(row.bag_id, str(error)))
                 continue
-        done.append(_index_row(row, path))
-    n_done = len(done)
+        indexed = _index_row(row, path)
+        if indexed.n_instances == 0:
+            problems.append(Problem(row.bag_id, "none of its cells can be read"))
+            continue
+        done.append(indexed)
+        n_kept += kept
+    n_done, n_instances = len(done), sum(row.n_instances for row in done)
     chosen = {row.bag_id for row in rows}
     for row in manifest.rows:
         path = settings.out / f"{row.bag_id}.h5"
         # Embedding one split must not make the other one's finished caches disappear from the index.
         if row.bag_id not in chosen and is_valid(path, embedder.key(row.sha256)):
-            done.append(_index_row(row, path))
+            done += [indexed for indexed in [_index_row(row, path)] if indexed.n_instances]
     if not n_done:
         raise BagFileError(f"none of the {len(rows)} bags in {settings.bags} could be embedded: {problems[0].reason}")
     write_index(FeatureIndex(settings.out, tuple(done)))
-    return Embedded(settings.out, n_done - n_kept, n_kept, sum(row.n_instances for row in done), tuple(problems))
+    return Embedded(settings.out, n_done - n_kept, n_kept, n_instances, tuple(problems))
 
 
 def _index_row(row: BagRow, path: Path) -> IndexRow:

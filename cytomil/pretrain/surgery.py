@@ -36,8 +36,8 @@ def pcgrad(gradients: Tensor) -> Tensor:
 def adaptive_gradient_surgery(gradients: Tensor, rescale: str = "paper") -> Tensor:
     """PCGrad, then the plain sum's norm restored (SLAM-AGS, arXiv 2511.14639, eq. 6).
 
-    Projection may shrink the update (and, where the norms differ much, may also lengthen it). ``rescale`` says when its
-    norm is set to that of the plain sum: ``paper`` only where it shrank (eq. 6), ``always`` (the authors' code), or
+    Of conflicting gradients, projection shrinks the sum where their norms differ much and lengthens it where they are
+    alike. ``rescale`` says when its norm is set to that of the plain sum: ``paper`` only where it shrank (eq. 6), ``always`` (the authors' code), or
     ``never`` (plain PCGrad). Gradients that cancel each other out completely stay zero.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cytomil.bags.images import open_image
-from cytomil.errors import CytomilError, NoCellsError
+from cytomil.errors import CytomilError, NoCellsError, TriageModelError
 from cytomil.features.cache import Features, is_valid, open_features
 from cytomil.features.embedder import Embedder
 from cytomil.files import sha256_of_json
@@ -97,6 +97,8 @@ class _Ranker:
 
     def _result(self, found: Found, source: SlideSource, features: Features, problems: list[Problem]) -> SlideResult:
         assessment = self._model.assess(features.load())
+        if not np.isfinite(assessment.probability):
+            raise TriageModelError("the model gives no finite probability for this slide. Fit the model again.")
         cautions = []
         if len(problems) > _MANY_UNREADABLE * (len(features) + len(problems)):
             cautions.append(f"read with care: {unreadable_summary(problems, len(features))}")

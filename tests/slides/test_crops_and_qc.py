@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from slide_scenes import Disc
 
 from cytomil.slides import CellFinding, Cells, find_cells, iter_crops, open_slide, qc_thumbnail
 
 MakeSlide = Callable[..., Path]
+Disc = tuple[float, float, float]  # x, y, radius in µm
 
 
 @pytest.mark.parametrize("mpp", [0.125, 0.25, 0.5])

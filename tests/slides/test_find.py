@@ -10,12 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
-from slide_scenes import Disc, render, write_pyramid
 
 from cytomil.errors import NoCellsError, SettingsError
 from cytomil.slides import CellFinding, Cells, find_cells, require_enough_cells
 
 MakeSlide = Callable[..., Path]
+Render = Callable[..., np.ndarray]
+Write = Callable[..., Path]
+Disc = tuple[float, float, float]  # x, y, radius in µm
 
 
 def assert_each_found_once(cells: Cells, discs: list[Disc], mpp: float) -> None:
@@ -38,7 +40,9 @@ def test_each_cell_is_found_once_whatever_the_tiles(
 
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(x=st.floats(28, 36), y=st.floats(28, 36), radius=st.floats(2.5, 6.0))
-def test_a_cell_on_the_corner_of_four_tiles_is_found_once(tmp_path: Path, x: float, y: float, radius: float) -> None:
+def test_a_cell_on_the_corner_of_four_tiles_is_found_once(
+    tmp_path: Path, x: float, y: float, radius: float, render: Render, write_pyramid: Write
+) -> None:
     path = write_pyramid(tmp_path / "slide.tif", render((70, 70), [(x, y, radius)], 0.25), 0.25)
     # 128 px of 0.25 µm: the four tiles meet at (32, 32) µm.
     assert_each_found_once(find_cells(path, CellFinding(tile_px=128), workers=1), [(x, y, radius)], 0.25)
@@ -49,7 +53,7 @@ def test_touching_cells_are_split(make_slide: MakeSlide) -> None:
     assert len(find_cells(make_slide(discs), CellFinding())) == 5
 
 
-def test_a_ring_shaped_cell_is_one_cell(tmp_path: Path) -> None:
+def test_a_ring_shaped_cell_is_one_cell(tmp_path: Path, render: Render, write_pyramid: Write) -> None:
     image = render((60, 60), [(30, 30, 4)], 0.25)
     hole = render((60, 60), [(30, 30, 1.5)], 0.25) < 200
     path = write_pyramid(tmp_path / "slide.tif", np.where(hole, np.uint8(234), image), 0.25)
@@ -72,7 +76,7 @@ def test_the_same_scene_gives_the_same_cells_at_any_resolution(
         assert_each_found_once(find_cells(path, CellFinding()), grid_of_discs, mpp)
 
 
-def test_a_stepped_background_hides_no_cell(tmp_path: Path) -> None:
+def test_a_stepped_background_hides_no_cell(tmp_path: Path, render: Render, write_pyramid: Write) -> None:
     discs = [(20.0 + 20 * i, 30.0, 4.0) for i in range(5)]
     image = render((120, 60), discs, 0.25).copy()
     image[:, 280:] = image[:, 280:] // 2
@@ -82,7 +86,7 @@ def test_a_stepped_background_hides_no_cell(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("colour", [255, 128])
-def test_a_blank_slide_has_no_cells_and_says_so(tmp_path: Path, colour: int) -> None:
+def test_a_blank_slide_has_no_cells_and_says_so(tmp_path: Path, colour: int, write_pyramid: Write) -> None:
     path = write_pyramid(tmp_path / "blank.tif", np.full((512, 512, 3), colour, np.uint8), 0.25)
     cells = find_cells(path, CellFinding(tile_px=256))
     assert cells.centres.shape == (0, 2)
@@ -90,7 +94,7 @@ def test_a_blank_slide_has_no_cells_and_says_so(tmp_path: Path, colour: int) -> 
         require_enough_cells(path, cells, CellFinding())
 
 
-def test_a_noisy_empty_slide_has_no_cells(tmp_path: Path) -> None:
+def test_a_noisy_empty_slide_has_no_cells(tmp_path: Path, write_pyramid: Write) -> None:
     noise = np.random.default_rng(0).normal(225, 4, (512, 512, 3)).clip(0, 255).astype(np.uint8)
     assert len(find_cells(write_pyramid(tmp_path / "noise.tif", noise, 0.25), CellFinding())) == 0
 

@@ -9,12 +9,12 @@ import openslide
 import pytest
 import tifffile
 from PIL import Image
-from slide_scenes import write_pyramid
 
 from cytomil.errors import ResolutionError, SlideUnreadableError
 from cytomil.slides import CellFinding, find_cells, is_slide_file, iter_crops, open_slide, qc_thumbnail
 
 MakeSlide = Callable[..., Path]
+Write = Callable[..., Path]
 
 
 def test_resolution_comes_from_the_file(make_slide: MakeSlide) -> None:
@@ -127,7 +127,7 @@ def test_slide_files_are_told_by_name_and_kind(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def gradient(tmp_path: Path) -> Path:
+def gradient(tmp_path: Path, write_pyramid: Write) -> Path:
     y, x = np.mgrid[:512, :640]
     image = np.stack([x / 4, y / 4, np.full_like(x, 77)], axis=-1).astype(np.uint8)
     return write_pyramid(tmp_path / "gradient.tif", image, 0.25)

@@ -1,0 +1,41 @@
+# `make demo` and `make test` each do all of their own set-up; only Python 3.11 or newer, git and make need be there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(abspath $(VENV))/bin
+DEMO_SLIDES := data/new-slides
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.demo-installed
+	PATH="$(BIN):$$PATH" dvc repro
+	PATH="$(BIN):$$PATH" cytomil make-bags synthetic --out $(DEMO_SLIDES) --train-bags 0 --test-bags 8 --seed 1
+	PATH="$(BIN):$$PATH" cytomil rank $(DEMO_SLIDES)
+	@echo "The true labels of these synthetic slides, which rank does not look at, stand in $(DEMO_SLIDES)/bags.csv."
+
+test: $(VENV)/.test-installed
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/mypy"
+	"$(BIN)/python" -m pytest -n 2
+
+lint: $(VENV)/.test-installed
+	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
+
+bench: $(VENV)/.test-installed
+	"$(BIN)/python" -m bench.road
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "cytomil needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo-installed: pyproject.toml | $(VENV)/bin/python
+	"$(BIN)/python" -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.test-installed: pyproject.toml | $(VENV)/bin/python
+	"$(BIN)/python" -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) data models reports triage

@@ -1,0 +1,105 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from cytomil.errors import FeatureFileError
+from cytomil.mil.cross_validate import assign_folds, cross_validate
+from cytomil.mil.train import Standardiser, TrainingBag, positive_probability, training_epochs
+from cytomil.mil.triage_model import SCORE_BIN_EDGES, assess_with, score_shares
+from cytomil.progress import Silent
+from cytomil.settings import FitMilSettings
+
+SETTINGS = FitMilSettings(epochs=8, folds=3, ensemble=2, n_prototypes=4)
+
+
+def make_bags(n=12, size=30, witnesses=6, shift=3.0, seed=0, patients=None):
+    generator = torch.Generator().manual_seed(seed)
+    bags = []
+    for i in range(n):
+        values = torch.randn(size, 8, generator=generator)
+        if i % 2:
+            values[:witnesses, 0] += shift
+        bags.append(TrainingBag(f"b{i}", values, i % 2, patients[i] if patients else f"p{i}"))
+    return bags
+
+
+def test_no_patient_stands_in_two_folds_and_every_fold_has_both_labels():
+    patients = [f"p{i // 2 * 2 + i % 2 if i < 6 else i}" for i in range(12)]
+    bags = make_bags(patients=patients)
+    folds = assign_folds(bags, SETTINGS)
+    fold_of = {}
+    for bag, fold in zip(bags, folds, strict=True):
+        assert fold_of.setdefault(bag.patient, fold) == fold
+    for fold in range(folds.max() + 1):
+        assert {bag.label for bag, other in zip(bags, folds, strict=True) if other == fold} == {0, 1}
+
+
+def test_too_few_patients_is_one_clear_error():
+    bags = make_bags(4, patients=["a", "b", "c", "b"])
+    with pytest.raises(FeatureFileError, match="two patients"):
+        assign_folds(bags, SETTINGS)
+
+
+def test_held_out_probabilities_come_from_models_that_did_not_see_the_bag():
+    bags = make_bags()
+    found = cross_validate(bags, SETTINGS, Silent())
+    assert found.probabilities.shape == (12,)
+    assert 1 <= found.n_epochs <= SETTINGS.epochs
+    labels = np.array([bag.label for bag in bags])
+    assert found.loss_by_epoch[found.n_epochs - 1] == found.loss_by_epoch.min()
+    held = int(np.flatnonzero(found.fold == 0)[0])
+    kept = [bag for bag, fold in zip(bags, found.fold, strict=True) if fold != 0]
+    expected = 0.0
+    for member in range(SETTINGS.ensemble):
+        *_, (model, standardise) = training_epochs(kept, SETTINGS, found.n_epochs, SETTINGS.seed * 1000 + member)
+        expected += positive_probability(model, standardise(bags[held].values)) / SETTINGS.ensemble
+    assert found.probabilities[held] == pytest.approx(expected, abs=1e-6)
+    assert found.probabilities[labels == 1].mean() > found.probabilities[labels == 0].mean()
+
+
+def test_the_aggregator_finds_planted_witnesses():
+    bags = make_bags(n=16, shift=5.0)
+    settings = SETTINGS.model_copy(update={"epochs": 40})
+    *_, member = training_epochs(bags, settings, 40, 0)
+    (positive, negative) = make_bags(n=2, shift=5.0, seed=9)[::-1]
+    assert assess_with([member], positive.values.numpy()).probability > 0.5
+    assert assess_with([member], negative.values.numpy()).probability < 0.5
+    scores = assess_with([member], positive.values.numpy()).scores
+    assert len(set(np.argsort(-scores)[:6].tolist()) & set(range(6))) >= 5
+    assert scores.mean() == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("prototypes", ["random", "kmeans"])
+def test_training_follows_its_seed(prototypes):
+    bags = make_bags()
+    settings = SETTINGS.model_copy(update={"prototypes": FitMilSettings(prototypes=prototypes).prototypes})
+
+    def weights(seed):
+        *_, (model, _) = training_epochs(bags, settings, 2, seed)
+        return torch.cat([p.flatten() for p in model.parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_standardiser_gives_zero_mean_and_unit_variance_and_survives_a_constant_dimension():
+    bags = make_bags(4)
+    for bag in bags:
+        bag.values[:, 3] = 7.0
+    standardise = Standardiser.of(bags)
+    values = torch.cat([standardise(bag.values) for bag in bags])
+    torch.testing.assert_close(values.mean(dim=0), torch.zeros(8), atol=1e-5, rtol=0)
+    assert torch.isfinite(values).all()
+    spread = values.std(dim=0, correction=0)
+    torch.testing.assert_close(spread[[0, 1, 2, 4, 5, 6, 7]], torch.ones(7), atol=1e-4, rtol=0)
+
+
+def test_score_shares_are_shares_and_keep_outliers():
+    shares = score_shares(np.array([0.0, 1.0, 1.0, 1e9]))
+    assert len(shares) == len(SCORE_BIN_EDGES) - 1
+    assert shares.sum() == pytest.approx(1)
+    assert shares[0] == pytest.approx(0.25)
+    assert shares[-1] == pytest.approx(0.25)
+    json.dumps(shares.tolist())

@@ -1,0 +1,104 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from cytomil.mil.pamil import PAMIL
+from cytomil.mil.prototypes import kmeans_prototypes
+
+
+def model(seed=0, **arguments):
+    torch.manual_seed(seed)
+    return PAMIL(**({"in_dim": 6, "n_prototypes": 4} | arguments)).eval()
+
+
+def bag(n, seed=0, d=6):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 50), st.integers(0, 999))
+def test_attention_sums_to_one_over_the_bag(n, seed):
+    logits, attention = model()(bag(n, seed))
+    assert logits.shape == (2,)
+    assert attention.shape == (2, n)
+    assert (attention >= 0).all()
+    torch.testing.assert_close(attention.sum(dim=1), torch.ones(2))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 50), st.integers(0, 999))
+def test_attention_follows_a_permutation_and_logits_do_not_change(n, seed):
+    instances = bag(n, seed)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    logits, attention = model()(instances)
+    moved_logits, moved_attention = model()(instances[order])
+    torch.testing.assert_close(moved_attention, attention[:, order])
+    torch.testing.assert_close(moved_logits, logits)
+
+
+def test_forward_equals_the_equations_written_out():
+    pamil, instances = model(), bag(5)
+    h = F.normalize(F.relu(F.linear(instances, pamil.shared[0].weight, pamil.shared[0].bias)), dim=1)
+    p = F.normalize(F.relu(F.linear(pamil.prototypes, pamil.shared[0].weight, pamil.shared[0].bias)), dim=1)
+    logits = torch.empty(2)
+    for c in range(2):
+        raw = torch.empty(5)
+        for n in range(5):
+            affinity = torch.stack(
+                [
+                    (torch.tanh(pamil.prototype_gate[0](p[k])) * torch.sigmoid(pamil.instance_gate[0](h[n]))).sum()
+                    for k in range(4)
+                ]
+            )
+            raw[n] = pamil.attention.weight[c] @ affinity + pamil.attention.bias[c]
+        weights = raw.exp() / raw.exp().sum()
+        torch.testing.assert_close(pamil(instances)[1][c], weights)
+        pooled = sum(weights[n] * h[n] for n in range(5))
+        logits[c] = pamil.classifiers[c](pooled / pooled.norm())
+    torch.testing.assert_close(pamil(instances)[0], logits)
+
+
+def test_identical_instances_share_the_attention_evenly():
+    _, attention = model()(bag(1).expand(8, -1))
+    torch.testing.assert_close(attention, torch.full((2, 8), 1 / 8))
+
+
+def test_training_loss_without_clusters_is_cross_entropy():
+    pamil, instances = model(), bag(7)
+    logits, _ = pamil(instances)
+    for label in (0, 1):
+        expected = -logits.log_softmax(0)[label]
+        torch.testing.assert_close(pamil.training_loss(instances, torch.tensor(label), 0.0), expected)
+        assert pamil.training_loss(instances, torch.tensor(label), 1.0) > expected
+
+
+def test_number_of_classes_and_prototypes_are_as_asked():
+    logits, attention = model(n_classes=3, n_prototypes=7)(bag(4))
+    assert logits.shape == (3,)
+    assert attention.shape == (3, 4)
+
+
+@pytest.mark.parametrize("shape", [(0, 6), (6,)])
+def test_an_empty_bag_or_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match="shape"):
+        model()(torch.zeros(shape))
+
+
+def test_kmeans_prototypes_find_the_clusters():
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[10.0, 0], [0, 10], [-10, -10]])
+    bags = [
+        (centres[torch.randint(0, 3, (40,), generator=generator)] + 0.1 * torch.randn(40, 2, generator=generator)).numpy()
+        for _ in range(4)
+    ]
+    found = torch.from_numpy(kmeans_prototypes(bags, 3, seed=0))
+    assert found.shape == (3, 2)
+    assert float(torch.cdist(centres, found).min(dim=1).values.max()) < 0.2
+    assert (kmeans_prototypes(bags, 3, seed=0) == found.numpy()).all()
+
+
+def test_kmeans_prototypes_need_enough_instances():
+    with pytest.raises(ValueError, match="3 instances"):
+        kmeans_prototypes([bag(3).numpy()], 5, seed=0)

@@ -1,0 +1,64 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+
+from cytomil.mil.cross_validate import HeldOut
+from cytomil.mil.thresholds import best_f1_threshold, choose_thresholds, sensitivity_threshold
+
+BAGS = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 1)), min_size=2, max_size=14).filter(
+    lambda bags: any(label for _, label in bags)
+)
+
+
+def arrays(bags):
+    return np.array([p / 20 for p, _ in bags]), np.array([label for _, label in bags])
+
+
+@settings(max_examples=150, deadline=None)
+@given(BAGS)
+def test_no_threshold_has_a_better_f1(bags):
+    probabilities, labels = arrays(bags)
+    chosen = best_f1_threshold(probabilities, labels)
+    reached = f1_score(labels, probabilities >= chosen, zero_division=0)
+    best = max(f1_score(labels, probabilities >= t, zero_division=0) for t in np.arange(-0.025, 1.1, 0.025))
+    assert reached == pytest.approx(best)
+
+
+@settings(max_examples=150, deadline=None)
+@given(BAGS, st.floats(0.05, 1.0))
+def test_the_sensitivity_threshold_is_the_highest_that_keeps_enough_positives(bags, wanted):
+    probabilities, labels = arrays(bags)
+    chosen = sensitivity_threshold(probabilities, labels, wanted)
+    positive = probabilities[labels == 1]
+    assert (positive >= chosen).mean() >= wanted - 1e-9
+    higher = sorted(p for p in positive if p > chosen)
+    if higher:
+        assert (positive >= higher[0]).mean() < wanted
+
+
+def test_low_never_exceeds_decision_and_ranges_hold_every_fold():
+    probabilities = np.array([0.9, 0.2, 0.8, 0.3, 0.7, 0.6])
+    labels = np.array([1, 0, 1, 0, 1, 0])
+    fold = np.array([0, 0, 1, 1, 2, 2])
+    found = choose_thresholds(HeldOut(probabilities, fold, 1, np.zeros(1)), labels, 0.95)
+    assert found.low <= found.decision
+    assert found.decision == pytest.approx(0.65)
+    assert found.decision_range == pytest.approx((0.55, 0.65))
+    assert found.low_range == pytest.approx((0.7, 0.9))
+
+
+def test_separable_bags_are_cut_in_the_middle_of_the_gap():
+    assert best_f1_threshold(np.array([0.1, 0.3, 0.7, 0.9]), np.array([0, 0, 1, 1])) == pytest.approx(0.5)
+
+
+def test_every_order_of_bags_gives_the_same_threshold():
+    bags = [(0.2, 0), (0.4, 1), (0.6, 0), (0.8, 1)]
+    found = {
+        best_f1_threshold(np.array([p for p, _ in order]), np.array([y for _, y in order]))
+        for order in itertools.permutations(bags)
+    }
+    assert len(found) == 1

@@ -1,0 +1,195 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from cytomil.bags.make import make_bags
+from cytomil.encoders.bundle import WEIGHTS_NAME, load_bundle
+from cytomil.errors import BagFileError, DivergedError, ResumeError, SettingsError
+from cytomil.files import sha256_of_file
+from cytomil.pretrain import loop
+from cytomil.pretrain.loop import pretrain
+from cytomil.progress import Silent
+from cytomil.settings import MakeBagsSettings, Method, PretrainSettings
+
+BAGS = {"bag_size": 16, "train_bags": 6, "test_bags": 2, "cell_size": 24, "difficulty": 0.2, "witness_rate": 0.25}
+SMALL = {"epochs": 3, "batch_size": 32, "image_size": 16, "projection_dim": 16, "warmup_epochs": 0.5, "learning_rate": 0.01}
+
+
+@pytest.fixture(scope="module")
+def bags(tmp_path_factory):
+    out = tmp_path_factory.mktemp("pretrain") / "bags"
+    make_bags(MakeBagsSettings(out=out, **BAGS), Silent())
+    return out
+
+
+def settings(bags, out, **changed):
+    return PretrainSettings(**{**SMALL, "bags": bags, "out": out, **changed})
+
+
+def weights(out):
+    return sha256_of_file(out / WEIGHTS_NAME)
+
+
+@pytest.mark.parametrize("method", list(Method))
+def test_every_method_trains_and_records_what_it_did(bags, tmp_path, method):
+    records = []
+    done = pretrain(settings(bags, tmp_path / "encoder", method=method, epochs=2), Silent(), records.append)
+    card = json.loads((tmp_path / "encoder" / "encoder.json").read_text())
+    assert card["method"] == method.value
+    assert isinstance(card["collapsed"], bool)
+    assert card["effective_rank"] >= 1
+    assert card["synthetic"] is True
+    assert [r["epoch"] for r in records] == [1, 2]
+    assert len(card["history"]) == 2
+    contrastive = method is not Method.WEAKLY_SUPERVISED
+    assert (card["nt_xent_margin"] is not None) is contrastive
+    if contrastive:
+        n = 32 if method is Method.SIMCLR else 16
+        assert records[0]["chance"] == pytest.approx(math.log(2 * n - 1))
+    if method is Method.SLAM_AGS:
+        assert {"gradient_cosine", "gradient_norm_negative", "gradient_norm_positive"} <= set(records[0])
+        assert -1 <= records[0]["gradient_cosine"] <= 1
+    assert not list(tmp_path.glob("checkpoints/*.pt"))
+    assert load_bundle(tmp_path / "encoder").sha256 == done.bundle.sha256
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_gives_others(bags, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        pretrain(settings(bags, tmp_path / name, seed=seed, epochs=1), Silent())
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert weights(tmp_path / "a") != weights(tmp_path / "c")
+
+
+@pytest.mark.parametrize("method", ["slam-ags", "weakly-supervised"])
+def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(bags, tmp_path, method):
+    pretrain(settings(bags, tmp_path / "unbroken", method=method), Silent())
+    broken = settings(bags, tmp_path / "broken", method=method)
+
+    def stop_after_two(record):
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(broken, Silent(), stop_after_two)
+    assert not (tmp_path / "broken").exists()
+    epochs = []
+    pretrain(broken, Silent(), lambda record: epochs.append(record["epoch"]), resume=True)
+    assert epochs == [3]
+    assert weights(tmp_path / "broken") == weights(tmp_path / "unbroken")
+
+
+def test_a_killed_process_resumes_to_the_weights_of_an_unbroken_one(bags, tmp_path):
+    def command(out, *more):
+        line = [sys.executable, "-m", "cytomil", "pretrain", "--bags", str(bags), "--out", str(tmp_path / out), *more]
+        for key, value in (SMALL | {"epochs": 6}).items():
+            line += [f"--{key.replace('_', '-')}", str(value)]
+        return line
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command("killed"), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("checkpoints/killed-*.pt")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed").exists()
+    resumed = subprocess.run(command("killed", "--resume"), cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after epoch" in resumed.stderr
+    unbroken = subprocess.run(command("unbroken"), cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert unbroken.returncode == 0, unbroken.stderr
+    assert weights(tmp_path / "killed") == weights(tmp_path / "unbroken")
+
+
+def interrupt(record):
+    raise KeyboardInterrupt
+
+
+def test_resume_refuses_other_settings_and_names_them(bags, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(settings(bags, tmp_path / "e"), Silent(), interrupt)
+    with pytest.raises(ResumeError, match=r"learning_rate 0\.01 → 0\.02"):
+        pretrain(settings(bags, tmp_path / "e", learning_rate=0.02), Silent(), resume=True)
+
+
+def test_resume_refuses_other_bags(bags, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(settings(bags, tmp_path / "e"), Silent(), interrupt)
+    make_bags(MakeBagsSettings(out=tmp_path / "other", seed=5, **BAGS), Silent())
+    with pytest.raises(ResumeError, match="other bags"):
+        pretrain(settings(tmp_path / "other", tmp_path / "e"), Silent(), resume=True)
+
+
+def test_a_damaged_checkpoint_is_one_clear_line(bags, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(settings(bags, tmp_path / "e"), Silent(), interrupt)
+    (checkpoint,) = tmp_path.glob("checkpoints/*.pt")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(ResumeError, match="damaged"):
+        pretrain(settings(bags, tmp_path / "e"), Silent())
+
+
+def test_resume_leaves_a_finished_run_as_it_is(bags, tmp_path):
+    wanted = settings(bags, tmp_path / "e", epochs=1)
+    pretrain(wanted, Silent())
+    before = (tmp_path / "e" / "encoder.json").stat().st_mtime_ns
+    assert pretrain(wanted, Silent(), resume=True).already_done
+    assert (tmp_path / "e" / "encoder.json").stat().st_mtime_ns == before
+
+
+def test_divergence_stops_with_the_step_and_the_last_good_checkpoint(bags, tmp_path, monkeypatch):
+    original = loop.METHODS[Method.SIMCLR]
+
+    def maker(wanted):
+        method = original(wanted)
+        calls = 0
+
+        def losses(encoder, batch):
+            nonlocal calls
+            calls += 1
+            found = method.losses(encoder, batch)
+            return {name: loss * float("nan") for name, loss in found.items()} if calls == 5 else found
+
+        return type(method)(losses=losses)
+
+    monkeypatch.setitem(loop.METHODS, Method.SIMCLR, maker)
+    with pytest.raises(DivergedError, match=r"step 5 \(epoch 2\).*after epoch 1") as caught:
+        pretrain(settings(bags, tmp_path / "e", method="simclr"), Silent())
+    (checkpoint,) = tmp_path.glob("checkpoints/*.pt")
+    assert str(checkpoint) in str(caught.value)
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 1
+    assert not (tmp_path / "e").exists()
+
+
+def test_the_objective_as_printed_collapses_and_says_so(bags, tmp_path):
+    printed = {"temperature": 0.07, "similarity_scale": 1.0, "epochs": 12, "learning_rate": 0.05}
+    done = pretrain(settings(bags, tmp_path / "e", **printed), Silent())
+    assert done.bundle.card["collapsed"] is True
+    assert done.bundle.card["collapse_reason"]
+
+
+def test_training_needs_both_labels_and_a_batch_that_fits(bags, tmp_path):
+    with pytest.raises(SettingsError, match="batch_size"):
+        pretrain(settings(bags, tmp_path / "e", batch_size=4096), Silent())
+    make_bags(MakeBagsSettings(out=tmp_path / "one", **(BAGS | {"train_bags": 1})), Silent())
+    with pytest.raises(BagFileError, match="positive"):
+        pretrain(settings(tmp_path / "one", tmp_path / "e"), Silent())
+
+
+def test_a_bag_that_was_exchanged_is_refused(bags, tmp_path):
+    other = tmp_path / "bags"
+    make_bags(MakeBagsSettings(out=other, **BAGS), Silent())
+    (other / "train-01.h5").write_bytes((other / "train-02.h5").read_bytes())
+    with pytest.raises(BagFileError, match="is not the bag"):
+        pretrain(settings(other, tmp_path / "e"), Silent())

@@ -1,0 +1,216 @@
+import csv
+import io
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+from cytomil.bags import BagInfo, Instance, open_bag, read_manifest, write_bag
+from cytomil.bags.make import make_bags
+from cytomil.encoders.bundle import load_bundle
+from cytomil.errors import NotFoundError, TriageModelError
+from cytomil.features.embed import embed
+from cytomil.features.embedder import Embedder
+from cytomil.mil.fit import fit_mil
+from cytomil.mil.triage_model import load_triage_model
+from cytomil.pretrain.loop import pretrain
+from cytomil.progress import Silent
+from cytomil.settings import EmbedSettings, FitMilSettings, MakeBagsSettings, PretrainSettings, RankSettings
+from cytomil.triage.rank import rank
+from cytomil.triage.worklist import Call
+from cytomil.triage.write import to_document, write_worklist
+
+ODD_NAMES = ("<img src=x onerror=alert(1)>", 'Müller "left" 2', "=1+1")
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """Bags, encoder, features and triage model, made by the verbs themselves at the smallest size."""
+    root = tmp_path_factory.mktemp("road")
+    bags = {"bag_size": 16, "train_bags": 8, "test_bags": 4, "cell_size": 24, "witness_rate": 0.25, "difficulty": 0.0}
+    make_bags(MakeBagsSettings(out=root / "bags", **bags), Silent())
+    pretrain(
+        PretrainSettings(
+            bags=root / "bags", out=root / "encoder", method="simclr", epochs=1, batch_size=32, image_size=16
+        ),
+        Silent(),
+    )
+    embed(EmbedSettings(bags=root / "bags", encoder=root / "encoder", out=root / "features"), Silent())
+    fit = {"epochs": 3, "folds": 2, "ensemble": 2}
+    fit_mil(
+        FitMilSettings(features=root / "features", encoder=root / "encoder", out=root / "model", **fit), Silent()
+    )
+    return root
+
+
+@pytest.fixture
+def slides(road, tmp_path):
+    """A folder with bag files, folders of cells, odd names, and everything that can be wrong with a slide."""
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    manifest = read_manifest(road / "bags")
+    test_rows = manifest.select("test")
+    for row in test_rows[:2]:
+        shutil.copy(manifest.file_of(row), folder)
+    for name, row in zip(ODD_NAMES, test_rows, strict=False):
+        (folder / name).mkdir()
+        for i, image in enumerate(open_bag(manifest.file_of(row)).images()):
+            (folder / name / f"cell {i}.jpg").write_bytes(image)
+    (folder / "empty").mkdir()
+    (folder / "only-rubbish").mkdir()
+    (folder / "only-rubbish" / "a.jpg").write_text("not an image")
+    (folder / "truncated.h5").write_bytes(manifest.file_of(test_rows[0]).read_bytes()[:2000])
+    (folder / "words.svs").write_text("these are words")
+    (folder / "mystery.xyz").write_text("?")
+    (folder / "labels.csv").write_text("slide,label\n")
+    (folder / ".hidden").write_text("")
+    return folder
+
+
+def settings(road, out, **changed):
+    return RankSettings(model=road / "model", out=out, **changed)
+
+
+def test_every_slide_is_in_the_worklist_with_its_state(road, slides, tmp_path):
+    worklist = rank(slides, settings(road, tmp_path / "out"), Silent())
+    by_name = {slide.slide: slide for slide in worklist.slides}
+    expected = {entry.name for entry in slides.iterdir()} - {"labels.csv", ".hidden"}
+    assert set(by_name) == expected
+    bad = {"empty", "only-rubbish", "truncated.h5", "words.svs", "mystery.xyz"}
+    for name, slide in by_name.items():
+        assert (slide.call is Call.NOT_ASSESSED) is (name in bad), (name, slide.reason)
+        assert bool(slide.reason) is (name in bad)
+        assert (slide.probability is None) is (name in bad)
+    assert not worklist.all_assessed
+    assert [slide.slide in bad for slide in worklist.slides] == sorted((n in bad for n in by_name), reverse=True)
+    probabilities = [s.probability for s in worklist.slides if s.probability is not None]
+    assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_calls_follow_the_models_thresholds(road, slides, tmp_path):
+    worklist = rank(slides, settings(road, tmp_path / "out"), Silent())
+    assert worklist.low_threshold <= worklist.threshold
+    for slide in worklist.slides:
+        if slide.probability is not None:
+            expected = (
+                Call.REVIEW_FIRST
+                if slide.probability >= worklist.threshold
+                else Call.REVIEW
+                if slide.probability >= worklist.low_threshold
+                else Call.LOW_PRIORITY
+            )
+            assert slide.call is expected
+
+
+def test_a_folder_of_cells_ranks_as_the_bag_it_was_made_from(road, slides, tmp_path):
+    manifest = read_manifest(road / "bags")
+    row = manifest.select("test")[0]
+    worklist = rank(slides, settings(road, tmp_path / "out"), Silent())
+    by_name = {slide.slide: slide for slide in worklist.slides}
+    assert by_name[ODD_NAMES[0]].probability == pytest.approx(by_name[row.path].probability, abs=1e-5)
+
+
+def test_key_instances_are_the_highest_scores_and_show_their_own_cell(road, slides, tmp_path):
+    worklist = rank(slides, settings(road, tmp_path / "out", top=5), Silent())
+    model = load_triage_model(road / "model")
+    for slide in worklist.slides:
+        if slide.call is Call.NOT_ASSESSED:
+            continue
+        scores = [cell.score for cell in slide.key_instances]
+        assert len(scores) == 5
+        assert scores == sorted(scores, reverse=True)
+        assert all(cell.image.startswith(b"\xff\xd8") for cell in slide.key_instances)
+        assert sum(slide.score_shares) == pytest.approx(1)
+    row = read_manifest(road / "bags").select("test")[0]
+    bag = open_bag(road / "bags" / row.path)
+    features = next((road / "features").glob(f"{row.bag_id}.h5"))
+    with h5py.File(features) as file:
+        scores = model.assess(file["features"][:]).scores
+    best = bag.instance_ids[int(np.argmax(scores))]
+    slide = next(s for s in worklist.slides if s.slide == row.path)
+    assert slide.key_instances[0].instance_id == best
+
+
+def test_an_unreadable_cell_is_counted_and_shown(road, tmp_path):
+    folder = tmp_path / "slides"
+    row = read_manifest(road / "bags").select("test")[0]
+    images = open_bag(road / "bags" / row.path).images()
+    cells = [Instance(f"c{i}", image) for i, image in enumerate(images)]
+    cells[3] = Instance("c3", images[3][:200])
+    write_bag(folder / "one.h5", BagInfo("one", 0), cells)
+    (slide,) = rank(folder, settings(road, tmp_path / "out"), Silent()).slides
+    assert slide.n_unreadable == 1
+    assert slide.n_instances == len(images) - 1
+    assert any("c3" in caution for caution in slide.cautions)
+
+
+def test_a_second_run_embeds_nothing_and_says_the_same(road, slides, tmp_path, monkeypatch):
+    first = rank(slides, settings(road, tmp_path / "out"), Silent())
+
+    def refuse(*_, **__):
+        raise AssertionError("a finished slide was embedded again")
+
+    monkeypatch.setattr(Embedder, "embed", refuse)
+    second = rank(slides, settings(road, tmp_path / "out"), Silent())
+    assert second.slides == first.slides
+
+
+def test_a_changed_slide_is_read_again(road, tmp_path):
+    folder = tmp_path / "slides"
+    shutil.copytree(road / "bags", folder)
+    name = read_manifest(road / "bags").rows[0].path
+    before = {s.slide: s.probability for s in rank(folder, settings(road, tmp_path / "out"), Silent()).slides}
+    shutil.copy(folder / read_manifest(road / "bags").rows[1].path, folder / name)
+    after = {s.slide: s.probability for s in rank(folder, settings(road, tmp_path / "out"), Silent()).slides}
+    assert after[name] == before[read_manifest(road / "bags").rows[1].path]
+
+
+def test_the_label_in_a_bag_file_is_not_looked_at(road, tmp_path):
+    row = read_manifest(road / "bags").select("test")[0]
+    bag = open_bag(road / "bags" / row.path)
+    cells = [Instance(i, image) for i, image in zip(bag.instance_ids, bag.images(), strict=True)]
+    for name, label in (("a", 0), ("b", 1)):
+        write_bag(tmp_path / "slides" / f"{name}.h5", BagInfo(name, label), cells)
+    one, other = rank(tmp_path / "slides", settings(road, tmp_path / "out"), Silent()).slides
+    assert one.probability == other.probability
+
+
+def test_files_on_disk_agree_with_the_worklist_whatever_the_names(road, slides, tmp_path):
+    worklist = rank(slides, settings(road, tmp_path / "out", top=3), Silent())
+    report = write_worklist(worklist, tmp_path / "out")
+    document = json.loads((tmp_path / "out" / "triage.json").read_text())
+    assert document == json.loads(json.dumps(to_document(worklist)))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "triage.csv").read_text())))
+    assert [row["slide"] for row in rows] == [slide.slide for slide in worklist.slides]
+    assert [row["slide"] for row in rows] == [slide["slide"] for slide in document["slides"]]
+    assert "<img src=x" not in report.read_text()
+    assert not list((tmp_path / "out").glob(".*partial"))
+
+
+def test_what_cannot_be_ranked_at_all_is_one_clear_error(road, tmp_path):
+    with pytest.raises(NotFoundError, match="does not exist"):
+        rank(tmp_path / "nowhere", settings(road, tmp_path / "out"), Silent())
+    (tmp_path / "void").mkdir()
+    with pytest.raises(NotFoundError, match="holds no slides"):
+        rank(tmp_path / "void", settings(road, tmp_path / "out"), Silent())
+    with pytest.raises(NotFoundError, match="fit-mil"):
+        rank(road / "bags", RankSettings(model=tmp_path / "no-model", out=tmp_path / "out"), Silent())
+
+
+@pytest.mark.parametrize("victim", ["triage.json", "aggregator.safetensors", "encoder/encoder.safetensors"])
+def test_a_damaged_model_is_refused(road, tmp_path, victim):
+    broken = tmp_path / "model"
+    shutil.copytree(road / "model", broken)
+    content = (broken / victim).read_bytes()
+    (broken / victim).write_bytes(content[: len(content) // 2])
+    with pytest.raises(TriageModelError, match=r"damaged|missing|not the file"):
+        rank(road / "bags", RankSettings(model=broken, out=tmp_path / "out"), Silent())
+
+
+def test_the_triage_model_is_portable(road, tmp_path):
+    moved = tmp_path / "elsewhere" / "model"
+    shutil.copytree(road / "model", moved)
+    assert load_triage_model(moved).encoder.sha256 == load_bundle(road / "encoder").sha256
+    assert str(road) not in (moved / "aggregator.safetensors").read_bytes().decode("latin-1")
