@@ -78,7 +78,9 @@ def test_a_missing_or_empty_folder_or_a_file_in_its_place(here, verb, kind):
     assert snapshot(here) == before
 
 
-@pytest.mark.parametrize("line", [["make-bags", "nowhere"], ["rank", "nowhere"], ["rank", "data/bags", "--model", "nowhere"]])
+@pytest.mark.parametrize(
+    "line", [["make-bags", "nowhere"], ["rank", "nowhere"], ["rank", "data/bags", "--model", "nowhere"]]
+)
 def test_a_missing_source(here, line):
     before = snapshot(here)
     assert_refused(run(*line), "nowhere", "does not exist")
@@ -91,7 +93,9 @@ def test_empty_folders_for_make_bags_and_rank(here):
     assert_refused(run("rank", "void"), "holds no slides")
 
 
-@pytest.mark.parametrize("line", [["make-bags"], *(line for line, _ in VERBS.values()), ["rank", "data/bags"], ["doctor"]])
+@pytest.mark.parametrize(
+    "line", [["make-bags"], *(line for line, _ in VERBS.values()), ["rank", "data/bags"], ["doctor"]]
+)
 def test_an_unknown_key_in_params_yaml(here, line):
     (here / "params.yaml").write_text("pretrain: {epoch: 3}\n")
     before = snapshot(here)

@@ -43,6 +43,8 @@ def test_version_and_module():
     assert run.stdout.strip() == f"cytomil {__version__}"
 
 
-@pytest.mark.parametrize("line", [["pretrain", "--method", "magic"], ["embed", "--no-such-option"], ["rank"], ["nonsense"]])
+@pytest.mark.parametrize(
+    "line", [["pretrain", "--method", "magic"], ["embed", "--no-such-option"], ["rank"], ["nonsense"]]
+)
 def test_wrong_usage_has_exit_status_2(line):
     assert CliRunner().invoke(app, line).exit_code == 2

@@ -90,7 +90,9 @@ def test_kmeans_prototypes_find_the_clusters():
     generator = torch.Generator().manual_seed(0)
     centres = torch.tensor([[10.0, 0], [0, 10], [-10, -10]])
     bags = [
-        (centres[torch.randint(0, 3, (40,), generator=generator)] + 0.1 * torch.randn(40, 2, generator=generator)).numpy()
+        (
+            centres[torch.randint(0, 3, (40,), generator=generator)] + 0.1 * torch.randn(40, 2, generator=generator)
+        ).numpy()
         for _ in range(4)
     ]
     found = torch.from_numpy(kmeans_prototypes(bags, 3, seed=0))

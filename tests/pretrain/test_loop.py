@@ -19,7 +19,14 @@ from cytomil.progress import Silent
 from cytomil.settings import MakeBagsSettings, Method, PretrainSettings
 
 BAGS = {"bag_size": 16, "train_bags": 6, "test_bags": 2, "cell_size": 24, "difficulty": 0.2, "witness_rate": 0.25}
-SMALL = {"epochs": 3, "batch_size": 32, "image_size": 16, "projection_dim": 16, "warmup_epochs": 0.5, "learning_rate": 0.01}
+SMALL = {
+    "epochs": 3,
+    "batch_size": 32,
+    "image_size": 16,
+    "projection_dim": 16,
+    "warmup_epochs": 0.5,
+    "learning_rate": 0.01,
+}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +111,9 @@ def test_a_killed_process_resumes_to_the_weights_of_an_unbroken_one(bags, tmp_pa
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed").exists()
-    resumed = subprocess.run(command("killed", "--resume"), cwd=tmp_path, env=environment, capture_output=True, text=True)
+    resumed = subprocess.run(
+        command("killed", "--resume"), cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after epoch" in resumed.stderr
     unbroken = subprocess.run(command("unbroken"), cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -40,7 +40,9 @@ def test_without_change_of_scale_or_colour_a_view_is_one_of_the_eight_orientatio
     seen = set()
     for cell, view in zip(batch, views, strict=True):
         errors = {
-            (turns, mirrored): float((torch.rot90(cell.flip(2) if mirrored else cell, turns, (1, 2)) - view).abs().mean())
+            (turns, mirrored): float(
+                (torch.rot90(cell.flip(2) if mirrored else cell, turns, (1, 2)) - view).abs().mean()
+            )
             for turns in range(4)
             for mirrored in (False, True)
         }

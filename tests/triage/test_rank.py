@@ -39,9 +39,7 @@ def road(tmp_path_factory):
     )
     embed(EmbedSettings(bags=root / "bags", encoder=root / "encoder", out=root / "features"), Silent())
     fit = {"epochs": 3, "folds": 2, "ensemble": 2}
-    fit_mil(
-        FitMilSettings(features=root / "features", encoder=root / "encoder", out=root / "model", **fit), Silent()
-    )
+    fit_mil(FitMilSettings(features=root / "features", encoder=root / "encoder", out=root / "model", **fit), Silent())
     return root
 
 

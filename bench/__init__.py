@@ -1,0 +1,1 @@
+"""Measurements of speed, memory and accuracy; never run by the tests."""

@@ -1,0 +1,152 @@
+"""Factories that every room's tests share: tiny bags, class folders, an untrained encoder and its features."""
+
+from __future__ import annotations
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import settings as hypothesis_settings
+from PIL import Image
+
+hypothesis_settings.register_profile("cytomil", derandomize=True, deadline=None, database=None)
+hypothesis_settings.load_profile("cytomil")
+
+IMAGE_SIZE = 24
+
+
+def _cell_image(seed, size=8, kind="PNG"):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def cell_image():
+    """``cell_image(seed, size=8, kind="PNG")``: the encoded bytes of a small image of noise, one of its own per seed."""
+    return _cell_image
+
+
+@pytest.fixture(scope="session")
+def make_class_folders():
+    """``make_class_folders(root, {"LYT": 20, "BLA": 5})``: class folders of distinct cell images, half of them nested."""
+
+    def make(root, counts):
+        for number, (name, count) in enumerate(counts.items()):
+            for i in range(count):
+                folder = root / name / "0001-1000" if i % 2 else root / name
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{name}_{i:05d}.png").write_bytes(_cell_image([number, i]))
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_slide_folders():
+    """``make_slide_folders(root, ["s1", "s2"], cells=4)``: slides as folders of distinct cell images."""
+
+    def make(root, names, cells=4):
+        for number, name in enumerate(names):
+            (root / name).mkdir(parents=True)
+            for i in range(cells):
+                (root / name / f"cell-{i}.png").write_bytes(_cell_image([1000 + number, i]))
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_synthetic_bags():
+    """``make_synthetic_bags(folder, **settings)``: six training and four test bags of ten small synthetic cells."""
+    from cytomil.bags.make import make_bags
+    from cytomil.progress import Silent
+    from cytomil.settings import MakeBagsSettings
+
+    def make(folder, **changes):
+        chosen = {"bag_size": 10, "witness_rate": 0.3, "train_bags": 6, "test_bags": 4, "cell_size": IMAGE_SIZE}
+        make_bags(MakeBagsSettings(out=folder, **(chosen | changes)), Silent())
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bags_folder(make_synthetic_bags, tmp_path_factory):
+    """Made once a session: read it, never write to it (see ``bags_copy``)."""
+    return make_synthetic_bags(tmp_path_factory.mktemp("synthetic") / "bags")
+
+
+@pytest.fixture
+def bags_copy(bags_folder, tmp_path):
+    """The synthetic bags in a folder that this test may spoil."""
+    return shutil.copytree(bags_folder, tmp_path / "bags")
+
+
+@pytest.fixture(scope="session")
+def make_encoder():
+    """``make_encoder(folder, seed=0, image_size=24, projection_dim=16, **facts)``: the saved bundle of an untrained encoder.
+
+    Its encoder.json holds what pretrain writes there and what the higher rooms read.
+    """
+    import torch
+
+    from cytomil.encoders.architecture import Architecture, Encoder
+    from cytomil.encoders.bundle import save_bundle
+    from cytomil.encoders.transform import CellTransform
+
+    def make(folder, seed=0, image_size=IMAGE_SIZE, projection_dim=16, **facts):
+        torch.manual_seed(seed)
+        encoder = Encoder(Architecture(stem="small", projection_dim=projection_dim))
+        return save_bundle(folder, encoder, CellTransform(image_size, 0.8), encoder_facts() | facts)
+
+    return make
+
+
+def encoder_facts():
+    """What a training run of two epochs says of itself in encoder.json."""
+    epochs = [
+        {
+            "epoch": epoch,
+            "loss_similarity": 0.5 / epoch,
+            "loss_nt_xent": 3.0 - 0.5 * epoch,
+            "chance": 3.4,
+            "learning_rate": 0.01,
+            "effective_rank": 20.0,
+            "effective_rank_z": 9.0,
+            "spread": 0.6,
+            "negatives_mean_cosine": 0.2,
+        }
+        for epoch in (1, 2)
+    ]
+    return {
+        "method": "slam-ags",
+        "settings": {"method": "slam-ags", "epochs": 2, "seed": 0},
+        "data": {"fingerprint": "0" * 64, "n_bags": 6, "n_cells": 60, "sources": ["synthetic"]},
+        "history": epochs,
+        "collapsed": False,
+        "collapse_reason": "",
+        "synthetic": True,
+        "effective_rank": 20.0,
+        "nt_xent_margin": 1.4,
+    }
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(make_encoder, tmp_path_factory):
+    """An untrained encoder's bundle, made once a session: read it, never write to it."""
+    return make_encoder(tmp_path_factory.mktemp("models") / "encoder").path
+
+
+@pytest.fixture(scope="session")
+def features_folder(bags_folder, encoder_folder, tmp_path_factory):
+    """The synthetic bags embedded by the untrained encoder, layer z, made once a session: read it, never write to it."""
+    from cytomil.features.embed import embed
+    from cytomil.progress import Silent
+    from cytomil.settings import EmbedSettings
+
+    folder = tmp_path_factory.mktemp("embedded") / "features"
+    embed(EmbedSettings(bags=bags_folder, encoder=encoder_folder, out=folder, device="cpu"), Silent())
+    return folder

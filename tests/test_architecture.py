@@ -1,0 +1,182 @@
+"""The rule of the house: a lower room never imports a higher one, and heavy things wait until they are needed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import cytomil
+
+PACKAGE = Path(cytomil.__file__).parent
+
+# What each room may import, besides itself. "base" are the modules that lie in no room.
+BASE = {"base"}
+SLIDES = BASE
+BAGS = BASE | {"slides"}
+ENCODERS = BAGS | {"bags"}
+PRETRAIN = FEATURES = ENCODERS | {"encoders"}
+MIL = FEATURES | {"features", "pretrain"}
+EVALUATE = MIL | {"mil"}
+TRIAGE = EVALUATE | {"evaluate"}
+CLI = TRIAGE | {"triage"}
+MAY_IMPORT = {
+    "base": set(),
+    "slides": SLIDES,
+    "bags": BAGS,
+    "encoders": ENCODERS,
+    "pretrain": PRETRAIN,
+    "features": FEATURES,
+    "mil": MIL,
+    "evaluate": EVALUATE,
+    "triage": TRIAGE,
+    "cli": CLI,
+}
+READERS_OF_INSTANCE_LABELS = {"bags", "evaluate"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name: ``of`` the module that imports, ``name`` in full, ``lazy`` if inside a function."""
+
+    of: str
+    name: str
+    lazy: bool
+
+
+def module_name(file: Path) -> str:
+    parts = ("cytomil", *file.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str:
+    """``cytomil.bags.make`` → bags; ``cytomil.files`` → base; ``cytomil.__main__`` starts the command line."""
+    parts = module.split(".")
+    if parts[1:2] == ["__main__"]:
+        return "cli"
+    return parts[1] if len(parts) > 1 and (PACKAGE / parts[1]).is_dir() else "base"
+
+
+def imports_in(module: str, tree: ast.AST, package: str) -> list[Import]:
+    found = []
+
+    def visit(node: ast.AST, lazy: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(Import(module, alias.name, lazy) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            found.extend(Import(module, f"{origin}.{alias.name}", lazy) for alias in node.names)
+        inner = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            visit(child, inner)
+
+    visit(tree, False)
+    return found
+
+
+@cache
+def all_imports() -> tuple[Import, ...]:
+    found = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        module = module_name(file)
+        package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+        found += imports_in(module, ast.parse(file.read_text(encoding="utf-8")), package)
+    return tuple(found)
+
+
+def importers_of(*libraries: str, only_eager: bool = False) -> set[str]:
+    return {
+        one.of for one in all_imports() if one.name.split(".")[0] in libraries and not (only_eager and one.lazy)
+    }
+
+
+def own_imports() -> list[Import]:
+    return [one for one in all_imports() if one.name.split(".")[0] == "cytomil"]
+
+
+def test_the_reader_of_imports_sees_every_form():
+    code = "import a.b\nfrom c import d as e\nfrom . import f\nfrom ..g import h\ndef i():\n    import j\n"
+    found = imports_in("cytomil.x.y", ast.parse(code), "cytomil.x")
+    names = [(one.name, one.lazy) for one in found]
+    assert names == [
+        ("a.b", False),
+        ("c.d", False),
+        ("cytomil.x.f", False),
+        ("cytomil.g.h", False),
+        ("j", True),
+    ]
+
+
+def test_every_room_has_its_place_in_the_order():
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert rooms == set(MAY_IMPORT) - {"base"}
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_lower_room_never_imports_a_higher_one(room):
+    allowed = MAY_IMPORT[room] | {room}
+    wrong = [
+        f"{one.of} imports {one.name}"
+        for one in own_imports()
+        if room_of(one.of) == room and room_of(one.name) not in allowed
+    ]
+    assert wrong == []
+
+
+def test_only_the_command_line_knows_typer_and_rich():
+    assert {room_of(module) for module in importers_of("typer", "rich", "click")} == {"cli"}
+
+
+def test_training_cannot_see_instance_labels():
+    readers = {one.of for one in own_imports() if "instance_labels" in one.name.split(".")}
+    assert {room_of(module) for module in readers} <= READERS_OF_INSTANCE_LABELS
+    assert "cytomil.bags" not in readers
+
+
+def test_no_other_room_reads_the_instance_labels_past_their_module():
+    hidden = {"instance_label", "instance_source"}
+    readers = {
+        file.relative_to(PACKAGE).as_posix()
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in hidden
+    }
+    assert readers == {"bags/bag_file.py", "bags/instance_labels.py"}
+
+
+def test_dvc_waits_until_it_is_used():
+    assert importers_of("dvc", "dvclive", only_eager=True) == set()
+    assert importers_of("dvclive") == {"cytomil.pretrain.curves"}
+
+
+def loaded_by(code: str) -> set[str]:
+    """Every module in memory after a fresh interpreter has run ``code``."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules, sep='\\n')"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.split())
+
+
+def test_help_does_not_wait_for_heavy_libraries():
+    heavy = {"torch", "torchvision", "h5py", "sklearn", "skimage", "scipy", "matplotlib", "dvc", "dvclive", "openslide"}
+    loaded = loaded_by("import cytomil.cli.app")
+    assert "cytomil.cli.app" in loaded
+    assert heavy & loaded == set()
+
+
+def test_what_trains_and_ranks_never_loads_the_reader_of_instance_labels():
+    loaded = loaded_by(
+        "import cytomil.pretrain.loop, cytomil.features.embed, cytomil.mil.fit, cytomil.triage.rank, cytomil.bags.make"
+    )
+    assert "cytomil.bags.bag_file" in loaded
+    assert "cytomil.bags.instance_labels" not in loaded
+    assert {"dvc", "dvclive"} & loaded == set()
