@@ -1,8 +1,8 @@
 """Time and memory of every verb on real cells: `python -m bench.road [DATA_DIR]`.
 
 Each verb runs as a process of its own; wall time and peak resident memory are the operating system's account of it. The
-machine's float32 matrix-product peak is measured in the same run, to hold the encoder's share of it against. make-bags and embed
-are run on a quarter of the cells too: their memory must not grow with the number of cells.
+machine's float32 matrix-product peak is measured in the same run, to hold the encoder's share of it against. make-bags and
+embed are run on a quarter of the cells too: their memory must not grow with the number of cells.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def encoder_flops(image_size: int) -> float:
 
 def markdown(runs: list[Run], peak: float, flops: float, image_size: int) -> str:
     lines = [
-        f"{image_size} px; matmul peak {peak:,.0f} GFLOP/s; one forward pass {flops:.3f} GFLOP, so {peak / flops:,.0f} cells/s at most",
+        f"{image_size} px; matmul peak {peak:,.0f} GFLOP/s; one forward pass {flops:.3f} GFLOP: "
+        f"{peak / flops:,.0f} cells/s at most",
         "",
         "| verb | cells | seconds | cells/s | peak memory, MB |",
         "| --- | --- | --- | --- | --- |",
