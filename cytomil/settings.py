@@ -76,6 +76,13 @@ def _split_names(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
 
 
+class InstanceScore(StrEnum):
+    """What an aggregator says of one instance."""
+
+    EVIDENCE = "evidence"
+    ATTENTION = "attention"
+
+
 class Section(BaseModel):
     """A stage's settings; a key it does not know is refused."""
 
@@ -158,6 +165,10 @@ class FitMilSettings(Section):
     cluster_weight: float = Field(0.005, ge=0, description="weight of each of PAMIL's two cluster losses")
     folds: int = Field(3, ge=2, description="cross-validation folds, by patient where known")
     ensemble: int = Field(5, ge=1, description="models from different seeds, averaged")
+    instance_score: InstanceScore = Field(
+        InstanceScore.EVIDENCE,
+        description="what ranks cells: evidence, the odds of a bag of that cell alone; or attention",
+    )
     sensitivity: float = Field(
         0.95, gt=0, le=1, description="share of positive held-out bags kept out of 'low priority'"
     )
