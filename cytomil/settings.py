@@ -159,12 +159,12 @@ class FitMilSettings(Section):
     out: Path = Field(Path("models/triage"), description="folder for the triage model")
     n_prototypes: int = Field(10, ge=1, description="PAMIL's prototypes")
     prototypes: Prototypes = Field(Prototypes.RANDOM, description="how PAMIL's prototypes start")
-    epochs: int = Field(100, ge=1, description="most epochs; cross-validation chooses how many of them")
+    epochs: int = Field(60, ge=1, description="most epochs; cross-validation chooses how many of them")
     learning_rate: float = Field(1e-3, gt=0, description="learning rate of Adam")
     weight_decay: float = Field(0.0, ge=0, description="weight decay of Adam")
     cluster_weight: float = Field(0.005, ge=0, description="weight of each of PAMIL's two cluster losses")
     folds: int = Field(3, ge=2, description="cross-validation folds, by patient where known")
-    ensemble: int = Field(5, ge=1, description="models from different seeds, averaged")
+    ensemble: int = Field(3, ge=1, description="models from different seeds, averaged")
     instance_score: InstanceScore = Field(
         InstanceScore.EVIDENCE,
         description="what ranks cells: evidence, the odds of a bag of that cell alone; or attention",

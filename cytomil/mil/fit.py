@@ -17,7 +17,7 @@ from cytomil.mil.cross_validate import HeldOut, cross_validate, member_seed
 from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, score_shares
 from cytomil.mil.instance_scores import reference_odds
 from cytomil.mil.thresholds import Thresholds, choose_thresholds
-from cytomil.mil.train import TrainingBag, training_epochs
+from cytomil.mil.train import TrainingBag, one_thread, training_epochs
 from cytomil.mil.triage_model import TriageModel, save_triage_model
 from cytomil.progress import Listener
 from cytomil.provenance import now, versions
@@ -45,9 +45,10 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
         )
     bags = [_training_bag(row, features) for row, features in opened]
     labels = np.array([bag.label for bag in bags])
-    held_out = cross_validate(bags, settings, listener)
+    with one_thread():
+        held_out = cross_validate(bags, settings, listener)
+        ensemble = _refit(bags, settings, held_out.n_epochs, listener)
     thresholds = choose_thresholds(held_out, labels, settings.sensitivity)
-    ensemble = _refit(bags, settings, held_out.n_epochs, listener)
     facts = _facts(settings, encoder, bags, held_out, thresholds, ensemble) | {"layer": key.layer}
     return save_triage_model(settings.out, encoder, ensemble, facts)
 
