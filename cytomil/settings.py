@@ -131,7 +131,7 @@ class PretrainSettings(Section):
     projection_dim: int = Field(128, ge=2, description="length of the projection z")
     temperature: float = Field(0.2, gt=0, description="temperature τ of both contrastive losses")
     similarity_scale: float | Literal["tau"] = Field(
-        0.01, description="factor on the similarity loss; 1: as printed; 'tau': undoes its 1/τ; both collapse"
+        0.004, description="factor on the similarity loss; 1: as printed; 'tau': undoes its 1/τ; both collapse"
     )
     rescale: Rescale = Field(Rescale.PAPER, description="when gradient surgery restores the plain sum's norm")
     seed: int = Field(0, ge=0, description="seed of weights, batches and views")
