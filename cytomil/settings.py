@@ -76,6 +76,13 @@ def _split_names(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
 
 
+class InstanceScore(StrEnum):
+    """What an aggregator says of one instance."""
+
+    EVIDENCE = "evidence"
+    ATTENTION = "attention"
+
+
 class Section(BaseModel):
     """A stage's settings; a key it does not know is refused."""
 
@@ -152,12 +159,16 @@ class FitMilSettings(Section):
     out: Path = Field(Path("models/triage"), description="folder for the triage model")
     n_prototypes: int = Field(10, ge=1, description="PAMIL's prototypes")
     prototypes: Prototypes = Field(Prototypes.RANDOM, description="how PAMIL's prototypes start")
-    epochs: int = Field(100, ge=1, description="most epochs; cross-validation chooses how many of them")
+    epochs: int = Field(60, ge=1, description="most epochs; cross-validation chooses how many of them")
     learning_rate: float = Field(1e-3, gt=0, description="learning rate of Adam")
     weight_decay: float = Field(0.0, ge=0, description="weight decay of Adam")
     cluster_weight: float = Field(0.005, ge=0, description="weight of each of PAMIL's two cluster losses")
     folds: int = Field(3, ge=2, description="cross-validation folds, by patient where known")
-    ensemble: int = Field(5, ge=1, description="models from different seeds, averaged")
+    ensemble: int = Field(3, ge=1, description="models from different seeds, averaged")
+    instance_score: InstanceScore = Field(
+        InstanceScore.EVIDENCE,
+        description="what ranks cells: evidence, the odds of a bag of that cell alone; or attention",
+    )
     sensitivity: float = Field(
         0.95, gt=0, le=1, description="share of positive held-out bags kept out of 'low priority'"
     )

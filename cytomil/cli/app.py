@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import typer
 
 from cytomil import __version__
@@ -42,4 +44,6 @@ def cytomil(
 
 def main() -> None:
     """Run the command line."""
+    # Threads that wait by spinning make a busy machine many times slower; it must be said before PyTorch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cytomil.cli.console import RichListener, finish, plain_errors, print_table, print_warning
 from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
-from cytomil.settings import Prototypes, load
+from cytomil.settings import InstanceScore, Prototypes, load
 
 
 def fit_mil(
@@ -22,6 +22,7 @@ def fit_mil(
     cluster_weight: Annotated[float | None, option("fit_mil", "cluster_weight")] = None,
     folds: Annotated[int | None, option("fit_mil", "folds")] = None,
     ensemble: Annotated[int | None, option("fit_mil", "ensemble")] = None,
+    instance_score: Annotated[InstanceScore | None, option("fit_mil", "instance_score")] = None,
     sensitivity: Annotated[float | None, option("fit_mil", "sensitivity")] = None,
     seed: Annotated[int | None, option("fit_mil", "seed")] = None,
     params: ParamsFile = None,

@@ -14,10 +14,11 @@ from cytomil.errors import FeatureFileError
 from cytomil.features.cache import Features
 from cytomil.features.index import IndexRow, read_index
 from cytomil.mil.cross_validate import HeldOut, cross_validate, member_seed
-from cytomil.mil.pamil import PAMIL
+from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, score_shares
+from cytomil.mil.instance_scores import reference_odds
 from cytomil.mil.thresholds import Thresholds, choose_thresholds
-from cytomil.mil.train import Standardiser, TrainingBag, training_epochs
-from cytomil.mil.triage_model import SCORE_BIN_EDGES, TriageModel, assess_with, save_triage_model, score_shares
+from cytomil.mil.train import TrainingBag, one_thread, training_epochs
+from cytomil.mil.triage_model import TriageModel, save_triage_model
 from cytomil.progress import Listener
 from cytomil.provenance import now, versions
 from cytomil.settings import FitMilSettings
@@ -44,11 +45,12 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
         )
     bags = [_training_bag(row, features) for row, features in opened]
     labels = np.array([bag.label for bag in bags])
-    held_out = cross_validate(bags, settings, listener)
+    with one_thread():
+        held_out = cross_validate(bags, settings, listener)
+        ensemble = _refit(bags, settings, held_out.n_epochs, listener)
     thresholds = choose_thresholds(held_out, labels, settings.sensitivity)
-    members = _refit(bags, settings, held_out.n_epochs, listener)
-    facts = _facts(settings, encoder, bags, held_out, thresholds, members) | {"layer": key.layer}
-    return save_triage_model(settings.out, encoder, members, facts)
+    facts = _facts(settings, encoder, bags, held_out, thresholds, ensemble) | {"layer": key.layer}
+    return save_triage_model(settings.out, encoder, ensemble, facts)
 
 
 def _training_bag(row: IndexRow, features: Features) -> TrainingBag:
@@ -56,14 +58,13 @@ def _training_bag(row: IndexRow, features: Features) -> TrainingBag:
     return TrainingBag(row.bag_id, values, row.label, row.patient_id or f"bag:{row.bag_id}")
 
 
-def _refit(
-    bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, listener: Listener
-) -> list[tuple[PAMIL, Standardiser]]:
+def _refit(bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, listener: Listener) -> Ensemble:
     members = []
     for member in listener.track(range(settings.ensemble), "fitting on all training bags", unit="fits"):
-        *_, last = training_epochs(bags, settings, epochs, member_seed(settings, member))
-        members.append(last)
-    return members
+        *_, (aggregator, standardise) = training_epochs(bags, settings, epochs, member_seed(settings, member))
+        negatives = [standardise(bag.values) for bag in bags if bag.label == 0]
+        members.append(Member(aggregator, standardise, reference_odds(aggregator, negatives)))
+    return Ensemble(tuple(members), settings.instance_score)
 
 
 def _facts(
@@ -72,11 +73,11 @@ def _facts(
     bags: Sequence[TrainingBag],
     held_out: HeldOut,
     thresholds: Thresholds,
-    members: Sequence[tuple[PAMIL, Standardiser]],
+    ensemble: Ensemble,
 ) -> dict[str, Any]:
     labels = np.array([bag.label for bag in bags])
     negatives = [bag for bag in bags if bag.label == 0]
-    shares = np.mean([score_shares(assess_with(members, bag.values.numpy()).scores) for bag in negatives], axis=0)
+    shares = np.mean([score_shares(ensemble.assess(bag.values.numpy()).scores) for bag in negatives], axis=0)
     return {
         "made": now(),
         "synthetic": bool(encoder.card.get("synthetic")),

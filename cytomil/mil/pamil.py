@@ -40,6 +40,14 @@ class PAMIL(nn.Module):
         logits, attention, _ = self._pool(instances)
         return logits, attention
 
+    def instance_logits(self, instances: Tensor) -> Tensor:
+        """The logits of each instance in a bag of its own: (N, in_dim) → (N, n_classes).
+
+        Such a bag gives all attention to its one instance, so these are `forward`'s logits without the loop.
+        """
+        hidden = F.normalize(self.shared(instances), dim=1)
+        return torch.cat([classify(hidden) for classify in self.classifiers], dim=1)
+
     def training_loss(self, instances: Tensor, label: Tensor, cluster_weight: float) -> Tensor:
         """Cross entropy of the bag's label () plus ``cluster_weight`` times the two cluster losses.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,17 @@ class Standardiser:
         return (values - self.mean) / self.std
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run PyTorch on one thread: a bag of some hundred cells is too little work to share between cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def training_epochs(
     bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, seed: int
 ) -> Iterator[tuple[PAMIL, Standardiser]]:
@@ -54,7 +66,7 @@ def training_epochs(
     if settings.prototypes is Prototypes.KMEANS:
         start = kmeans_prototypes([np.asarray(values) for values, _ in inputs], settings.n_prototypes, seed)
         model.prototypes.data.copy_(torch.from_numpy(start))
-    optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     for _ in range(epochs):
         model.train()
         for i in torch.randperm(len(inputs), generator=generator).tolist():

@@ -37,8 +37,8 @@ def adaptive_gradient_surgery(gradients: Tensor, rescale: str = "paper") -> Tens
     """PCGrad, then the plain sum's norm restored (SLAM-AGS, arXiv 2511.14639, eq. 6).
 
     Of conflicting gradients, projection shrinks the sum where their norms differ much and lengthens it where they are
-    alike. ``rescale`` says when its norm is set to that of the plain sum: ``paper`` only where it shrank (eq. 6), ``always`` (the authors' code), or
-    ``never`` (plain PCGrad). Gradients that cancel each other out completely stay zero.
+    alike. ``rescale`` says when its norm is set to that of the plain sum: ``paper`` only where it shrank (eq. 6),
+    ``always`` (the authors' code), or ``never`` (plain PCGrad). Gradients that cancel each other out stay zero.
 
     Args:
         gradients: one flat gradient a task, shape (T, P).

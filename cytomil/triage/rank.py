@@ -12,7 +12,8 @@ from cytomil.errors import CytomilError, NoCellsError, TriageModelError
 from cytomil.features.cache import Features, is_valid, open_features
 from cytomil.features.embedder import Embedder
 from cytomil.files import sha256_of_json
-from cytomil.mil.triage_model import TriageModel, load_triage_model, score_shares
+from cytomil.mil.ensemble import score_shares
+from cytomil.mil.triage_model import TriageModel, load_triage_model
 from cytomil.progress import Listener, Problem
 from cytomil.provenance import now, versions
 from cytomil.settings import RankSettings
@@ -60,6 +61,7 @@ def model_card(model: TriageModel) -> dict[str, object]:
         "collapsed": card["collapsed"],
         "trained_on": card["trained_on"],
         "made": card["made"],
+        "score_meaning": card["score_meaning"],
         "method": encoder["method"],
         "image_size_px": encoder["transform"]["image_size"],
         "held_out_training_slides": held_out,
@@ -96,7 +98,7 @@ class _Ranker:
         return features, [Problem(name, "could not be read") for name in features.unreadable]
 
     def _result(self, found: Found, source: SlideSource, features: Features, problems: list[Problem]) -> SlideResult:
-        assessment = self._model.assess(features.load())
+        assessment = self._model.ensemble.assess(features.load())
         if not np.isfinite(assessment.probability):
             raise TriageModelError("the model gives no finite probability for this slide. Fit the model again.")
         cautions = []

@@ -20,7 +20,7 @@ class Call(StrEnum):
 class KeyInstance:
     """One of a slide's most abnormal cells.
 
-    ``score`` is the positive class's attention score as a multiple of the slide's average cell (1 = average).
+    ``score`` is above 0, in the unit that the model card's ``score_meaning`` names (1 = average).
     ``x_px`` and ``y_px`` are the crop's centre in level-0 pixels, ``x_um`` and ``y_um`` the same in µm; all None where
     the cell came as an image of its own. ``image`` is an encoded JPEG.
     """

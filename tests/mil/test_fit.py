@@ -6,10 +6,11 @@ import torch
 
 from cytomil.errors import FeatureFileError
 from cytomil.mil.cross_validate import assign_folds, cross_validate
+from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, score_shares
+from cytomil.mil.instance_scores import instance_scores, odds_alone, reference_odds
 from cytomil.mil.train import Standardiser, TrainingBag, positive_probability, training_epochs
-from cytomil.mil.triage_model import SCORE_BIN_EDGES, assess_with, score_shares
 from cytomil.progress import Silent
-from cytomil.settings import FitMilSettings
+from cytomil.settings import FitMilSettings, InstanceScore
 
 SETTINGS = FitMilSettings(epochs=8, folds=3, ensemble=2, n_prototypes=4)
 
@@ -59,15 +60,32 @@ def test_held_out_probabilities_come_from_models_that_did_not_see_the_bag():
     assert found.probabilities[labels == 1].mean() > found.probabilities[labels == 0].mean()
 
 
-def test_the_aggregator_finds_planted_witnesses():
+@pytest.mark.parametrize("kind", list(InstanceScore))
+def test_the_aggregator_finds_planted_witnesses(kind):
     bags = make_bags(n=16, shift=5.0)
     settings = SETTINGS.model_copy(update={"epochs": 40})
-    *_, member = training_epochs(bags, settings, 40, 0)
+    *_, (model, standardise) = training_epochs(bags, settings, 40, 0)
+    negatives = [standardise(bag.values) for bag in bags if bag.label == 0]
+    ensemble = Ensemble((Member(model, standardise, reference_odds(model, negatives)),), kind)
     (positive, negative) = make_bags(n=2, shift=5.0, seed=9)[::-1]
-    assert assess_with([member], positive.values.numpy()).probability > 0.5
-    assert assess_with([member], negative.values.numpy()).probability < 0.5
-    scores = assess_with([member], positive.values.numpy()).scores
+    assert ensemble.assess(positive.values.numpy()).probability > 0.5
+    assert ensemble.assess(negative.values.numpy()).probability < 0.5
+    scores = ensemble.assess(positive.values.numpy()).scores
     assert len(set(np.argsort(-scores)[:6].tolist()) & set(range(6))) >= 5
+    assert (scores > 0).all()
+    if kind is InstanceScore.ATTENTION:
+        assert scores.mean() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_evidence_is_the_odds_of_a_bag_of_that_instance_alone():
+    bags = make_bags(6)
+    *_, (model, standardise) = training_epochs(bags, SETTINGS, 2, 0)
+    instances = standardise(bags[1].values)
+    alone = torch.stack([model(instances[i : i + 1])[0] for i in range(len(instances))]).detach()
+    expected = (alone[:, 1] - alone[:, 0]).exp()
+    torch.testing.assert_close(odds_alone(model, instances), expected)
+    unit = reference_odds(model, [instances])
+    scores = instance_scores(InstanceScore.EVIDENCE, model, unit, instances)
     assert scores.mean() == pytest.approx(1.0, abs=1e-4)
 
 

@@ -125,7 +125,7 @@ def test_key_instances_are_the_highest_scores_and_show_their_own_cell(road, slid
     bag = open_bag(road / "bags" / row.path)
     features = next((road / "features").glob(f"{row.bag_id}.h5"))
     with h5py.File(features) as file:
-        scores = model.assess(file["features"][:]).scores
+        scores = model.ensemble.assess(file["features"][:]).scores
     best = bag.instance_ids[int(np.argmax(scores))]
     slide = next(s for s in worklist.slides if s.slide == row.path)
     assert slide.key_instances[0].instance_id == best

@@ -242,7 +242,7 @@ def test_banners_follow_the_model_card(flag: str, words: str) -> None:
 
 def test_cells_carry_score_place_and_reason() -> None:
     text = page_of().text
-    assert "1 14 × the average cell of this slide x 2,500, y 2,000 µm cell-000" in text
+    assert "1 14 × the average cell x 2,500, y 2,000 µm cell-000" in text
     assert "Why marked: weighs most" in text
     assert "0.25 µm, about 40× objective" in text
 
@@ -265,7 +265,7 @@ def test_a_caution_is_in_the_row_and_in_the_section() -> None:
 def test_the_chart_compares_with_normal_slides() -> None:
     page = page_of()
     assert len(page.all("svg", role="img")) == 2
-    assert "Cells at 3 × the average or more: 10 % here, 0.5 % on normal training slides." in page.text
+    assert "Cells at 3 × the average cell or more: 10 % here, 0.5 % on normal training slides." in page.text
 
 
 @pytest.mark.parametrize(
