@@ -20,7 +20,7 @@ from cytomil.errors import BagFileError
 from cytomil.files import HDF5_ERRORS, replacing
 from cytomil.slides.cutting import Cutting
 
-SCHEMA = "cytomil.bag/2"
+SCHEMA = "cytomil.bag/1"
 UNKNOWN = -1
 _DATASETS = ("images", "instance_id", "coords", "instance_label", "instance_source")
 _STRING = h5py.string_dtype("utf-8")
