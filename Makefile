@@ -16,7 +16,7 @@ test: $(VENV)/.test-installed
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/mypy"
-	"$(BIN)/python" -m pytest -n 2
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n 2
 
 lint: $(VENV)/.test-installed
 	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"

@@ -111,7 +111,7 @@ class MakeBagsSettings(Section):
         None, gt=0, description="µm per pixel of whole slides whose file gives none, or a wrong one"
     )
     cell_size: int = Field(72, ge=16, le=512, description="side of a synthetic cell image, pixels")
-    difficulty: float = Field(0.5, ge=0, le=1, description="of the synthetic cells: 0 plain, 1 hardly told apart")
+    difficulty: float = Field(0.2, ge=0, le=1, description="of the synthetic cells: 0 plain, 1 hardly told apart")
     seed: int = Field(0, ge=0, description="seed of every random choice")
 
 
@@ -124,7 +124,7 @@ class PretrainSettings(Section):
     epochs: int = Field(10, ge=1, description="passes over the training cells")
     warmup_epochs: float = Field(1, ge=0, description="epochs of linear warm-up before the cosine schedule")
     batch_size: int = Field(128, ge=4, description="cells per step, half from each side")
-    learning_rate: float = Field(0.03, gt=0, description="peak learning rate of SGD")
+    learning_rate: float = Field(0.06, gt=0, description="peak learning rate of SGD")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(1e-4, ge=0, description="weight decay of SGD")
     image_size: int = Field(32, ge=16, le=512, description="side of the encoder's input, pixels")
@@ -137,7 +137,7 @@ class PretrainSettings(Section):
     projection_dim: int = Field(128, ge=2, description="length of the projection z")
     temperature: float = Field(0.2, gt=0, description="temperature τ of both contrastive losses")
     similarity_scale: float | Literal["tau"] = Field(
-        0.02, description="factor on the similarity loss; 1: as printed; 'tau': undoes its 1/τ; both collapse"
+        0.004, description="factor on the similarity loss; 1: as printed; 'tau': undoes its 1/τ; both collapse"
     )
     rescale: Rescale = Field(Rescale.PAPER, description="when gradient surgery restores the plain sum's norm")
     seed: int = Field(0, ge=0, description="seed of weights, batches and views")
@@ -256,6 +256,8 @@ def load(
     chosen = str(profile or environment.get("profile") or document.get("profile", "default"))
     profiles = document.pop("profiles", None) or {}
     if chosen != "default" and chosen not in profiles:
+        if not file.exists():
+            raise SettingsError(f"profile '{chosen}': there is no {file} in this folder. Name one with --params.")
         known = ", ".join(["default", *profiles])
         raise SettingsError(f"profile '{chosen}' is not in {file}; there are: {known}.")
     laid_over = profiles.get(chosen) or {}

@@ -91,9 +91,7 @@ def all_imports() -> tuple[Import, ...]:
 
 
 def importers_of(*libraries: str, only_eager: bool = False) -> set[str]:
-    return {
-        one.of for one in all_imports() if one.name.split(".")[0] in libraries and not (only_eager and one.lazy)
-    }
+    return {one.of for one in all_imports() if one.name.split(".")[0] in libraries and not (only_eager and one.lazy)}
 
 
 def own_imports() -> list[Import]:

@@ -60,7 +60,8 @@ class Embedder:
             for block in blocks:
                 problems.extend(block.problems)
                 unreadable.extend(problem.where for problem in block.problems)
-                values = self._engine.embed(block.pixels).astype(self._dtype)
+                with np.errstate(over="ignore"):  # what does not fit the format is refused below
+                    values = self._engine.embed(block.pixels).astype(self._dtype)
                 if not np.isfinite(values).all():
                     raise FeatureFileError(
                         f"{bag_id}: embeddings are not finite in {self._dtype}. Use --dtype float32 or another encoder."

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cytomil.encoders.bundle import EncoderBundle, load_bundle
-from cytomil.errors import FeatureFileError
+from cytomil.errors import FeatureFileError, require_replaceable
 from cytomil.features.cache import Features
 from cytomil.features.index import IndexRow, read_index
 from cytomil.mil.cross_validate import HeldOut, cross_validate, member_seed
@@ -19,7 +19,7 @@ from cytomil.mil.instance_scores import reference_odds
 from cytomil.mil.novelty import Novelty, fit_novelty
 from cytomil.mil.thresholds import Thresholds, choose_thresholds
 from cytomil.mil.train import TrainingBag, one_thread, training_epochs
-from cytomil.mil.triage_model import TriageModel, save_triage_model
+from cytomil.mil.triage_model import CARD_NAME, TriageModel, save_triage_model
 from cytomil.progress import Listener
 from cytomil.provenance import now, versions
 from cytomil.settings import FitMilSettings
@@ -37,6 +37,7 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
 
     Raises `NotFoundError`, `FeatureFileError` or `EncoderBundleError`, each with what to do.
     """
+    require_replaceable(settings.out, CARD_NAME)
     opened = read_index(settings.features).open("train")
     encoder = load_bundle(settings.encoder)
     key = opened[0][1].key

@@ -66,7 +66,9 @@ def training_epochs(
     if settings.prototypes is Prototypes.KMEANS:
         start = kmeans_prototypes([np.asarray(values) for values, _ in inputs], settings.n_prototypes, seed)
         model.prototypes.data.copy_(torch.from_numpy(start))
-    optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    optimizer = torch.optim.Adam(
+        model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
     for _ in range(epochs):
         model.train()
         for i in torch.randperm(len(inputs), generator=generator).tolist():

@@ -18,7 +18,7 @@ from cytomil.encoders.architecture import Architecture, Encoder, resolve_stem
 from cytomil.encoders.bundle import CARD_NAME, EncoderBundle, load_bundle, pick_device, read_card, save_bundle
 from cytomil.encoders.eager import to_unit_range
 from cytomil.encoders.transform import CellTransform
-from cytomil.errors import DivergedError, SettingsError
+from cytomil.errors import DivergedError, SettingsError, require_replaceable
 from cytomil.pretrain.cells import TrainingCells, bytes_needed, epoch_batches, load_training_cells, steps_per_epoch
 from cytomil.pretrain.checkpoint import Checkpoint, RunIdentity, checkpoint_path, load_checkpoint, save_checkpoint
 from cytomil.pretrain.diagnostics import Health, examine
@@ -58,6 +58,7 @@ def pretrain(
         ResumeError: with ``resume``, the interrupted run was another one; or its checkpoint is damaged.
         DivergedError: a loss became NaN or infinite.
     """
+    require_replaceable(settings.out, CARD_NAME)
     manifest = read_manifest(settings.bags)
     rows = manifest.select("train")
     identity = RunIdentity(
@@ -104,11 +105,11 @@ def _finished(settings: PretrainSettings, identity: RunIdentity) -> EncoderBundl
 
 def _require_batch(cells: TrainingCells, settings: PretrainSettings) -> None:
     n_positive = int(cells.is_positive.sum())
-    smaller = min(n_positive, len(cells) - n_positive)
-    if settings.batch_size // 2 > max(n_positive, len(cells) - n_positive):
+    larger = max(n_positive, len(cells) - n_positive)
+    if settings.batch_size // 2 > larger:
         raise SettingsError(
             f"batch_size {settings.batch_size} takes {settings.batch_size // 2} cells from each side; "
-            f"the smaller has {smaller}. Lower --batch-size."
+            f"the larger has {larger}. Lower --batch-size."
         )
 
 

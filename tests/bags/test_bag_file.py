@@ -97,9 +97,7 @@ class TestRoundTrip:
         write_bag(tmp_path / "bag.h5", info, [Instance("a", b"x", tuple(np.array([3, 4])))])
         bag = open_bag(tmp_path / "bag.h5")
         assert content_sha256(bag) == bag.sha256
-        plain, _ = write_bag(
-            tmp_path / "plain.h5", BagInfo("bag", 1, mpp=0.25), [Instance("a", b"x", (3, 4))]
-        )
+        plain, _ = write_bag(tmp_path / "plain.h5", BagInfo("bag", 1, mpp=0.25), [Instance("a", b"x", (3, 4))])
         assert plain == bag.sha256
 
 
@@ -250,9 +248,7 @@ class TestForeignFiles:
         with pytest.raises(BagFileError, match=f"lacks {name}"):
             open_bag(bag_file)
 
-    @pytest.mark.parametrize(
-        "name", ["bag_id", "patient_id", "label", "mpp", "source", "n_instances", "sha256"]
-    )
+    @pytest.mark.parametrize("name", ["bag_id", "patient_id", "label", "mpp", "source", "n_instances", "sha256"])
     def test_a_missing_attribute(self, bag_file, name):
         with h5py.File(bag_file, "r+") as file:
             del file.attrs[name]
@@ -271,7 +267,7 @@ class TestForeignFiles:
         with h5py.File(bag_file, "r+") as file:
             del file["coords"]
             file["coords"] = np.zeros((70, 3), np.int64)
-        with pytest.raises(BagFileError, match="contradicts itself.*coords"):
+        with pytest.raises(BagFileError, match=r"contradicts itself.*coords"):
             open_bag(bag_file)
 
     @pytest.mark.parametrize(("name", "value"), [("label", "one"), ("mpp", "fine"), ("n_instances", "many")])

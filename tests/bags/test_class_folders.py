@@ -84,9 +84,7 @@ class TestBags:
             assert bag.images() == originals
 
     def test_draw_on_every_depth_of_a_class(self, make, cells):
-        sources = [
-            source for bag in all_bags(make(cells)) for source in read_instance_sources(bag.path).values()
-        ]
+        sources = [source for bag in all_bags(make(cells)) for source in read_instance_sources(bag.path).values()]
         assert any("/0001-1000/" in source for source in sources)
         assert any("/0001-1000/" not in source for source in sources)
 
@@ -196,7 +194,7 @@ class TestTooFew:
             make(root)
         message = str(caught.value)
         assert "34 normal and 6 abnormal" in message
-        assert f"{counts['LYT'] + counts['NGS']} normal ones (LYT {counts['LYT']}, NGS {counts['NGS']})" in message
+        assert f"{counts['LYT'] + counts['NGS']} normal (LYT {counts['LYT']}, NGS {counts['NGS']})" in message
         assert f"{counts['BLA'] + counts['PMO']} abnormal (BLA {counts['BLA']}, PMO {counts['PMO']})" in message
         assert "--bag-size" in message
         assert not (tmp_path / "bags").exists()
@@ -242,7 +240,7 @@ class TestUnreadable:
     def test_a_name_that_is_not_utf8_is_no_hindrance(self, make, make_class_folders, tmp_path):
         root = make_class_folders(tmp_path / "cells", NEEDED)
         for file in list((root / "BLA").rglob("*.png")):
-            os.rename(os.fsencode(file), os.fsencode(file.parent) + b"/M\xfcller-" + os.fsencode(file.name))
+            file.rename(file.with_name(os.fsdecode(b"M\xfcller-") + file.name))
         made = make(root)
         sources = [s for bag in all_bags(made) for s in read_instance_sources(bag.path).values()]
         assert sum("M\\xfcller" in source for source in sources) == 4

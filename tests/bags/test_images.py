@@ -54,7 +54,11 @@ def test_truncated_is_refused(cell_image, kind, share):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@given(kind=st.sampled_from(FORMATS), cut=st.integers(0, 400), flips=st.lists(st.tuples(st.integers(40, 3000), st.integers(1, 255)), max_size=3))
+@given(
+    kind=st.sampled_from(FORMATS),
+    cut=st.integers(0, 400),
+    flips=st.lists(st.tuples(st.integers(40, 3000), st.integers(1, 255)), max_size=3),
+)
 @settings(max_examples=150)
 def test_damage_gives_an_image_or_the_one_exception(cell_image, kind, cut, flips):
     damaged = bytearray(cell_image(0, 24, kind))

@@ -221,3 +221,10 @@ def test_the_verbs_hand_on_to_each_other_by_their_defaults(finished):
     for name in ("triage.csv", "triage.json", "report.html"):
         assert (finished / "triage" / name).stat().st_size > 0
     assert not list(finished.rglob(".*partial*"))
+
+
+@pytest.mark.parametrize("line", [["pretrain", *TRAIN, "--epochs", "1"], ["fit-mil", *FIT]])
+def test_a_mistyped_out_never_replaces_somebody_elses_folder(here, line):
+    before = snapshot(here)
+    assert_refused(run(*line, "--out", "models"), "models", "left alone")
+    assert snapshot(here) == before

@@ -116,7 +116,9 @@ def test_a_killed_process_resumes_to_the_weights_of_an_unbroken_one(bags, tmp_pa
     )
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after epoch" in resumed.stderr
-    unbroken = subprocess.run(command("unbroken"), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    unbroken = subprocess.run(
+        command("unbroken"), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert unbroken.returncode == 0, unbroken.stderr
     assert weights(tmp_path / "killed") == weights(tmp_path / "unbroken")
 

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from cytomil.bags import open_bag, read_manifest
+from cytomil.bags.instance_labels import read_instance_labels
+from cytomil.bags.make import make_bags
+from cytomil.bags.slide_folders import LabelledSlide, read_labels, split_by_patient
+from cytomil.errors import BagFileError, NotFoundError
+from cytomil.progress import Silent
+from cytomil.settings import MakeBagsSettings
+
+SPLIT = "slide,label,patient,split\ns1,0,p1,train\ns2,1,p2,train\ns3,0,p3,test\ns4,1,p4,test\n"
+
+
+@pytest.fixture
+def slides(tmp_path, make_slide_folders):
+    return make_slide_folders(tmp_path / "slides", ["s1", "s2", "s3", "s4"])
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Make bags of slide folders and the text of a labels file; returns what make_bags does."""
+
+    def run(root, labels=SPLIT, **changes):
+        file = tmp_path / "labels.csv"
+        if labels is not None:
+            file.write_text(labels, encoding="utf-8")
+        chosen = MakeBagsSettings(source=str(root), labels=file, out=tmp_path / "bags", **changes)
+        return make_bags(chosen, Silent())
+
+    return run
+
+
+def problems_of(made):
+    return {problem.where: problem.reason for problem in made.problems}
+
+
+class TestBags:
+    def test_every_slide_becomes_a_bag(self, make, slides):
+        made = make(slides)
+        rows = {row.bag_id: row for row in read_manifest(made.folder).rows}
+        assert {name: (row.split, row.label, row.patient_id) for name, row in rows.items()} == {
+            "s1": ("train", 0, "p1"),
+            "s2": ("train", 1, "p2"),
+            "s3": ("test", 0, "p3"),
+            "s4": ("test", 1, "p4"),
+        }
+        for name, row in rows.items():
+            bag = open_bag(made.folder / row.path)
+            assert (bag.info.bag_id, bag.info.label, bag.info.patient_id) == (name, row.label, row.patient_id)
+            assert bag.instance_ids == tuple(f"cell-{i}.png" for i in range(4))
+            assert bag.images() == [(slides / name / cell).read_bytes() for cell in bag.instance_ids]
+            assert set(read_instance_labels(bag.path).values()) == {-1}
+            assert row.witness_rate is None
+            assert row.n_instances == 4
+        assert made.problems == ()
+
+    def test_cells_may_lie_at_any_depth(self, make, slides, cell_image):
+        (slides / "s1" / "a" / "b").mkdir(parents=True)
+        (slides / "s1" / "a" / "b" / "deep.png").write_bytes(cell_image(77))
+        assert "a/b/deep.png" in open_bag(make(slides).folder / "s1.h5").instance_ids
+
+    def test_an_image_that_lies_twice_in_a_slide_counts_once(self, make, slides):
+        shutil.copy(slides / "s1" / "cell-0.png", slides / "s1" / "copy.png")
+        made = make(slides)
+        assert len(open_bag(made.folder / "s1.h5")) == 4
+
+    def test_same_seed_same_bags(self, make, slides):
+        labels = "slide,label\ns1,0\ns2,1\ns3,0\ns4,1\n"
+        first, second = ({row.bag_id: row for row in make(slides, labels, seed=5).rows} for _ in "ab")
+        assert first == second
+
+    def test_a_file_name_that_is_not_utf8_is_no_hindrance(self, make, slides):
+        (slides / "s1" / "cell-0.png").rename(slides / "s1" / os.fsdecode(b"M\xfcller.png"))
+        (slides / os.fsdecode(b"unlisted-\xfc")).mkdir()
+        made = make(slides)
+        assert "M\\xfcller.png" in open_bag(made.folder / "s1.h5").instance_ids
+        assert "has no line in" in problems_of(made)["unlisted-\\xfc"]
+
+
+class TestLabelsFile:
+    def test_blanks_byte_order_mark_and_other_columns_do_not_matter(self, tmp_path):
+        file = tmp_path / "labels.csv"
+        file.write_bytes(b"\xef\xbb\xbfslide,scanner,label,patient\r\n s1 ,x, 1 , p1\r\ns2,y,0,\r\n")
+        assert read_labels(file) == [LabelledSlide("s1", 1, "p1", ""), LabelledSlide("s2", 0, "", "")]
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("", "needs the columns slide and label"),
+            ("slide,patient\ns1,p\n", "needs the columns slide and label"),
+            ("name;label\ns1;1\n", "needs the columns slide and label"),
+            ("slide,label\n", "lists no slides"),
+            ("slide,label\ns1,0\ns2,2\n", "line 3: label '2'"),
+            ("slide,label\ns1,positive\n", "line 2: label 'positive'"),
+            ("slide,label\ns1,\n", "line 2: label ''"),
+            ("slide,label\ns1\n", "line 2: label"),
+            ("slide,label\n,1\n", "line 2: the slide's name is empty"),
+            ("slide,label\ns1,0\ns1,0\n", "lists s1 twice"),
+            ("slide,label\n../s1,0\n", "line 2: slide '../s1' must be a name"),
+            ("slide,label\na/s1,0\n", "line 2: slide 'a/s1' must be a name"),
+            ("slide,label\n/etc,0\n", "line 2: slide '/etc' must be a name"),
+            ("slide,label\n..,0\n", "line 2: slide '..' must be a name"),
+            ("slide,label\n.,0\n", "line 2: slide '.' must be a name"),
+            ("slide,label,split\ns1,0,dev\n", "line 2: split 'dev'"),
+            ("slide,label,split\ns1,0,train\ns2,1,\n", "Fill all of them or none"),
+            ("slide,label,patient,split\ns1,0,p,train\ns2,1,p,test\n", "patient 'p' stands in both"),
+        ],
+    )
+    def test_is_refused_with_its_name_and_what_is_wrong(self, make, slides, text, reason):
+        with pytest.raises(BagFileError) as caught:
+            make(slides, text)
+        message = str(caught.value)
+        assert reason in message
+        assert "labels.csv" in message
+        assert "\n" not in message
+        assert not (slides.parent / "bags").exists()
+
+    @pytest.mark.parametrize("content", [b"slide,label\nM\xfcller,1\n", b"\x89PNG\r\n\x1a\n\x00\xff"])
+    def test_not_utf8(self, tmp_path, content):
+        (tmp_path / "labels.csv").write_bytes(content)
+        with pytest.raises(BagFileError, match=r"labels\.csv"):
+            read_labels(tmp_path / "labels.csv")
+
+    def test_not_there(self, make, slides):
+        with pytest.raises(NotFoundError, match=r"labels\.csv does not exist"):
+            make(slides, None)
+
+
+class TestSplit:
+    SLIDES = st.lists(st.tuples(st.sampled_from([0, 1]), st.integers(0, 6)), min_size=2, max_size=16)
+
+    @given(drawn=SLIDES, test_share=st.sampled_from([0.1, 0.25, 0.5, 0.75]), seed=st.integers(0, 9))
+    @settings(max_examples=80)
+    def test_no_patient_on_both_sides_and_both_labels_on_each(self, drawn, test_share, seed):
+        slides = [LabelledSlide(f"s{i}", label, f"p{p}" if p else "") for i, (label, p) in enumerate(drawn)]
+        for label in (0, 1):
+            patients = {slide.patient_id or slide.slide for slide in slides if slide.label == label}
+            assume(len(patients) >= 2)
+        done = split_by_patient(slides, test_share, seed)
+        assert [(s.slide, s.label, s.patient_id) for s in done] == [(s.slide, s.label, s.patient_id) for s in slides]
+        assert {(s.split, s.label) for s in done} == {("train", 0), ("train", 1), ("test", 0), ("test", 1)}
+        sides = {}
+        for slide in done:
+            if slide.patient_id:
+                sides.setdefault(slide.patient_id, set()).add(slide.split)
+        assert all(len(side) == 1 for side in sides.values())
+        assert done == split_by_patient(slides, test_share, seed)
+
+    @pytest.mark.parametrize("test_share", [0.1, 0.25, 0.5, 0.75, 0.9])
+    def test_about_the_asked_share_is_for_testing(self, test_share):
+        slides = [LabelledSlide(f"s{i}", i % 2) for i in range(40)]
+        done = split_by_patient(slides, test_share, 0)
+        assert sum(slide.split == "test" for slide in done) == pytest.approx(40 * test_share, abs=2)
+
+    def test_the_seed_decides(self):
+        slides = [LabelledSlide(f"s{i}", i % 2) for i in range(20)]
+        assert len({tuple(s.split for s in split_by_patient(slides, 0.25, seed)) for seed in range(6)}) > 1
+
+    def test_a_given_split_is_kept(self):
+        slides = [LabelledSlide("s1", 0, "p", "test"), LabelledSlide("s2", 0, "q", "train")]
+        assert split_by_patient(slides, 0.25, 0) == slides
+
+    def test_too_few_patients_of_a_label(self, make, slides):
+        with pytest.raises(BagFileError, match="1 patient with label 1: at least 2"):
+            make(slides, "slide,label,patient\ns1,0,p\ns2,0,q\ns3,1,r\ns4,1,r\n")
+
+    def test_bags_follow_the_split(self, make, slides):
+        made = make(slides, "slide,label,patient\ns1,0,p\ns2,1,p\ns3,0,q\ns4,1,q\n")
+        rows = {row.bag_id: row for row in made.rows}
+        assert rows["s1"].split == rows["s2"].split != rows["s3"].split == rows["s4"].split
+
+
+class TestProblems:
+    """What is wrong with one slide is listed; the others go on."""
+
+    def test_a_missing_folder(self, make, slides):
+        shutil.rmtree(slides / "s1")
+        made = make(slides)
+        assert "no such folder" in problems_of(made)["s1"]
+        assert {row.bag_id for row in made.rows} == {"s2", "s3", "s4"}
+        assert not (made.folder / "s1.h5").exists()
+
+    def test_a_file_in_a_folders_place(self, make, slides):
+        shutil.rmtree(slides / "s1")
+        (slides / "s1").write_text("x")
+        assert "no such folder" in problems_of(make(slides))["s1"]
+
+    def test_a_folder_without_a_line(self, make, slides):
+        (slides / "s5").mkdir()
+        (slides / ".thumbnails").mkdir()
+        assert problems_of(make(slides)) == {"s5": "has no line in labels.csv"}
+
+    def test_an_empty_folder(self, make, slides):
+        shutil.rmtree(slides / "s4")
+        (slides / "s4").mkdir()
+        made = make(slides)
+        assert "holds no cell images" in problems_of(made)["s4"]
+        assert len(made.rows) == 3
+
+    def test_a_slide_with_unreadable_images_alone(self, make, slides):
+        for i, content in enumerate((b"", b"text", b"\xff\xd8\xff\xe0cut", b"\x89PNG\r\n\x1a\n")):
+            (slides / "s2" / f"cell-{i}.png").write_bytes(content)
+        made = make(slides)
+        assert "none of its images" in problems_of(made)["s2"]
+        assert {f"s2/cell-{i}.png" for i in range(4)} < set(problems_of(made))
+        assert {row.bag_id for row in made.rows} == {"s1", "s3", "s4"}
+        assert {path.name for path in made.folder.glob("*.h5")} == {"s1.h5", "s3.h5", "s4.h5"}
+
+    def test_one_unreadable_image(self, make, slides):
+        (slides / "s2" / "cell-1.png").write_text("not an image")
+        made = make(slides)
+        assert set(problems_of(made)) == {"s2/cell-1.png"}
+        assert open_bag(made.folder / "s2.h5").instance_ids == ("cell-0.png", "cell-2.png", "cell-3.png")
+
+    def test_every_slide_is_at_fault(self, make, slides):
+        for name in ("s1", "s2", "s3", "s4"):
+            shutil.rmtree(slides / name)
+        with pytest.raises(BagFileError, match="none of the slides"):
+            make(slides)
+        assert not (slides.parent / "bags").exists()
+
+
+class TestLeakage:
+    def test_an_image_of_a_training_slide_is_left_out_of_a_test_slide(self, make, slides):
+        """Whatever the slides' names: the test slide gives way."""
+        labels = "slide,label,split\ns1,0,test\ns2,1,test\ns3,0,train\ns4,1,train\n"
+        shutil.copy(slides / "s3" / "cell-2.png", slides / "s1" / "same.png")
+        made = make(slides, labels)
+        assert set(problems_of(made)) == {"s1/same.png"}
+        assert "train slide" in problems_of(made)["s1/same.png"]
+        assert "same.png" not in open_bag(made.folder / "s1.h5").instance_ids
+        assert len(open_bag(made.folder / "s3.h5")) == 4
+
+    def test_no_image_stands_on_both_sides(self, make, slides):
+        for source, target in (("s1/cell-0.png", "s3"), ("s2/cell-1.png", "s4"), ("s4/cell-3.png", "s1")):
+            shutil.copy(slides / source, slides / target / f"copy-{source.replace('/', '-')}")
+        made = make(slides)
+        sides = {"train": set(), "test": set()}
+        for row in made.rows:
+            sides[row.split] |= set(open_bag(made.folder / row.path).images())
+        assert not sides["train"] & sides["test"]
+        assert len(made.problems) == 3

@@ -1,0 +1,78 @@
+import json
+import shutil
+
+import pytest
+
+from cytomil.bags.make import make_bags
+from cytomil.encoders.bundle import load_bundle
+from cytomil.errors import FeatureFileError
+from cytomil.evaluate.run import evaluate
+from cytomil.features.embed import embed
+from cytomil.mil.fit import fit_mil
+from cytomil.pretrain.loop import pretrain
+from cytomil.progress import Silent
+from cytomil.settings import EmbedSettings, EvaluateSettings, FitMilSettings, MakeBagsSettings, PretrainSettings
+
+BAGS = {"bag_size": 12, "train_bags": 6, "test_bags": 4, "cell_size": 24, "witness_rate": 0.25, "difficulty": 0.0}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("evaluate")
+    make_bags(MakeBagsSettings(out=root / "bags", **BAGS), Silent())
+    small = {"method": "simclr", "epochs": 1, "batch_size": 32, "image_size": 16}
+    pretrain(PretrainSettings(bags=root / "bags", out=root / "encoder", **small), Silent())
+    embed(EmbedSettings(bags=root / "bags", encoder=root / "encoder", out=root / "features"), Silent())
+    fit = {"epochs": 2, "folds": 2, "ensemble": 1}
+    fit_mil(FitMilSettings(features=root / "features", encoder=root / "encoder", out=root / "model", **fit), Silent())
+    return root
+
+
+def settings(made, out, **changed):
+    places = {"features": made / "features", "model": made / "model", "bags": made / "bags", "out": out}
+    return EvaluateSettings(**(places | changed))
+
+
+def test_every_promised_file_is_written(made, tmp_path):
+    done = evaluate(settings(made, tmp_path), Silent())
+    assert done.problems == ()
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["bag"]["n_bags"] == 4
+    assert metrics["instance"]["n_bags"] == 2
+    assert isinstance(metrics["collapsed"], bool)
+    for name in ("roc", "pr", "recall_by_k"):
+        assert (tmp_path / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert len((tmp_path / "plots" / f"{name}.csv").read_text().splitlines()) > 1
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 5
+    record = json.loads((tmp_path / "evaluate.json").read_text())
+    assert record["encoder_sha256"] == load_bundle(made / "encoder").sha256
+
+
+def test_the_same_evaluation_gives_the_same_bytes(made, tmp_path):
+    for name in ("a", "b"):
+        evaluate(settings(made, tmp_path / name), Silent())
+    for file in (tmp_path / "a").rglob("*"):
+        if file.is_file() and file.name != "evaluate.json":
+            assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes()
+
+
+def test_k_is_what_was_asked_for(made, tmp_path):
+    asked = evaluate(settings(made, tmp_path, k=3), Silent()).instance
+    assert asked.k == 3
+    assert evaluate(settings(made, tmp_path, k=12), Silent()).instance.recall_at_k == 1.0
+
+
+def test_a_bag_without_instance_labels_is_listed_and_the_rest_goes_on(made, tmp_path):
+    bags = tmp_path / "bags"
+    shutil.copytree(made / "bags", bags)
+    (bags / "test-01.h5").write_text("gone")
+    (bags / "test-02.h5").write_text("gone")
+    done = evaluate(settings(made, tmp_path / "out", bags=bags), Silent())
+    assert {problem.where for problem in done.problems} == {"test-01", "test-02"}
+    assert done.bag.n_bags == 4
+
+
+def test_features_of_another_layer_are_refused(made, tmp_path):
+    embed(EmbedSettings(bags=made / "bags", encoder=made / "encoder", out=tmp_path / "h", layer="h"), Silent())
+    with pytest.raises(FeatureFileError, match="another encoder or layer"):
+        evaluate(settings(made, tmp_path / "out", features=tmp_path / "h"), Silent())

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cytomil.encoders.bundle import load_bundle
+from cytomil.errors import FeatureFileError
+from cytomil.features import open_features
+from cytomil.features.embedder import CellBlock, Embedder
+from cytomil.progress import Problem
+
+
+@pytest.fixture
+def bundle(encoder_folder):
+    return load_bundle(encoder_folder)
+
+
+def block(n, start=0, problems=()):
+    pixels = np.random.default_rng(start).integers(0, 256, (n, 24, 24, 3), np.uint8)
+    ids = [f"cell-{i}" for i in range(start, start + n)]
+    return CellBlock(ids, np.full((n, 2), start), pixels, list(problems))
+
+
+def test_the_key_names_everything_that_shapes_the_features(bundle, make_encoder, tmp_path):
+    base = Embedder(bundle, "z", "float32", "cpu").key("source")
+    assert (base.bag_sha256, base.encoder_sha256, base.transform_sha256) == (
+        "source",
+        bundle.sha256,
+        bundle.transform.sha256,
+    )
+    others = [
+        Embedder(bundle, "h", "float32", "cpu").key("source"),
+        Embedder(bundle, "z", "float16", "cpu").key("source"),
+        Embedder(bundle, "z", "float32", "cpu").key("another source"),
+        Embedder(make_encoder(tmp_path / "a", seed=1), "z", "float32", "cpu").key("source"),
+        Embedder(make_encoder(tmp_path / "b", image_size=32), "z", "float32", "cpu").key("source"),
+    ]
+    assert len({base, *others}) == 6
+
+
+@pytest.mark.parametrize(("layer", "dim"), [("h", 512), ("z", 16)])
+def test_blocks_become_one_cache(bundle, tmp_path, layer, dim):
+    embedder = Embedder(bundle, layer, "float32", "cpu")
+    faults = [Problem("bad-1", "why")]
+    problems = embedder.embed(tmp_path / "x.h5", "x", "s", [block(3), block(0, 3, faults), block(2, 3)], mpp=0.5)
+    features = open_features(tmp_path / "x.h5")
+    assert features.shape == (5, dim)
+    assert features.instance_ids == tuple(f"cell-{i}" for i in range(5))
+    assert features.coords[:, 0].tolist() == [0, 0, 0, 3, 3]
+    assert features.key == embedder.key("s")
+    assert features.mpp == 0.5
+    assert features.unreadable == ("bad-1",)
+    assert problems == faults
+
+
+def test_embeddings_that_are_not_finite_are_refused(bundle, tmp_path):
+    with torch.no_grad():
+        bundle.encoder.projector[2].bias.fill_(1e6)
+    with pytest.raises(FeatureFileError, match=r"x: embeddings are not finite in float16.*float32"):
+        Embedder(bundle, "z", "float16", "cpu").embed(tmp_path / "x.h5", "x", "s", [block(2)])
+    assert list(tmp_path.iterdir()) == []
+    Embedder(bundle, "z", "float32", "cpu").embed(tmp_path / "x.h5", "x", "s", [block(2)])
+    assert np.isfinite(open_features(tmp_path / "x.h5").load()).all()
