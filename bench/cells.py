@@ -91,8 +91,8 @@ def _row(name: str, numbers: npt.ArrayLike) -> dict[str, object]:
     }
 
 
-def write_synthetic(path: Path, side: int, tile: int = 512) -> None:
-    """A pyramidal deflated TIFF of ``side`` px at 0.25 µm/px, full of 8 µm discs, written tile by tile."""
+def write_synthetic(path: Path, side: int, tile: int = 512, spacing: int = 64) -> None:
+    """A pyramidal deflated TIFF of ``side`` px at 0.25 µm/px, an 8 µm disc every ``spacing`` px, written tile by tile."""
     import tifffile
     from PIL import Image, ImageDraw
 
@@ -101,8 +101,8 @@ def write_synthetic(path: Path, side: int, tile: int = 512) -> None:
         picture = Image.new("RGB", (tile, tile), (236, 232, 238))
         draw = ImageDraw.Draw(picture)
         # The same tile over and over: memory and time depend on how much there is to find, not on its variety.
-        for x in range(32 // step, tile, max(4, 64 // step)):
-            for y in range(32 // step, tile, max(4, 64 // step)):
+        for x in range(32 // step, tile, max(4, spacing // step)):
+            for y in range(32 // step, tile, max(4, spacing // step)):
                 draw.ellipse((x - 16 / step, y - 16 / step, x + 16 / step, y + 16 / step), fill=(150, 90, 160))
         drawn = np.asarray(picture)
         for _ in range((-(-(side // step) // tile)) ** 2):
