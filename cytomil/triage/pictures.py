@@ -11,7 +11,7 @@ from PIL import Image
 from cytomil.slides import Cells, Slide, qc_thumbnail
 
 REPORT_PX = 640
-FILE_PX = 1600
+FILE_PX = 1200
 _HEATMAP_BLOCK_PX = 8
 _HIGHEST_SCORE = 30.0
 

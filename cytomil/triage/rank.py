@@ -42,7 +42,7 @@ def rank(slide_dir: Path, settings: RankSettings, listener: Listener) -> Worklis
     model = load_triage_model(settings.model)
     if ignored:
         listener.note(f"not slides, left alone: {', '.join(ignored)}")
-    ranker = _Ranker(model, settings, _reading(model, settings, found, listener))
+    ranker = _Ranker(model, settings, _reading(model, settings, found, listener), listener)
     results = [ranker.assess(one) for one in listener.track(found, "reading slides", unit="slides")]
     thresholds = model.card["thresholds"]
     return Worklist(
@@ -52,7 +52,7 @@ def rank(slide_dir: Path, settings: RankSettings, listener: Listener) -> Worklis
         threshold=thresholds["decision"],
         low_threshold=thresholds["low"],
         model_card=model_card(model),
-        settings=settings.model_dump(mode="json"),
+        settings=settings.model_dump(mode="json", exclude_none=True),
         versions=versions(),
         score_bin_edges=tuple(model.card["score_bin_edges"]),
         reference_shares=tuple(model.card["reference_shares"]),
@@ -104,8 +104,8 @@ def model_card(model: TriageModel) -> dict[str, object]:
 class _Ranker:
     """Assesses slides one after another with one model."""
 
-    def __init__(self, model: TriageModel, settings: RankSettings, reading: SlideReading) -> None:
-        self._model, self._settings, self._reading = model, settings, reading
+    def __init__(self, model: TriageModel, settings: RankSettings, reading: SlideReading, listener: Listener) -> None:
+        self._model, self._settings, self._reading, self._listener = model, settings, reading, listener
         self._embedder = Embedder(model.encoder, model.layer, "float32", settings.device)
         shaped_by = {
             "model": model.card,
@@ -150,7 +150,8 @@ class _Ranker:
         if not is_valid(cache, self._embedder.key(fingerprint)):
             blocks = source.blocks(self._model.encoder.transform, self._settings.batch_size)
             crop_px = round(source.crop_side_px) if isinstance(source, WholeSlide) else 0
-            self._embedder.embed(cache, found.name, fingerprint, blocks, source.mpp, crop_px)
+            told = self._listener.track(blocks, found.name, unit="blocks of cells")
+            self._embedder.embed(cache, found.name, fingerprint, told, source.mpp, crop_px)
         return open_features(cache)
 
     def _result(self, found: Found, source: SlideSource, features: Features) -> SlideResult:
@@ -159,15 +160,16 @@ class _Ranker:
         if not np.isfinite(assessment.probability):
             raise TriageModelError("the model gives no finite probability for this slide. Fit the model again.")
         is_beyond = self._model.novelty.is_beyond(values)
+        is_unlike = float(is_beyond.mean()) > self._model.novelty.greatest_allowed
         result = SlideResult(
             slide=found.name,
             path=found.shown_path,
-            call=self._call(assessment.probability),
+            call=self._call(assessment.probability, is_unlike),
             probability=assessment.probability,
             n_instances=len(features),
             n_unreadable=len(features.unreadable),
             mpp=features.mpp,
-            cautions=tuple(self._cautions(features, float(is_beyond.mean()))),
+            cautions=tuple(self._cautions(features, is_unlike, float(is_beyond.mean()))),
             key_instances=self._key_instances(source, features, assessment.scores, is_beyond),
             score_shares=tuple(score_shares(assessment.scores).tolist()),
         )
@@ -176,14 +178,15 @@ class _Ranker:
             return with_places(result, source, features.instance_ids, assessment.scores, out, cells_csv)
         return result
 
-    def _call(self, probability: float) -> Call:
+    def _call(self, probability: float, is_unlike: bool) -> Call:
         thresholds = self._model.card["thresholds"]
         if probability >= thresholds["decision"]:
             return Call.REVIEW_FIRST
-        return Call.REVIEW if probability >= thresholds["low"] else Call.LOW_PRIORITY
+        # Of a slide unlike all it has seen the model cannot say that nothing is on it.
+        return Call.REVIEW if is_unlike or probability >= thresholds["low"] else Call.LOW_PRIORITY
 
-    def _cautions(self, features: Features, share_beyond: float) -> Iterator[str]:
-        if share_beyond > self._model.novelty.greatest_allowed:
+    def _cautions(self, features: Features, is_unlike: bool, share_beyond: float) -> Iterator[str]:
+        if is_unlike:
             yield (
                 f"Unlike the training slides: read with care ({share_beyond:.0%} of its cells lie outside what the model "
                 "has seen)."
