@@ -26,7 +26,7 @@ def locate(root: Path, name: str) -> Path:
     if len(slides) > 1:
         raise NotFoundError(f"{exact} is {' or '.join(path.name for path in slides)}. Write the suffix in its line.")
     if not slides:
-        raise NotFoundError(f"{exact}: no such slide or folder of cell images. Correct its line in the labels file.")
+        raise NotFoundError(f"{exact}: no such folder or slide file. Correct its line in the labels file.")
     return slides[0]
 
 

@@ -21,7 +21,7 @@ def test_a_name_finds_its_slide_with_or_without_suffix_or_its_folder(root, name,
     assert locate(root, name) == root / expected
 
 
-@pytest.mark.parametrize(("name", "message"), [("b", r"b\.svs or .*b\.tif"), ("d", "no such slide")])
+@pytest.mark.parametrize(("name", "message"), [("b", r"b\.svs or .*b\.tif"), ("d", "no such folder or slide")])
 def test_a_name_that_is_unclear_or_unknown_is_refused(root, name, message):
     with pytest.raises(NotFoundError, match=message):
         locate(root, name)
