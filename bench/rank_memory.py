@@ -1,9 +1,9 @@
 """Peak memory of ranking one whole slide, by the slide's size.
 
-    python -m bench.rank_memory [--sides 10000 30000] [--spacing 216]
+    python -m bench.rank_memory [--sides 10000 30000] [--filled 0.1]
 
-Synthetic pyramidal slides with one cell every `spacing` px, each ranked in a process of its own. "Above the model's own"
-is the peak resident memory less what the same process needs to load the model and rank a slide of 1,000 px.
+Synthetic pyramidal slides, a tenth of each full of cells (some 2,600 and 22,700), each ranked in a process of its own. "Above
+the model's own" is the peak resident memory less what the same process needs to load the model and rank a slide of 1,000 px.
 """
 
 from __future__ import annotations
@@ -71,25 +71,24 @@ def _peak() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", type=int, nargs="+", default=[10_000, 30_000], help="px")
-    parser.add_argument("--spacing", type=int, default=216, help="px between cells")
+    parser.add_argument("--filled", type=float, default=0.1, help="share of a slide's height that holds cells, 0 to 1")
     parser.add_argument("--one", type=Path, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(rank_one(*options.one)))
         return
-    rows = []
     for side in options.sides:
         with tempfile.TemporaryDirectory() as made:
             root, folder = Path(made), Path(made) / "big"
             make_model(root)
             folder.mkdir()
-            write_synthetic(folder / "slide.tif", side, spacing=options.spacing)
+            write_synthetic(folder / "slide.tif", side, filled=options.filled)
             command = [sys.executable, "-m", "bench.rank_memory", "--one", str(root), str(folder)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            rows.append({"side, px": f"{side:,}"} | json.loads(done.stdout))
-    lines = [" | ".join(rows[0]), " | ".join("---:" for _ in rows[0])]
-    lines += [" | ".join(str(value) for value in row.values()) for row in rows]
-    print("\n".join(f"| {line} |" for line in lines))
+        row = {"side, px": f"{side:,}"} | json.loads(done.stdout)
+        if side == options.sides[0]:
+            print(f"| {' | '.join(row)} |\n| {' | '.join('---:' for _ in row)} |")
+        print(f"| {' | '.join(str(value) for value in row.values())} |", flush=True)
 
 
 if __name__ == "__main__":
