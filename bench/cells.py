@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -91,8 +92,11 @@ def _row(name: str, numbers: npt.ArrayLike) -> dict[str, object]:
     }
 
 
-def write_synthetic(path: Path, side: int, tile: int = 512) -> None:
-    """A pyramidal deflated TIFF of ``side`` px at 0.25 µm/px, full of 8 µm discs, written tile by tile."""
+def write_synthetic(path: Path, side: int, tile: int = 512, filled: float = 1.0) -> None:
+    """A pyramidal deflated TIFF of ``side`` px at 0.25 µm/px, full of 8 µm discs, written tile by tile.
+
+    ``filled``: share of its height, from the top, that holds discs; the rest is background.
+    """
     import tifffile
     from PIL import Image, ImageDraw
 
@@ -104,9 +108,11 @@ def write_synthetic(path: Path, side: int, tile: int = 512) -> None:
         for x in range(32 // step, tile, max(4, 64 // step)):
             for y in range(32 // step, tile, max(4, 64 // step)):
                 draw.ellipse((x - 16 / step, y - 16 / step, x + 16 / step, y + 16 / step), fill=(150, 90, 160))
-        drawn = np.asarray(picture)
-        for _ in range((-(-(side // step) // tile)) ** 2):
-            yield drawn
+        drawn, blank = np.asarray(picture), np.full((tile, tile, 3), (236, 232, 238), np.uint8)
+        rows = -(-(side // step) // tile)
+        for row in range(rows):
+            for _ in range(rows):
+                yield drawn if row < math.ceil(filled * rows) else blank
 
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
         for level in range(6):

@@ -78,6 +78,18 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", newline="")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def safe_name(name: str) -> str:
+    """A file name for whatever ``name`` is: readable letters of it, and a hash that keeps two names apart."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name).strip('._')[:60]}-{digest}"
+
+
 def write_json(path: Path, document: Any) -> None:
     """Write ``document`` as indented JSON. Raises ValueError for NaN or infinity, which JSON does not have."""
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

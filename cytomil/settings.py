@@ -96,13 +96,19 @@ class MakeBagsSettings(Section):
     out: Path = Field(Path("data/bags"), description="folder for the bag files and bags.csv")
     normal: Names = Field((), description="class folders of normal cells, comma-separated")
     abnormal: Names = Field((), description="class folders of abnormal cells, comma-separated")
-    labels: Path | None = Field(None, description="CSV of slide,label[,patient][,split]; makes one bag per slide")
+    labels: Path | None = Field(None, description="CSV of slide,label[,patient][,split][,mpp]; makes one bag per slide")
     bag_size: int = Field(100, ge=2, description="cells per simulated bag")
     witness_rate: float = Field(0.2, gt=0, le=1, description="share of abnormal cells in a positive bag, 0 to 1")
     train_bags: int = Field(18, ge=0, description="simulated training bags, half of them positive")
     test_bags: int = Field(6, ge=0, description="simulated test bags, half of them positive")
     test_share: float = Field(
         0.25, gt=0, lt=1, description="share of labelled slides for testing, without a split column"
+    )
+    diameter_um: float = Field(7.0, ge=1, le=200, description="expected diameter of the cells of a whole slide, µm")
+    crop_um: float = Field(12.0, ge=1, le=1000, description="side of the crop around each cell of a whole slide, µm")
+    crop_px: int = Field(64, ge=8, le=1024, description="side of that crop, pixels")
+    mpp: float | None = Field(
+        None, gt=0, description="µm per pixel of whole slides whose file gives none, or a wrong one"
     )
     cell_size: int = Field(72, ge=16, le=512, description="side of a synthetic cell image, pixels")
     difficulty: float = Field(0.0, ge=0, le=1, description="of the synthetic cells: 0 plain, 1 hardly told apart")
@@ -192,6 +198,19 @@ class RankSettings(Section):
     model: Path = Field(Path("models/triage"), description="folder of the triage model")
     out: Path = Field(Path("triage"), description="folder for triage.csv, triage.json and report.html")
     top: int = Field(24, ge=1, le=500, description="cells shown per slide")
+    mpp: float | None = Field(
+        None, gt=0, description="µm per pixel of whole slides whose file gives none, or a wrong one"
+    )
+    mpp_csv: Path | None = Field(None, description="CSV of slide,mpp; wins over the slides' files")
+    crop_um: float | None = Field(
+        None, ge=1, le=1000, description="side of a crop, µm; only for a model trained on cell images of unknown size"
+    )
+    diameter_um: float | None = Field(
+        None, ge=1, le=200, description="diameter of a cell, µm; only for such a model; 7 where not given"
+    )
+    cells_csv: bool = Field(False, description="also write every cell's position and score, one CSV a whole slide")
+    split_images: bool = Field(False, description="keep the report's pictures in a folder beside it")
+    workers: int = Field(0, ge=0, description="threads that look for cells; 0: one per core")
     batch_size: int = Field(256, ge=1, description="cells per forward pass")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
 

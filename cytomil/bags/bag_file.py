@@ -7,6 +7,7 @@ What `open_bag` returns carries no instance labels, so that no training code can
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 
 from cytomil.errors import BagFileError
 from cytomil.files import HDF5_ERRORS, replacing
+from cytomil.slides.cutting import Cutting
 
 SCHEMA = "cytomil.bag/1"
 UNKNOWN = -1
@@ -41,13 +43,18 @@ class Instance:
 
 @dataclass(frozen=True)
 class BagInfo:
-    """What is known of a bag as a whole. ``mpp`` is in µm per pixel of the cell images, None where unknown."""
+    """What is known of a bag as a whole.
+
+    ``mpp`` is in µm per pixel of the cell images, ``cutting`` how they were cut out of a whole slide; both None where
+    unknown.
+    """
 
     bag_id: str
     label: int
     patient_id: str = ""
     mpp: float | None = None
     source: str = ""
+    cutting: Cutting | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,7 @@ def write_bag(path: Path, info: BagInfo, instances: Iterable[Instance]) -> tuple
                     "label": info.label,
                     "mpp": np.nan if info.mpp is None else info.mpp,
                     "source": info.source,
+                    "cutting": _cutting_json(info),
                     "n_instances": n,
                     "sha256": digest.hexdigest(),
                 }
@@ -124,6 +132,7 @@ def open_bag(path: Path | str) -> Bag:
             raise BagFileError(f"{path} {fault}. Make it again with `cytomil make-bags`.")
         attributes = file.attrs
         mpp = float(attributes["mpp"])
+        cutting = json.loads(str(attributes["cutting"]))
         return Bag(
             path=path,
             info=BagInfo(
@@ -132,6 +141,7 @@ def open_bag(path: Path | str) -> Bag:
                 patient_id=str(attributes["patient_id"]),
                 mpp=None if np.isnan(mpp) else mpp,
                 source=str(attributes["source"]),
+                cutting=None if cutting is None else Cutting(**cutting),
             ),
             sha256=str(attributes["sha256"]),
             instance_ids=tuple(file["instance_id"].asstr()[:]),
@@ -166,7 +176,7 @@ def _fault(file: h5py.File) -> str:
     schema = file.attrs.get("schema", "none")
     if schema != SCHEMA:
         return f"is not a bag file of this version (schema {schema!r}, expected {SCHEMA!r})"
-    wanted = {"bag_id", "patient_id", "label", "mpp", "source", "n_instances", "sha256"}
+    wanted = {"bag_id", "patient_id", "label", "mpp", "source", "cutting", "n_instances", "sha256"}
     missing = sorted(wanted - set(file.attrs))
     missing += [name for name in _DATASETS if not isinstance(file.get(name), h5py.Dataset)]
     if missing:
@@ -181,7 +191,12 @@ def _fault(file: h5py.File) -> str:
 
 def _start_digest(info: BagInfo) -> hashlib._Hash:
     mpp = None if info.mpp is None else float(info.mpp)
-    return hashlib.sha256(repr((SCHEMA, info.bag_id, info.patient_id, int(info.label), mpp)).encode())
+    seen = (SCHEMA, info.bag_id, info.patient_id, int(info.label), mpp, _cutting_json(info))
+    return hashlib.sha256(repr(seen).encode())
+
+
+def _cutting_json(info: BagInfo) -> str:
+    return json.dumps(None if info.cutting is None else info.cutting.to_json())
 
 
 def _update_digest(digest: hashlib._Hash, instance_id: str, coords: Iterable[int], image: bytes) -> None:

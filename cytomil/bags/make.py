@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import io
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,28 @@ from cytomil.bags.class_folders import CellDraw, open_class_folders, require_eno
 from cytomil.bags.images import printable
 from cytomil.bags.manifest import MANIFEST_NAME, BagRow, write_manifest
 from cytomil.bags.simulate import make_plan, write_simulated_bags
-from cytomil.bags.slide_folders import SlideFolderReader, read_labels, split_by_patient
+from cytomil.bags.slide_folders import LabelledSlide, SlideFolderReader, read_labels, split_by_patient
 from cytomil.bags.synthetic import SOURCE as SYNTHETIC
 from cytomil.bags.synthetic import synthetic_abnormal, synthetic_normal
-from cytomil.errors import BagFileError, NotFoundError, SettingsError, require_folder, require_replaceable
-from cytomil.files import replacing_folder, write_json
+from cytomil.bags.whole_slides import cut_cells, locate
+from cytomil.errors import (
+    BagFileError,
+    NoCellsError,
+    NotFoundError,
+    ResolutionError,
+    SettingsError,
+    SlideUnreadableError,
+    require_folder,
+    require_replaceable,
+)
+from cytomil.files import replacing_folder, safe_name, write_bytes, write_json
 from cytomil.progress import Listener, Problem
 from cytomil.provenance import now, versions
 from cytomil.settings import MakeBagsSettings
+from cytomil.slides import Cutting, Resolutions, find_cells, is_slide_file, qc_thumbnail, require_enough_cells
 
 RECORD_NAME = "make-bags.json"
+QC_FOLDER = "qc"
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,7 @@ def _choose(settings: MakeBagsSettings) -> Callable[[Path, MakeBagsSettings, Lis
     if settings.source == SYNTHETIC:
         return _from_synthetic
     require_folder(Path(settings.source), "make-bags synthetic")
-    return _from_slide_folders if settings.labels else _from_class_folders
+    return _from_labelled_slides if settings.labels else _from_class_folders
 
 
 def _from_synthetic(folder: Path, settings: MakeBagsSettings, listener: Listener) -> MadeBags:
@@ -86,20 +99,30 @@ def _from_class_folders(folder: Path, settings: MakeBagsSettings, listener: List
     return MadeBags(settings.out, tuple(rows), tuple(draw.problems), notes)
 
 
-def _from_slide_folders(folder: Path, settings: MakeBagsSettings, listener: Listener) -> MadeBags:
+def _from_labelled_slides(folder: Path, settings: MakeBagsSettings, listener: Listener) -> MadeBags:
     root, labels = Path(settings.source), settings.labels
     assert labels is not None
     slides = split_by_patient(read_labels(labels), settings.test_share, settings.seed)
     # Training slides first, so that it is the test slide that gives up an image that stands in both.
     slides = sorted(slides, key=lambda slide: (slide.split != "train", slide.slide))
+    cutting = Cutting(settings.crop_um, settings.crop_px, settings.diameter_um)
+    given = {slide.slide: slide.mpp for slide in slides if slide.mpp is not None}
+    resolutions = Resolutions(given, settings.mpp)
     reader = SlideFolderReader(root)
-    problems, rows = [], []
+    problems, rows, used = [], [], set()
     for slide in listener.track(slides, "making bags", unit="slides"):
         info = BagInfo(slide.slide, slide.label, slide.patient_id, source=f"{root.name}/{slide.slide}")
         path = folder / f"{slide.slide}.h5"
         try:
-            sha256, n = write_bag(path, info, reader.cells(slide))
-        except NotFoundError as error:
+            place = locate(root, slide.slide)
+            used.add(place.name)
+            if place.is_dir():
+                sha256, n = write_bag(path, info, reader.cells(slide))
+            else:
+                sha256, n = _write_whole_slide(
+                    path, replace(info, mpp=cutting.mpp, cutting=cutting), place, resolutions
+                )
+        except _FAULTS_OF_A_SLIDE as error:
             problems.append(Problem(slide.slide, str(error)))
             continue
         if n == 0:
@@ -107,14 +130,37 @@ def _from_slide_folders(folder: Path, settings: MakeBagsSettings, listener: List
             problems.append(Problem(slide.slide, "none of its images can be read"))
             continue
         rows.append(BagRow(slide.slide, path.name, slide.patient_id, slide.split, slide.label, n, None, sha256))
-    listed = {slide.slide for slide in slides}
-    unlisted = sorted(
-        printable(c.name) for c in root.iterdir() if c.is_dir() and not c.name.startswith(".") and c.name not in listed
-    )
-    problems += [Problem(name, f"has no line in {labels.name}") for name in unlisted]
+    problems += [Problem(name, f"has no line in {labels.name}") for name in _unlisted(root, slides, used)]
     if not rows:
         raise BagFileError(f"none of the slides in {labels} could be read: {problems[0].where}: {problems[0].reason}")
     return MadeBags(settings.out, tuple(rows), (*problems, *reader.problems), ())
+
+
+_FAULTS_OF_A_SLIDE = (NotFoundError, SlideUnreadableError, ResolutionError, NoCellsError)
+
+
+def _write_whole_slide(path: Path, info: BagInfo, file: Path, resolutions: Resolutions) -> tuple[str, int]:
+    """Write one slide's bag, and beside the bags the picture that shows which cells were found."""
+    assert info.cutting is not None
+    with resolutions.open(file) as slide:
+        cells = find_cells(file, info.cutting.finding, slide.mpp)
+        buffer = io.BytesIO()
+        qc_thumbnail(slide, cells).save(buffer, "JPEG", quality=85)
+        write_bytes(path.parent / QC_FOLDER / f"{safe_name(info.bag_id)}.jpg", buffer.getvalue())
+        require_enough_cells(file, cells, info.cutting.finding)
+        return write_bag(path, info, cut_cells(slide, cells, info.cutting))
+
+
+def _unlisted(root: Path, slides: Sequence[LabelledSlide], used: Collection[str]) -> list[str]:
+    """Slides in the folder that no line of the labels file speaks of."""
+    listed = {slide.slide for slide in slides} | set(used)
+    entries = [entry for entry in root.iterdir() if not entry.name.startswith(".") and entry.name not in listed]
+    companions = {path.stem for path in root.glob("*") if path.suffix.lower() == ".mrxs"}
+    return sorted(
+        printable(entry.name)
+        for entry in entries
+        if is_slide_file(entry) or (entry.is_dir() and entry.name not in companions)
+    )
 
 
 def _require_bags(settings: MakeBagsSettings) -> None:

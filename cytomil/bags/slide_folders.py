@@ -1,4 +1,4 @@
-"""Real slides as folders of cell images, with a CSV that gives each slide's label and patient."""
+"""Real slides, with a CSV that gives each slide's label and patient; and those of them that are folders of cell images."""
 
 from __future__ import annotations
 
@@ -15,29 +15,35 @@ from cytomil.bags.images import find_images, printable, read_image
 from cytomil.bags.manifest import SPLITS
 from cytomil.errors import BagFileError, ImageUnreadableError, NotFoundError, require_file
 from cytomil.progress import Problem
+from cytomil.slides.resolution import parse_mpp
 
 
 @dataclass(frozen=True)
 class LabelledSlide:
-    """One row of the labels file. ``split`` and ``patient_id`` are empty where the file does not give them."""
+    """One row of the labels file. ``split`` and ``patient_id`` are empty where the file does not give them.
+
+    ``mpp`` is in µm per level-0 pixel of a whole slide; None where the slide's own file is to be believed.
+    """
 
     slide: str
     label: int
     patient_id: str = ""
     split: str = ""
+    mpp: float | None = None
 
 
 def read_labels(path: Path) -> list[LabelledSlide]:
-    """Read a CSV with the columns slide and label (0 or 1) and, optionally, patient and split (train or test).
+    """Read a CSV with the columns slide and label (0 or 1) and, optionally, patient, split (train or test) and mpp.
 
-    Raises `BagFileError` naming file and line for anything else, and for a patient in two splits.
+    Raises `BagFileError` naming file and line for anything else, and for a patient in two splits; `SettingsError` for an
+    mpp that is no number.
     """
     require_file(path, "a spreadsheet: columns slide, label, patient")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             if not {"slide", "label"} <= set(reader.fieldnames or ()):
-                raise BagFileError(f"{path} needs the columns slide and label, and may have patient and split.")
+                raise BagFileError(f"{path} needs the columns slide and label, and may have patient, split and mpp.")
             slides = [_parse(path, line, number) for number, line in enumerate(reader, start=2)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise BagFileError(f"{path} is not a CSV file in UTF-8 ({error}).") from None
@@ -112,11 +118,9 @@ class SlideFolderReader:
     def cells(self, slide: LabelledSlide) -> Iterator[Instance]:
         """The readable cells of one slide, in the order of their names; byte-identical ones once.
 
-        Raises `NotFoundError` where the folder is missing or holds no images.
+        Raises `NotFoundError` where the folder holds no images.
         """
         folder = self._root / slide.slide
-        if not folder.is_dir():
-            raise NotFoundError(f"{folder}: no such folder. Correct its line in the labels file.")
         files = find_images(folder)
         if not files:
             raise NotFoundError(f"{folder} holds no cell images.")
@@ -145,6 +149,7 @@ def _parse(path: Path, line: dict[str, str], number: int) -> LabelledSlide:
         {"0": 0, "1": 1}.get((line["label"] or "").strip(), -1),
         (line.get("patient") or "").strip(),
         (line.get("split") or "").strip(),
+        parse_mpp(line["mpp"], f"{path}, line {number}") if (line.get("mpp") or "").strip() else None,
     )
     if not slide.slide:
         raise BagFileError(f"{path}, line {number}: the slide's name is empty.")

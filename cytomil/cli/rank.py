@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -13,16 +13,30 @@ from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
 from cytomil.progress import Problem
 from cytomil.settings import load
 
+if TYPE_CHECKING:
+    from cytomil.triage.worklist import Worklist
+
 _STYLES = {"not assessed": "bold magenta", "review first": "bold red", "review": "yellow", "low priority": "dim"}
 
 
 def rank(
     slide_dir: Annotated[
-        Path, typer.Argument(help="folder of slides: folders of cell images, bag files", metavar="SLIDE_DIR")
+        Path,
+        typer.Argument(
+            help="folder of whole slides, fields, folders of cell images, bag files",
+            metavar="SLIDE_DIR",
+        ),
     ],
     model: Annotated[Path | None, option("rank", "model")] = None,
     out: Annotated[Path | None, option("rank", "out")] = None,
     top: Annotated[int | None, option("rank", "top")] = None,
+    mpp: Annotated[float | None, option("rank", "mpp")] = None,
+    mpp_csv: Annotated[Path | None, option("rank", "mpp_csv")] = None,
+    crop_um: Annotated[float | None, option("rank", "crop_um")] = None,
+    diameter_um: Annotated[float | None, option("rank", "diameter_um")] = None,
+    cells_csv: Annotated[bool | None, option("rank", "cells_csv")] = None,
+    split_images: Annotated[bool | None, option("rank", "split_images")] = None,
+    workers: Annotated[int | None, option("rank", "workers")] = None,
     batch_size: Annotated[int | None, option("rank", "batch_size")] = None,
     device: Annotated[str | None, option("rank", "device")] = None,
     params: ParamsFile = None,
@@ -37,7 +51,7 @@ def rank(
         from cytomil.triage.write import to_document, write_worklist
 
         worklist = run(slide_dir, settings, RichListener())
-        report = write_worklist(worklist, settings.out)
+        report = write_worklist(worklist, settings.out, settings.split_images)
         rows = [
             (
                 number,
@@ -51,6 +65,8 @@ def rank(
         ]
         columns = ("#", "slide", "prob.", "call", "cells", "look at")
         print_table(f"worklist of {slide_dir}", columns, rows, right=("#", "prob.", "cells"))
+        for line in _thresholds(worklist):
+            console.print(line, soft_wrap=True)
         console.print(f"report: {report}", soft_wrap=True)
         console.print("Decision support, not a diagnosis.", style="bold")
         if worklist.model_card["synthetic"]:
@@ -63,3 +79,15 @@ def rank(
             if s.reason or s.n_unreadable
         ]
     finish(to_document(worklist), problems, as_json)
+
+
+def _thresholds(worklist: Worklist) -> list[str]:
+    """Where the calls part, and how far that may be off."""
+    lines = []
+    for name, value, reach in (
+        ("review first from", worklist.threshold, worklist.threshold_range),
+        ("low priority below", worklist.low_threshold, worklist.low_threshold_range),
+    ):
+        single = f" (single folds of the training slides: {reach[0]:.3f} to {reach[1]:.3f})" if reach else ""
+        lines.append(f"{name} {value:.3f}{single}")
+    return lines

@@ -16,6 +16,7 @@ from cytomil.features.index import IndexRow, read_index
 from cytomil.mil.cross_validate import HeldOut, cross_validate, member_seed
 from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, score_shares
 from cytomil.mil.instance_scores import reference_odds
+from cytomil.mil.novelty import Novelty, fit_novelty
 from cytomil.mil.thresholds import Thresholds, choose_thresholds
 from cytomil.mil.train import TrainingBag, one_thread, training_epochs
 from cytomil.mil.triage_model import CARD_NAME, TriageModel, save_triage_model
@@ -50,8 +51,13 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
         held_out = cross_validate(bags, settings, listener)
         ensemble = _refit(bags, settings, held_out.n_epochs, listener)
     thresholds = choose_thresholds(held_out, labels, settings.sensitivity)
-    facts = _facts(settings, encoder, bags, held_out, thresholds, ensemble) | {"layer": key.layer}
-    return save_triage_model(settings.out, encoder, ensemble, facts)
+    novelty = fit_novelty([bag.values.numpy() for bag in bags], held_out.fold)
+    facts = _facts(settings, encoder, bags, held_out, thresholds, ensemble) | {
+        "layer": key.layer,
+        "cutting": encoder.card["data"].get("cutting"),
+        "limits": [*_LIMITS, _novelty_limit(novelty)],
+    }
+    return save_triage_model(settings.out, encoder, ensemble, novelty, facts)
 
 
 def _training_bag(row: IndexRow, features: Features) -> TrainingBag:
@@ -98,10 +104,17 @@ def _facts(
         "epochs_chosen": held_out.n_epochs,
         "score_bin_edges": list(SCORE_BIN_EDGES),
         "reference_shares": shares.tolist(),
-        "limits": list(_LIMITS),
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
     }
+
+
+def _novelty_limit(novelty: Novelty) -> str:
+    return (
+        f"A slide is flagged as unlike the training slides where more than {novelty.greatest_allowed:.0%} of its cells lie "
+        f"farther out than 99 % of the training cells; on held-out training slides it was at most "
+        f"{novelty.greatest_held_out_share:.0%}. A slide may differ in ways that this does not see."
+    )
 
 
 def _held_out_figures(held_out: HeldOut, labels: np.ndarray, thresholds: Thresholds) -> dict[str, Any]:

@@ -30,7 +30,10 @@ def choose_thresholds(held_out: HeldOut, labels: np.ndarray, sensitivity: float)
     low = min(sensitivity_threshold(held_out.probabilities, labels, sensitivity), decision)
     folds = [held_out.fold == number for number in range(held_out.fold.max() + 1)]
     decisions = [best_f1_threshold(held_out.probabilities[fold], labels[fold]) for fold in folds]
-    lows = [sensitivity_threshold(held_out.probabilities[fold], labels[fold], sensitivity) for fold in folds]
+    lows = [
+        min(sensitivity_threshold(held_out.probabilities[fold], labels[fold], sensitivity), upper)
+        for fold, upper in zip(folds, decisions, strict=True)
+    ]
     return Thresholds(decision, low, (min(decisions), max(decisions)), (min(lows), max(lows)))
 
 

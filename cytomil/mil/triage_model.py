@@ -17,9 +17,11 @@ from cytomil.errors import EncoderBundleError, NotFoundError, TriageModelError, 
 from cytomil.files import replacing_folder, sha256_of_file, write_json
 from cytomil.mil.ensemble import Ensemble, Member
 from cytomil.mil.instance_scores import MEANING
+from cytomil.mil.novelty import Novelty
 from cytomil.mil.pamil import PAMIL
 from cytomil.mil.train import Standardiser
 from cytomil.settings import InstanceScore
+from cytomil.slides.cutting import Cutting
 
 SCHEMA = "cytomil.triage-model/1"
 CARD_NAME = "triage.json"
@@ -29,11 +31,12 @@ ENCODER_FOLDER = "encoder"
 
 @dataclass(frozen=True)
 class TriageModel:
-    """Encoder and aggregators, ready to assess bags. ``card`` is triage.json."""
+    """Encoder, aggregators and what they know, ready to assess bags. ``card`` is triage.json."""
 
     path: Path
     encoder: EncoderBundle
     ensemble: Ensemble
+    novelty: Novelty
     card: dict[str, Any]
 
     @property
@@ -41,8 +44,16 @@ class TriageModel:
         """The encoder's output that the aggregators read, h or z."""
         return str(self.card["layer"])
 
+    @property
+    def cutting(self) -> Cutting | None:
+        """How the training cells were cut out of slides; None where they came as images of their own."""
+        known = self.card["cutting"]
+        return None if known is None else Cutting(**known)
 
-def save_triage_model(path: Path, encoder: EncoderBundle, ensemble: Ensemble, facts: dict[str, Any]) -> TriageModel:
+
+def save_triage_model(
+    path: Path, encoder: EncoderBundle, ensemble: Ensemble, novelty: Novelty, facts: dict[str, Any]
+) -> TriageModel:
     """Write a triage model, replacing the folder whole. ``facts`` are added to triage.json."""
     with replacing_folder(path) as folder:
         keep = {key: value for key, value in encoder.card.items() if key not in _WRITTEN_BY_BUNDLE}
@@ -53,6 +64,7 @@ def save_triage_model(path: Path, encoder: EncoderBundle, ensemble: Ensemble, fa
             tensors |= {f"{i}.model.{name}": tensor.contiguous() for name, tensor in state.items()}
             tensors |= {f"{i}.mean": member.standardise.mean, f"{i}.std": member.standardise.std}
             tensors |= {f"{i}.reference": torch.tensor(member.reference, dtype=torch.float64)}
+        tensors |= {"novelty.mean": novelty.mean, "novelty.precision": novelty.precision}
         n_prototypes, in_dim = ensemble.members[0].aggregator.prototypes.shape
         save_file(tensors, folder / WEIGHTS_NAME)
         card = {
@@ -64,6 +76,7 @@ def save_triage_model(path: Path, encoder: EncoderBundle, ensemble: Ensemble, fa
                 "n_prototypes": n_prototypes,
                 "instance_score": ensemble.instance_score.value,
             },
+            "novelty": {"limit": novelty.limit, "greatest_held_out_share": novelty.greatest_held_out_share},
             "score_meaning": MEANING[ensemble.instance_score],
             "encoder_sha256": encoder.sha256,
             "aggregator_sha256": sha256_of_file(folder / WEIGHTS_NAME),
@@ -90,21 +103,22 @@ def load_triage_model(path: Path) -> TriageModel:
         raise TriageModelError(f"{weights} is missing, damaged or exchanged. Fit again with `cytomil fit-mil`.")
     try:
         encoder = load_bundle(path / ENCODER_FOLDER)
-        ensemble = _load_ensemble(weights, card["aggregator"])
+        tensors = load_file(weights)
+        ensemble = _load_ensemble(tensors, card["aggregator"])
+        novelty = Novelty(tensors["novelty.mean"], tensors["novelty.precision"], **card["novelty"])
     except (EncoderBundleError, NotFoundError) as error:
         raise TriageModelError(f"the encoder inside {path} cannot be used: {error}") from None
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise TriageModelError(f"{path} does not hold what its {CARD_NAME} describes ({error}).") from None
     if encoder.sha256 != card.get("encoder_sha256"):
         raise TriageModelError(f"the encoder inside {path} is not the one {CARD_NAME} speaks of. Fit again.")
-    return TriageModel(path, encoder, ensemble, card)
+    return TriageModel(path, encoder, ensemble, novelty, card)
 
 
 _WRITTEN_BY_BUNDLE = frozenset({"schema", "architecture", "transform", "normalisation", "weights_sha256"})
 
 
-def _load_ensemble(weights: Path, shape: dict[str, Any]) -> Ensemble:
-    tensors = load_file(weights)
+def _load_ensemble(tensors: dict[str, Tensor], shape: dict[str, Any]) -> Ensemble:
     members = []
     for i in range(shape["members"]):
         aggregator = PAMIL(shape["in_dim"], shape["n_prototypes"])

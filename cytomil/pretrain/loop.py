@@ -79,8 +79,18 @@ def pretrain(
         record = run.train_epoch(epoch, listener)
         if on_epoch:
             on_epoch(record)
-    sources = sorted({open_bag(manifest.file_of(row)).info.source.split("/")[0] for row in rows})
-    data = {"fingerprint": identity.data, "n_bags": len(rows), "n_cells": len(cells), "sources": sources}
+    infos = [open_bag(manifest.file_of(row)).info for row in rows]
+    sources = sorted({info.source.split("/")[0] for info in infos})
+    cuttings = {info.cutting for info in infos}
+    # Bags that were cut in different ways, or came as images, do not say how to cut a new slide.
+    agreed = cuttings.pop() if len(cuttings) == 1 else None
+    data = {
+        "fingerprint": identity.data,
+        "n_bags": len(rows),
+        "n_cells": len(cells),
+        "sources": sources,
+        "cutting": None if agreed is None else agreed.to_json(),
+    }
     facts = run.facts() | {"data": data, "synthetic": sources == [SYNTHETIC]}
     bundle = save_bundle(settings.out, run.encoder, transform, facts)
     checkpoint_path(settings.out, identity).unlink(missing_ok=True)

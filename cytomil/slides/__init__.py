@@ -1,23 +1,29 @@
 """Open a whole slide, find its cells, crop them.
 
-``open`` reads any region at any resolution, ``detect`` finds cells in one tile, ``find`` in a whole slide, ``crops``
-cuts them out for the encoder, ``qc`` draws them for a person. OpenSlide, SciPy and scikit-image wait until first used.
+``open`` reads any region at any resolution, ``resolution`` knows which µm per pixel to believe, ``detect`` finds cells in
+one tile, ``find`` in a whole slide, ``crops`` cuts them out for the encoder as ``cutting`` says, ``qc`` draws them for a
+person. OpenSlide, SciPy and scikit-image wait until first used.
 """
 
 from cytomil.slides.crops import iter_crops
+from cytomil.slides.cutting import Cutting
 from cytomil.slides.find import CellFinding, Cells, find_cells, require_enough_cells
 from cytomil.slides.open import SLIDE_SUFFIXES, Slide, is_slide_file, open_slide
 from cytomil.slides.qc import qc_thumbnail
+from cytomil.slides.resolution import Resolutions, read_resolutions
 
 __all__ = [
     "SLIDE_SUFFIXES",
     "CellFinding",
     "Cells",
+    "Cutting",
+    "Resolutions",
     "Slide",
     "find_cells",
     "is_slide_file",
     "iter_crops",
     "open_slide",
     "qc_thumbnail",
+    "read_resolutions",
     "require_enough_cells",
 ]

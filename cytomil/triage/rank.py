@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from cytomil.bags.images import open_image
-from cytomil.errors import CytomilError, NoCellsError, TriageModelError
+from cytomil.bags.images import open_image, printable
+from cytomil.errors import CytomilError, NoCellsError, SlideUnreadableError, TriageModelError
 from cytomil.features.cache import Features, is_valid, open_features
 from cytomil.features.embedder import Embedder
 from cytomil.files import sha256_of_json
 from cytomil.mil.ensemble import score_shares
 from cytomil.mil.triage_model import TriageModel, load_triage_model
-from cytomil.progress import Listener, Problem
-from cytomil.provenance import now, versions
+from cytomil.progress import Listener
+from cytomil.provenance import code_fingerprint, now, versions
 from cytomil.settings import RankSettings
-from cytomil.triage.sources import Found, SlideSource, discover, open_source, unreadable_summary
+from cytomil.slides import Cutting, Resolutions, read_resolutions
+from cytomil.triage.placed import with_places, with_qc
+from cytomil.triage.result_cache import ResultCache
+from cytomil.triage.sources import Found, SlideSource, discover, open_source
+from cytomil.triage.whole_slide import SlideReading, WholeSlide
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult, Worklist, in_reading_order
 
 CACHE_FOLDER = "cache"
@@ -28,14 +34,15 @@ _MANY_UNREADABLE = 0.05
 def rank(slide_dir: Path, settings: RankSettings, listener: Listener) -> Worklist:
     """Assess every slide in ``slide_dir``. A slide that cannot be assessed is in the worklist, with the reason.
 
-    Embeddings are cached under ``settings.out``, so that a second or an interrupted run reads no finished slide again.
-    Raises `NotFoundError` where the folder holds no slides, `TriageModelError` where the model cannot be used.
+    Finished slides are kept under ``settings.out``, so that a second or an interrupted run reads none of them again; there
+    too go each whole slide's heat map, GeoJSON, QC picture and, if asked for, cells. Raises `NotFoundError` where the
+    folder holds no slides, `TriageModelError` where the model cannot be used, `SettingsError` for a faulty ``mpp_csv``.
     """
     found, ignored = discover(slide_dir)
     model = load_triage_model(settings.model)
     if ignored:
         listener.note(f"not slides, left alone: {', '.join(ignored)}")
-    ranker = _Ranker(model, settings)
+    ranker = _Ranker(model, settings, _reading(model, settings, found, listener), listener)
     results = [ranker.assess(one) for one in listener.track(found, "reading slides", unit="slides")]
     thresholds = model.card["thresholds"]
     return Worklist(
@@ -45,11 +52,35 @@ def rank(slide_dir: Path, settings: RankSettings, listener: Listener) -> Worklis
         threshold=thresholds["decision"],
         low_threshold=thresholds["low"],
         model_card=model_card(model),
-        settings=settings.model_dump(mode="json"),
+        settings=settings.model_dump(mode="json", exclude_none=True),
         versions=versions(),
         score_bin_edges=tuple(model.card["score_bin_edges"]),
         reference_shares=tuple(model.card["reference_shares"]),
+        threshold_range=tuple(thresholds["decision_range"]),
+        low_threshold_range=tuple(thresholds["low_range"]),
     )
+
+
+def _reading(model: TriageModel, settings: RankSettings, found: Sequence[Found], listener: Listener) -> SlideReading:
+    given = read_resolutions(settings.mpp_csv) if settings.mpp_csv else {}
+    names = {name for one in found for name in (one.path.name, one.path.stem)}
+    if unknown := sorted(set(given) - names):
+        listener.note(f"{settings.mpp_csv} speaks of slides that are not there: {', '.join(unknown)}")
+    cutting = model.cutting
+    if cutting is None and settings.crop_um is not None:
+        transform = model.encoder.transform
+        # As fine as the encoder's input, the part that its transform cuts off included.
+        crop_px = math.ceil(transform.image_size / transform.center_crop)
+        cutting = Cutting(settings.crop_um, crop_px, settings.diameter_um or Cutting.diameter_um)
+    elif settings.crop_um is not None or settings.diameter_um is not None:
+        carried = (
+            ""
+            if cutting is None
+            else f": the model carries its own, {cutting.crop_um:g} and {cutting.diameter_um:g} µm"
+        )
+        listener.note(f"--crop-um and --diameter-um are not used{carried}")
+    cache = settings.out / CACHE_FOLDER
+    return SlideReading(cutting, Resolutions(given, settings.mpp), cache, settings.workers)
 
 
 def model_card(model: TriageModel) -> dict[str, object]:
@@ -73,63 +104,120 @@ def model_card(model: TriageModel) -> dict[str, object]:
 class _Ranker:
     """Assesses slides one after another with one model."""
 
-    def __init__(self, model: TriageModel, settings: RankSettings) -> None:
-        self._model, self._settings = model, settings
+    def __init__(self, model: TriageModel, settings: RankSettings, reading: SlideReading, listener: Listener) -> None:
+        self._model, self._settings, self._reading, self._listener = model, settings, reading, listener
         self._embedder = Embedder(model.encoder, model.layer, "float32", settings.device)
+        shaped_by = {
+            "model": model.card,
+            "top": settings.top,
+            "cells_csv": settings.cells_csv,
+            "code": code_fingerprint(),
+        }
+        self._finished = ResultCache(settings.out, reading.cache, shaped_by)
 
     def assess(self, found: Found) -> SlideResult:
         """Assess one slide; whatever is wrong with it becomes its reason."""
         try:
-            source = open_source(found)
-            features, problems = self._features(found, source)
-            if len(features) == 0:
-                raise NoCellsError(f"none of its {len(problems)} cell images can be read.")
-            return self._result(found, source, features, problems)
+            source, fingerprint = self._open(found)
+            kept = self._finished.read(found, fingerprint, self._reading.resolutions.fallback)
+            if kept is not None:
+                return kept
+            result = self._assess(found, source, fingerprint)
+            self._finished.write(found, fingerprint, source, result)
+            return result
         except CytomilError as error:
-            return SlideResult(found.name, str(found.path), Call.NOT_ASSESSED, reason=str(error))
+            return _not_assessed(found, error)
 
-    def _features(self, found: Found, source: SlideSource) -> tuple[Features, list[Problem]]:
-        fingerprint = source.fingerprint()
-        cache = self._settings.out / CACHE_FOLDER / f"{sha256_of_json(found.name)[:16]}.h5"
+    def _open(self, found: Found) -> tuple[SlideSource, str]:
+        try:
+            source = open_source(found, self._reading)
+            return source, source.fingerprint()
+        except OSError as error:
+            raise SlideUnreadableError(f"cannot be read ({error.strerror}). Check its permissions.") from None
+
+    def _assess(self, found: Found, source: SlideSource, fingerprint: str) -> SlideResult:
+        try:
+            features = self._features(found, source, sha256_of_json([fingerprint, source.mpp]))
+            if len(features) == 0:
+                raise NoCellsError(f"none of its {len(features.unreadable)} cell images can be read.")
+        except NoCellsError as error:
+            result = _not_assessed(found, error)
+            return with_qc(result, source, self._settings.out) if isinstance(source, WholeSlide) else result
+        return self._result(found, source, features)
+
+    def _features(self, found: Found, source: SlideSource, fingerprint: str) -> Features:
+        cache = self._reading.cache / f"{sha256_of_json(found.name)[:16]}.h5"
         if not is_valid(cache, self._embedder.key(fingerprint)):
             blocks = source.blocks(self._model.encoder.transform, self._settings.batch_size)
-            self._embedder.embed(cache, found.name, fingerprint, blocks, source.mpp)
-        features = open_features(cache)
-        return features, [Problem(name, "could not be read") for name in features.unreadable]
+            crop_px = round(source.crop_side_px) if isinstance(source, WholeSlide) else 0
+            told = self._listener.track(blocks, found.name, unit="blocks of cells")
+            self._embedder.embed(cache, found.name, fingerprint, told, source.mpp, crop_px)
+        return open_features(cache)
 
-    def _result(self, found: Found, source: SlideSource, features: Features, problems: list[Problem]) -> SlideResult:
-        assessment = self._model.ensemble.assess(features.load())
+    def _result(self, found: Found, source: SlideSource, features: Features) -> SlideResult:
+        values = features.load()
+        assessment = self._model.ensemble.assess(values)
         if not np.isfinite(assessment.probability):
             raise TriageModelError("the model gives no finite probability for this slide. Fit the model again.")
-        cautions = []
-        if len(problems) > _MANY_UNREADABLE * (len(features) + len(problems)):
-            cautions.append(f"read with care: {unreadable_summary(problems, len(features))}")
-        return SlideResult(
+        is_beyond = self._model.novelty.is_beyond(values)
+        is_unlike = float(is_beyond.mean()) > self._model.novelty.greatest_allowed
+        result = SlideResult(
             slide=found.name,
-            path=str(found.path),
-            call=self._call(assessment.probability),
+            path=found.shown_path,
+            call=self._call(assessment.probability, is_unlike),
             probability=assessment.probability,
             n_instances=len(features),
-            n_unreadable=len(problems),
+            n_unreadable=len(features.unreadable),
             mpp=features.mpp,
-            cautions=tuple(cautions),
-            key_instances=self._key_instances(source, features, assessment.scores),
+            cautions=tuple(self._cautions(features, is_unlike, float(is_beyond.mean()))),
+            key_instances=self._key_instances(source, features, assessment.scores, is_beyond),
             score_shares=tuple(score_shares(assessment.scores).tolist()),
         )
+        if isinstance(source, WholeSlide):
+            out, cells_csv = self._settings.out, self._settings.cells_csv
+            return with_places(result, source, features.instance_ids, assessment.scores, out, cells_csv)
+        return result
 
-    def _call(self, probability: float) -> Call:
+    def _call(self, probability: float, is_unlike: bool) -> Call:
         thresholds = self._model.card["thresholds"]
         if probability >= thresholds["decision"]:
             return Call.REVIEW_FIRST
-        return Call.REVIEW if probability >= thresholds["low"] else Call.LOW_PRIORITY
+        # Of a slide unlike all it has seen the model cannot say that nothing is on it.
+        return Call.REVIEW if is_unlike or probability >= thresholds["low"] else Call.LOW_PRIORITY
 
-    def _key_instances(self, source: SlideSource, features: Features, scores: np.ndarray) -> tuple[KeyInstance, ...]:
+    def _cautions(self, features: Features, is_unlike: bool, share_beyond: float) -> Iterator[str]:
+        if is_unlike:
+            yield (
+                f"Unlike the training slides: read with care ({share_beyond:.0%} of its cells lie outside what the model "
+                "has seen)."
+            )
+        n_unreadable = len(features.unreadable)
+        n = len(features) + n_unreadable
+        if n_unreadable > _MANY_UNREADABLE * n:
+            yield f"read with care: {n_unreadable} of {n} cells could not be read (first: {features.unreadable[0]})"
+
+    def _key_instances(
+        self, source: SlideSource, features: Features, scores: np.ndarray, is_beyond: np.ndarray
+    ) -> tuple[KeyInstance, ...]:
         top = np.argsort(-scores, kind="stable")[: self._settings.top]
         ids = [features.instance_ids[i] for i in top]
         return tuple(
-            KeyInstance(name, float(scores[i]), _gallery_image(image, name))
-            for i, name, image in zip(top, ids, source.images(ids), strict=True)
+            KeyInstance(name, float(scores[i]), _gallery_image(image, name), why=self._why(scores[i], is_beyond[i]))
+            for i, name, image in zip(top, ids, source.images(ids, _GALLERY_PX), strict=True)
         )
+
+    def _why(self, score: float, is_beyond: bool) -> str:
+        edges, shares = self._model.card["score_bin_edges"], self._model.card["reference_shares"]
+        # From the lower edge of the score's own bin on, so that rarity is understated rather than overstated.
+        share = sum(share for upper, share in zip(edges[1:], shares, strict=True) if score < upper)
+        as_high = f"about 1 in {1 / share:,.0f}" if share > 0 else "none"
+        why = f"{as_high} of the cells on normal training slides scores as high"
+        return f"{why}; unlike the cells the model has seen" if is_beyond else why
+
+
+def _not_assessed(found: Found, error: CytomilError) -> SlideResult:
+    reason = str(error).removeprefix(f"{found.path}: ")
+    return SlideResult(found.name, found.shown_path, Call.NOT_ASSESSED, reason=printable(reason))
 
 
 def _gallery_image(encoded: bytes, name: str) -> bytes:

@@ -22,6 +22,12 @@ from cytomil.triage.score_chart import ScoreChart
 from cytomil.triage.worklist import Call, SlideResult, Worklist, in_reading_order
 
 _TEMPLATES = "templates"
+_FILE_KINDS = {
+    "heatmap": "where the scores are high",
+    "geojson": "all cells, for QuPath",
+    "cells_csv": "all cells, as a table",
+    "qc_picture": "quality check, larger",
+}
 
 
 def render_report(worklist: Worklist) -> str:
@@ -92,6 +98,7 @@ def _render(worklist: Worklist, source: Callable[[bytes], str], img_src: str) ->
             style=Markup(style),
             script=Markup(script),
             source=source,
+            file_kinds=_FILE_KINDS,
             probability=lambda value: _probability(value, thresholds),
             score_unit=str(worklist.model_card.get("score_meaning", "× the average cell")).removeprefix("× "),
         )

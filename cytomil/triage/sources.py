@@ -11,13 +11,15 @@ from typing import Protocol
 import numpy as np
 
 from cytomil.bags.bag_file import Bag, open_bag
-from cytomil.bags.images import find_images
+from cytomil.bags.images import find_images, printable
+from cytomil.bags.make import QC_FOLDER
+from cytomil.bags.manifest import MANIFEST_NAME
 from cytomil.encoders.transform import CellTransform, decode_cells
 from cytomil.errors import CytomilError, NoCellsError, NotFoundError
 from cytomil.features.embed import bag_blocks
 from cytomil.features.embedder import CellBlock
-from cytomil.progress import Problem
 from cytomil.slides import is_slide_file
+from cytomil.triage.whole_slide import SlideReading, WholeSlide
 
 _BESIDE_SLIDES = frozenset(
     {".csv", ".json", ".txt", ".md", ".html", ".geojson", ".xml", ".yaml", ".yml", ".pdf", ".log"}
@@ -27,7 +29,15 @@ _BESIDE_SLIDES = frozenset(
 class SlideSource(Protocol):
     """One slide's cells, wherever they lie."""
 
-    mpp: float | None
+    @property
+    def mpp(self) -> float | None:
+        """Micrometres per pixel; None where unknown."""
+        ...
+
+    @property
+    def assumed_mpp(self) -> float | None:
+        """The resolution that only the user vouches for, by `Resolutions.fallback`; None where it was not needed."""
+        ...
 
     def fingerprint(self) -> str:
         """Names the slide's content: a cache made under another one is not used."""
@@ -37,8 +47,8 @@ class SlideSource(Protocol):
         """Decode the cells block by block."""
         ...
 
-    def images(self, instance_ids: list[str]) -> list[bytes]:
-        """The encoded images of these cells."""
+    def images(self, instance_ids: list[str], least_px: int) -> list[bytes]:
+        """The encoded images of these cells, ``least_px`` wide or more where they can be cut anew."""
         ...
 
 
@@ -48,6 +58,11 @@ class Found:
 
     name: str
     path: Path
+
+    @property
+    def shown_path(self) -> str:
+        """The path as text that any file can hold, whatever bytes are in it."""
+        return printable(str(self.path))
 
 
 def discover(folder: Path) -> tuple[list[Found], list[str]]:
@@ -61,29 +76,33 @@ def discover(folder: Path) -> tuple[list[Found], list[str]]:
         raise NotFoundError(f"{folder} {state}. Name a folder that holds slides.")
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     companions = {entry.with_suffix("") for entry in entries if entry.suffix.lower() == ".mrxs"}
-    ignored = [e.name for e in entries if e in companions or (e.is_file() and e.suffix.lower() in _BESIDE_SLIDES)]
-    slides = [Found(entry.name, entry) for entry in entries if entry.name not in ignored]
+    if (folder / MANIFEST_NAME).is_file():
+        companions.add(folder / QC_FOLDER)
+    ignored = [e for e in entries if e in companions or (e.is_file() and e.suffix.lower() in _BESIDE_SLIDES)]
+    slides = [Found(printable(entry.name), entry) for entry in entries if entry not in ignored]
     if not slides:
         raise NotFoundError(
             f"{folder} holds no slides. Put one sub-folder of cell images, one bag file (.h5) "
             "or one whole slide per slide in it."
         )
-    return slides, ignored
+    return slides, [printable(entry.name) for entry in ignored]
 
 
-def open_source(found: Found) -> SlideSource:
+def open_source(found: Found, reading: SlideReading) -> SlideSource:
     """Open one entry. Raises a `CytomilError` that says why it cannot be read."""
     if found.path.is_dir():
         return CellFolder(found.path)
     if found.path.suffix.lower() in (".h5", ".hdf5"):
         return BagSource(open_bag(found.path))
     if is_slide_file(found.path):
-        raise CytomilError("not read: whole slides are not supported by this version; give a folder of cell images.")
+        return WholeSlide(found.path, reading)
     raise CytomilError("not read: neither a folder of cell images, nor a bag file, nor a whole slide.")
 
 
 class BagSource:
     """A bag file; the label in it is not looked at."""
+
+    assumed_mpp = None
 
     def __init__(self, bag: Bag) -> None:
         if len(bag) == 0:
@@ -99,7 +118,7 @@ class BagSource:
         """See `SlideSource`."""
         return bag_blocks(self._bag, transform, batch_size)
 
-    def images(self, instance_ids: list[str]) -> list[bytes]:
+    def images(self, instance_ids: list[str], least_px: int) -> list[bytes]:
         """See `SlideSource`."""
         position = {name: i for i, name in enumerate(self._bag.instance_ids)}
         return [self._bag.images(position[name], position[name] + 1)[0] for name in instance_ids]
@@ -108,7 +127,8 @@ class BagSource:
 class CellFolder:
     """A folder of cell images, at any depth."""
 
-    mpp: float | None = None
+    mpp = None
+    assumed_mpp = None
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -132,7 +152,7 @@ class CellFolder:
             pixels, kept, problems = decode_cells([_read(file) for file in files], ids, transform)
             yield CellBlock([ids[i] for i in kept], np.full((len(kept), 2), -1), pixels, problems)
 
-    def images(self, instance_ids: list[str]) -> list[bytes]:
+    def images(self, instance_ids: list[str], least_px: int) -> list[bytes]:
         """See `SlideSource`."""
         return [_read(self._path / name) for name in instance_ids]
 
@@ -143,10 +163,3 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError:
         return b""
-
-
-def unreadable_summary(problems: list[Problem], n_cells: int) -> str:
-    """One sentence on a slide's unreadable cells; empty where there are none."""
-    if not problems:
-        return ""
-    return f"{len(problems)} of {n_cells + len(problems)} cells could not be read (first: {problems[0].where})"

@@ -40,7 +40,8 @@ class SlideResult:
     """What is known of one slide after triage.
 
     ``probability`` is None for a slide that was not assessed, and ``reason`` then says why. ``cautions`` are sentences a
-    reader must see ("unlike the training slides: read with care"). ``score_shares`` is the share of the slide's cells in
+    reader must see ("unlike the training slides: read with care"). ``files`` are what was written of the slide beside the
+    worklist, by kind, as paths from its folder. ``score_shares`` is the share of the slide's cells in
     each of the model's score bins, comparable with `Worklist.reference_shares`. ``thumbnail`` and ``qc_picture`` are
     encoded JPEGs.
     """
@@ -58,6 +59,7 @@ class SlideResult:
     score_shares: tuple[float, ...] = ()
     thumbnail: bytes | None = None
     qc_picture: bytes | None = None
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def look_at(self) -> str:
@@ -77,8 +79,9 @@ class SlideResult:
 class Worklist:
     """A folder of slides in the order in which to read them.
 
-    ``score_bin_edges`` has one more entry than each ``score_shares``; ``reference_shares`` are the mean shares over the
-    negative training bags. ``model_card`` is what the triage model says of itself.
+    The two ranges are what single folds of the cross-validation would have chosen for the thresholds. ``score_bin_edges``
+    has one more entry than each ``score_shares``; ``reference_shares`` are the mean shares over the negative training bags.
+    ``model_card`` is what the triage model says of itself.
     """
 
     folder: str
@@ -91,6 +94,8 @@ class Worklist:
     versions: dict[str, str] = field(default_factory=dict)
     score_bin_edges: tuple[float, ...] = ()
     reference_shares: tuple[float, ...] = ()
+    threshold_range: tuple[float, float] | None = None
+    low_threshold_range: tuple[float, float] | None = None
 
     @property
     def all_assessed(self) -> bool:

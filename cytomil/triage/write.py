@@ -12,6 +12,7 @@ from cytomil.triage.report import write_report
 from cytomil.triage.worklist import SlideResult, Worklist
 
 SCHEMA = "cytomil.triage/1"
+_MOST_BYTES_IN_ONE_FILE = 60_000_000
 CSV_COLUMNS = (
     "rank",
     "slide",
@@ -26,23 +27,42 @@ CSV_COLUMNS = (
 )
 
 
-def write_worklist(worklist: Worklist, out: Path) -> Path:
-    """Write the three files into ``out``; returns the report's path."""
+def write_worklist(worklist: Worklist, out: Path, split_images: bool = False) -> Path:
+    """Write the three files into ``out``; returns the report's path.
+
+    With ``split_images``, or where they would make one file too heavy to open, the report's pictures lie beside it.
+    """
     write_text(out / "triage.csv", _csv(worklist))
     write_json(out / "triage.json", to_document(worklist))
-    write_report(worklist, out / "report.html")
+    split = split_images or _bytes_of_pictures(worklist) > _MOST_BYTES_IN_ONE_FILE
+    write_report(worklist, out / "report.html", split_images=split)
     return out / "report.html"
 
 
+def _bytes_of_pictures(worklist: Worklist) -> int:
+    """What the pictures weigh inside a page, where three bytes take four characters."""
+    pictures = (
+        picture
+        for slide in worklist.slides
+        for picture in (slide.thumbnail, slide.qc_picture, *(cell.image for cell in slide.key_instances))
+    )
+    return sum(len(picture) for picture in pictures if picture) * 4 // 3
+
+
 def to_document(worklist: Worklist) -> dict[str, Any]:
-    """The worklist as one JSON document, without pictures."""
+    """The worklist as one JSON document, without pictures; triage.schema.json describes it."""
     return {
         "schema": SCHEMA,
         "notice": "Decision support, not a diagnosis.",
         "folder": worklist.folder,
         "created": worklist.created,
         "all_assessed": worklist.all_assessed,
-        "thresholds": {"review_first": worklist.threshold, "low_priority_below": worklist.low_threshold},
+        "thresholds": {
+            "review_first": worklist.threshold,
+            "review_first_range": worklist.threshold_range,
+            "low_priority_below": worklist.low_threshold,
+            "low_priority_below_range": worklist.low_threshold_range,
+        },
         "slides": [_slide(rank, slide) for rank, slide in enumerate(worklist.slides, start=1)],
         "model_card": worklist.model_card,
         "settings": worklist.settings,
@@ -64,9 +84,18 @@ def _slide(rank: int, slide: SlideResult) -> dict[str, Any]:
         "mpp": slide.mpp,
         "look_at": slide.look_at,
         "key_instances": [
-            {"instance_id": cell.instance_id, "score": cell.score, "x_px": cell.x_px, "y_px": cell.y_px}
+            {
+                "instance_id": cell.instance_id,
+                "score": cell.score,
+                "x_px": cell.x_px,
+                "y_px": cell.y_px,
+                "x_um": cell.x_um,
+                "y_um": cell.y_um,
+                "why": cell.why,
+            }
             for cell in slide.key_instances
         ],
+        "files": slide.files,
     }
 
 

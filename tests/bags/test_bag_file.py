@@ -117,6 +117,7 @@ class TestWhatTrainingSees:
             "patient_id",
             "mpp",
             "source",
+            "cutting",
         }
         assert set(vars(bag)) == {field.name for field in dataclasses.fields(Bag)}
         assert not [name for name in dir(bag) if "label" in name or "source" in name]

@@ -48,7 +48,7 @@ def test_low_never_exceeds_decision_and_ranges_hold_every_fold():
     assert found.low <= found.decision
     assert found.decision == pytest.approx(0.65)
     assert found.decision_range == pytest.approx((0.55, 0.65))
-    assert found.low_range == pytest.approx((0.7, 0.9))
+    assert found.low_range == pytest.approx((0.55, 0.65))
 
 
 def test_separable_bags_are_cut_in_the_middle_of_the_gap():

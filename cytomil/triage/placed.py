@@ -1,0 +1,62 @@
+"""What only a whole slide has: places of its cells, and with them pictures and files for other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from cytomil.bags.whole_slides import cell_id
+from cytomil.files import safe_name, write_bytes
+from cytomil.slides import Cells, qc_thumbnail
+from cytomil.triage.cell_files import write_cells_csv, write_geojson
+from cytomil.triage.pictures import FILE_PX, REPORT_PX, heatmap, jpeg, marked_thumbnail, png
+from cytomil.triage.whole_slide import WholeSlide
+from cytomil.triage.worklist import SlideResult
+
+_REPORT_QUALITY, _FILE_QUALITY = 70, 85
+
+
+def with_places(
+    result: SlideResult, source: WholeSlide, names: Sequence[str], scores: np.ndarray, out: Path, cells_csv: bool
+) -> SlideResult:
+    """Add to an assessed slide where its key cells lie and its pictures; write its heat map, GeoJSON and CSV into ``out``.
+
+    ``names`` (N,) and ``scores`` (N,) are of the assessed cells.
+    """
+    found = source.cells()
+    index = {cell_id(x, y): i for i, (x, y) in enumerate(found.centres)}
+    rows = [index[name] for name in names]
+    cells = Cells(found.centres[rows], found.radii[rows])
+    row_of = {name: i for i, name in enumerate(names)}
+    top = [row_of[cell.instance_id] for cell in result.key_instances]
+    placed = tuple(
+        replace(cell, x_px=float(x), y_px=float(y), x_um=float(x) * source.mpp, y_um=float(y) * source.mpp)
+        for cell, (x, y) in zip(result.key_instances, cells.centres[top], strict=True)
+    )
+    name = safe_name(result.slide)
+    files = {"heatmap": f"heatmaps/{name}.png", "geojson": f"geojson/{name}.geojson"}
+    write_geojson(out / files["geojson"], source.path.name, cells, scores, top)
+    if cells_csv:
+        files["cells_csv"] = f"cells/{name}.csv"
+        write_cells_csv(out / files["cells_csv"], list(names), cells, scores)
+    with source.open() as slide:
+        thumbnail = jpeg(marked_thumbnail(slide, cells, top), _REPORT_QUALITY)
+        write_bytes(out / files["heatmap"], png(heatmap(slide, cells.centres, scores)))
+    return with_qc(replace(result, key_instances=placed, thumbnail=thumbnail, files=files), source, out)
+
+
+def with_qc(result: SlideResult, source: WholeSlide, out: Path) -> SlideResult:
+    """Add the picture that shows which cells were found, however few; its larger form is written into ``out``."""
+    cells = source.cells()
+    with source.open() as slide:
+        picture = qc_thumbnail(slide, cells, FILE_PX)
+    file = f"qc/{safe_name(result.slide)}.jpg"
+    write_bytes(out / file, jpeg(picture, _FILE_QUALITY))
+    picture.thumbnail((REPORT_PX, REPORT_PX))
+    small = jpeg(picture, _REPORT_QUALITY)
+    return replace(
+        result, n_instances=len(cells), mpp=source.mpp, qc_picture=small, files=result.files | {"qc_picture": file}
+    )

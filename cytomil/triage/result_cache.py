@@ -1,0 +1,81 @@
+"""Finished slides on disk, so that a second run, or one that goes on after an interruption, reads none of them again."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from cytomil.files import sha256_of_json, write_json
+from cytomil.triage.sources import Found, SlideSource
+from cytomil.triage.worklist import Call, KeyInstance, SlideResult
+
+SCHEMA = "cytomil.slide-result/1"
+
+
+class ResultCache:
+    """Results by slide name. ``shaped_by`` is all that shapes a result besides the slide: model, settings, code."""
+
+    def __init__(self, out: Path, folder: Path, shaped_by: dict[str, Any]) -> None:
+        self._out, self._folder = out, folder
+        self._shaped_by = sha256_of_json(shaped_by)
+
+    def read(self, found: Found, fingerprint: str, fallback_mpp: float | None) -> SlideResult | None:
+        """The finished result of this slide, if it is still the same and the files written of it are still there."""
+        try:
+            kept = json.loads(self._file(found).read_text(encoding="utf-8"))
+            if kept["key"] != self._key(found, fingerprint) or kept["assumed_mpp"] not in (None, fallback_mpp):
+                return None
+            result = _from_json(kept["result"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if not all((self._out / file).is_file() for file in result.files.values()):
+            return None
+        return replace(result, path=found.shown_path)
+
+    def write(self, found: Found, fingerprint: str, source: SlideSource, result: SlideResult) -> None:
+        """Keep a finished slide."""
+        document = {
+            "schema": SCHEMA,
+            "key": self._key(found, fingerprint),
+            "assumed_mpp": source.assumed_mpp,
+            "result": _to_json(result),
+        }
+        write_json(self._file(found), document)
+
+    def _file(self, found: Found) -> Path:
+        return self._folder / f"{sha256_of_json(found.name)[:16]}.json"
+
+    def _key(self, found: Found, fingerprint: str) -> str:
+        return sha256_of_json([SCHEMA, found.name, fingerprint, self._shaped_by])
+
+
+def _to_json(result: SlideResult) -> dict[str, Any]:
+    cells = [asdict(cell) | {"image": _encoded(cell.image)} for cell in result.key_instances]
+    pictures = {"thumbnail": _encoded(result.thumbnail), "qc_picture": _encoded(result.qc_picture)}
+    return asdict(replace(result, key_instances=())) | {"key_instances": cells} | pictures
+
+
+def _from_json(document: dict[str, Any]) -> SlideResult:
+    cells = tuple(KeyInstance(**cell | {"image": _decoded(cell["image"]) or b""}) for cell in document["key_instances"])
+    return SlideResult(
+        **document
+        | {
+            "call": Call(document["call"]),
+            "key_instances": cells,
+            "cautions": tuple(document["cautions"]),
+            "score_shares": tuple(document["score_shares"]),
+            "thumbnail": _decoded(document["thumbnail"]),
+            "qc_picture": _decoded(document["qc_picture"]),
+        }
+    )
+
+
+def _encoded(picture: bytes | None) -> str | None:
+    return None if picture is None else base64.b64encode(picture).decode()
+
+
+def _decoded(text: str | None) -> bytes | None:
+    return None if text is None else base64.b64decode(text)

@@ -1,0 +1,140 @@
+"""A whole slide as a source of cells: found once, cut out again whenever they are needed."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cytomil.bags.whole_slides import cell_id, cut_cells
+from cytomil.encoders.transform import CellTransform, decode_cells
+from cytomil.errors import TriageModelError
+from cytomil.features.embedder import CellBlock
+from cytomil.files import replacing, sha256_of_json
+from cytomil.slides import Cells, Cutting, Resolutions, Slide, find_cells, require_enough_cells
+
+_HASHED_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class SlideReading:
+    """How the whole slides of a folder are read. ``cutting`` is None where nothing says how to cut them."""
+
+    cutting: Cutting | None
+    resolutions: Resolutions
+    cache: Path
+    workers: int = 0
+
+    def require_cutting(self) -> Cutting:
+        """How to cut a slide. Raises `TriageModelError` with the cure where the model does not know."""
+        if self.cutting is None:
+            raise TriageModelError(
+                "the model learnt from cell images of unknown size, so nothing says how large a crop to cut from a whole "
+                "slide. Say how many µm wide a training image was with --crop-um 12, or train on slides "
+                "(`cytomil make-bags SLIDES --labels labels.csv`)."
+            )
+        return self.cutting
+
+
+class WholeSlide:
+    """A whole slide, or a plain image of one field. The file is not opened before its content is asked for.
+
+    Its pictures of label and macro camera are never read: patient names stand there.
+    """
+
+    def __init__(self, path: Path, reading: SlideReading) -> None:
+        self.path = path
+        self.cutting = reading.require_cutting()
+        self._reading = reading
+        self._cells: Cells | None = None
+        self._opened: tuple[float, bool] | None = None
+
+    @property
+    def mpp(self) -> float:
+        """Micrometres per level-0 pixel. Raises `SlideUnreadableError` or `ResolutionError`."""
+        return self._resolution()[0]
+
+    @property
+    def assumed_mpp(self) -> float | None:
+        """The fallback resolution, where this slide needed it."""
+        mpp, assumed = self._resolution()
+        return mpp if assumed else None
+
+    @property
+    def crop_side_px(self) -> float:
+        """Side of a crop in level-0 px."""
+        return self.cutting.crop_um / self.mpp
+
+    def fingerprint(self) -> str:
+        """Names the file by name, size, time and first megabyte, and how it is cut; the fallback resolution is left out."""
+        with self.path.open("rb") as file:
+            head = hashlib.sha256(file.read(_HASHED_BYTES)).hexdigest()
+        parts = [self.path, *sorted(self.path.with_suffix("").glob("*"))] if self._is_mrxs() else [self.path]
+        files = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
+        given = self._reading.resolutions.of(self.path)
+        return sha256_of_json({"files": files, "head": head, "cutting": self.cutting.to_json(), "given_mpp": given})
+
+    def open(self) -> Slide:
+        """Open the slide at its resolution."""
+        return self._reading.resolutions.open(self.path)
+
+    def cells(self) -> Cells:
+        """The slide's cells, found now or in an earlier run. Raises `SlideUnreadableError` or `ResolutionError`."""
+        if self._cells is None:
+            key = sha256_of_json([self.fingerprint(), self.mpp])
+            kept = self._reading.cache / f"{sha256_of_json(self.path.name)[:16]}.cells.npz"
+            self._cells = _read_cells(kept, key)
+            if self._cells is None:
+                self._cells = find_cells(self.path, self.cutting.finding, self.mpp, self._reading.workers)
+                _write_cells(kept, key, self._cells)
+        return self._cells
+
+    def blocks(self, transform: CellTransform, batch_size: int) -> Iterator[CellBlock]:
+        """Cut and decode the cells block by block, as make-bags does; see `SlideSource`."""
+        cells = self.cells()
+        require_enough_cells(self.path, cells, self.cutting.finding)
+        with self.open() as slide:
+            instances = cut_cells(slide, cells, self.cutting)
+            while block := list(itertools.islice(instances, batch_size)):
+                ids = [instance.instance_id for instance in block]
+                pixels, kept, problems = decode_cells([instance.image for instance in block], ids, transform)
+                coords = np.array([block[i].coords for i in kept], np.int64).reshape(-1, 2)
+                yield CellBlock([ids[i] for i in kept], coords, pixels, problems)
+
+    def images(self, instance_ids: list[str], least_px: int) -> list[bytes]:
+        """The crops of these cells, cut again at ``least_px`` pixels or more for a person to look at."""
+        cells = self.cells()
+        position = {cell_id(x, y): i for i, (x, y) in enumerate(cells.centres)}
+        chosen = [position[name] for name in instance_ids]
+        sharp = replace(self.cutting, crop_px=max(self.cutting.crop_px, least_px))
+        with self.open() as slide:
+            some = Cells(cells.centres[chosen], cells.radii[chosen])
+            return [instance.image for instance in cut_cells(slide, some, sharp)]
+
+    def _is_mrxs(self) -> bool:
+        return self.path.suffix.lower() == ".mrxs"
+
+    def _resolution(self) -> tuple[float, bool]:
+        if self._opened is None:
+            with self.open() as slide:
+                given = self._reading.resolutions.of(self.path)
+                self._opened = slide.mpp, slide.mpp_source == "given" and given is None
+        return self._opened
+
+
+def _write_cells(path: Path, key: str, cells: Cells) -> None:
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, key=np.array(key), centres=cells.centres, radii=cells.radii)
+
+
+def _read_cells(path: Path, key: str) -> Cells | None:
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return Cells(kept["centres"], kept["radii"]) if str(kept["key"]) == key else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
