@@ -1,0 +1,98 @@
+"""Size and load time of a long report: `python -m bench.report [--slides 500 --cells 24]`.
+
+Pictures are noise of the size that rank writes. Loading is measured in headless Chromium, from the call to the page's
+load event.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cytomil.mil.ensemble import SCORE_BIN_EDGES
+from cytomil.triage.report import write_report
+from cytomil.triage.worklist import Call, KeyInstance, SlideResult, Worklist
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--slides", type=int, default=500)
+    parser.add_argument("--cells", type=int, default=24)
+    arguments = parser.parse_args()
+    worklist = make_worklist(arguments.slides, arguments.cells)
+    print("| form | size, MB | seconds to write | seconds to load |", "| --- | --- | --- | --- |", sep="\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for form, split in (("one file", False), ("images apart", True)):
+            page = Path(folder) / form.replace(" ", "-") / "report.html"
+            page.parent.mkdir()
+            started = time.perf_counter()
+            write_report(worklist, page, split_images=split)
+            written = time.perf_counter() - started
+            size = sum(file.stat().st_size for file in page.parent.rglob("*") if file.is_file()) / 1e6
+            print(f"| {form} | {size:.1f} | {written:.1f} | {load_seconds(page)} |")
+    return 0
+
+
+def make_worklist(n_slides: int, n_cells: int) -> Worklist:
+    rng = np.random.default_rng(0)
+    shares = np.full(len(SCORE_BIN_EDGES) - 1, 1 / (len(SCORE_BIN_EDGES) - 1))
+    slides = tuple(
+        SlideResult(
+            f"slide {i:04d}",
+            f"slides/{i:04d}",
+            Call.REVIEW,
+            probability=float(rng.random()),
+            n_instances=1000,
+            key_instances=tuple(KeyInstance(f"cell {j}", 10.0 - j / 10, noise(rng)) for j in range(n_cells)),
+            score_shares=tuple(shares.tolist()),
+        )
+        for i in range(n_slides)
+    )
+    return Worklist(
+        "slides", "2026-01-01T00:00:00+00:00", slides, 0.6, 0.3, {}, {}, {}, SCORE_BIN_EDGES, tuple(shares.tolist())
+    )
+
+
+def noise(rng: np.random.Generator) -> bytes:
+    """A smooth picture of 96 px with some grain: a JPEG of about 2.7 KB, as real cells give."""
+    coarse = Image.fromarray(rng.integers(90, 230, (12, 12, 3), dtype=np.uint8)).resize(
+        (96, 96), Image.Resampling.BICUBIC
+    )
+    grain = rng.integers(-8, 9, (96, 96, 1))
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def load_seconds(page: Path, repeats: int = 3) -> str:
+    try:
+        from selenium import webdriver
+    except ImportError:
+        return "– (no selenium)"
+    browser_file, driver_file = shutil.which("chromium"), shutil.which("chromedriver")
+    if not browser_file or not driver_file:
+        return "– (no Chromium)"
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser_file
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
+        options.add_argument(flag)
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_file)) as browser:
+        taken = []
+        for _ in range(repeats):
+            browser.get("about:blank")
+            started = time.perf_counter()
+            browser.get(page.as_uri())
+            taken.append(time.perf_counter() - started)
+    return f"{sorted(taken)[repeats // 2]:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
