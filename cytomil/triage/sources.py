@@ -131,30 +131,29 @@ class CellFolder:
     assumed_mpp = None
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._files = find_images(path)
+        self._files = {printable(file.relative_to(path).as_posix()): file for file in find_images(path)}
         if not self._files:
             raise NoCellsError("holds no cell images (JPEG, PNG, TIFF or BMP).")
 
     def fingerprint(self) -> str:
         """SHA-256 over the images' names and bytes."""
         digest = hashlib.sha256()
-        for file in self._files:
-            digest.update(file.relative_to(self._path).as_posix().encode())
+        for name, file in self._files.items():
+            digest.update(name.encode())
             digest.update(_read(file))
         return digest.hexdigest()
 
     def blocks(self, transform: CellTransform, batch_size: int) -> Iterator[CellBlock]:
         """See `SlideSource`."""
-        for start in range(0, len(self._files), batch_size):
-            files = self._files[start : start + batch_size]
-            ids = [file.relative_to(self._path).as_posix() for file in files]
-            pixels, kept, problems = decode_cells([_read(file) for file in files], ids, transform)
+        names = list(self._files)
+        for start in range(0, len(names), batch_size):
+            ids = names[start : start + batch_size]
+            pixels, kept, problems = decode_cells([_read(self._files[name]) for name in ids], ids, transform)
             yield CellBlock([ids[i] for i in kept], np.full((len(kept), 2), -1), pixels, problems)
 
     def images(self, instance_ids: list[str], least_px: int) -> list[bytes]:
         """See `SlideSource`."""
-        return [_read(self._path / name) for name in instance_ids]
+        return [_read(self._files[name]) for name in instance_ids]
 
 
 def _read(file: Path) -> bytes:

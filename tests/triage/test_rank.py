@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 
 import h5py
@@ -212,3 +213,16 @@ def test_the_triage_model_is_portable(road, tmp_path):
     shutil.copytree(road / "model", moved)
     assert load_triage_model(moved).encoder.sha256 == load_bundle(road / "encoder").sha256
     assert str(road) not in (moved / "aggregator.safetensors").read_bytes().decode("latin-1")
+
+
+def test_a_file_name_that_is_not_utf8_is_no_hindrance(road, tmp_path):
+    row = read_manifest(road / "bags").select("test")[0]
+    folder = tmp_path / "slides" / "old zip"
+    folder.mkdir(parents=True)
+    for i, image in enumerate(open_bag(road / "bags" / row.path).images()):
+        (folder / os.fsdecode(b"M\xfcller %d.jpg" % i)).write_bytes(image)
+    worklist = rank(tmp_path / "slides", settings(road, tmp_path / "out"), Silent())
+    write_worklist(worklist, tmp_path / "out")
+    assert worklist.slides[0].probability is not None
+    (slide,) = json.loads((tmp_path / "out" / "triage.json").read_text())["slides"]
+    assert "M\\xfcller" in slide["key_instances"][0]["instance_id"]
