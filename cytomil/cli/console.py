@@ -87,6 +87,7 @@ class RichListener:
                 TimeRemainingColumn(compact=True),
                 console=console,
                 transient=True,
+                disable=not console.is_terminal,
             )
             self._progress.start()
         self._open += 1
