@@ -16,7 +16,7 @@ from cytomil.triage.pictures import FILE_PX, REPORT_PX, heatmap, jpeg, marked_th
 from cytomil.triage.whole_slide import WholeSlide
 from cytomil.triage.worklist import SlideResult
 
-_REPORT_QUALITY, _FILE_QUALITY = 70, 85
+_REPORT_QUALITY, _FILE_QUALITY = 52, 85
 
 
 def with_places(
