@@ -98,7 +98,7 @@ class MakeBagsSettings(Section):
     abnormal: Names = Field((), description="class folders of abnormal cells, comma-separated")
     labels: Path | None = Field(None, description="CSV of slide,label[,patient][,split][,mpp]; makes one bag per slide")
     bag_size: int = Field(100, ge=2, description="cells per simulated bag")
-    witness_rate: float = Field(0.1, gt=0, le=1, description="share of abnormal cells in a positive bag, 0 to 1")
+    witness_rate: float = Field(0.2, gt=0, le=1, description="share of abnormal cells in a positive bag, 0 to 1")
     train_bags: int = Field(18, ge=0, description="simulated training bags, half of them positive")
     test_bags: int = Field(6, ge=0, description="simulated test bags, half of them positive")
     test_share: float = Field(
@@ -111,7 +111,7 @@ class MakeBagsSettings(Section):
         None, gt=0, description="µm per pixel of whole slides whose file gives none, or a wrong one"
     )
     cell_size: int = Field(72, ge=16, le=512, description="side of a synthetic cell image, pixels")
-    difficulty: float = Field(0.2, ge=0, le=1, description="of the synthetic cells: 0 plain, 1 hardly told apart")
+    difficulty: float = Field(0.0, ge=0, le=1, description="of the synthetic cells: 0 plain, 1 hardly told apart")
     seed: int = Field(0, ge=0, description="seed of every random choice")
 
 
