@@ -2,7 +2,7 @@
 
     python -m bench.rank_memory [--sides 10000 30000] [--filled 0.1]
 
-Synthetic pyramidal slides, a tenth of each full of cells (some 2,600 and 22,700), each ranked in a process of its own. "Above
+Synthetic pyramidal slides, a tenth of each full of cells (some 2,500 and 22,500), each ranked in a process of its own. "Above
 the model's own" is the peak resident memory less what the same process needs to load the model and rank a slide of 1,000 px.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -45,14 +44,15 @@ def make_model(root: Path) -> Path:
     return root / "model"
 
 
-def rank_one(root: Path, folder: Path) -> dict[str, object]:
+def rank_one(model: Path, folder: Path) -> dict[str, object]:
     """Rank a small slide, then the one in ``folder``; peak memory of this process after each."""
-    small = root / "small"
-    small.mkdir()
-    write_synthetic(small / "small.tif", _SMALL_SIDE)
-    rank(small, RankSettings(model=root / "model", out=small / "out"), Silent())
-    own, started = _peak(), time.perf_counter()
-    (slide,) = rank(folder, RankSettings(model=root / "model", out=root / "out"), Silent()).slides
+    with tempfile.TemporaryDirectory() as made:
+        small, out = Path(made) / "small", Path(made) / "out"
+        small.mkdir()
+        write_synthetic(small / "small.tif", _SMALL_SIDE)
+        rank(small, RankSettings(model=model, out=out), Silent())
+        own, started = _peak(), time.perf_counter()
+        (slide,) = rank(folder, RankSettings(model=model, out=out), Silent()).slides
     return {
         "cells": slide.n_instances,
         "assessed": slide.probability is not None,
@@ -64,8 +64,12 @@ def rank_one(root: Path, folder: Path) -> dict[str, object]:
 
 
 def _peak() -> float:
-    """Peak resident memory of this process so far, GB. Linux counts it in KiB, macOS in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    """Peak resident memory of this program so far, GB; Linux only.
+
+    Not getrusage's: what that tells of a child includes its parent's memory at the moment of the fork.
+    """
+    (line,) = (one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024 / 1e9
 
 
 def main() -> None:
@@ -77,18 +81,19 @@ def main() -> None:
     if options.one:
         print(json.dumps(rank_one(*options.one)))
         return
-    for side in options.sides:
-        with tempfile.TemporaryDirectory() as made:
-            root, folder = Path(made), Path(made) / "big"
-            make_model(root)
+    with tempfile.TemporaryDirectory() as made:
+        model_root = Path(made)
+        make_model(model_root)
+        for side in options.sides:
+            folder = model_root / f"big-{side}"
             folder.mkdir()
             write_synthetic(folder / "slide.tif", side, filled=options.filled)
-            command = [sys.executable, "-m", "bench.rank_memory", "--one", str(root), str(folder)]
+            command = [sys.executable, "-m", "bench.rank_memory", "--one", str(model_root / "model"), str(folder)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        row = {"side, px": f"{side:,}"} | json.loads(done.stdout)
-        if side == options.sides[0]:
-            print(f"| {' | '.join(row)} |\n| {' | '.join('---:' for _ in row)} |")
-        print(f"| {' | '.join(str(value) for value in row.values())} |", flush=True)
+            row = {"side, px": f"{side:,}"} | json.loads(done.stdout)
+            if side == options.sides[0]:
+                print(f"| {' | '.join(row)} |\n| {' | '.join('---:' for _ in row)} |")
+            print(f"| {' | '.join(str(value) for value in row.values())} |", flush=True)
 
 
 if __name__ == "__main__":

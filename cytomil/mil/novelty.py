@@ -12,6 +12,7 @@ from torch import Tensor
 LIMIT_QUANTILE = 0.99
 LEAST_SHARE = 0.05
 TIMES_GREATEST = 2.0
+_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,13 @@ class Novelty:
 
     def is_beyond(self, values: np.ndarray) -> np.ndarray:
         """Embeddings (N, D) → bool (N,): the cells that are farther out than 99 % of the training cells."""
-        centred = torch.from_numpy(values).double() - self.mean
-        squared = ((centred @ self.precision) * centred).sum(dim=1)
-        return (squared > self.limit**2).numpy()
+        beyond = np.zeros(len(values), bool)
+        # Block by block: in double precision a slide's embeddings would take their memory several times over.
+        for start in range(0, len(values), _BLOCK):
+            centred = torch.from_numpy(values[start : start + _BLOCK]).double() - self.mean
+            squared = ((centred @ self.precision) * centred).sum(dim=1)
+            beyond[start : start + _BLOCK] = (squared > self.limit**2).numpy()
+        return beyond
 
 
 def fit_novelty(bags: Sequence[np.ndarray], fold: np.ndarray) -> Novelty:

@@ -20,7 +20,7 @@ _KEY_CELL = {"name": "key cell", "color": [220, 0, 0]}
 def write_geojson(path: Path, slide: str, cells: Cells, scores: np.ndarray, top: Collection[int]) -> None:
     """Write the cells as QuPath detections: octagons around them, in level-0 px, with the score as measurement.
 
-    The cells of ``top``, by index, carry the classification "key cell". ``slide`` is the file's own name.
+    The cells of ``top``, by index, carry the classification "key cell". ``slide`` is the slide's name.
     """
     angles = np.pi * (2 * np.arange(_CORNERS) + 1) / _CORNERS
     # Wide enough that the octagon's sides, not its corners, touch the cell's disc.

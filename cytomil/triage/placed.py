@@ -16,7 +16,7 @@ from cytomil.triage.pictures import FILE_PX, REPORT_PX, heatmap, jpeg, marked_th
 from cytomil.triage.whole_slide import WholeSlide
 from cytomil.triage.worklist import SlideResult
 
-_REPORT_QUALITY, _FILE_QUALITY = 70, 85
+_REPORT_QUALITY, _FILE_QUALITY = 52, 85
 
 
 def with_places(
@@ -38,7 +38,7 @@ def with_places(
     )
     name = safe_name(result.slide)
     files = {"heatmap": f"heatmaps/{name}.png", "geojson": f"geojson/{name}.geojson"}
-    write_geojson(out / files["geojson"], source.path.name, cells, scores, top)
+    write_geojson(out / files["geojson"], result.slide, cells, scores, top)
     if cells_csv:
         files["cells_csv"] = f"cells/{name}.csv"
         write_cells_csv(out / files["cells_csv"], list(names), cells, scores)

@@ -224,5 +224,5 @@ def _gallery_image(encoded: bytes, name: str) -> bytes:
     image = open_image(encoded, name)
     image.thumbnail((_GALLERY_PX, _GALLERY_PX))
     buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=85)
+    image.save(buffer, format="JPEG", quality=75)
     return buffer.getvalue()

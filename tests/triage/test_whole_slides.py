@@ -465,3 +465,17 @@ def test_real_slides_a_wrong_tag_is_listed_with_its_cure_and_tissue_never_crashe
     told = by_name(rank(folder, settings(road, tmp_path / "out", mpp=0.1), Silent()))
     assert told["smear-abnormal-4.tif"].n_instances > 1000
     assert told["CMU-1-Small-Region.svs"].mpp == pytest.approx(0.499)
+
+
+def test_a_name_that_is_not_utf8_can_be_written_and_shown(road, tmp_path):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    try:
+        shutil.copy(road / "slides" / "s1.tif", os.fsencode(folder) + b"/M\xfcller.tif")
+    except OSError:
+        pytest.skip("this file system takes no names that are not UTF-8")
+    (slide,) = rank(folder, settings(road, tmp_path / "out"), Silent()).slides
+    write_worklist(rank(folder, settings(road, tmp_path / "out"), Silent()), tmp_path / "out")
+    assert slide.slide == "M\\xfcller.tif"
+    assert slide.probability is not None, slide.reason
+    assert slide.slide in (tmp_path / "out" / "triage.csv").read_text(encoding="utf-8")
