@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cytomil.mil.instance_scores import instance_scores
 from cytomil.mil.pamil import PAMIL
-from cytomil.mil.train import Standardiser, positive_probability
+from cytomil.mil.train import Standardiser
 from cytomil.settings import InstanceScore
 
+_BLOCK = 8192
 SCORE_BIN_EDGES = tuple(float(edge) for edge in np.geomspace(1e-2, 1e3, 41))
 
 
@@ -43,15 +47,24 @@ class Ensemble:
     members: tuple[Member, ...]
     instance_score: InstanceScore
 
+    @torch.inference_mode()
     def assess(self, values: np.ndarray) -> Assessment:
         """Assess a bag's embeddings, float32 (N ≥ 1, D): the mean over the members."""
         embeddings = torch.from_numpy(values)
         probabilities, scores = [], []
         for member in self.members:
-            instances = member.standardise(embeddings)
-            probabilities.append(positive_probability(member.aggregator, instances))
-            scores.append(instance_scores(self.instance_score, member.aggregator, member.reference, instances))
+            blocks = partial(_standardised_blocks, embeddings, member.standardise)
+            logits, attention = member.aggregator.forward_in_blocks(blocks)
+            probabilities.append(float(logits.softmax(dim=0)[1]))
+            score = instance_scores(self.instance_score, member.aggregator, member.reference, blocks(), attention)
+            scores.append(score)
         return Assessment(float(np.mean(probabilities)), np.mean(scores, axis=0))
+
+
+def _standardised_blocks(embeddings: Tensor, standardise: Standardiser) -> Iterator[Tensor]:
+    """Standardise some thousand instances at a time: a slide's cells are too many for copies of all of them."""
+    for block in embeddings.split(_BLOCK):
+        yield standardise(block)
 
 
 def score_shares(scores: np.ndarray) -> np.ndarray:

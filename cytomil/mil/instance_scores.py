@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -34,9 +34,13 @@ def reference_odds(model: PAMIL, negative_bags: Sequence[Tensor]) -> float:
 
 
 @torch.inference_mode()
-def instance_scores(kind: InstanceScore, model: PAMIL, reference: float, instances: Tensor) -> np.ndarray:
-    """One score an instance, above 0, in the unit that `MEANING` names: (N, D) standardised → (N,)."""
+def instance_scores(
+    kind: InstanceScore, model: PAMIL, reference: float, blocks: Iterable[Tensor], attention: Tensor
+) -> np.ndarray:
+    """One score an instance, above 0, in the unit that `MEANING` names.
+
+    ``blocks`` hold the bag's instances, each (n, D) standardised; ``attention`` (2, N) is the bag's. Returns (N,).
+    """
     if kind is InstanceScore.EVIDENCE:
-        return (odds_alone(model, instances) / reference).numpy()
-    _, attention = model(instances)
-    return attention[1].numpy() * len(instances)
+        return torch.cat([odds_alone(model, block) for block in blocks]).div(reference).numpy()
+    return attention[1].numpy() * attention.shape[1]

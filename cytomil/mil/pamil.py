@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +30,7 @@ class PAMIL(nn.Module):
         self, in_dim: int, n_prototypes: int = 10, n_classes: int = 2, hidden_dim: int = 512, attention_dim: int = 256
     ) -> None:
         super().__init__()
+        self.hidden_dim = hidden_dim
         self.prototypes = nn.Parameter(torch.randn(n_prototypes, in_dim))
         self.shared = nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU())
         self.prototype_gate = nn.Sequential(nn.Linear(hidden_dim, attention_dim), nn.Tanh())
@@ -40,12 +43,25 @@ class PAMIL(nn.Module):
         logits, attention, _ = self._pool(instances)
         return logits, attention
 
+    def forward_in_blocks(self, blocks: Callable[[], Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
+        """What `forward` gives for the blocks, each (n, in_dim), laid end to end, with one block in memory at a time.
+
+        ``blocks`` is called twice: the attention of the whole bag must be known before it can be pooled.
+        """
+        raw = torch.cat([self.attention(self._affinity(self._hidden(block))) for block in blocks()]).T
+        attention = raw.softmax(dim=1)
+        pooled, start = torch.zeros(len(attention), self.hidden_dim), 0
+        for block in blocks():
+            pooled += attention[:, start : start + len(block)] @ self._hidden(block)
+            start += len(block)
+        return self._classify(pooled), attention
+
     def instance_logits(self, instances: Tensor) -> Tensor:
         """The logits of each instance in a bag of its own: (N, in_dim) → (N, n_classes).
 
         Such a bag gives all attention to its one instance, so these are `forward`'s logits without the loop.
         """
-        hidden = F.normalize(self.shared(instances), dim=1)
+        hidden = self._hidden(instances)
         return torch.cat([classify(hidden) for classify in self.classifiers], dim=1)
 
     def training_loss(self, instances: Tensor, label: Tensor, cluster_weight: float) -> Tensor:
@@ -62,10 +78,17 @@ class PAMIL(nn.Module):
     def _pool(self, instances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if instances.ndim != 2 or len(instances) == 0:
             raise ValueError(f"PAMIL needs instances of shape (N ≥ 1, D), got {tuple(instances.shape)}")
-        hidden = F.normalize(self.shared(instances), dim=1)
-        prototypes = F.normalize(self.shared(self.prototypes), dim=1)
-        affinity = self.instance_gate(hidden) @ self.prototype_gate(prototypes).T
+        hidden = self._hidden(instances)
+        affinity = self._affinity(hidden)
         attention = self.attention(affinity).T.softmax(dim=1)
-        pooled = F.normalize(attention @ hidden, dim=1)
-        logits = torch.cat([classify(row) for classify, row in zip(self.classifiers, pooled, strict=True)])
-        return logits, attention, affinity
+        return self._classify(attention @ hidden), attention, affinity
+
+    def _hidden(self, vectors: Tensor) -> Tensor:
+        return F.normalize(self.shared(vectors), dim=1)
+
+    def _affinity(self, hidden: Tensor) -> Tensor:
+        return self.instance_gate(hidden) @ self.prototype_gate(self._hidden(self.prototypes)).T
+
+    def _classify(self, pooled: Tensor) -> Tensor:
+        unit = F.normalize(pooled, dim=1)
+        return torch.cat([classify(row) for classify, row in zip(self.classifiers, unit, strict=True)])

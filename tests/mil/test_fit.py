@@ -85,7 +85,8 @@ def test_evidence_is_the_odds_of_a_bag_of_that_instance_alone():
     expected = (alone[:, 1] - alone[:, 0]).exp()
     torch.testing.assert_close(odds_alone(model, instances), expected)
     unit = reference_odds(model, [instances])
-    scores = instance_scores(InstanceScore.EVIDENCE, model, unit, instances)
+    attention = model(instances)[1].detach()
+    scores = instance_scores(InstanceScore.EVIDENCE, model, unit, instances.split(7), attention)
     assert scores.mean() == pytest.approx(1.0, abs=1e-4)
 
 

@@ -60,6 +60,15 @@ def test_forward_equals_the_equations_written_out():
     torch.testing.assert_close(pamil(instances)[0], logits)
 
 
+@pytest.mark.parametrize("size", [1, 3, 10, 100])
+def test_blocks_of_any_size_give_what_the_whole_bag_gives(size):
+    pamil, instances = model(), bag(40)
+    logits, attention = pamil(instances)
+    in_blocks = pamil.forward_in_blocks(lambda: instances.split(size))
+    torch.testing.assert_close(in_blocks[0], logits)
+    torch.testing.assert_close(in_blocks[1], attention)
+
+
 def test_identical_instances_share_the_attention_evenly():
     _, attention = model()(bag(1).expand(8, -1))
     torch.testing.assert_close(attention, torch.full((2, 8), 1 / 8))
