@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cytomil.errors import CytomilError
+
 # What h5py raises for a file that is truncated, damaged or laid out in another way.
 HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 
@@ -93,6 +95,20 @@ def safe_name(name: str) -> str:
 def write_json(path: Path, document: Any) -> None:
     """Write ``document`` as indented JSON. Raises ValueError for NaN or infinity, which JSON does not have."""
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json_card(path: Path, schema: str, error: type[CytomilError], made_by: str) -> dict[str, Any]:
+    """Read a folder's JSON card. Raises ``error`` where it is missing, damaged, or of another schema."""
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(f"{path.parent} has no {path.name}. Make it with `{made_by}`.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as fault:
+        raise error(f"{path} is damaged ({fault}). Make it again with `{made_by}`.") from None
+    found = card.get("schema") if isinstance(card, dict) else None
+    if found != schema:
+        raise error(f"{path} has schema {found!r}; this version of cytomil reads {schema!r}.")
+    return card
 
 
 def sha256_of_file(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import EncoderBundleError, require_folder, require_replaceable
-from cytomil.files import replacing_folder, sha256_of_file, write_json
+from cytomil.files import read_json_card, replacing_folder, sha256_of_file, write_json
 
 SCHEMA = "cytomil.encoder/1"
 WEIGHTS_NAME = "encoder.safetensors"
@@ -56,17 +55,7 @@ def save_bundle(path: Path, encoder: Encoder, transform: CellTransform, facts: d
 def read_card(path: Path) -> dict[str, Any]:
     """Read and check encoder.json without loading the weights. Raises `EncoderBundleError` or `NotFoundError`."""
     require_folder(path, "cytomil pretrain")
-    card_file = path / CARD_NAME
-    try:
-        card = json.loads(card_file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EncoderBundleError(f"{path} has no {CARD_NAME}. Make an encoder with `cytomil pretrain`.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise EncoderBundleError(f"{card_file} is damaged ({error}). Train again with `cytomil pretrain`.") from None
-    schema = card.get("schema") if isinstance(card, dict) else None
-    if schema != SCHEMA:
-        raise EncoderBundleError(f"{card_file} has schema {schema!r}; this version of cytomil reads {SCHEMA!r}.")
-    return card
+    return read_json_card(path / CARD_NAME, SCHEMA, EncoderBundleError, "cytomil pretrain")
 
 
 def load_bundle(path: Path) -> EncoderBundle:

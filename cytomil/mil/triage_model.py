@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from cytomil.encoders.bundle import EncoderBundle, load_bundle, save_bundle
 from cytomil.errors import EncoderBundleError, NotFoundError, TriageModelError, require_folder
-from cytomil.files import replacing_folder, sha256_of_file, write_json
+from cytomil.files import read_json_card, replacing_folder, sha256_of_file, write_json
 from cytomil.mil.ensemble import Ensemble, Member
 from cytomil.mil.instance_scores import MEANING
 from cytomil.mil.novelty import Novelty
@@ -89,15 +88,7 @@ def save_triage_model(
 def load_triage_model(path: Path) -> TriageModel:
     """Load a triage model, its weights checked against triage.json. Raises `TriageModelError` or `NotFoundError`."""
     require_folder(path, "cytomil fit-mil")
-    try:
-        card = json.loads((path / CARD_NAME).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TriageModelError(f"{path} has no {CARD_NAME}. Make a triage model with `cytomil fit-mil`.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise TriageModelError(f"{path / CARD_NAME} is damaged ({error}). Fit again with `cytomil fit-mil`.") from None
-    schema = card.get("schema") if isinstance(card, dict) else None
-    if schema != SCHEMA:
-        raise TriageModelError(f"{path / CARD_NAME} has schema {schema!r}; this version of cytomil reads {SCHEMA!r}.")
+    card = read_json_card(path / CARD_NAME, SCHEMA, TriageModelError, "cytomil fit-mil")
     weights = path / WEIGHTS_NAME
     if not weights.is_file() or sha256_of_file(weights) != card.get("aggregator_sha256"):
         raise TriageModelError(f"{weights} is missing, damaged or exchanged. Fit again with `cytomil fit-mil`.")
