@@ -91,6 +91,8 @@ def load_seconds(page: Path, repeats: int = 3) -> str:
             started = time.perf_counter()
             browser.get(page.as_uri())
             taken.append(time.perf_counter() - started)
+            if not browser.title.startswith("Worklist"):
+                raise SystemExit(f"Chromium did not open {page}: {browser.title or browser.page_source[:200]}")
     return f"{sorted(taken)[repeats // 2]:.2f}"
 
 
