@@ -17,11 +17,6 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from cytomil.encoders.architecture import Architecture, Encoder, resolve_stem
-
 DEFAULT_DATA = Path(__file__).parents[2] / "shared" / "data" / "blood-smear"
 CLASSES = ["--normal", "neutrophil,eosinophil,lymphocyte,monocyte", "--abnormal", "ig,erythroblast,basophil"]
 
@@ -89,6 +84,9 @@ def run(line: list[str], cells: int) -> Run:
 
 def matmul_peak(n: int = 2048, repeats: int = 12) -> float:
     """Best of several float32 products of n×n matrices, in GFLOP/s."""
+    # Imported only after the verbs have run: Linux counts a parent's memory at the fork as the child's own peak.
+    import torch
+
     a, b = torch.randn(n, n), torch.randn(n, n)
     best = float("inf")
     for _ in range(repeats):
@@ -100,6 +98,11 @@ def matmul_peak(n: int = 2048, repeats: int = 12) -> float:
 
 def encoder_flops(image_size: int) -> float:
     """GFLOP of one forward pass of one cell."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from cytomil.encoders.architecture import Architecture, Encoder, resolve_stem
+
     encoder = Encoder(Architecture(stem=resolve_stem("auto", image_size))).eval()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         encoder(torch.zeros(1, 3, image_size, image_size))
