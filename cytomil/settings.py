@@ -54,6 +54,21 @@ class Layer(StrEnum):
     Z = "z"
 
 
+class EngineName(StrEnum):
+    """What runs the encoder. ``openvino`` and ``tensorrt`` alone mean the fastest stored engine of that library."""
+
+    AUTO = "auto"
+    EAGER = "eager"
+    OPENVINO = "openvino"
+    OPENVINO_FLOAT32 = "openvino-float32"
+    OPENVINO_BF16 = "openvino-bf16"
+    OPENVINO_INT8 = "openvino-int8"
+    TORCH_COMPILE = "torch-compile"
+    TENSORRT = "tensorrt"
+    TENSORRT_FP16 = "tensorrt-fp16"
+    TENSORRT_FLOAT32 = "tensorrt-float32"
+
+
 class Split(StrEnum):
     """Which bags of the manifest."""
 
@@ -154,6 +169,10 @@ class EmbedSettings(Section):
     split: Split = Field(Split.ALL, description="which bags to embed")
     batch_size: int = Field(256, ge=1, description="cells per forward pass")
     dtype: Literal["float16", "float32"] = Field("float32", description="number format on disk")
+    engine: EngineName = Field(
+        EngineName.AUTO,
+        description="what runs the encoder; auto: the fastest one that `cytomil compile` stored, else eager",
+    )
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
 
 
@@ -212,6 +231,10 @@ class RankSettings(Section):
     split_images: bool = Field(False, description="keep the report's pictures in a folder beside it")
     workers: int = Field(0, ge=0, description="threads that look for cells; 0: one per core")
     batch_size: int = Field(256, ge=1, description="cells per forward pass")
+    engine: EngineName = Field(
+        EngineName.AUTO,
+        description="what runs the encoder; auto: the fastest one that `cytomil compile` stored, else eager",
+    )
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cytomil.cli.console import RichListener, console, finish, plain_errors
 from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
-from cytomil.settings import Layer, Split, load
+from cytomil.settings import EngineName, Layer, Split, load
 
 
 def embed(
@@ -18,6 +18,7 @@ def embed(
     split: Annotated[Split | None, option("embed", "split")] = None,
     batch_size: Annotated[int | None, option("embed", "batch_size")] = None,
     dtype: Annotated[str | None, option("embed", "dtype")] = None,
+    engine: Annotated[EngineName | None, option("embed", "engine")] = None,
     device: Annotated[str | None, option("embed", "device")] = None,
     params: ParamsFile = None,
     profile: Profile = None,

@@ -11,7 +11,7 @@ from rich.text import Text
 from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
 from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
 from cytomil.progress import Problem
-from cytomil.settings import load
+from cytomil.settings import EngineName, load
 
 if TYPE_CHECKING:
     from cytomil.triage.worklist import Worklist
@@ -38,6 +38,7 @@ def rank(
     split_images: Annotated[bool | None, option("rank", "split_images")] = None,
     workers: Annotated[int | None, option("rank", "workers")] = None,
     batch_size: Annotated[int | None, option("rank", "batch_size")] = None,
+    engine: Annotated[EngineName | None, option("rank", "engine")] = None,
     device: Annotated[str | None, option("rank", "device")] = None,
     params: ParamsFile = None,
     profile: Profile = None,

@@ -11,6 +11,7 @@ import numpy as np
 from cytomil.bags.bag_file import Bag, open_bag
 from cytomil.bags.manifest import BagRow, read_manifest
 from cytomil.encoders.bundle import load_bundle
+from cytomil.encoders.engines import open_engine
 from cytomil.encoders.transform import CellTransform, decode_cells
 from cytomil.errors import BagFileError
 from cytomil.features.cache import is_valid, open_features
@@ -50,7 +51,8 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
     rows = manifest.select(settings.split)
     if not rows:
         raise BagFileError(f"{settings.bags} has no bags in split '{settings.split}'. Choose another --split.")
-    embedder = Embedder(bundle, settings.layer.value, settings.dtype, settings.device)
+    engine = open_engine(bundle, settings.layer.value, settings.engine.value, settings.device, listener.note)
+    embedder = Embedder(bundle, engine, settings.dtype)
     problems: list[Problem] = []
     done: list[IndexRow] = []
     n_kept = 0

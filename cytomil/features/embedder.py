@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cytomil.encoders import eager
-from cytomil.encoders.bundle import EncoderBundle, pick_device
-from cytomil.encoders.eager import EagerEngine
+from cytomil.encoders.bundle import EncoderBundle
+from cytomil.encoders.engines import Engine
 from cytomil.errors import FeatureFileError
 from cytomil.features.cache import EmbeddedBlock, FeatureKey, write_features
 from cytomil.progress import Problem
@@ -33,15 +32,14 @@ class CellBlock:
 class Embedder:
     """Embeds slides one after another with one engine."""
 
-    def __init__(self, bundle: EncoderBundle, layer: str, dtype: str, device: str) -> None:
+    def __init__(self, bundle: EncoderBundle, engine: Engine, dtype: str) -> None:
         self.bundle = bundle
-        self._engine = EagerEngine(bundle.encoder, layer, pick_device(device))
-        self._layer, self._dtype = layer, dtype
+        self._engine, self._dtype = engine, dtype
 
     def key(self, source_sha256: str) -> FeatureKey:
         """The key under which the features of a source with this fingerprint are kept."""
-        transform = self.bundle.transform.sha256
-        return FeatureKey(source_sha256, self.bundle.sha256, self._layer, transform, eager.NAME, self._dtype)
+        transform, engine = self.bundle.transform.sha256, self._engine
+        return FeatureKey(source_sha256, self.bundle.sha256, engine.layer, transform, engine.name, self._dtype)
 
     def embed(
         self,

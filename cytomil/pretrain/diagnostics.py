@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cytomil.encoders.architecture import Encoder
-from cytomil.encoders.eager import to_unit_range
+from cytomil.encoders.engines.eager import to_unit_range
 
 LEAST_SPREAD = 0.1
 LEAST_RANK = 2.0

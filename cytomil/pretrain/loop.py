@@ -16,7 +16,7 @@ from cytomil.bags.manifest import fingerprint, read_manifest
 from cytomil.bags.synthetic import SOURCE as SYNTHETIC
 from cytomil.encoders.architecture import Architecture, Encoder, resolve_stem
 from cytomil.encoders.bundle import CARD_NAME, EncoderBundle, load_bundle, pick_device, read_card, save_bundle
-from cytomil.encoders.eager import to_unit_range
+from cytomil.encoders.engines.eager import to_unit_range
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import DivergedError, SettingsError, require_replaceable
 from cytomil.pretrain.cells import TrainingCells, bytes_needed, epoch_batches, load_training_cells, steps_per_epoch

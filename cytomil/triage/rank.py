@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cytomil.bags.images import open_image, printable
+from cytomil.encoders.engines import open_engine
 from cytomil.errors import CytomilError, NoCellsError, SlideUnreadableError, TriageModelError
 from cytomil.features.cache import Features, is_valid, open_features
 from cytomil.features.embedder import Embedder
@@ -106,11 +107,13 @@ class _Ranker:
 
     def __init__(self, model: TriageModel, settings: RankSettings, reading: SlideReading, listener: Listener) -> None:
         self._model, self._settings, self._reading, self._listener = model, settings, reading, listener
-        self._embedder = Embedder(model.encoder, model.layer, "float32", settings.device)
+        engine = open_engine(model.encoder, model.layer, settings.engine.value, settings.device, listener.note)
+        self._embedder = Embedder(model.encoder, engine, "float32")
         shaped_by = {
             "model": model.card,
             "top": settings.top,
             "cells_csv": settings.cells_csv,
+            "engine": engine.name,
             "code": code_fingerprint(),
         }
         self._finished = ResultCache(settings.out, reading.cache, shaped_by)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cytomil.encoders.bundle import load_bundle
+from cytomil.encoders.engines import open_engine
 from cytomil.errors import FeatureFileError
 from cytomil.features import open_features
 from cytomil.features.embedder import CellBlock, Embedder
@@ -16,6 +17,10 @@ def bundle(encoder_folder):
     return load_bundle(encoder_folder)
 
 
+def make_embedder(bundle, layer, dtype):
+    return Embedder(bundle, open_engine(bundle, layer, "eager", "cpu", print), dtype)
+
+
 def block(n, start=0, problems=()):
     pixels = np.random.default_rng(start).integers(0, 256, (n, 24, 24, 3), np.uint8)
     ids = [f"cell-{i}" for i in range(start, start + n)]
@@ -23,25 +28,25 @@ def block(n, start=0, problems=()):
 
 
 def test_the_key_names_everything_that_shapes_the_features(bundle, make_encoder, tmp_path):
-    base = Embedder(bundle, "z", "float32", "cpu").key("source")
+    base = make_embedder(bundle, "z", "float32").key("source")
     assert (base.bag_sha256, base.encoder_sha256, base.transform_sha256) == (
         "source",
         bundle.sha256,
         bundle.transform.sha256,
     )
     others = [
-        Embedder(bundle, "h", "float32", "cpu").key("source"),
-        Embedder(bundle, "z", "float16", "cpu").key("source"),
-        Embedder(bundle, "z", "float32", "cpu").key("another source"),
-        Embedder(make_encoder(tmp_path / "a", seed=1), "z", "float32", "cpu").key("source"),
-        Embedder(make_encoder(tmp_path / "b", image_size=32), "z", "float32", "cpu").key("source"),
+        make_embedder(bundle, "h", "float32").key("source"),
+        make_embedder(bundle, "z", "float16").key("source"),
+        make_embedder(bundle, "z", "float32").key("another source"),
+        make_embedder(make_encoder(tmp_path / "a", seed=1), "z", "float32").key("source"),
+        make_embedder(make_encoder(tmp_path / "b", image_size=32), "z", "float32").key("source"),
     ]
     assert len({base, *others}) == 6
 
 
 @pytest.mark.parametrize(("layer", "dim"), [("h", 512), ("z", 16)])
 def test_blocks_become_one_cache(bundle, tmp_path, layer, dim):
-    embedder = Embedder(bundle, layer, "float32", "cpu")
+    embedder = make_embedder(bundle, layer, "float32")
     faults = [Problem("bad-1", "why")]
     problems = embedder.embed(tmp_path / "x.h5", "x", "s", [block(3), block(0, 3, faults), block(2, 3)], mpp=0.5)
     features = open_features(tmp_path / "x.h5")
@@ -58,7 +63,7 @@ def test_embeddings_that_are_not_finite_are_refused(bundle, tmp_path):
     with torch.no_grad():
         bundle.encoder.projector[2].bias.fill_(1e6)
     with pytest.raises(FeatureFileError, match=r"x: embeddings are not finite in float16.*float32"):
-        Embedder(bundle, "z", "float16", "cpu").embed(tmp_path / "x.h5", "x", "s", [block(2)])
+        make_embedder(bundle, "z", "float16").embed(tmp_path / "x.h5", "x", "s", [block(2)])
     assert list(tmp_path.iterdir()) == []
-    Embedder(bundle, "z", "float32", "cpu").embed(tmp_path / "x.h5", "x", "s", [block(2)])
+    make_embedder(bundle, "z", "float32").embed(tmp_path / "x.h5", "x", "s", [block(2)])
     assert np.isfinite(open_features(tmp_path / "x.h5").load()).all()

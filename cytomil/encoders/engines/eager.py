@@ -7,15 +7,14 @@ import torch
 
 from cytomil.encoders.architecture import Encoder
 
-NAME = "eager"
-
 
 class EagerEngine:
     """Runs an encoder on blocks of decoded cells and gives the chosen layer."""
 
     def __init__(self, encoder: Encoder, layer: str, device: torch.device) -> None:
         self._encoder = encoder.to(device).to(memory_format=torch.channels_last).eval()
-        self._layer = layer
+        self.name = "eager"
+        self.layer = layer
         self._device = device
         self.dim = encoder.embedding_dim if layer == "h" else encoder.architecture.projection_dim
 
@@ -25,7 +24,7 @@ class EagerEngine:
         if len(pixels) == 0:
             return np.zeros((0, self.dim), np.float32)
         h, z = self._encoder(to_unit_range(pixels, self._device))
-        return (h if self._layer == "h" else z).float().cpu().numpy()
+        return (h if self.layer == "h" else z).float().cpu().numpy()
 
 
 def to_unit_range(pixels: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -1,0 +1,23 @@
+"""What every engine gives, so that no other room knows which one runs."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+
+class Engine(Protocol):
+    """An encoder ready to run on blocks of decoded cells.
+
+    ``name`` goes into every feature cache's key, so that two engines' embeddings never mix. ``layer`` is h or z, ``dim``
+    its length.
+    """
+
+    name: str
+    layer: str
+    dim: int
+
+    def embed(self, pixels: np.ndarray) -> np.ndarray:
+        """Decoded cells, uint8 (N, S, S, 3) → float32 (N, dim), in the same order. N may be 0."""
+        ...
