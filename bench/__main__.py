@@ -1,0 +1,91 @@
+"""`python -m bench` lists the benches; `python -m bench NAME` runs one, `python -m bench all` every one."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.tables import SkippedError, document
+
+HERE = Path(__file__).parent
+
+
+def benches() -> dict[str, str]:
+    """Name → the first line of its docstring. Read, not imported: most need PyTorch."""
+    found = {}
+    for file in sorted(HERE.glob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef) and node.name == "measure" for node in tree.body):
+            found[file.stem] = (ast.get_docstring(tree) or "").split("\n")[0]
+    return found
+
+
+def main(line: list[str]) -> int:
+    known = benches()
+    if not line or line[0] in ("-h", "--help"):
+        print("python -m bench NAME [--json FILE] [--markdown [FILE]] [options of NAME, listed by --help]")
+        print("python -m bench all [--json FOLDER] [--markdown FOLDER]", "", sep="\n")
+        print("\n".join(f"{name:<{max(map(len, known))}}  {what}" for name, what in known.items()))
+        return 0
+    name, *rest = line
+    if name == "all":
+        return run_all(list(known), rest)
+    if name not in known:
+        print(f"no bench is called '{name}'. There are: {', '.join(known)}, all.", file=sys.stderr)
+        return 2
+    return run_one(name, rest)
+
+
+def run_one(name: str, line: list[str]) -> int:
+    module = importlib.import_module(f"bench.{name}")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m bench {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and the machine's facts")
+    parser.add_argument("--markdown", nargs="?", default="-", const="-", metavar="FILE", help="default: print it")
+    if hasattr(module, "add_options"):
+        module.add_options(parser)
+    options = parser.parse_args(line)
+    try:
+        measured = module.measure(options)
+    except SkippedError as reason:
+        print(f"{name} skipped: {reason}", file=sys.stderr)
+        return 0
+    if options.json:
+        text = json.dumps(document(name, measured, vars(options)), indent=2, ensure_ascii=False)
+        options.json.write_text(text + "\n", encoding="utf-8")
+    if options.markdown == "-":
+        print(measured.markdown(), end="")
+    else:
+        Path(options.markdown).write_text(measured.markdown(), encoding="utf-8")
+    return 0
+
+
+def run_all(names: list[str], line: list[str]) -> int:
+    """Every bench with its own defaults, each in a process of its own; files are named by bench."""
+    parser = argparse.ArgumentParser(prog="python -m bench all", description="Run every bench, one after another.")
+    parser.add_argument("--json", type=Path, metavar="FOLDER", help="write NAME.json for each")
+    parser.add_argument("--markdown", type=Path, metavar="FOLDER", help="write NAME.md for each; default: print them")
+    options = parser.parse_args(line)
+    failed = []
+    for name in names:
+        print(f"bench {name}", file=sys.stderr, flush=True)
+        command = [sys.executable, "-m", "bench", name]
+        for folder, flag, ending in ((options.json, "--json", "json"), (options.markdown, "--markdown", "md")):
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
+                command += [flag, str(folder / f"{name}.{ending}")]
+        if subprocess.run(command, check=False).returncode:
+            failed.append(name)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,25 @@
+"""Real cells that the benches read in place; a bench whose cells are not there is skipped, and says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.tables import SkippedError
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+BLOOD_SMEAR = DATA / "blood-smear"
+BONE_MARROW = DATA / "bone-marrow"
+BLOOD_SMEAR_CLASSES = (
+    "--normal",
+    "neutrophil,eosinophil,lymphocyte,monocyte",
+    "--abnormal",
+    "ig,erythroblast,basophil",
+)
+BONE_MARROW_CLASSES = ("--normal", "LYT,NGS,EOS,MON", "--abnormal", "BLA,PMO")
+
+
+def require_cells(folder: Path, holds: str = "") -> None:
+    """Raises `SkippedError` where ``folder``, or what it should hold, is not there."""
+    if not (folder / holds).exists():
+        told = f" with {holds}" if holds else ""
+        raise SkippedError(f"there are no cells in {folder.name}. Name the data folder{told} as the first argument.")

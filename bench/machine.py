@@ -1,0 +1,75 @@
+"""What ran a bench, without naming it: cores, memory, versions, and how fast it multiplies matrices."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PACKAGES = ("cytomil", "torch", "torchvision", "numpy", "h5py", "pillow", "openvino", "nncf", "ray", "simplejpeg")
+# Those that decide how fast matrices are multiplied.
+FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
+
+
+def facts() -> dict[str, Any]:
+    """Cores, CPU features, memory in GB, versions, and how busy the machine was; no names of machines, no paths."""
+    import torch
+
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "cpu_features": cpu_features(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_average": round(psutil.getloadavg()[0], 1),
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+    }
+
+
+def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """Which of `FEATURES` the processor has; empty where the system does not tell."""
+    if not cpuinfo.is_file():
+        return []
+    lines = (line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features")))
+    told = set(next(lines, ":").partition(":")[2].split())
+    return [feature for feature in FEATURES if feature in told]
+
+
+def matmul_peak(n: int = 2048, repeats: int = 12) -> float:
+    """Best of several float32 products of n×n matrices, in GFLOP/s."""
+    import torch
+
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - started)
+    return 2 * n**3 / best / 1e9
+
+
+def encoder_gflop(image_size: int) -> float:
+    """GFLOP of one forward pass of one cell (a multiplication and an addition are two)."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from cytomil.encoders.architecture import Architecture, Encoder, resolve_stem
+
+    encoder = Encoder(Architecture(stem=resolve_stem("auto", image_size))).eval()
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        encoder(torch.zeros(1, 3, image_size, image_size))
+    return counter.get_total_flops() / 1e9
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

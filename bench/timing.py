@@ -1,0 +1,76 @@
+"""Seconds of several candidates, taken in turn within one run, and the ratios between them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median and the lowest and highest value around it."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        """Raises `ValueError` where there is nothing to sum up."""
+        if not values:
+            raise ValueError("no values to take a median of")
+        return cls(median(values), min(values), max(values))
+
+    def shown(self, digits: int = 2) -> str:
+        """``2.31 (2.20–2.40)``; the median alone where all are the same to that many digits."""
+        middle, low, high = (f"{value:,.{digits}f}" for value in (self.median, self.low, self.high))
+        return middle if low == high else f"{middle} ({low}–{high})"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall seconds of one candidate, a value a round; value i of every candidate was taken in the same round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def spread(self) -> Spread:
+        return Spread.of(list(self.seconds))
+
+    def per_second(self, n: float) -> Spread:
+        """Rate of a candidate that handles ``n`` things a call."""
+        return Spread.of([n / seconds for seconds in self.seconds])
+
+    def times_faster_than(self, other: Timing) -> Spread:
+        """The other's seconds over these, round by round.
+
+        The ratios are taken within rounds, not between medians: what else the machine does weighs on neighbours alike.
+        Raises `ValueError` where the two were not taken in the same rounds.
+        """
+        return Spread.of([theirs / mine for mine, theirs in zip(self.seconds, other.seconds, strict=True)])
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]],
+    repeats: int = 5,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Call every candidate once a round for ``repeats`` rounds, after ``warm_up`` rounds that do not count.
+
+    Each round starts with another candidate, so that none always follows the one that heats the machine.
+    """
+    if repeats < 1:
+        raise ValueError("at least one repeat is needed")
+    names = list(candidates)
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(-warm_up, repeats):
+        first = turn % len(names) if names else 0
+        for name in names[first:] + names[:first]:
+            started = clock()
+            candidates[name]()
+            if turn >= 0:
+                taken[name].append(clock() - started)
+    return {name: Timing(tuple(seconds)) for name, seconds in taken.items()}
