@@ -22,7 +22,7 @@ lint: $(VENV)/.test-installed
 	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
 
 bench: $(VENV)/.test-installed
-	"$(BIN)/python" -m bench.road
+	"$(BIN)/python" -m bench road
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
