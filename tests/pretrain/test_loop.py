@@ -13,8 +13,8 @@ from cytomil.bags.make import make_bags
 from cytomil.encoders.bundle import WEIGHTS_NAME, load_bundle
 from cytomil.errors import BagFileError, DivergedError, ResumeError, SettingsError
 from cytomil.files import sha256_of_file
-from cytomil.pretrain import loop
 from cytomil.pretrain.loop import pretrain
+from cytomil.pretrain.methods import METHODS
 from cytomil.progress import Silent
 from cytomil.settings import MakeBagsSettings, Method, PretrainSettings
 
@@ -160,7 +160,7 @@ def test_resume_leaves_a_finished_run_as_it_is(bags, tmp_path):
 
 
 def test_divergence_stops_with_the_step_and_the_last_good_checkpoint(bags, tmp_path, monkeypatch):
-    original = loop.METHODS[Method.SIMCLR]
+    original = METHODS[Method.SIMCLR]
 
     def maker(wanted):
         method = original(wanted)
@@ -174,7 +174,7 @@ def test_divergence_stops_with_the_step_and_the_last_good_checkpoint(bags, tmp_p
 
         return type(method)(losses=losses)
 
-    monkeypatch.setitem(loop.METHODS, Method.SIMCLR, maker)
+    monkeypatch.setitem(METHODS, Method.SIMCLR, maker)
     with pytest.raises(DivergedError, match=r"step 5 \(epoch 2\).*after epoch 1") as caught:
         pretrain(settings(bags, tmp_path / "e", method="simclr"), Silent())
     (checkpoint,) = tmp_path.glob("checkpoints/*.pt")

@@ -1,0 +1,152 @@
+"""One training run: epochs of steps over the cells, their record, and what a checkpoint must hold of them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cytomil.encoders.architecture import Architecture, Encoder, resolve_stem
+from cytomil.encoders.engines.eager import to_unit_range
+from cytomil.errors import DivergedError
+from cytomil.pretrain.cells import TrainingCells, epoch_batches, steps_per_epoch
+from cytomil.pretrain.checkpoint import Checkpoint, RunIdentity, checkpoint_path, save_checkpoint
+from cytomil.pretrain.diagnostics import Health, examine
+from cytomil.pretrain.methods import METHODS, Batch, Method
+from cytomil.pretrain.schedule import learning_rate_at
+from cytomil.pretrain.step import Step
+from cytomil.pretrain.views import ViewMaker
+from cytomil.progress import Listener
+from cytomil.provenance import now, versions
+from cytomil.settings import PretrainSettings
+
+# Looking whether the losses are finite waits for the device, so it is done once in so many steps.
+_STEPS_BETWEEN_LOOKS = 50
+
+
+class Run:
+    """What changes from epoch to epoch. ``checkpoint`` takes up an interrupted run of the same identity."""
+
+    def __init__(
+        self,
+        settings: PretrainSettings,
+        identity: RunIdentity,
+        cells: TrainingCells,
+        device: torch.device,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        torch.manual_seed(settings.seed)
+        torch.backends.cudnn.deterministic = True
+        self.settings, self.identity, self.cells, self.device = settings, identity, cells, device
+        stem = resolve_stem(settings.stem, settings.image_size)
+        self.encoder = Encoder(Architecture(stem=stem, projection_dim=settings.projection_dim))
+        mean, std = cells.channel_statistics()
+        self.encoder.mean.copy_(mean.view(1, 3, 1, 1))
+        self.encoder.std.copy_(std.view(1, 3, 1, 1))
+        self.method: Method = METHODS[settings.method](settings)
+        self.encoder.to(device).to(memory_format=torch.channels_last)
+        if self.method.head:
+            self.method.head.to(device)
+        self.step = Step(self.encoder, self.method, settings)
+        self.make_view = ViewMaker(settings.crop_scale, settings.jitter)
+        self.steps = steps_per_epoch(cells.is_positive, settings.batch_size)
+        self.epoch = 0
+        self.history: list[dict[str, Any]] = []
+        self.health: Health | None = None
+        if checkpoint:
+            self._restore(checkpoint)
+
+    def train_epoch(self, epoch: int, listener: Listener) -> dict[str, Any]:
+        """One pass over the cells, then a look at the embeddings and a checkpoint. Returns the epoch's record.
+
+        Raises `DivergedError` if a loss or a weight became NaN or infinite.
+        """
+        # Seeded by epoch, so that a resumed run draws what an unbroken one would have drawn.
+        generator = torch.Generator().manual_seed(self.settings.seed * 100_003 + epoch)
+        self.encoder.train()
+        sums: dict[str, Tensor | float] = {}
+        unseen: list[dict[str, Tensor | float]] = []
+        n_images, started = 0, time.perf_counter()
+        batches = epoch_batches(self.cells.is_positive, self.settings.batch_size, generator)
+        title = f"epoch {epoch + 1}/{self.settings.epochs}"
+        for number, indices in enumerate(listener.track(batches, title, total=self.steps, unit="steps")):
+            step = epoch * self.steps + number
+            measured = self.step(self._batch(indices, generator), self._learning_rate(step))
+            for key, value in measured.items():
+                sums[key] = sums.get(key, 0.0) + value
+            unseen.append(measured)
+            if len(unseen) == _STEPS_BETWEEN_LOOKS or number + 1 == self.steps:
+                self._refuse_divergence(step + 1 - len(unseen), unseen)
+                unseen = []
+            n_images += len(indices)
+        if not self.step.weights_are_finite():
+            raise self._diverged("a weight", (epoch + 1) * self.steps - 1)
+        seconds = time.perf_counter() - started
+        self.health = examine(self.encoder, self.cells.pixels, self.cells.is_positive, self.device)
+        means = {key: float(total) / self.steps for key, total in sums.items()}
+        record = {"epoch": epoch + 1, **means, **vars(self.health)}
+        self.history.append(record)
+        self.epoch = epoch + 1
+        save_checkpoint(checkpoint_path(self.settings.out, self.identity), self.identity, self._checkpoint())
+        return record | {"images_per_second": n_images / seconds}
+
+    def facts(self) -> dict[str, Any]:
+        """What the bundle says of this run."""
+        last = self.history[-1]
+        margin = last["chance"] - last["loss_nt_xent"] if "loss_nt_xent" in last else None
+        assert self.health is not None
+        reason = self.health.collapse_reason(margin, last.get("chance"))
+        return {
+            "method": self.settings.method.value,
+            "collapsed": bool(reason),
+            "collapse_reason": reason,
+            "effective_rank": self.health.effective_rank,
+            "nt_xent_margin": margin,
+            "settings": self.settings.model_dump(mode="json"),
+            "fingerprint": self.identity.fingerprint,
+            "history": self.history,
+            "versions": versions(),
+            "made": now(),
+        }
+
+    def _batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
+        pixels = to_unit_range(self.cells.pixels[indices], self.device)
+        views = tuple(self.make_view(pixels, generator) for _ in range(self.method.n_views))
+        return Batch(views, self.cells.is_positive[indices].to(self.device))
+
+    def _learning_rate(self, step: int) -> float:
+        settings = self.settings
+        return learning_rate_at(
+            step, settings.epochs * self.steps, settings.warmup_epochs * self.steps, settings.learning_rate
+        )
+
+    def _refuse_divergence(self, first_step: int, measured: list[dict[str, Tensor | float]]) -> None:
+        names = [name for name in measured[0] if name.startswith("loss_")]
+        losses = torch.stack([torch.stack([torch.as_tensor(one[name]) for name in names]) for one in measured])
+        for number, finite in enumerate(torch.isfinite(losses).tolist()):
+            if broken := [name for name, good in zip(names, finite, strict=True) if not good]:
+                raise self._diverged(", ".join(broken), first_step + number)
+
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        kept = checkpoint_path(self.settings.out, self.identity)
+        last_good = (
+            f"the last good checkpoint, after epoch {self.epoch}, is {kept}" if self.epoch else "no epoch was finished"
+        )
+        return DivergedError(
+            f"{what} became NaN or infinite at step {step + 1} (epoch {step // self.steps + 1}); "
+            f"{last_good}. Lower --learning-rate."
+        )
+
+    def _checkpoint(self) -> Checkpoint:
+        head = self.method.head.state_dict() if self.method.head else None
+        return Checkpoint(self.epoch, self.encoder.state_dict(), head, self.step.optimizer.state_dict(), self.history)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.epoch, self.history = checkpoint.epoch, checkpoint.history
+        self.encoder.load_state_dict(checkpoint.model)
+        if self.method.head and checkpoint.head:
+            self.method.head.load_state_dict(checkpoint.head)
+        self.step.optimizer.load_state_dict(checkpoint.optimizer)
+        self.health = examine(self.encoder, self.cells.pixels, self.cells.is_positive, self.device)

@@ -1,0 +1,75 @@
+"""One update of the weights: forward, losses, a gradient a task, their combination, the optimiser."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cytomil.encoders.architecture import Encoder
+from cytomil.pretrain.flat import FlatWeights
+from cytomil.pretrain.losses import chance_level
+from cytomil.pretrain.methods import Batch, Method
+from cytomil.settings import PretrainSettings
+
+
+class Step:
+    """Updates an encoder, and the method's head where there is one, batch by batch.
+
+    Nothing here waits for the device: what a step measures stays a tensor on it.
+    """
+
+    def __init__(self, encoder: Encoder, method: Method, settings: PretrainSettings) -> None:
+        self.encoder, self.method = encoder, method
+        self.shared = FlatWeights(encoder.parameters())
+        self.own = FlatWeights(method.head.parameters()) if method.head else None
+        self.optimizer = torch.optim.SGD(
+            [self.shared.values, *([self.own.values] if self.own else [])],
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+
+    def __call__(self, batch: Batch, learning_rate: float) -> dict[str, Tensor | float]:
+        """Take one step. Returns scalars to be averaged over an epoch: ``loss_…`` a task, chance level, gradients."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        losses = self.method.losses(self.encoder, batch)
+        measured: dict[str, Tensor | float] = {f"loss_{name}": loss.detach() for name, loss in losses.items()}
+        if "nt_xent" in losses:
+            n_contrasted = len(batch.is_positive) // (2 if "similarity" in losses else 1)
+            measured["chance"] = chance_level(n_contrasted)
+        measured |= self._update(list(losses.values()))
+        return measured | {"learning_rate": learning_rate}
+
+    def weights_are_finite(self) -> bool:
+        """Whether no weight is NaN or infinite; waits for the device."""
+        return all(bool(torch.isfinite(flat.values).all()) for flat in (self.shared, self.own) if flat)
+
+    def _update(self, losses: list[Tensor]) -> dict[str, Tensor]:
+        combine = self.method.combine
+        tasks = losses if combine else [torch.stack(losses).sum()]
+        n_shared = len(self.shared.parameters)
+        wanted = [*self.shared.parameters, *(self.own.parameters if self.own else ())]
+        found = [
+            torch.autograd.grad(
+                task, wanted, retain_graph=task is not tasks[-1], allow_unused=True, materialize_grads=True
+            )
+            for task in tasks
+        ]
+        gradients = self.shared.write_gradients([task[:n_shared] for task in found])
+        self.shared.values.grad = combine(gradients) if combine else gradients[0]
+        if self.own:
+            self.own.values.grad = self.own.write_gradients([task[n_shared:] for task in found]).sum(dim=0)
+        self.optimizer.step()
+        return _conflict(gradients) if len(tasks) == 2 else {}
+
+
+def _conflict(gradients: Tensor) -> dict[str, Tensor]:
+    """The two tasks' gradient norms and their cosine."""
+    products = gradients @ gradients.T
+    negative, positive = products.diagonal().sqrt()
+    return {
+        "gradient_norm_negative": negative,
+        "gradient_norm_positive": positive,
+        "gradient_cosine": products[0, 1] / (negative * positive).clamp(min=1e-30),
+    }
