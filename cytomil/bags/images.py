@@ -12,6 +12,9 @@ from cytomil.errors import ImageUnreadableError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"})
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
+_JPEG_START = b"\xff\xd8\xff"
+_PLAIN_COLOURS = frozenset({"YCbCr", "Gray"})
+_MOST_PLAIN_PX = 50_000_000  # well below where Pillow warns of a decompression bomb
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -32,6 +35,9 @@ def open_image(encoded: bytes, name: str) -> Image.Image:
     """Decode an encoded image to RGB. Raises `ImageUnreadableError` naming ``name`` for damaged or foreign bytes."""
     if not encoded:
         raise ImageUnreadableError(f"{name}: the file is empty.")
+    pixels = _decode_plain_jpeg(encoded)
+    if pixels is not None:
+        return Image.fromarray(pixels)
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             return image.convert("RGB")
@@ -39,6 +45,24 @@ def open_image(encoded: bytes, name: str) -> Image.Image:
         raise ImageUnreadableError(f"{name}: not a JPEG, PNG, TIFF or BMP image.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageUnreadableError(f"{name}: damaged image ({error}).") from None
+
+
+def _decode_plain_jpeg(encoded: bytes) -> np.ndarray | None:
+    """Decode a sound colour or grey JPEG two to three times as fast as Pillow, to the same pixels, and in threads.
+
+    None for whatever else, and for a JPEG with anything amiss (cut off, odd bytes): Pillow then says what it is worth.
+    """
+    import simplejpeg
+
+    if not encoded.startswith(_JPEG_START):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+        if colours not in _PLAIN_COLOURS or height * width > _MOST_PLAIN_PX:
+            return None
+        return simplejpeg.decode_jpeg(encoded, "RGB", strict=True)
+    except ValueError:
+        return None
 
 
 def read_image(path: Path, name: str) -> bytes:

@@ -71,6 +71,65 @@ def test_damage_gives_an_image_or_the_one_exception(cell_image, kind, cut, flips
         assert str(error).startswith("cell: ")
 
 
+def by_pillow(encoded):
+    """What Pillow makes of it, or None."""
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def jpeg(shape, seed, mode="RGB", **options):
+    small = np.random.default_rng(seed).integers(0, 256, (1 + shape[1] // 5, 1 + shape[0] // 5, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(small).resize(shape, Image.Resampling.BICUBIC).convert(mode).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@given(
+    shape=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    mode=st.sampled_from(["RGB", "L", "CMYK"]),
+    quality=st.integers(5, 100),
+    subsampling=st.integers(0, 2),
+    progressive=st.booleans(),
+    orientation=st.sampled_from([None, 3, 6]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=150)
+def test_a_jpeg_of_any_kind_gives_the_pixels_that_pillow_gives(
+    shape, mode, quality, subsampling, progressive, orientation, seed
+):
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    options = {"quality": quality, "subsampling": subsampling, "progressive": progressive, "exif": exif}
+    encoded = jpeg(shape, seed, mode, **options)
+    assert np.array_equal(np.asarray(open_image(encoded, "cell")), by_pillow(encoded))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@given(
+    cut=st.integers(0, 400),
+    flips=st.lists(st.tuples(st.integers(2, 3000), st.integers(1, 255)), max_size=2),
+    progressive=st.booleans(),
+)
+@settings(max_examples=300)
+def test_a_damaged_jpeg_is_judged_as_pillow_judges_it(cut, flips, progressive):
+    damaged = bytearray(jpeg((31, 26), 1, progressive=progressive))
+    for place, flip in flips:
+        damaged[place % len(damaged)] ^= flip
+    encoded = bytes(damaged[: len(damaged) - cut])
+    expected = by_pillow(encoded)
+    try:
+        opened = np.asarray(open_image(encoded, "cell"))
+    except ImageUnreadableError:
+        assert expected is None
+    else:
+        # A foreign format is another matter: here only JPEG, PNG, TIFF and BMP are read.
+        assert expected is None or np.array_equal(opened, expected)
+
+
 def test_a_decompression_bomb_is_refused():
     buffer = io.BytesIO()
     Image.new("RGB", (1, 1)).save(buffer, "BMP")
