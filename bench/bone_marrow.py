@@ -1,57 +1,75 @@
-"""The whole road on real bone-marrow cells: `python -m bench.bone_marrow [DATA_DIR] --work FOLDER`.
+"""The whole road on real bone-marrow cells, a few methods and seeds, with the default settings.
 
-For each method and seed: make-bags, pretrain, embed, fit-mil, evaluate, by the README's own lines and the default
-settings. What is finished in the work folder is not run again. Prints the measured figures as Markdown, one line a run.
+For each method and seed: make-bags, pretrain, embed, fit-mil, evaluate, by the README's own lines. What is finished in the
+work folder is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-DEFAULT_DATA = Path(__file__).parents[2] / "shared" / "data" / "bone-marrow"
-BAGS = ["--normal", "LYT,NGS,EOS,MON", "--abnormal", "BLA,PMO", "--bag-size", "80", "--witness-rate", "0.1"]
-Show = Callable[[dict[str, Any], dict[str, Any]], str]
-COLUMNS: dict[str, Show] = {
-    "collapsed": lambda m, _: "YES" if m["collapsed"] else "no",
-    "margin, nats": lambda _, c: number(c["nt_xent_margin"]),
-    "rank of h": lambda _, c: f"{c['effective_rank']:.0f}",
-    "bag AUROC": lambda m, _: number(m["bag"]["auroc"]),
-    "bag F1": lambda m, _: number(m["bag"]["f1"]),
-    "cell AUROC": lambda m, _: number(m["instance"]["auroc"]),
-    "recall@40 %": lambda m, _: number(m["instance"]["recall_at_40pct"]),
-    "recall@5 %": lambda m, _: number(m["instance"]["recall_at_5pct"]),
-    "cells to first": lambda m, _: number(m["instance"]["review_until_first"]),
+from bench import child
+from bench.data import BONE_MARROW, BONE_MARROW_CLASSES, require_cells
+from bench.tables import Measured, Table
+
+BAGS = [*BONE_MARROW_CLASSES, "--bag-size", "80", "--witness-rate", "0.1"]
+FIGURES: dict[str, Callable[[dict[str, Any]], float | None]] = {
+    "bag AUROC": lambda m: m["bag"]["auroc"],
+    "bag F1": lambda m: m["bag"]["f1"],
+    "cell AUROC": lambda m: m["instance"]["auroc"],
+    "R@40 %": lambda m: m["instance"]["recall_at_40pct"],
+    "R@5 %": lambda m: m["instance"]["recall_at_5pct"],
+    "to first": lambda m: m["instance"]["review_until_first"],
 }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="?", type=Path, default=DEFAULT_DATA, help="class folders of bone-marrow cells")
+@dataclass(frozen=True)
+class Run:
+    """One method and seed, its cells ranked by ``score``; metrics.json and encoder.json as they were written."""
+
+    method: str
+    seed: int
+    score: str
+    metrics: dict[str, Any]
+    card: dict[str, Any]
+
+    def figures(self) -> dict[str, float | None]:
+        return {name: read(self.metrics) for name, read in FIGURES.items()}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", nargs="?", type=Path, default=BONE_MARROW, help="class folders of bone-marrow cells")
     parser.add_argument("--work", type=Path, default=Path("runs/bone-marrow"), help="folder for the runs")
     parser.add_argument("--methods", nargs="+", default=["slam-ags", "simclr"])
     parser.add_argument("--scores", nargs="+", default=["evidence", "attention"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    arguments = parser.parse_args()
-    if not arguments.data.is_dir():
-        print(f"skipped: {arguments.data} is not there; name a folder of class folders", file=sys.stderr)
-        return 0
-    rows = []
-    for method in arguments.methods:
-        for seed in arguments.seeds:
-            run = arguments.work / method / str(seed)
-            train(arguments.data, run, method, seed)
-            for score in arguments.scores:
-                metrics, card = evaluate(run, score, seed)
-                rows.append((method, score, seed, metrics, card))
-    print(markdown(rows))
-    return 0
+
+
+def measure(options: argparse.Namespace) -> Measured:
+    require_cells(options.data)
+    runs = []
+    for method in options.methods:
+        for seed in options.seeds:
+            where = options.work / method / str(seed)
+            train(options.data, where, method, seed)
+            for score in options.scores:
+                metrics, card = evaluate(where, score, seed)
+                runs.append(Run(method, seed, score, metrics, card))
+    results = {
+        "runs": [
+            {"method": run.method, "seed": run.seed, "cells_by": run.score, **_of_encoder(run), **run.figures()}
+            for run in runs
+        ]
+    }
+    encoders = {(run.method, run.seed): run for run in runs}.values()
+    return Measured(results, (_encoders(list(encoders)), _runs(runs), _means(runs)))
 
 
 def train(data: Path, run: Path, method: str, seed: int) -> None:
@@ -78,32 +96,64 @@ def evaluate(run: Path, score: str, seed: int) -> tuple[dict[str, Any], dict[str
 
 def cytomil(*line: str) -> None:
     print("cytomil", *line, file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, "-m", "cytomil", *line], check=True, stderr=subprocess.DEVNULL)
+    child.cytomil(*line)
 
 
-def number(value: float | None) -> str:
+def _of_encoder(run: Run) -> dict[str, Any]:
+    return {
+        "collapsed": run.metrics["collapsed"],
+        "nt_xent_margin": run.card["nt_xent_margin"],
+        "effective_rank": run.card["effective_rank"],
+    }
+
+
+def _encoders(runs: list[Run]) -> Table:
+    return Table.of(
+        *(
+            {
+                "method": run.method,
+                "seed": run.seed,
+                "collapsed": "YES" if run.metrics["collapsed"] else "no",
+                "margin, nats": _number(run.card["nt_xent_margin"]),
+                "rank of h": f"{run.card['effective_rank']:.0f}",
+            }
+            for run in runs
+        )
+    )
+
+
+def _runs(runs: list[Run]) -> Table:
+    return Table.of(
+        *(
+            {
+                "method": run.method,
+                "cells by": run.score,
+                "seed": run.seed,
+                **{name: _number(value) for name, value in run.figures().items()},
+            }
+            for run in runs
+        )
+    )
+
+
+def _means(runs: list[Run]) -> Table:
+    """Mean and standard deviation over seeds; a column a method and score, so that it stays narrow."""
+    groups = list(dict.fromkeys((run.method, run.score) for run in runs))
+    rows = []
+    for figure in FIGURES:
+        row = {"mean ± sd": figure}
+        for method, score in groups:
+            values = [run.figures()[figure] for run in runs if (run.method, run.score) == (method, score)]
+            row[f"{method}, {score}"] = _mean([value for value in values if value is not None])
+        rows.append(row)
+    return Table.of(*rows)
+
+
+def _mean(values: list[float]) -> str:
+    if len(values) < 2:
+        return _number(values[0] if values else None)
+    return f"{mean(values):.2f} ± {stdev(values):.2f}"
+
+
+def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
-
-
-def markdown(rows: list[tuple[str, str, int, dict[str, Any], dict[str, Any]]]) -> str:
-    lines = ["| method | cells by | seed | " + " | ".join(COLUMNS) + " |", "| --- " * (len(COLUMNS) + 3) + "|"]
-    for method, score, seed, metrics, card in rows:
-        cells = " | ".join(show(metrics, card) for show in COLUMNS.values())
-        lines.append(f"| {method} | {score} | {seed} | {cells} |")
-    for method, score in dict.fromkeys((row[0], row[1]) for row in rows):
-        group = [row[3:] for row in rows if row[:2] == (method, score)]
-        shown = [[show(metrics, card) for metrics, card in group] for show in COLUMNS.values()]
-        lines.append(f"| {method} | {score} | mean ± sd | " + " | ".join(map(summary, shown)) + " |")
-    return "\n".join(lines)
-
-
-def summary(shown: list[str]) -> str:
-    try:
-        values = [float(value) for value in shown]
-    except ValueError:
-        return f"{shown.count('YES')} of {len(shown)}" if set(shown) <= {"YES", "no"} else "–"
-    return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else shown[0]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

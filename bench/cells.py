@@ -1,7 +1,4 @@
-"""How many of the labelled cells the finder finds, how fast, and in how much memory.
-
-    python -m bench.cells [DATA_DIR] [--json]     recall per slide; DATA_DIR holds slides/smear-*.tif and cells.csv
-    python -m bench.cells --memory [--json]       peak memory over slides of 10,000 and 30,000 px a side
+"""How many of the labelled cells the finder finds in real smears, and how fast.
 
 A labelled cell counts as found if a find lies within half a cell's diameter of it, one find to one label (the
 assignment with the least total distance). A duplicate is a find that no label took, within half a diameter both of a
@@ -14,21 +11,16 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
-import math
-import os
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cytomil.slides import CellFinding, find_cells, iter_crops, open_slide
+from bench.data import DATA, require_cells
+from bench.tables import Measured, Table
+from cytomil.slides import CellFinding, find_cells
 
 HALF_DIAMETER_PX = 20.0
 # The tag of one slide is wrong on purpose, so the resolution is given for that one.
@@ -63,9 +55,9 @@ def match(labels: Floats, found: Floats, reach_px: float = HALF_DIAMETER_PX) -> 
     return len(taken), len(duplicates)
 
 
-def recall_table(data: Path) -> list[dict[str, object]]:
+def recall_table(data: Path) -> list[dict[str, Any]]:
     """One row per slide, and an overall one."""
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     total = np.zeros(6)
     for name, labels in labelled_centres(data / "slides" / "cells.csv").items():
         start = time.perf_counter()
@@ -79,7 +71,7 @@ def recall_table(data: Path) -> list[dict[str, object]]:
     return [*rows, _row("all", total)]
 
 
-def _row(name: str, numbers: npt.ArrayLike) -> dict[str, object]:
+def _row(name: str, numbers: npt.ArrayLike) -> dict[str, Any]:
     labels, hits, strict, duplicates, found, seconds = np.asarray(numbers, dtype=np.float64).tolist()
     return {
         "slide": name,
@@ -92,110 +84,25 @@ def _row(name: str, numbers: npt.ArrayLike) -> dict[str, object]:
     }
 
 
-def write_synthetic(path: Path, side: int, tile: int = 512, filled: float = 1.0) -> None:
-    """A pyramidal deflated TIFF of ``side`` px at 0.25 µm/px, full of 8 µm discs, written tile by tile.
-
-    ``filled``: share of its height, from the top, that holds discs; the rest is background.
-    """
-    import tifffile
-    from PIL import Image, ImageDraw
-
-    def tiles(level: int) -> Iterator[npt.NDArray[np.uint8]]:
-        step = 2**level
-        picture = Image.new("RGB", (tile, tile), (236, 232, 238))
-        draw = ImageDraw.Draw(picture)
-        # The same tile over and over: memory and time depend on how much there is to find, not on its variety.
-        for x in range(32 // step, tile, max(4, 64 // step)):
-            for y in range(32 // step, tile, max(4, 64 // step)):
-                draw.ellipse((x - 16 / step, y - 16 / step, x + 16 / step, y + 16 / step), fill=(150, 90, 160))
-        drawn, blank = np.asarray(picture), np.full((tile, tile, 3), (236, 232, 238), np.uint8)
-        rows = -(-(side // step) // tile)
-        for row in range(rows):
-            for _ in range(rows):
-                yield drawn if row < math.ceil(filled * rows) else blank
-
-    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
-        for level in range(6):
-            shape = (side // 2**level, side // 2**level, 3)
-            tiff.write(
-                tiles(level),
-                shape=shape,
-                dtype=np.uint8,
-                tile=(tile, tile),
-                photometric="rgb",
-                compression="adobe_deflate",
-                subfiletype=1 if level else 0,
-                resolution=(40_000, 40_000),
-                resolutionunit="CENTIMETER",
-            )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data", nargs="?", type=Path, default=DATA, help="holds slides/smear-*.tif and slides/cells.csv"
+    )
 
 
-def process_slide(path: Path) -> dict[str, object]:
-    """Find and crop every cell of ``path`` and tell the peak memory of this process and its children."""
-    import psutil
+def measure(options: argparse.Namespace) -> Measured:
+    require_cells(options.data, "slides/cells.csv")
+    rows = recall_table(options.data)
+    return Measured({"slides": rows}, (Table.of(*map(_shown, rows)),))
 
-    peak, stop = [0], threading.Event()
 
-    def watch() -> None:
-        me = psutil.Process(os.getpid())
-        while not stop.wait(0.05):
-            peak[0] = max(peak[0], sum(p.memory_info().rss for p in (me, *me.children(recursive=True))))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.perf_counter()
-    cells = find_cells(path, CellFinding())
-    found_at = time.perf_counter()
-    with open_slide(path) as slide:
-        crops = sum(1 for _ in iter_crops(slide, cells, crop_um=25.0, crop_px=96))
-    ended = time.perf_counter()
-    stop.set()
-    watcher.join()
+def _shown(row: dict[str, Any]) -> dict[str, str]:
     return {
-        "side_px": slide.dimensions[0],
-        "found": len(cells),
-        "crops": crops,
-        "find_seconds": round(found_at - start, 1),
-        "crop_seconds": round(ended - found_at, 1),
-        "peak_rss_gb": round(peak[0] / 1e9, 3),
+        "slide": row["slide"],
+        "labelled": f"{row['labelled']:,}",
+        "recall": f"{row['recall']:.3f}",
+        "within a quarter": f"{row['recall_within_quarter']:.3f}",
+        "duplicates, %": f"{row['duplicates_percent']:.2f}",
+        "found": f"{row['found']:,}",
+        "seconds": f"{row['seconds']:.1f}",
     }
-
-
-def memory_table(sides: list[int]) -> list[dict[str, object]]:
-    """One row per side, each in a process of its own: a peak would otherwise outlive the slide that made it."""
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for side in sides:
-            path = Path(folder) / f"{side}.tif"
-            write_synthetic(path, side)
-            command = [sys.executable, "-m", "bench.cells", "--one", str(path)]
-            rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-            path.unlink()
-    return rows
-
-
-def _markdown(rows: list[dict[str, object]]) -> str:
-    lines = [" | ".join(rows[0]), " | ".join("---" for _ in rows[0])]
-    lines += [" | ".join(str(value) for value in row.values()) for row in rows]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="?", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
-    parser.add_argument("--memory", action="store_true", help="measure memory over synthetic slides")
-    parser.add_argument("--sides", type=int, nargs="+", default=[10_000, 30_000], help="px, with --memory")
-    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.one:
-        print(json.dumps(process_slide(options.one)))
-        return
-    if not options.memory and not (options.data / "slides" / "cells.csv").is_file():
-        sys.exit(f"{options.data}: holds no slides/cells.csv. Name the folder with the real slides.")
-    rows = memory_table(options.sides) if options.memory else recall_table(options.data)
-    print(json.dumps(rows, indent=2) if options.json else _markdown(rows))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,22 +1,20 @@
 """Peak memory of ranking one whole slide, by the slide's size.
 
-    python -m bench.rank_memory [--sides 10000 30000] [--filled 0.1]
-
 Synthetic pyramidal slides, a tenth of each full of cells (some 2,500 and 22,500), each ranked in a process of its own. "Above
-the model's own" is the peak resident memory less what the same process needs to load the model and rank a slide of 1,000 px.
+own" is the peak resident memory less what the same process needs to load the model and rank a slide of 1,000 px.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-from bench.cells import write_synthetic
+from bench.child import call, own_peak_mb
+from bench.synthetic_slides import write_synthetic
+from bench.tables import Measured, Table
 from cytomil.bags.make import make_bags
 from cytomil.features.embed import embed
 from cytomil.mil.fit import fit_mil
@@ -26,6 +24,25 @@ from cytomil.settings import EmbedSettings, FitMilSettings, MakeBagsSettings, Pr
 from cytomil.triage.rank import rank
 
 _SMALL_SIDE = 1_000
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sides", type=int, nargs="+", default=[10_000, 30_000], help="px")
+    parser.add_argument("--filled", type=float, default=0.1, help="share of a slide's height that holds cells, 0 to 1")
+
+
+def measure(options: argparse.Namespace) -> Measured:
+    rows = []
+    with tempfile.TemporaryDirectory() as made:
+        root = Path(made)
+        make_model(root)
+        for side in options.sides:
+            folder = root / f"big-{side}"
+            folder.mkdir()
+            write_synthetic(folder / "slide.tif", side, filled=options.filled)
+            told, _ = call(rank_one, str(root / "model"), str(folder))
+            rows.append({"side_px": side, **told})
+    return Measured({"slides": rows}, (Table.of(*map(_shown, rows)),))
 
 
 def make_model(root: Path) -> Path:
@@ -44,57 +61,27 @@ def make_model(root: Path) -> Path:
     return root / "model"
 
 
-def rank_one(model: Path, folder: Path) -> dict[str, object]:
-    """Rank a small slide, then the one in ``folder``; peak memory of this process after each."""
+def rank_one(model: str, folder: str) -> dict[str, Any]:
+    """Rank a small slide, then the one in ``folder``; peak memory of this process after each, GB."""
     with tempfile.TemporaryDirectory() as made:
         small, out = Path(made) / "small", Path(made) / "out"
         small.mkdir()
         write_synthetic(small / "small.tif", _SMALL_SIDE)
-        rank(small, RankSettings(model=model, out=out), Silent())
-        own, started = _peak(), time.perf_counter()
-        (slide,) = rank(folder, RankSettings(model=model, out=out), Silent()).slides
+        rank(small, RankSettings(model=Path(model), out=out), Silent())
+        own, started = own_peak_mb() / 1000, time.perf_counter()
+        (slide,) = rank(Path(folder), RankSettings(model=Path(model), out=out), Silent()).slides
+    if slide.probability is None:
+        raise SystemExit(f"the slide was not assessed: {slide}")
+    seconds = time.perf_counter() - started
+    return {"cells": slide.n_instances, "seconds": seconds, "own_gb": own, "peak_gb": own_peak_mb() / 1000}
+
+
+def _shown(row: dict[str, Any]) -> dict[str, str]:
     return {
-        "cells": slide.n_instances,
-        "assessed": slide.probability is not None,
-        "seconds": round(time.perf_counter() - started),
-        "model's own, GB": round(own, 2),
-        "peak, GB": round(_peak(), 2),
-        "above the model's own, GB": round(_peak() - own, 2),
+        "side, px": f"{row['side_px']:,}",
+        "cells": f"{row['cells']:,}",
+        "seconds": f"{row['seconds']:.0f}",
+        "model's own, GB": f"{row['own_gb']:.2f}",
+        "peak, GB": f"{row['peak_gb']:.2f}",
+        "above own, GB": f"{row['peak_gb'] - row['own_gb']:.2f}",
     }
-
-
-def _peak() -> float:
-    """Peak resident memory of this program so far, GB; Linux only.
-
-    Not getrusage's: what that tells of a child includes its parent's memory at the moment of the fork.
-    """
-    (line,) = (one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024 / 1e9
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", type=int, nargs="+", default=[10_000, 30_000], help="px")
-    parser.add_argument("--filled", type=float, default=0.1, help="share of a slide's height that holds cells, 0 to 1")
-    parser.add_argument("--one", type=Path, nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.one:
-        print(json.dumps(rank_one(*options.one)))
-        return
-    with tempfile.TemporaryDirectory() as made:
-        model_root = Path(made)
-        make_model(model_root)
-        for side in options.sides:
-            folder = model_root / f"big-{side}"
-            folder.mkdir()
-            write_synthetic(folder / "slide.tif", side, filled=options.filled)
-            command = [sys.executable, "-m", "bench.rank_memory", "--one", str(model_root / "model"), str(folder)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            row = {"side, px": f"{side:,}"} | json.loads(done.stdout)
-            if side == options.sides[0]:
-                print(f"| {' | '.join(row)} |\n| {' | '.join('---:' for _ in row)} |")
-            print(f"| {' | '.join(str(value) for value in row.values())} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Size and load time of a long report: `python -m bench.report [--slides 500 --cells 24]`.
+"""Size, writing time and load time of a long report.
 
 Pictures are noise of the size that rank writes. Loading is measured in headless Chromium, from the call to the page's
 load event.
@@ -9,26 +9,29 @@ from __future__ import annotations
 import argparse
 import io
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from bench.tables import Measured, Table
+from bench.timing import Spread
 from cytomil.mil.ensemble import SCORE_BIN_EDGES
 from cytomil.triage.report import write_report
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult, Worklist
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slides", type=int, default=500)
-    parser.add_argument("--cells", type=int, default=24)
-    arguments = parser.parse_args()
-    worklist = make_worklist(arguments.slides, arguments.cells)
-    print("| form | size, MB | seconds to write | seconds to load |", "| --- | --- | --- | --- |", sep="\n")
+    parser.add_argument("--cells", type=int, default=24, help="per slide")
+
+
+def measure(options: argparse.Namespace) -> Measured:
+    worklist = make_worklist(options.slides, options.cells)
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for form, split in (("one file", False), ("images apart", True)):
             page = Path(folder) / form.replace(" ", "-") / "report.html"
@@ -37,8 +40,19 @@ def main() -> int:
             write_report(worklist, page, split_images=split)
             written = time.perf_counter() - started
             size = sum(file.stat().st_size for file in page.parent.rglob("*") if file.is_file()) / 1e6
-            print(f"| {form} | {size:.1f} | {written:.1f} | {load_seconds(page)} |")
-    return 0
+            loaded = load_seconds(page)
+            rows.append({"form": form, "size_mb": size, "seconds_to_write": written, "seconds_to_load": loaded})
+    return Measured({"forms": rows}, (Table.of(*map(_shown, rows)),))
+
+
+def _shown(row: dict[str, Any]) -> dict[str, str]:
+    loaded = row["seconds_to_load"]
+    return {
+        "form": row["form"],
+        "size, MB": f"{row['size_mb']:.1f}",
+        "seconds to write": f"{row['seconds_to_write']:.1f}",
+        "seconds to load": "– (no browser)" if loaded is None else Spread.of(loaded).shown(1),
+    }
 
 
 def make_worklist(n_slides: int, n_cells: int) -> Worklist:
@@ -72,14 +86,15 @@ def noise(rng: np.random.Generator) -> bytes:
     return buffer.getvalue()
 
 
-def load_seconds(page: Path, repeats: int = 3) -> str:
+def load_seconds(page: Path, repeats: int = 3) -> list[float] | None:
+    """A value a load; None where there is no browser to load it."""
     try:
         from selenium import webdriver
     except ImportError:
-        return "– (no selenium)"
+        return None
     browser_file, driver_file = shutil.which("chromium"), shutil.which("chromedriver")
     if not browser_file or not driver_file:
-        return "– (no Chromium)"
+        return None
     options = webdriver.ChromeOptions()
     options.binary_location = browser_file
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
@@ -93,8 +108,4 @@ def load_seconds(page: Path, repeats: int = 3) -> str:
             taken.append(time.perf_counter() - started)
             if not browser.title.startswith("Worklist"):
                 raise SystemExit(f"Chromium did not open {page}: {browser.title or browser.page_source[:200]}")
-    return f"{sorted(taken)[repeats // 2]:.2f}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return taken
