@@ -71,9 +71,9 @@ def run(command: Sequence[str | Path], accepted: Sequence[int] = (0,), env: dict
         )
 
 
-def cytomil(*line: str | Path) -> Child:
+def cytomil(*line: str | Path, accepted: Sequence[int] = (0, 3)) -> Child:
     """One verb in a process of its own. Slides or cells that could not be used (status 3) do not fail it."""
-    return run([sys.executable, "-m", "cytomil", *line], accepted=(0, 3))
+    return run([sys.executable, "-m", "cytomil", *line], accepted)
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Child]:

@@ -23,3 +23,25 @@ def require_cells(folder: Path, holds: str = "") -> None:
     if not (folder / holds).exists():
         told = f" with {holds}" if holds else ""
         raise SkippedError(f"there are no cells in {folder.name}. Name the data folder{told} as the first argument.")
+
+
+def blood_smear_bags(
+    data: Path, out: Path, bag_size: int, train_bags: int, test_bags: int = 0, witness_rate: float = 0.2
+) -> Path:
+    """Simulated bags of blood-smear cells, made in ``out``."""
+    from cytomil.bags.make import make_bags
+    from cytomil.progress import Silent
+    from cytomil.settings import MakeBagsSettings
+
+    settings = MakeBagsSettings(
+        source=str(data),
+        out=out,
+        normal=tuple(BLOOD_SMEAR_CLASSES[1].split(",")),
+        abnormal=tuple(BLOOD_SMEAR_CLASSES[3].split(",")),
+        bag_size=bag_size,
+        train_bags=train_bags,
+        test_bags=test_bags,
+        witness_rate=witness_rate,
+    )
+    make_bags(settings, Silent())
+    return out

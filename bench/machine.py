@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from bench.timing import interleaved
 
 PACKAGES = ("cytomil", "torch", "torchvision", "numpy", "h5py", "pillow", "openvino", "nncf", "ray", "simplejpeg")
 # Those that decide how fast matrices are multiplied.
@@ -42,17 +44,18 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
     return [feature for feature in FEATURES if feature in told]
 
 
-def matmul_peak(n: int = 2048, repeats: int = 12) -> float:
-    """Best of several float32 products of n×n matrices, in GFLOP/s."""
+def matmul_work(n: int = 2048, repeats: int = 3) -> tuple[Callable[[], object], float]:
+    """The yardstick: float32 products of n×n matrices, to be timed between others, and what they come to in GFLOP."""
     import torch
 
     a, b = torch.randn(n, n), torch.randn(n, n)
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - started)
-    return 2 * n**3 / best / 1e9
+    return lambda: [a @ b for _ in range(repeats)], repeats * 2 * n**3 / 1e9
+
+
+def matmul_peak(repeats: int = 12) -> float:
+    """Best of several float32 matrix products, in GFLOP/s."""
+    product, gflop = matmul_work(repeats=1)
+    return interleaved({"product": product}, repeats)["product"].per_second(gflop).high
 
 
 def encoder_gflop(image_size: int) -> float:

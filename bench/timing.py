@@ -43,6 +43,10 @@ class Timing:
         """Rate of a candidate that handles ``n`` things a call."""
         return Spread.of([n / seconds for seconds in self.seconds])
 
+    def per(self, n: float) -> Timing:
+        """Seconds a thing, of a candidate that handles ``n`` things a call: so may unequal amounts of work be compared."""
+        return Timing(tuple(seconds / n for seconds in self.seconds))
+
     def times_faster_than(self, other: Timing) -> Spread:
         """The other's seconds over these, round by round.
 

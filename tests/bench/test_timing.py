@@ -68,6 +68,12 @@ def test_timings_of_different_runs_have_no_ratio():
         Timing((1.0,)).times_faster_than(Timing((1.0, 2.0)))
 
 
+def test_unequal_work_is_compared_by_the_thing():
+    loop, engine = Timing((2.0, 4.0)), Timing((1.0, 2.0))
+    assert engine.per(100).times_faster_than(loop.per(50)) == Spread(4, 4, 4)
+    assert engine.per(100).per_second(1) == engine.per_second(100)
+
+
 def test_no_repeats_are_refused():
     with pytest.raises(ValueError, match="at least one"):
         interleaved({"a": lambda: None}, repeats=0)
