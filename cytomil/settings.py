@@ -182,12 +182,17 @@ class FitMilSettings(Section):
     features: Path = Field(Path("data/features"), description="folder of feature caches")
     encoder: Path = Field(Path("models/encoder"), description="encoder bundle that made them; copied into the model")
     out: Path = Field(Path("models/triage"), description="folder for the triage model")
+    aggregator: str = Field(
+        "pamil",
+        description="pamil, mean, max or top-k",
+    )
     n_prototypes: int = Field(10, ge=1, description="PAMIL's prototypes")
     prototypes: Prototypes = Field(Prototypes.RANDOM, description="how PAMIL's prototypes start")
     epochs: int = Field(60, ge=1, description="most epochs; cross-validation chooses how many of them")
     learning_rate: float = Field(1e-3, gt=0, description="learning rate of Adam")
     weight_decay: float = Field(0.0, ge=0, description="weight decay of Adam")
     cluster_weight: float = Field(0.005, ge=0, description="weight of each of PAMIL's two cluster losses")
+    top_share: float = Field(0.03, gt=0, le=1, description="share of a bag's cells that top-k pools")
     folds: int = Field(3, ge=2, description="cross-validation folds, by patient where known")
     ensemble: int = Field(3, ge=1, description="models from different seeds, averaged")
     instance_score: InstanceScore = Field(
@@ -197,6 +202,7 @@ class FitMilSettings(Section):
     sensitivity: float = Field(
         0.95, gt=0, le=1, description="share of positive held-out bags kept out of 'low priority'"
     )
+    workers: int = Field(0, ge=0, description="fits side by side; 0: one per core; the result is the same")
     seed: int = Field(0, ge=0, description="seed of folds, weights and order")
 
 

@@ -14,16 +14,19 @@ def fit_mil(
     features: Annotated[Path | None, option("fit_mil", "features")] = None,
     encoder: Annotated[Path | None, option("fit_mil", "encoder")] = None,
     out: Annotated[Path | None, option("fit_mil", "out")] = None,
+    aggregator: Annotated[str | None, option("fit_mil", "aggregator")] = None,
     n_prototypes: Annotated[int | None, option("fit_mil", "n_prototypes")] = None,
     prototypes: Annotated[Prototypes | None, option("fit_mil", "prototypes")] = None,
     epochs: Annotated[int | None, option("fit_mil", "epochs")] = None,
     learning_rate: Annotated[float | None, option("fit_mil", "learning_rate")] = None,
     weight_decay: Annotated[float | None, option("fit_mil", "weight_decay")] = None,
     cluster_weight: Annotated[float | None, option("fit_mil", "cluster_weight")] = None,
+    top_share: Annotated[float | None, option("fit_mil", "top_share")] = None,
     folds: Annotated[int | None, option("fit_mil", "folds")] = None,
     ensemble: Annotated[int | None, option("fit_mil", "ensemble")] = None,
     instance_score: Annotated[InstanceScore | None, option("fit_mil", "instance_score")] = None,
     sensitivity: Annotated[float | None, option("fit_mil", "sensitivity")] = None,
+    workers: Annotated[int | None, option("fit_mil", "workers")] = None,
     seed: Annotated[int | None, option("fit_mil", "seed")] = None,
     params: ParamsFile = None,
     profile: Profile = None,
@@ -38,8 +41,9 @@ def fit_mil(
         model = run(settings, RichListener())
         held_out, thresholds = model.card["held_out"], model.card["thresholds"]
         low, high = thresholds["decision_range"]
+        epochs = model.card["epochs_chosen"]
         rows = [
-            ("epochs", str(model.card["epochs_chosen"]), "least log loss on held-out training bags"),
+            *([("epochs", str(epochs), "least log loss on held-out training bags")] if epochs else []),
             ("AUROC", f"{held_out['auroc']:.2f}", "held-out training bags; 0.5 is chance"),
             ("F1", f"{held_out['f1']:.2f}", "held-out training bags, at the threshold chosen on them"),
             (

@@ -63,7 +63,7 @@ def evaluate(settings: EvaluateSettings, listener: Listener) -> Evaluated:
     problems: list[Problem] = []
     predictions = []
     for row, features in listener.track(opened, "evaluating", unit="bags"):
-        assessment = model.ensemble.assess(features.load())
+        assessment = model.ensemble.assess_blocks(features.blocks())
         labels = _instance_labels(manifest, row.bag_id, features, problems)
         predictions.append(Prediction(row.bag_id, row.label, assessment.probability, assessment.scores, labels))
     bag = bag_metrics([p.probability for p in predictions], [p.label for p in predictions], _threshold(model))

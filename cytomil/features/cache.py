@@ -15,6 +15,7 @@ from cytomil.files import HDF5_ERRORS, replacing
 
 SCHEMA = "cytomil.features/1"
 _PER_INSTANCE = ("features", "coords", "instance_id")
+_BLOCK = 8192
 _STRING = h5py.string_dtype("utf-8")
 
 
@@ -50,6 +51,13 @@ class Features:
         """The embeddings, float32 (N, D)."""
         with _reading(self.path) as file:
             return file["features"][:].astype(np.float32, copy=False)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The embeddings, float32 (n ≥ 1, D), some thousand at a time: a slide's may be too many to hold."""
+        with _reading(self.path) as file:
+            values = file["features"]
+            for start in range(0, len(values), _BLOCK):
+                yield values[start : start + _BLOCK].astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)

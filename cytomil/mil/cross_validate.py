@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cytomil.errors import FeatureFileError
-from cytomil.mil.train import TrainingBag, positive_probability, training_epochs
+from cytomil.mil.aggregators.base import Aggregator
+from cytomil.mil.aggregators.registry import find_aggregator
+from cytomil.mil.bags import Standardiser, TrainingBag
+from cytomil.mil.train import fit_side_by_side, positive_probability, training_epochs
 from cytomil.progress import Listener
 from cytomil.settings import FitMilSettings
 
@@ -18,7 +21,7 @@ class HeldOut:
     """Each training bag's probability from models that did not see its patient.
 
     ``probabilities`` (n_bags,) at the chosen number of epochs; ``fold`` (n_bags,) is the fold that held the bag out;
-    ``loss_by_epoch`` (epochs,) is the mean held-out log loss.
+    ``loss_by_epoch`` (epochs,) is the mean held-out log loss. What is not fitted over epochs counts as one epoch.
     """
 
     probabilities: np.ndarray
@@ -35,16 +38,28 @@ def cross_validate(bags: Sequence[TrainingBag], settings: FitMilSettings, listen
     """
     folds = assign_folds(bags, settings)
     labels = np.array([bag.label for bag in bags])
-    by_epoch = np.zeros((settings.epochs, len(bags)))
-    jobs = [(fold, member) for fold in range(folds.max() + 1) for member in range(settings.ensemble)]
-    for fold, member in listener.track(jobs, "cross-validating", unit="fits"):
-        kept = [bag for bag, other in zip(bags, folds, strict=True) if other != fold]
-        held = np.flatnonzero(folds == fold).tolist()
-        for epoch, (model, standardise) in enumerate(
-            training_epochs(kept, settings, settings.epochs, member_seed(settings, member))
-        ):
-            for i in held:
-                by_epoch[epoch, i] += positive_probability(model, standardise(bags[i].values)) / settings.ensemble
+    kind = find_aggregator(settings.aggregator)
+    kept_by_fold = [
+        [bag for bag, other in zip(bags, folds, strict=True) if other != fold] for fold in range(folds.max() + 1)
+    ]
+    standardisers = [Standardiser.of(kept) for kept in kept_by_fold]
+
+    def fit(job: tuple[int, int], check: Callable[[], None]) -> list[list[float]]:
+        fold, member = job
+        seed, standardise = member_seed(settings, member), standardisers[fold]
+        held = [standardise(bag.values) for bag, other in zip(bags, folds, strict=True) if other == fold]
+        by_epoch = []
+        for model, _ in training_epochs(kept_by_fold[fold], settings, settings.epochs, seed, standardise):
+            check()
+            by_epoch.append([positive_probability(model, values) for values in held])
+        return by_epoch
+
+    members = n_members(kind, settings)
+    jobs = [(fold, member) for fold in range(len(standardisers)) for member in range(members)]
+    found = fit_side_by_side(jobs, fit, settings.workers, listener, "cross-validating")
+    by_epoch = np.zeros((len(found[0]), len(bags)))
+    for (fold, _), probabilities in zip(jobs, found, strict=True):
+        by_epoch[:, folds == fold] += np.array(probabilities) / members
     certain = np.clip(by_epoch, 1e-7, 1 - 1e-7)
     loss = -np.where(labels == 1, np.log(certain), np.log1p(-certain)).mean(axis=1)
     best = int(loss.argmin())
@@ -73,3 +88,8 @@ def assign_folds(bags: Sequence[TrainingBag], settings: FitMilSettings) -> np.nd
 def member_seed(settings: FitMilSettings, member: int) -> int:
     """The seed of one model of the ensemble."""
     return settings.seed * 1_000 + member
+
+
+def n_members(kind: type[Aggregator], settings: FitMilSettings) -> int:
+    """How many models are averaged: one where another seed would give the same again."""
+    return settings.ensemble if kind.seeded else 1

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cytomil.mil.instance_scores import instance_scores
-from cytomil.mil.pamil import PAMIL
-from cytomil.mil.train import Standardiser
+from cytomil.mil.aggregators.base import Aggregator
+from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.settings import InstanceScore
 
 _BLOCK = 8192
@@ -24,7 +22,7 @@ class Assessment:
     """What the model makes of one bag.
 
     ``probability`` of being positive, 0 to 1; ``scores`` (N,): one number an instance, above 0, whose unit is
-    `cytomil.mil.instance_scores.MEANING`'s.
+    `Aggregator.meaning`'s.
     """
 
     probability: float
@@ -33,38 +31,50 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Member:
-    """One aggregator, what brings embeddings to its scale, and its unit of evidence (`reference_odds`)."""
+    """One aggregator, what brings embeddings to its scale, and its unit of evidence (`reference_evidence`)."""
 
-    aggregator: PAMIL
+    aggregator: Aggregator
     standardise: Standardiser
     reference: float
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Aggregators that speak with one voice."""
+    """Aggregators that speak with one voice. ``name`` is theirs in the registry."""
 
+    name: str
     members: tuple[Member, ...]
     instance_score: InstanceScore
 
-    @torch.inference_mode()
     def assess(self, values: np.ndarray) -> Assessment:
         """Assess a bag's embeddings, float32 (N ≥ 1, D): the mean over the members."""
-        embeddings = torch.from_numpy(values)
-        probabilities, scores = [], []
-        for member in self.members:
-            blocks = partial(_standardised_blocks, embeddings, member.standardise)
-            logits, attention = member.aggregator.forward_in_blocks(blocks)
-            probabilities.append(float(logits.softmax(dim=0)[1]))
-            score = instance_scores(self.instance_score, member.aggregator, member.reference, blocks(), attention)
-            scores.append(score)
-        return Assessment(float(np.mean(probabilities)), np.mean(scores, axis=0))
+        return self.assess_blocks([values])
+
+    @torch.inference_mode()
+    def assess_blocks(self, blocks: Iterable[np.ndarray]) -> Assessment:
+        """Assess a bag whose embeddings come in blocks, float32 (n ≥ 1, D) each, read once and held one at a time."""
+        readings = [member.aggregator.read(self.instance_score) for member in self.members]
+        for block in blocks:
+            # A slide's cells are too many for standardised copies of all of them.
+            for part in torch.from_numpy(block).split(_BLOCK):
+                for member, reading in zip(self.members, readings, strict=True):
+                    reading.add(member.standardise(part))
+        probabilities, scores = zip(*(reading.result() for reading in readings), strict=True)
+        evidence = self.instance_score is InstanceScore.EVIDENCE
+        units = [member.reference if evidence else 1.0 for member in self.members]
+        shared = [score.div(unit).numpy() for score, unit in zip(scores, units, strict=True)]
+        return Assessment(float(np.mean(probabilities)), np.mean(shared, axis=0))
+
+    @property
+    def meaning(self) -> str:
+        """What an instance's score is, in words that follow a number."""
+        return self.members[0].aggregator.meaning[self.instance_score]
 
 
-def _standardised_blocks(embeddings: Tensor, standardise: Standardiser) -> Iterator[Tensor]:
-    """Standardise some thousand instances at a time: a slide's cells are too many for copies of all of them."""
-    for block in embeddings.split(_BLOCK):
-        yield standardise(block)
+def reference_evidence(aggregator: Aggregator, standardise: Standardiser, bags: Sequence[TrainingBag]) -> float:
+    """The mean evidence over the instances of the negative ones among ``bags``: the unit of evidence."""
+    scores: list[Tensor] = [aggregator.assess(standardise(bag.values))[1] for bag in bags if bag.label == 0]
+    return float(torch.cat(scores).mean())
 
 
 def score_shares(scores: np.ndarray) -> np.ndarray:

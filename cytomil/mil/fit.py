@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,12 +13,13 @@ from cytomil.encoders.bundle import EncoderBundle, load_bundle
 from cytomil.errors import FeatureFileError, require_replaceable
 from cytomil.features.cache import Features
 from cytomil.features.index import IndexRow, read_index
-from cytomil.mil.cross_validate import HeldOut, cross_validate, member_seed
-from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, score_shares
-from cytomil.mil.instance_scores import reference_odds
+from cytomil.mil.aggregators.registry import find_aggregator, require_score
+from cytomil.mil.bags import Standardiser, TrainingBag
+from cytomil.mil.cross_validate import HeldOut, cross_validate, member_seed, n_members
+from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, reference_evidence, score_shares
 from cytomil.mil.novelty import Novelty, fit_novelty
 from cytomil.mil.thresholds import Thresholds, choose_thresholds
-from cytomil.mil.train import TrainingBag, one_thread, training_epochs
+from cytomil.mil.train import fit_side_by_side, training_epochs
 from cytomil.mil.triage_model import CARD_NAME, TriageModel, save_triage_model
 from cytomil.progress import Listener
 from cytomil.provenance import now, versions
@@ -35,8 +36,9 @@ _LIMITS = (
 def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
     """Cross-validate over the training bags, refit on all of them, choose the thresholds, write the triage model.
 
-    Raises `NotFoundError`, `FeatureFileError` or `EncoderBundleError`, each with what to do.
+    Raises `SettingsError`, `NotFoundError`, `FeatureFileError` or `EncoderBundleError`, each with what to do.
     """
+    require_score(settings.aggregator, settings.instance_score)
     require_replaceable(settings.out, CARD_NAME)
     opened = read_index(settings.features).open("train")
     encoder = load_bundle(settings.encoder)
@@ -47,9 +49,8 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
         )
     bags = [_training_bag(row, features) for row, features in opened]
     labels = np.array([bag.label for bag in bags])
-    with one_thread():
-        held_out = cross_validate(bags, settings, listener)
-        ensemble = _refit(bags, settings, held_out.n_epochs, listener)
+    held_out = cross_validate(bags, settings, listener)
+    ensemble = _refit(bags, settings, held_out.n_epochs, listener)
     thresholds = choose_thresholds(held_out, labels, settings.sensitivity)
     novelty = fit_novelty([bag.values.numpy() for bag in bags], held_out.fold)
     facts = _facts(settings, encoder, bags, held_out, thresholds, ensemble) | {
@@ -66,12 +67,18 @@ def _training_bag(row: IndexRow, features: Features) -> TrainingBag:
 
 
 def _refit(bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, listener: Listener) -> Ensemble:
-    members = []
-    for member in listener.track(range(settings.ensemble), "fitting on all training bags", unit="fits"):
-        *_, (aggregator, standardise) = training_epochs(bags, settings, epochs, member_seed(settings, member))
-        negatives = [standardise(bag.values) for bag in bags if bag.label == 0]
-        members.append(Member(aggregator, standardise, reference_odds(aggregator, negatives)))
-    return Ensemble(tuple(members), settings.instance_score)
+    kind = find_aggregator(settings.aggregator)
+    standardise = Standardiser.of(bags)
+
+    def fit(member: int, check: Callable[[], None]) -> Member:
+        states = training_epochs(bags, settings, epochs, member_seed(settings, member), standardise)
+        for aggregator, _ in states:  # noqa: B007 the last one is wanted
+            check()
+        return Member(aggregator, standardise, reference_evidence(aggregator, standardise, bags))
+
+    jobs = range(n_members(kind, settings))
+    members = fit_side_by_side(jobs, fit, settings.workers, listener, "fitting on all training bags")
+    return Ensemble(settings.aggregator, tuple(members), settings.instance_score)
 
 
 def _facts(
@@ -101,7 +108,7 @@ def _facts(
             "sensitivity_wanted": settings.sensitivity,
             "chosen_by": f"{held_out.fold.max() + 1}-fold cross-validation over the training bags, split by patient",
         },
-        "epochs_chosen": held_out.n_epochs,
+        "epochs_chosen": held_out.n_epochs if find_aggregator(settings.aggregator).by_epochs else None,
         "score_bin_edges": list(SCORE_BIN_EDGES),
         "reference_shares": shares.tolist(),
         "settings": settings.model_dump(mode="json"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,15 +37,16 @@ class Novelty:
         """The share of cells beyond the limit, 0 to 1, above which a slide counts as unlike the training slides."""
         return max(LEAST_SHARE, TIMES_GREATEST * self.greatest_held_out_share)
 
-    def is_beyond(self, values: np.ndarray) -> np.ndarray:
-        """Embeddings (N, D) → bool (N,): the cells that are farther out than 99 % of the training cells."""
-        beyond = np.zeros(len(values), bool)
-        # Block by block: in double precision a slide's embeddings would take their memory several times over.
-        for start in range(0, len(values), _BLOCK):
-            centred = torch.from_numpy(values[start : start + _BLOCK]).double() - self.mean
-            squared = ((centred @ self.precision) * centred).sum(dim=1)
-            beyond[start : start + _BLOCK] = (squared > self.limit**2).numpy()
-        return beyond
+    def is_beyond(self, blocks: Iterable[np.ndarray]) -> np.ndarray:
+        """Embeddings in blocks, (n, D) each → bool (N,): the cells that are farther out than 99 % of the training cells."""
+        # Part by part: in double precision a slide's embeddings would take their memory several times over.
+        parts = (part for block in blocks for part in torch.from_numpy(block).split(_BLOCK))
+        return np.concatenate([self._is_part_beyond(part) for part in parts])
+
+    def _is_part_beyond(self, part: Tensor) -> np.ndarray:
+        centred = part.double() - self.mean
+        squared = ((centred @ self.precision) * centred).sum(dim=1)
+        return (squared > self.limit**2).numpy()
 
 
 def fit_novelty(bags: Sequence[np.ndarray], fold: np.ndarray) -> Novelty:
@@ -54,7 +55,7 @@ def fit_novelty(bags: Sequence[np.ndarray], fold: np.ndarray) -> Novelty:
     for number in range(int(fold.max()) + 1):
         kept = _cloud([bag for bag, other in zip(bags, fold, strict=True) if other != number], 0.0)
         held = [bag for bag, other in zip(bags, fold, strict=True) if other == number]
-        greatest = max(greatest, *(float(kept.is_beyond(bag).mean()) for bag in held))
+        greatest = max(greatest, *(float(kept.is_beyond([bag]).mean()) for bag in held))
     return _cloud(bags, greatest)
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
+from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cytomil.mil.aggregators.attention import AttentionAggregator
+from cytomil.mil.bags import TrainingBag
+from cytomil.mil.prototypes import kmeans_prototypes
+from cytomil.settings import FitMilSettings, Prototypes
 
-class PAMIL(nn.Module):
+
+class PAMIL(AttentionAggregator):
     """PAMIL's attention branch (Liu et al., MICCAI 2024, doi 10.1007/978-3-031-72083-3_34) as SLAM-AGS uses it.
 
     Instances and learnable prototypes pass through one shared layer and are brought to unit length (SLAM-AGS adds the
@@ -30,7 +37,13 @@ class PAMIL(nn.Module):
         self, in_dim: int, n_prototypes: int = 10, n_classes: int = 2, hidden_dim: int = 512, attention_dim: int = 256
     ) -> None:
         super().__init__()
-        self.hidden_dim = hidden_dim
+        self.config = {
+            "in_dim": in_dim,
+            "n_prototypes": n_prototypes,
+            "n_classes": n_classes,
+            "hidden_dim": hidden_dim,
+            "attention_dim": attention_dim,
+        }
         self.prototypes = nn.Parameter(torch.randn(n_prototypes, in_dim))
         self.shared = nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU())
         self.prototype_gate = nn.Sequential(nn.Linear(hidden_dim, attention_dim), nn.Tanh())
@@ -43,26 +56,34 @@ class PAMIL(nn.Module):
         logits, attention, _ = self._pool(instances)
         return logits, attention
 
-    def forward_in_blocks(self, blocks: Callable[[], Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
-        """What `forward` gives for the blocks, each (n, in_dim), laid end to end, with one block in memory at a time.
+    @classmethod
+    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
+        """See `LearnedAggregator`."""
+        model = cls(bags[0].values.shape[1], settings.n_prototypes)
+        if settings.prototypes is Prototypes.KMEANS:
+            start = kmeans_prototypes([np.asarray(bag.values) for bag in bags], settings.n_prototypes, seed)
+            model.prototypes.data.copy_(torch.from_numpy(start))
+        return model
 
-        ``blocks`` is called twice: the attention of the whole bag must be known before it can be pooled.
-        """
-        raw = torch.cat([self.attention(self._affinity(self._hidden(block))) for block in blocks()]).T
-        attention = raw.softmax(dim=1)
-        pooled, start = torch.zeros(len(attention), self.hidden_dim), 0
-        for block in blocks():
-            pooled += attention[:, start : start + len(block)] @ self._hidden(block)
-            start += len(block)
-        return self._classify(pooled), attention
+    @property
+    def branches(self) -> int:
+        """One attention distribution a class."""
+        return len(self.classifiers)
 
-    def instance_logits(self, instances: Tensor) -> Tensor:
-        """The logits of each instance in a bag of its own: (N, in_dim) → (N, n_classes).
-
-        Such a bag gives all attention to its one instance, so these are `forward`'s logits without the loop.
-        """
+    def attend(self, instances: Tensor) -> tuple[Tensor, Tensor]:
+        """See `AttentionAggregator`."""
         hidden = self._hidden(instances)
-        return torch.cat([classify(hidden) for classify in self.classifiers], dim=1)
+        return hidden, self.attention(self._affinity(hidden))
+
+    def log_odds(self, pooled: Tensor) -> Tensor:
+        """See `AttentionAggregator`; each class classifies what its own attention pooled."""
+        unit = F.normalize(pooled, dim=2)
+        negative, positive = (classify(unit[:, c]).squeeze(1) for c, classify in enumerate(self.classifiers))
+        return positive - negative
+
+    def loss(self, instances: Tensor, label: Tensor, settings: FitMilSettings, generator: torch.Generator) -> Tensor:
+        """See `LearnedAggregator`."""
+        return self.training_loss(instances, label, settings.cluster_weight)
 
     def training_loss(self, instances: Tensor, label: Tensor, cluster_weight: float) -> Tensor:
         """Cross entropy of the bag's label () plus ``cluster_weight`` times the two cluster losses.

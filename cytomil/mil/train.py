@@ -1,86 +1,96 @@
-"""Train one aggregator on bags of embeddings."""
+"""Fit one aggregator to bags of embeddings, and many of them side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from threading import Event
+from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cytomil.mil.pamil import PAMIL
-from cytomil.mil.prototypes import kmeans_prototypes
-from cytomil.settings import FitMilSettings, Prototypes
+from cytomil.mil.aggregators.base import Aggregator
+from cytomil.mil.aggregators.registry import find_aggregator
+from cytomil.mil.bags import Standardiser, TrainingBag
+from cytomil.progress import Listener
+from cytomil.settings import FitMilSettings
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class TrainingBag:
-    """One bag's embeddings, float32 (N, D), its label and its patient (the bag's own id where unknown)."""
+def training_epochs(
+    bags: Sequence[TrainingBag],
+    settings: FitMilSettings,
+    epochs: int,
+    seed: int,
+    standardise: Standardiser | None = None,
+) -> Iterator[tuple[Aggregator, Standardiser]]:
+    """Fit the chosen aggregator to ``bags``; yields it after every epoch (once, where it has none) with its standardiser.
 
-    bag_id: str
-    values: Tensor
-    label: int
-    patient: str
+    ``standardise`` is that of these bags where it is known already.
+    """
+    standardise = standardise or Standardiser.of(bags)
+    inputs = [TrainingBag(bag.bag_id, standardise(bag.values), bag.label, bag.patient) for bag in bags]
+    for aggregator in find_aggregator(settings.aggregator).fit(inputs, settings, epochs, seed):
+        yield aggregator, standardise
 
 
-@dataclass(frozen=True)
-class Standardiser:
-    """Brings embeddings to zero mean and unit variance a dimension, by the training bags' own. Both shape (D,)."""
+def positive_probability(model: Aggregator, values: Tensor) -> float:
+    """The probability of the positive class for one bag, (N, D), already standardised."""
+    return model.assess(values)[0]
 
-    mean: Tensor
-    std: Tensor
 
-    @classmethod
-    def of(cls, bags: Sequence[TrainingBag]) -> Standardiser:
-        """Measured over all instances of ``bags``."""
-        values = torch.cat([bag.values for bag in bags])
-        return cls(values.mean(dim=0), values.std(dim=0, correction=0).clamp(min=1e-6))
+class StoppedError(Exception):
+    """Another fit failed or the user interrupted: this one need not go on."""
 
-    def __call__(self, values: Tensor) -> Tensor:
-        """Embeddings (N, D) → standardised embeddings (N, D)."""
-        return (values - self.mean) / self.std
+
+def fit_side_by_side(
+    jobs: Sequence[Job],
+    fit: Callable[[Job, Callable[[], None]], Result],
+    workers: int,
+    listener: Listener,
+    description: str,
+) -> list[Result]:
+    """Run ``fit(job, check)`` for every job, ``workers`` of them at a time (0: one per core); results in the jobs' order.
+
+    Threads, not processes: PyTorch lets go of the interpreter while it calculates, the bags lie in memory once, and
+    nothing has to start up. Each works with a single PyTorch thread, so that the result is the same for any number of workers.
+    A long ``fit`` calls ``check`` now and then; it raises `StoppedError` where the work has become useless.
+    """
+    stop = Event()
+
+    def check() -> None:
+        if stop.is_set():
+            raise StoppedError
+
+    count = min(len(jobs), workers or available_cores())
+    with one_thread(), ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = [pool.submit(fit, job, check) for job in jobs]
+        try:
+            for future in listener.track(as_completed(futures), description, total=len(jobs), unit="fits"):
+                future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
+
+
+def available_cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run PyTorch on one thread: a bag of some hundred cells is too little work to share between cores."""
+    """Run PyTorch on one thread: the cores are busy with other fits, and a small bag is too little work to share."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def training_epochs(
-    bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, seed: int
-) -> Iterator[tuple[PAMIL, Standardiser]]:
-    """Train on ``bags`` one at a time in random order; yields the aggregator after every epoch."""
-    standardise = Standardiser.of(bags)
-    inputs = [(standardise(bag.values), torch.tensor(bag.label)) for bag in bags]
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    model = PAMIL(inputs[0][0].shape[1], settings.n_prototypes)
-    if settings.prototypes is Prototypes.KMEANS:
-        start = kmeans_prototypes([np.asarray(values) for values, _ in inputs], settings.n_prototypes, seed)
-        model.prototypes.data.copy_(torch.from_numpy(start))
-    optimizer = torch.optim.Adam(
-        model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
-    for _ in range(epochs):
-        model.train()
-        for i in torch.randperm(len(inputs), generator=generator).tolist():
-            optimizer.zero_grad(set_to_none=True)
-            values, label = inputs[i]
-            model.training_loss(values, label, settings.cluster_weight).backward()
-            optimizer.step()
-        yield model.eval(), standardise
-
-
-@torch.inference_mode()
-def positive_probability(model: PAMIL, values: Tensor) -> float:
-    """The probability of the positive class for one bag, (N, D), already standardised."""
-    logits, _ = model(values)
-    return float(logits.softmax(dim=0)[1])

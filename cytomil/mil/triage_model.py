@@ -12,13 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cytomil.encoders.bundle import EncoderBundle, load_bundle, save_bundle
-from cytomil.errors import EncoderBundleError, NotFoundError, TriageModelError, require_folder
+from cytomil.errors import EncoderBundleError, NotFoundError, SettingsError, TriageModelError, require_folder
 from cytomil.files import read_json_card, replacing_folder, sha256_of_file, write_json
+from cytomil.mil.aggregators.registry import find_aggregator
+from cytomil.mil.bags import Standardiser
 from cytomil.mil.ensemble import Ensemble, Member
-from cytomil.mil.instance_scores import MEANING
 from cytomil.mil.novelty import Novelty
-from cytomil.mil.pamil import PAMIL
-from cytomil.mil.train import Standardiser
 from cytomil.settings import InstanceScore
 from cytomil.slides.cutting import Cutting
 
@@ -61,22 +60,20 @@ def save_triage_model(
         for i, member in enumerate(ensemble.members):
             state = member.aggregator.state_dict()
             tensors |= {f"{i}.model.{name}": tensor.contiguous() for name, tensor in state.items()}
-            tensors |= {f"{i}.mean": member.standardise.mean, f"{i}.std": member.standardise.std}
+            tensors |= {f"{i}.mean": member.standardise.mean.clone(), f"{i}.std": member.standardise.std.clone()}
             tensors |= {f"{i}.reference": torch.tensor(member.reference, dtype=torch.float64)}
         tensors |= {"novelty.mean": novelty.mean, "novelty.precision": novelty.precision}
-        n_prototypes, in_dim = ensemble.members[0].aggregator.prototypes.shape
         save_file(tensors, folder / WEIGHTS_NAME)
         card = {
             "schema": SCHEMA,
             "aggregator": {
-                "name": "pamil",
+                "name": ensemble.name,
                 "members": len(ensemble.members),
-                "in_dim": in_dim,
-                "n_prototypes": n_prototypes,
                 "instance_score": ensemble.instance_score.value,
+                **ensemble.members[0].aggregator.config,
             },
             "novelty": {"limit": novelty.limit, "greatest_held_out_share": novelty.greatest_held_out_share},
-            "score_meaning": MEANING[ensemble.instance_score],
+            "score_meaning": ensemble.meaning,
             "encoder_sha256": encoder.sha256,
             "aggregator_sha256": sha256_of_file(folder / WEIGHTS_NAME),
             **facts,
@@ -99,6 +96,8 @@ def load_triage_model(path: Path) -> TriageModel:
         novelty = Novelty(tensors["novelty.mean"], tensors["novelty.precision"], **card["novelty"])
     except (EncoderBundleError, NotFoundError) as error:
         raise TriageModelError(f"the encoder inside {path} cannot be used: {error}") from None
+    except SettingsError as error:
+        raise TriageModelError(f"{path} cannot be used here: {error}") from None
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise TriageModelError(f"{path} does not hold what its {CARD_NAME} describes ({error}).") from None
     if encoder.sha256 != card.get("encoder_sha256"):
@@ -106,15 +105,18 @@ def load_triage_model(path: Path) -> TriageModel:
     return TriageModel(path, encoder, ensemble, novelty, card)
 
 
+_OF_ENSEMBLE = frozenset({"name", "members", "instance_score"})
 _WRITTEN_BY_BUNDLE = frozenset({"schema", "architecture", "transform", "normalisation", "weights_sha256"})
 
 
 def _load_ensemble(tensors: dict[str, Tensor], shape: dict[str, Any]) -> Ensemble:
+    kind = find_aggregator(shape["name"])
+    config = {key: value for key, value in shape.items() if key not in _OF_ENSEMBLE}
     members = []
     for i in range(shape["members"]):
-        aggregator = PAMIL(shape["in_dim"], shape["n_prototypes"])
+        aggregator = kind(**config)
         prefix = f"{i}.model."
         aggregator.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         standardise = Standardiser(tensors[f"{i}.mean"], tensors[f"{i}.std"])
         members.append(Member(aggregator.eval(), standardise, float(tensors[f"{i}.reference"])))
-    return Ensemble(tuple(members), InstanceScore(shape["instance_score"]))
+    return Ensemble(shape["name"], tuple(members), InstanceScore(shape["instance_score"]))

@@ -158,11 +158,10 @@ class _Ranker:
         return open_features(cache)
 
     def _result(self, found: Found, source: SlideSource, features: Features) -> SlideResult:
-        values = features.load()
-        assessment = self._model.ensemble.assess(values)
+        assessment = self._model.ensemble.assess_blocks(features.blocks())
         if not np.isfinite(assessment.probability):
             raise TriageModelError("the model gives no finite probability for this slide. Fit the model again.")
-        is_beyond = self._model.novelty.is_beyond(values)
+        is_beyond = self._model.novelty.is_beyond(features.blocks())
         is_unlike = float(is_beyond.mean()) > self._model.novelty.greatest_allowed
         result = SlideResult(
             slide=found.name,

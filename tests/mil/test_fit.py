@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from cytomil.errors import FeatureFileError
+from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.mil.cross_validate import assign_folds, cross_validate
-from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, score_shares
-from cytomil.mil.instance_scores import instance_scores, odds_alone, reference_odds
-from cytomil.mil.train import Standardiser, TrainingBag, positive_probability, training_epochs
+from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, reference_evidence, score_shares
+from cytomil.mil.train import fit_side_by_side, positive_probability, training_epochs
 from cytomil.progress import Silent
 from cytomil.settings import FitMilSettings, InstanceScore
 
@@ -65,8 +65,7 @@ def test_the_aggregator_finds_planted_witnesses(kind):
     bags = make_bags(n=16, shift=5.0)
     settings = SETTINGS.model_copy(update={"epochs": 40})
     *_, (model, standardise) = training_epochs(bags, settings, 40, 0)
-    negatives = [standardise(bag.values) for bag in bags if bag.label == 0]
-    ensemble = Ensemble((Member(model, standardise, reference_odds(model, negatives)),), kind)
+    ensemble = Ensemble("pamil", (Member(model, standardise, reference_evidence(model, standardise, bags)),), kind)
     (positive, negative) = make_bags(n=2, shift=5.0, seed=9)[::-1]
     assert ensemble.assess(positive.values.numpy()).probability > 0.5
     assert ensemble.assess(negative.values.numpy()).probability < 0.5
@@ -77,17 +76,46 @@ def test_the_aggregator_finds_planted_witnesses(kind):
         assert scores.mean() == pytest.approx(1.0, abs=1e-4)
 
 
-def test_evidence_is_the_odds_of_a_bag_of_that_instance_alone():
+def test_evidence_is_the_odds_of_a_bag_of_that_instance_alone_in_units_of_the_average_negative_cell():
     bags = make_bags(6)
     *_, (model, standardise) = training_epochs(bags, SETTINGS, 2, 0)
     instances = standardise(bags[1].values)
     alone = torch.stack([model(instances[i : i + 1])[0] for i in range(len(instances))]).detach()
-    expected = (alone[:, 1] - alone[:, 0]).exp()
-    torch.testing.assert_close(odds_alone(model, instances), expected)
-    unit = reference_odds(model, [instances])
-    attention = model(instances)[1].detach()
-    scores = instance_scores(InstanceScore.EVIDENCE, model, unit, instances.split(7), attention)
-    assert scores.mean() == pytest.approx(1.0, abs=1e-4)
+    torch.testing.assert_close(model.assess(instances)[1], (alone[:, 1] - alone[:, 0]).exp())
+    unit = reference_evidence(model, standardise, bags)
+    ensemble = Ensemble("pamil", (Member(model, standardise, unit),), InstanceScore.EVIDENCE)
+    scores = [ensemble.assess(bag.values.numpy()).scores for bag in bags if bag.label == 0]
+    assert np.concatenate(scores).mean() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_any_number_of_workers_gives_the_same_to_the_bit():
+    bags = make_bags()
+    one, three = (
+        cross_validate(bags, SETTINGS.model_copy(update={"workers": workers}), Silent()) for workers in (1, 3)
+    )
+    assert np.array_equal(one.loss_by_epoch, three.loss_by_epoch)
+    assert np.array_equal(one.probabilities, three.probabilities)
+
+
+def test_a_failing_fit_ends_the_others_and_pytorchs_threads_are_as_before():
+    threads, started = torch.get_num_threads(), []
+
+    def fit(job, check):
+        started.append(job)
+        if job == 0:
+            raise FeatureFileError("broken")
+        while True:
+            check()
+
+    with pytest.raises(FeatureFileError, match="broken"):
+        fit_side_by_side(range(20), fit, 2, Silent(), "")
+    assert len(started) < 20
+    assert torch.get_num_threads() == threads
+
+
+def test_fits_side_by_side_come_back_in_the_order_of_their_jobs_each_with_one_thread():
+    found = fit_side_by_side(range(7), lambda job, check: (job, torch.get_num_threads()), 3, Silent(), "")
+    assert found == [(job, 1) for job in range(7)]
 
 
 @pytest.mark.parametrize("prototypes", ["random", "kmeans"])

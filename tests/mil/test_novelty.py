@@ -16,7 +16,7 @@ def novelty() -> Novelty:
 
 
 def share(novelty, bag):
-    return float(novelty.is_beyond(bag).mean())
+    return float(novelty.is_beyond([bag]).mean())
 
 
 def test_about_one_training_cell_in_a_hundred_is_beyond(novelty):
@@ -36,7 +36,7 @@ def test_a_shifted_slide_is_beyond_what_is_allowed(novelty):
 def test_a_few_strange_cells_do_not_make_a_slide_strange(novelty):
     (bag,) = bags_of(1, 8)
     bag[:4] += 50
-    assert novelty.is_beyond(bag)[:4].all()
+    assert novelty.is_beyond([bag])[:4].all()
     assert share(novelty, bag) <= novelty.greatest_allowed
 
 
@@ -55,3 +55,9 @@ def test_a_direction_that_never_varied_does_no_harm():
     for bag in bags:
         bag[:, 2] = 1.0
     assert np.isfinite(fit_novelty(bags, np.arange(4) % 2).limit)
+
+
+def test_blocks_of_any_size_give_what_the_whole_bag_gives(novelty):
+    (bag,) = bags_of(1, 8, shift=2.0)
+    blocks = (bag[start : start + 7] for start in range(0, len(bag), 7))
+    assert (novelty.is_beyond(blocks) == novelty.is_beyond([bag])).all()

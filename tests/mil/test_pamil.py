@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from cytomil.mil.pamil import PAMIL
 from cytomil.mil.prototypes import kmeans_prototypes
+from cytomil.settings import InstanceScore
 
 
 def model(seed=0, **arguments):
@@ -61,12 +62,16 @@ def test_forward_equals_the_equations_written_out():
 
 
 @pytest.mark.parametrize("size", [1, 3, 10, 100])
-def test_blocks_of_any_size_give_what_the_whole_bag_gives(size):
+@torch.inference_mode()
+def test_a_bag_read_in_blocks_of_any_size_gives_what_forward_gives(size):
     pamil, instances = model(), bag(40)
     logits, attention = pamil(instances)
-    in_blocks = pamil.forward_in_blocks(lambda: instances.split(size))
-    torch.testing.assert_close(in_blocks[0], logits)
-    torch.testing.assert_close(in_blocks[1], attention)
+    reading = pamil.read(InstanceScore.ATTENTION)
+    for block in instances.split(size):
+        reading.add(block)
+    probability, scores = reading.result()
+    assert probability == pytest.approx(float(logits.softmax(0)[1]), abs=1e-6)
+    torch.testing.assert_close(scores, attention[1] * 40)
 
 
 def test_identical_instances_share_the_attention_evenly():

@@ -1,0 +1,94 @@
+"""What an aggregator is: from a bag of embeddings to the bag's probability and one score an instance."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from cytomil.mil.bags import TrainingBag
+from cytomil.settings import FitMilSettings, InstanceScore
+
+NORMAL_CELL = "the average cell of a normal training slide"
+EVIDENCE_MEANING = f"× {NORMAL_CELL}"
+ATTENTION_MEANING = "× the attention of this slide's average cell"
+
+
+class Reading(Protocol):
+    """One bag on its way through an aggregator, block by block, so that no bag need fit into memory."""
+
+    def add(self, instances: Tensor) -> None:
+        """Take the bag's next instances, (n ≥ 1, D), standardised."""
+        ...
+
+    def result(self) -> tuple[float, Tensor]:
+        """The bag's probability of being positive, and a score above 0 for each of its instances, (N,)."""
+        ...
+
+
+class Aggregator(nn.Module, ABC):
+    """A fitted aggregator or one-class scorer; parameters and buffers are all that it knows.
+
+    ``config`` are the arguments that build another of its shape, as JSON. ``meaning`` says, for each kind of instance
+    score that it can give, what such a score is, in a clinician's words that follow a number: "14 × the average cell".
+    ``by_epochs``: whether it is fitted over epochs, of which cross-validation chooses the number. ``seeded``: whether
+    another seed gives another model, so that averaging several is of use.
+    """
+
+    meaning: ClassVar[Mapping[InstanceScore, str]] = {InstanceScore.EVIDENCE: EVIDENCE_MEANING}
+    by_epochs: ClassVar[bool] = True
+    seeded: ClassVar[bool] = True
+
+    config: dict[str, Any]
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, seed: int) -> Iterator[Self]:
+        """Fit to ``bags``, standardised already; yields after every epoch, or once where there are none.
+
+        What is yielded is the same object every time, in evaluation mode. ``seed`` decides every random choice.
+        """
+
+    @abstractmethod
+    def read(self, kind: InstanceScore) -> Reading:
+        """Begin to read a bag. ``EVIDENCE`` scores are in the aggregator's own unit; the ensemble divides by a mean."""
+
+    @torch.inference_mode()
+    def assess(self, instances: Tensor, kind: InstanceScore = InstanceScore.EVIDENCE) -> tuple[float, Tensor]:
+        """Probability and instance scores (N,) of a bag in memory, (N ≥ 1, D), standardised."""
+        reading = self.read(kind)
+        reading.add(instances)
+        return reading.result()
+
+
+class PooledReading:
+    """A reading whose bag probability follows from the instances' own numbers alone.
+
+    Args:
+        number: instances (n, D) → (n,), such as a logit or a distance.
+        pool: all of them (N,) → the bag's probability.
+        score: all of them (N,) → instance scores (N,), above 0.
+    """
+
+    def __init__(
+        self, number: Callable[[Tensor], Tensor], pool: Callable[[Tensor], float], score: Callable[[Tensor], Tensor]
+    ) -> None:
+        self._number, self._pool, self._score = number, pool, score
+        self._numbers: list[Tensor] = []
+
+    def add(self, instances: Tensor) -> None:
+        """See `Reading`."""
+        self._numbers.append(self._number(instances))
+
+    def result(self) -> tuple[float, Tensor]:
+        """See `Reading`."""
+        numbers = torch.cat(self._numbers)
+        return self._pool(numbers), self._score(numbers)
+
+
+def top_count(n: int, share: float) -> int:
+    """How many instances the top ``share`` (0 to 1) of ``n`` are: at least one. A share, because bags differ in size."""
+    return min(n, max(1, round(share * n)))

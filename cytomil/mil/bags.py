@@ -1,0 +1,37 @@
+"""Bags of embeddings as fitting sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TrainingBag:
+    """One bag's embeddings, float32 (N, D), its label and its patient (the bag's own id where unknown)."""
+
+    bag_id: str
+    values: Tensor
+    label: int
+    patient: str
+
+
+@dataclass(frozen=True)
+class Standardiser:
+    """Brings embeddings to zero mean and unit variance a dimension, by the training bags' own. Both shape (D,)."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, bags: Sequence[TrainingBag]) -> Standardiser:
+        """Measured over all instances of ``bags``."""
+        values = torch.cat([bag.values for bag in bags])
+        return cls(values.mean(dim=0), values.std(dim=0, correction=0).clamp(min=1e-6))
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Embeddings (N, D) → standardised embeddings (N, D)."""
+        return (values - self.mean) / self.std

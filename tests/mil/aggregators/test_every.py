@@ -1,0 +1,168 @@
+"""What holds for every aggregator and one-class scorer."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from cytomil.errors import SettingsError
+from cytomil.mil.aggregators import registry
+from cytomil.mil.aggregators.pooling import MeanPooling
+from cytomil.mil.aggregators.registry import AGGREGATORS, find_aggregator, require_score
+from cytomil.mil.bags import TrainingBag
+from cytomil.mil.cross_validate import cross_validate
+from cytomil.mil.train import training_epochs
+from cytomil.progress import Silent
+from cytomil.settings import FitMilSettings, InstanceScore
+
+EVERY = pytest.mark.parametrize("name", AGGREGATORS)
+KINDS = [(name, kind) for name, made in AGGREGATORS.items() for kind in made.meaning]
+
+
+def make_bags(n=12, size=40, witnesses=8, shift=5.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    bags = []
+    for i in range(n):
+        values = torch.randn(size, 6, generator=generator)
+        if i % 2:
+            values[:witnesses, 0] += shift
+        bags.append(TrainingBag(f"b{i}", values, i % 2, f"p{i}"))
+    return bags
+
+
+def settings_for(name, **changes):
+    return FitMilSettings(**({"aggregator": name, "n_prototypes": 4, "top_share": 0.1} | changes))
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Every aggregator, fitted to bags whose positive ones hold planted outliers, with its standardiser."""
+    bags = make_bags()
+    found = {}
+    for name in AGGREGATORS:
+        *_, found[name] = training_epochs(bags, settings_for(name, learning_rate=0.01), 25, 0)
+    return found
+
+
+@EVERY
+def test_planted_outliers_score_higher_and_positive_bags_are_likelier(name, fitted):
+    model, standardise = fitted[name]
+    negative, positive = make_bags(2, seed=9)
+    probability, scores = model.assess(standardise(positive.values))
+    assert probability > model.assess(standardise(negative.values))[0]
+    assert scores.shape == (40,)
+    assert (scores > 0).all()
+    above = [float(out > usual) for out, usual in itertools.product(scores[:8], scores[8:])]
+    assert np.mean(above) > 0.95
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_scores_follow_a_permutation_and_the_probability_does_not_change(name, kind, fitted):
+    model, standardise = fitted[name]
+    instances = standardise(make_bags(2, seed=3)[1].values)
+    order = torch.randperm(len(instances), generator=torch.Generator().manual_seed(1))
+    probability, scores = model.assess(instances, kind)
+    moved_probability, moved_scores = model.assess(instances[order], kind)
+    assert moved_probability == pytest.approx(probability, abs=1e-5)
+    torch.testing.assert_close(moved_scores, scores[order], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+@pytest.mark.parametrize("size", [1, 7, 40])
+@torch.inference_mode()
+def test_blocks_of_any_size_give_what_the_whole_bag_gives(name, kind, size, fitted):
+    model, standardise = fitted[name]
+    instances = standardise(make_bags(2, seed=4)[1].values)
+    reading = model.read(kind)
+    for block in instances.split(size):
+        reading.add(block)
+    probability, scores = reading.result()
+    assert probability == pytest.approx(model.assess(instances, kind)[0], abs=1e-5)
+    torch.testing.assert_close(scores, model.assess(instances, kind)[1], rtol=1e-3, atol=1e-6)
+
+
+@EVERY
+def test_a_bag_of_one_cell_can_be_read(name, fitted):
+    model, standardise = fitted[name]
+    probability, scores = model.assess(standardise(make_bags(1)[0].values[:1]))
+    assert 0 <= probability <= 1
+    assert scores.shape == (1,)
+
+
+@EVERY
+def test_fitting_follows_its_seed_and_says_truly_whether_the_seed_matters(name):
+    bags = make_bags(6)
+
+    def knowledge(seed):
+        *_, (model, _) = training_epochs(bags, settings_for(name), 2, seed)
+        return torch.cat([tensor.flatten().double() for tensor in model.state_dict().values()])
+
+    first, again, other = knowledge(1), knowledge(1), knowledge(2)
+    assert torch.equal(first, again)
+    assert torch.equal(first, other) is not AGGREGATORS[name].seeded
+
+
+@EVERY
+def test_a_model_of_its_config_takes_its_weights(name, fitted):
+    model, standardise = fitted[name]
+    twin = AGGREGATORS[name](**model.config)
+    twin.load_state_dict(model.state_dict())
+    instances = standardise(make_bags(1)[0].values)
+    torch.testing.assert_close(twin.eval().assess(instances), model.assess(instances), rtol=0, atol=0)
+
+
+@EVERY
+def test_cross_validation_tells_positive_bags(name):
+    bags = make_bags()
+    found = cross_validate(bags, settings_for(name, epochs=15, ensemble=2, learning_rate=0.01), Silent())
+    labels = np.array([bag.label for bag in bags])
+    assert found.probabilities[labels == 1].min() > found.probabilities[labels == 0].max()
+    assert len(found.loss_by_epoch) == (15 if AGGREGATORS[name].by_epochs else 1)
+
+
+@EVERY
+def test_each_says_what_its_score_means(name):
+    for text in AGGREGATORS[name].meaning.values():
+        assert text.startswith("× ")
+        assert 15 < len(text) < 90
+
+
+def test_an_unknown_name_is_one_clear_line_with_the_nearest_one():
+    with pytest.raises(SettingsError, match=r"no aggregator 'pamli'. Did you mean 'pamil'"):
+        find_aggregator("pamli")
+    with pytest.raises(SettingsError, match=r"There are: pamil, .*max"):
+        find_aggregator("zzz")
+
+
+def test_a_score_that_an_aggregator_cannot_give_is_refused_with_the_one_it_can():
+    require_score("pamil", InstanceScore.ATTENTION)
+    with pytest.raises(
+        SettingsError, match=r"'mean' gives no instance score 'attention'. Use --instance-score evidence"
+    ):
+        require_score("mean", InstanceScore.ATTENTION)
+
+
+class Outside(MeanPooling):
+    """What another package might bring."""
+
+
+class Point:
+    def __init__(self, name, found):
+        self.name, self.value, self._found = name, f"outside:{name}", found
+
+    def load(self):
+        if isinstance(self._found, Exception):
+            raise self._found
+        return self._found
+
+
+def test_another_package_adds_an_aggregator_by_an_entry_point(monkeypatch):
+    points = [Point("outside", Outside), Point("broken", ImportError("no module")), Point("other", dict)]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "cytomil.aggregators" else [])
+    *_, (model, _) = training_epochs(make_bags(4), settings_for("outside"), 1, 0)
+    assert isinstance(model, Outside)
+    with pytest.raises(SettingsError, match=r"'broken' .*cannot be loaded: no module"):
+        find_aggregator("broken")
+    with pytest.raises(SettingsError, match=r"'other' .*is no cytomil"):
+        find_aggregator("other")
