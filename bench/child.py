@@ -35,8 +35,8 @@ class Child:
     """What a process did.
 
     ``peak_mb`` is the largest resident memory of any one of its processes, by the operating system's account.
-    ``together_mb`` is the sum over all of them, memory that they share counted once, looked at ten times a second:
-    peaks in between are missed.
+    ``together_mb`` is the sum over all of them where there are several, memory that they share counted once, looked at
+    four times a second: peaks in between are missed.
     """
 
     seconds: float
@@ -65,7 +65,7 @@ def run(command: Sequence[str | Path], accepted: Sequence[int] = (0,), env: dict
             account["seconds"],
             account["status"],
             account["peak"] * _KIB_TO_MB,
-            together,
+            max(together, account["peak"] * _KIB_TO_MB),
             out.read_text(errors="replace"),
             said,
         )
@@ -90,15 +90,18 @@ def own_peak_mb() -> float:
 
 
 def _watch(launcher: subprocess.Popen[bytes]) -> float:
-    """Wait for the launcher's end; the most its children held together, MB."""
+    """Wait for the launcher's end; the most that several processes below it held together, MB."""
     peak, ended = 0.0, threading.Event()
 
     def look() -> None:
         nonlocal peak
         parent = psutil.Process(launcher.pid)
-        while not ended.wait(0.1):
+        while not ended.wait(0.25):
             try:
-                peak = max(peak, sum(map(_share_mb, parent.children(recursive=True))))
+                processes = parent.children(recursive=True)
+                # To add up what a process shares takes the kernel long enough to slow it, and one alone needs no sum.
+                if len(processes) > 1:
+                    peak = max(peak, sum(map(_share_mb, processes)))
             except psutil.NoSuchProcess:
                 return
 

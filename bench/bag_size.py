@@ -1,0 +1,101 @@
+"""Time and peak memory of embed and rank by the size of a bag: 1,000, 10,000 and 100,000 cells.
+
+Real blood-smear cells, repeated as often as it takes; a bag in one file, each verb in a process of its own, start-up included.
+Two bags' difference tells what a further cell costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import cycle, islice, pairwise
+from pathlib import Path
+from typing import Any
+
+from bench.child import cytomil
+from bench.data import BLOOD_SMEAR, blood_smear_bags, require_cells
+from bench.tables import Measured, Table
+from cytomil.bags.bag_file import BagInfo, Instance, open_bag, write_bag
+from cytomil.bags.manifest import BagRow, read_manifest, write_manifest
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", nargs="?", type=Path, default=BLOOD_SMEAR, help="class folders of cells")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="cells in a bag")
+    parser.add_argument("--image-size", type=int, default=32, help="pixels")
+
+
+def measure(options: argparse.Namespace) -> Measured:
+    require_cells(options.data)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        bags = blood_smear_bags(options.data, root / "bags", 100, train_bags=6)
+        make_model(root, bags, options.image_size)
+        for size in sorted(options.sizes):
+            print(f"bag_size: {size:,} cells", file=sys.stderr, flush=True)
+            large = root / f"bags-{size}"
+            write_large_bag(bags, large, size)
+            line: list[str | Path] = [
+                "--bags",
+                large,
+                "--encoder",
+                root / "encoder",
+                "--out",
+                root / f"features-{size}",
+            ]
+            embedded = cytomil("embed", *line)
+            ranked = cytomil("rank", large, "--model", root / "model", "--out", root / f"triage-{size}")
+            for verb, child in (("embed", embedded), ("rank", ranked)):
+                told = {"cells": size, "verb": verb, "seconds": child.seconds, "peak_mb": child.together_mb}
+                rows.append(told)
+    further = further_cell(rows)
+    return Measured({"runs": rows, "seconds_a_further_cell": further}, (Table.of(*map(_shown, _by_verb(rows))),))
+
+
+def make_model(root: Path, bags: Path, image_size: int) -> None:
+    """Briefly trained: time and memory do not depend on what it has learnt."""
+    encoder, features = root / "encoder", root / "features"
+    line: list[str | Path] = ["--bags", bags, "--out", encoder, "--image-size", str(image_size), "--epochs", "1"]
+    cytomil("pretrain", *line)
+    cytomil("embed", "--bags", bags, "--encoder", encoder, "--out", features)
+    cytomil("fit-mil", "--features", features, "--encoder", encoder, "--out", root / "model", "--epochs", "2")
+
+
+def write_large_bag(bags: Path, out: Path, size: int) -> None:
+    """One test bag of ``size`` cells, the cells of ``bags`` over and over under names of their own."""
+    manifest = read_manifest(bags)
+    images = [image for row in manifest.rows for image in open_bag(manifest.file_of(row)).images()]
+
+    def instances() -> Iterator[Instance]:
+        for i, image in enumerate(islice(cycle(images), size)):
+            yield Instance(f"cell-{i:06d}", image)
+
+    out.mkdir()
+    sha256, n = write_bag(out / "large.h5", BagInfo("large", 0), instances())
+    write_manifest(out, [BagRow("large", "large.h5", "", "test", 0, n, None, sha256)])
+
+
+def further_cell(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Seconds a cell beyond the next smaller bag, verb by verb: start-up cancels out."""
+    told = {}
+    for verb in ("embed", "rank"):
+        runs = [row for row in rows if row["verb"] == verb]
+        told[verb] = [(b["seconds"] - a["seconds"]) / (b["cells"] - a["cells"]) for a, b in pairwise(runs)]
+    return told
+
+
+def _by_verb(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: (row["verb"], row["cells"]))
+
+
+def _shown(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "verb": row["verb"],
+        "cells in the bag": f"{row['cells']:,}",
+        "seconds": f"{row['seconds']:.1f}",
+        "cells/s": f"{row['cells'] / row['seconds']:,.0f}",
+        "peak memory, MB": f"{row['peak_mb']:,.0f}",
+    }
