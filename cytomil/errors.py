@@ -44,6 +44,10 @@ class TriageModelError(CytomilError):
     """A triage model is incomplete or damaged."""
 
 
+class EvaluationError(CytomilError):
+    """Reports are damaged, or cannot stand in one table."""
+
+
 class ResumeError(CytomilError):
     """A checkpoint was made with other settings or data than the ones now asked for."""
 
