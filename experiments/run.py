@@ -90,7 +90,7 @@ def _judge(settings: Settings, aggregator: str, listener: Listener) -> dict[str,
 
     try:
         section = settings.fit_mil
-        fitted = type(section)(**(section.model_dump() | {"aggregator": aggregator}))
+        fitted = type(section)(**(section.model_dump() | ({} if aggregator == PAMIL else {"aggregator": aggregator})))
         model = fit_mil(fitted, listener)
         record = measure(settings.evaluate, listener).record
     except Exception as error:
