@@ -43,11 +43,11 @@ def run_cell(grid: Grid, cell: Cell, listener: Listener) -> dict[str, Any]:
     record: dict[str, Any] = {
         "schema": RUN_SCHEMA,
         "cell": {"name": cell.name, "witness_rate": cell.witness_rate, "seed": cell.seed},
-        "identity": grid.identity_of(cell),
         "bags_fingerprint": fingerprint(read_manifest(grid.bags_of(cell)).rows),
         "failed": None,
     }
     try:
+        record["identity"] = grid.identity_of(cell)
         record |= _measure(grid, cell, listener)
     except Exception as error:  # whatever fails in one cell, the grid goes on and the table shows it
         record["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
@@ -90,7 +90,7 @@ def _judge(settings: Settings, aggregator: str, listener: Listener) -> dict[str,
 
     try:
         section = settings.fit_mil
-        fitted = type(section)(**(section.model_dump() | ({} if aggregator == PAMIL else {"aggregator": aggregator})))
+        fitted = type(section)(**(section.model_dump() | {"aggregator": aggregator}))
         model = fit_mil(fitted, listener)
         record = measure(settings.evaluate, listener).record
     except Exception as error:
