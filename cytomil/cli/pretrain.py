@@ -9,6 +9,7 @@ import typer
 
 from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
 from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
+from cytomil.progress import Silent
 from cytomil.settings import Method, Rescale, load
 
 
@@ -33,6 +34,8 @@ def pretrain(
     rescale: Annotated[Rescale | None, option("pretrain", "rescale")] = None,
     seed: Annotated[int | None, option("pretrain", "seed")] = None,
     device: Annotated[str | None, option("pretrain", "device")] = None,
+    precision: Annotated[str | None, option("pretrain", "precision")] = None,
+    cache: Annotated[str | None, option("pretrain", "cache")] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -49,14 +52,21 @@ def pretrain(
         settings = load(options, params, profile).pretrain
         from cytomil.pretrain.curves import Curves
         from cytomil.pretrain.loop import pretrain as run
+        from cytomil.pretrain.processes import training_processes
 
-        with Curves(settings.out.parent / "dvclive", resume) as curves:
+        with (
+            training_processes(settings.device) as processes,
+            Curves(settings.out.parent / "dvclive", resume) as curves,
+        ):
+            if not processes.is_first:
+                run(settings, Silent(), None, resume, processes)
+                return
 
             def on_epoch(record: dict[str, Any]) -> None:
                 curves.log(record)
                 console.print(_line(record, settings.epochs), soft_wrap=True)
 
-            done = run(settings, RichListener(), on_epoch, resume)
+            done = run(settings, RichListener(), on_epoch, resume, processes)
         card = done.bundle.card
         if done.already_done:
             console.print(f"{settings.out} is finished already: same settings, same bags.")

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cytomil.bags.bag_file import content_sha256, open_bag
+from cytomil.bags.bag_file import Bag, content_sha256, open_bag
 from cytomil.bags.manifest import BagRow, Manifest
 from cytomil.encoders.transform import CellTransform, decode_cells
 from cytomil.errors import BagFileError
 from cytomil.progress import Listener, Problem
 
-_BLOCK = 256
+_BLOCK = 64
+_BLOCKS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -45,26 +49,56 @@ def load_training_cells(
     manifest: Manifest, rows: tuple[BagRow, ...], transform: CellTransform, listener: Listener
 ) -> TrainingCells:
     """Decode the bags' cells. Raises `BagFileError` if a label has no bag, or a bag is not the one the manifest lists."""
+    n = sum(row.n_instances for row in rows)
+    pixels = np.empty((n, transform.image_size, transform.image_size, 3), np.uint8)
+    is_positive, problems = fill_cells(pixels, manifest, rows, transform, listener)
+    return require_both_sides(
+        TrainingCells(torch.from_numpy(pixels[: len(is_positive)]), is_positive, problems), manifest
+    )
+
+
+def fill_cells(
+    pixels: Any, manifest: Manifest, rows: tuple[BagRow, ...], transform: CellTransform, listener: Listener
+) -> tuple[Tensor, tuple[Problem, ...]]:
+    """Decode the bags' cells, on every core, into an array that takes slices (NumPy's or HDF5's), uint8 (N, S, S, 3).
+
+    Returns the labels of their slides, bool, shape (number of readable cells,), and the unreadable cells.
+    """
     for label, name in ((0, "negative"), (1, "positive")):
         if not any(row.label == label for row in rows):
             raise BagFileError(f"{manifest.folder}: no {name} training bag; pretraining needs both labels.")
-    n = sum(row.n_instances for row in rows)
-    pixels = np.empty((n, transform.image_size, transform.image_size, 3), np.uint8)
-    is_positive = np.empty(n, bool)
+    labels: list[Tensor] = []
     problems: list[Problem] = []
     filled = 0
-    for row in listener.track(rows, "decoding cells", unit="bags"):
-        bag = open_bag(manifest.file_of(row))
-        if content_sha256(bag) != row.sha256:
-            raise BagFileError(f"{bag.path} is not the bag bags.csv lists (altered or exchanged). Make the bags again.")
-        for start in range(0, len(bag), _BLOCK):
-            names = [f"{row.bag_id}/{name}" for name in bag.instance_ids[start : start + _BLOCK]]
-            block, _, unreadable = decode_cells(bag.images(start, start + _BLOCK), names, transform)
-            pixels[filled : filled + len(block)] = block
-            is_positive[filled : filled + len(block)] = row.label == 1
-            filled += len(block)
-            problems += unreadable
-    cells = TrainingCells(torch.from_numpy(pixels[:filled]), torch.from_numpy(is_positive[:filled]), tuple(problems))
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for row in listener.track(rows, "decoding cells", unit="bags"):
+            bag = open_bag(manifest.file_of(row))
+            if content_sha256(bag) != row.sha256:
+                raise BagFileError(
+                    f"{bag.path} is not the bag bags.csv lists (altered or exchanged). Make the bags again."
+                )
+            for block, unreadable in _decoded(bag, row.bag_id, transform, pool):
+                pixels[filled : filled + len(block)] = block
+                labels.append(torch.full((len(block),), row.label == 1))
+                filled += len(block)
+                problems += unreadable
+    return torch.cat(labels), tuple(problems)
+
+
+def _decoded(
+    bag: Bag, bag_id: str, transform: CellTransform, pool: ThreadPoolExecutor
+) -> Iterator[tuple[np.ndarray, list[Problem]]]:
+    starts = range(0, len(bag), _BLOCK)
+    for first in range(0, len(starts), _BLOCKS_AT_ONCE):  # so that memory holds no more than these of a huge bag
+        some = starts[first : first + _BLOCKS_AT_ONCE]
+        encoded = [bag.images(start, start + _BLOCK) for start in some]
+        names = [[f"{bag_id}/{name}" for name in bag.instance_ids[start : start + _BLOCK]] for start in some]
+        for block, _, unreadable in pool.map(decode_cells, encoded, names, repeat(transform)):
+            yield block, unreadable
+
+
+def require_both_sides(cells: TrainingCells, manifest: Manifest) -> TrainingCells:
+    """Return the cells. Raises `BagFileError` where either label has fewer than two."""
     for label, name in ((False, "negative"), (True, "positive")):
         if int((cells.is_positive == label).sum()) < 2:
             raise BagFileError(f"{manifest.folder}: fewer than two readable cells in {name} training bags.")

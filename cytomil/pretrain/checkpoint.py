@@ -17,7 +17,7 @@ import torch
 from cytomil.errors import ResumeError
 from cytomil.files import replacing, sha256_of_json
 
-_NOT_SHAPING = frozenset({"out", "bags", "device"})
+_NOT_SHAPING = frozenset({"out", "bags", "device", "cache"})
 
 
 @dataclass(frozen=True)

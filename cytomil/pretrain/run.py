@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cytomil.encoders.architecture import Architecture, Encoder, resolve_stem
+from cytomil.encoders.architecture import Architecture, resolve_stem
 from cytomil.encoders.engines.eager import to_unit_range
 from cytomil.errors import DivergedError
 from cytomil.pretrain.cells import TrainingCells, epoch_batches, steps_per_epoch
 from cytomil.pretrain.checkpoint import Checkpoint, RunIdentity, checkpoint_path, save_checkpoint
 from cytomil.pretrain.diagnostics import Health, examine
 from cytomil.pretrain.methods import METHODS, Batch, Method
+from cytomil.pretrain.processes import Processes
 from cytomil.pretrain.schedule import learning_rate_at
 from cytomil.pretrain.step import Step
+from cytomil.pretrain.training_encoder import TrainingEncoder, pick_precision
 from cytomil.pretrain.views import ViewMaker
 from cytomil.progress import Listener
 from cytomil.provenance import now, versions
@@ -34,22 +36,25 @@ class Run:
         settings: PretrainSettings,
         identity: RunIdentity,
         cells: TrainingCells,
-        device: torch.device,
+        processes: Processes,
         checkpoint: Checkpoint | None,
     ) -> None:
         torch.manual_seed(settings.seed)
         torch.backends.cudnn.deterministic = True
-        self.settings, self.identity, self.cells, self.device = settings, identity, cells, device
+        self.settings, self.identity, self.cells = settings, identity, cells
+        self.processes, self.device = processes, processes.device
         stem = resolve_stem(settings.stem, settings.image_size)
-        self.encoder = Encoder(Architecture(stem=stem, projection_dim=settings.projection_dim))
+        architecture = Architecture(stem=stem, projection_dim=settings.projection_dim)
+        self.precision = pick_precision(settings, self.device)
+        self.encoder = TrainingEncoder(architecture, self.precision, processes)
         mean, std = cells.channel_statistics()
         self.encoder.mean.copy_(mean.view(1, 3, 1, 1))
         self.encoder.std.copy_(std.view(1, 3, 1, 1))
         self.method: Method = METHODS[settings.method](settings)
-        self.encoder.to(device).to(memory_format=torch.channels_last)
+        self.encoder.to(self.device).to(memory_format=torch.channels_last)
         if self.method.head:
-            self.method.head.to(device)
-        self.step = Step(self.encoder, self.method, settings)
+            self.method.head.to(self.device)
+        self.step = Step(self.encoder, self.method, settings, processes)
         self.make_view = ViewMaker(settings.crop_scale, settings.jitter)
         self.steps = steps_per_epoch(cells.is_positive, settings.batch_size)
         self.epoch = 0
@@ -57,6 +62,7 @@ class Run:
         self.health: Health | None = None
         if checkpoint:
             self._restore(checkpoint)
+        self.step.agree()
 
     def train_epoch(self, epoch: int, listener: Listener) -> dict[str, Any]:
         """One pass over the cells, then a look at the embeddings and a checkpoint. Returns the epoch's record.
@@ -73,7 +79,7 @@ class Run:
         title = f"epoch {epoch + 1}/{self.settings.epochs}"
         for number, indices in enumerate(listener.track(batches, title, total=self.steps, unit="steps")):
             step = epoch * self.steps + number
-            measured = self.step(self._batch(indices, generator), self._learning_rate(step))
+            measured = self.step(self.batch(indices, generator), self._learning_rate(step))
             for key, value in measured.items():
                 sums[key] = sums.get(key, 0.0) + value
             unseen.append(measured)
@@ -84,16 +90,18 @@ class Run:
         if not self.step.weights_are_finite():
             raise self._diverged("a weight", (epoch + 1) * self.steps - 1)
         seconds = time.perf_counter() - started
-        self.health = examine(self.encoder, self.cells.pixels, self.cells.is_positive, self.device)
         means = {key: float(total) / self.steps for key, total in sums.items()}
-        record = {"epoch": epoch + 1, **means, **vars(self.health)}
-        self.history.append(record)
+        record = {"epoch": epoch + 1, **means}
         self.epoch = epoch + 1
-        save_checkpoint(checkpoint_path(self.settings.out, self.identity), self.identity, self._checkpoint())
+        if self.processes.is_first:
+            self.health = examine(self.encoder, self.cells.pixels, self.cells.is_positive, self.device)
+            record |= vars(self.health)
+            self.history.append(record)
+            save_checkpoint(checkpoint_path(self.settings.out, self.identity), self.identity, self._checkpoint())
         return record | {"images_per_second": n_images / seconds}
 
     def facts(self) -> dict[str, Any]:
-        """What the bundle says of this run."""
+        """What the bundle says of this run; the first process alone knows."""
         last = self.history[-1]
         margin = last["chance"] - last["loss_nt_xent"] if "loss_nt_xent" in last else None
         assert self.health is not None
@@ -102,6 +110,8 @@ class Run:
             "method": self.settings.method.value,
             "collapsed": bool(reason),
             "collapse_reason": reason,
+            "precision": str(self.precision).removeprefix("torch."),
+            "processes": self.processes.count,
             "effective_rank": self.health.effective_rank,
             "nt_xent_margin": margin,
             "settings": self.settings.model_dump(mode="json"),
@@ -111,7 +121,8 @@ class Run:
             "made": now(),
         }
 
-    def _batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
+    def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
+        """Views of these cells, drawn from ``generator``; every process draws the same whole batch."""
         pixels = to_unit_range(self.cells.pixels[indices], self.device)
         views = tuple(self.make_view(pixels, generator) for _ in range(self.method.n_views))
         return Batch(views, self.cells.is_positive[indices].to(self.device))

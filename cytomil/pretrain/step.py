@@ -9,6 +9,7 @@ from cytomil.encoders.architecture import Encoder
 from cytomil.pretrain.flat import FlatWeights
 from cytomil.pretrain.losses import chance_level
 from cytomil.pretrain.methods import Batch, Method
+from cytomil.pretrain.processes import Processes
 from cytomil.settings import PretrainSettings
 
 
@@ -18,8 +19,8 @@ class Step:
     Nothing here waits for the device: what a step measures stays a tensor on it.
     """
 
-    def __init__(self, encoder: Encoder, method: Method, settings: PretrainSettings) -> None:
-        self.encoder, self.method = encoder, method
+    def __init__(self, encoder: Encoder, method: Method, settings: PretrainSettings, processes: Processes) -> None:
+        self.encoder, self.method, self.processes = encoder, method, processes
         self.shared = FlatWeights(encoder.parameters())
         self.own = FlatWeights(method.head.parameters()) if method.head else None
         self.optimizer = torch.optim.SGD(
@@ -45,6 +46,11 @@ class Step:
         """Whether no weight is NaN or infinite; waits for the device."""
         return all(bool(torch.isfinite(flat.values).all()) for flat in (self.shared, self.own) if flat)
 
+    def agree(self) -> None:
+        """Give every process the first one's weights."""
+        with torch.no_grad():
+            self.processes.agree(*(flat.values for flat in (self.shared, self.own) if flat))
+
     def _update(self, losses: list[Tensor]) -> dict[str, Tensor]:
         combine = self.method.combine
         tasks = losses if combine else [torch.stack(losses).sum()]
@@ -57,6 +63,7 @@ class Step:
             for task in tasks
         ]
         gradients = self.shared.write_gradients([task[:n_shared] for task in found])
+        self.processes.add_up(gradients)
         self.shared.values.grad = combine(gradients) if combine else gradients[0]
         if self.own:
             self.own.values.grad = self.own.write_gradients([task[n_shared:] for task in found]).sum(dim=0)

@@ -55,7 +55,7 @@ class ViewMaker:
             ],
             dim=1,
         )
-        grid = F.affine_grid(theta.to(cells.device), list(cells.shape), align_corners=False)
+        grid = F.affine_grid(theta.to(cells), list(cells.shape), align_corners=False)
         return F.grid_sample(cells, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
     def _stain(self, views: Tensor, generator: torch.Generator) -> Tensor:
@@ -75,8 +75,8 @@ class ViewMaker:
         change = torch.where(to_gray, gray @ change, change)
         contrast = torch.where(jittered, contrast, torch.ones(()))
 
-        change, contrast = change.to(views.device), contrast.to(views.device)
-        mean_gray = torch.einsum("nchw,c->n", views, torch.tensor(_LUMA, device=views.device)) / views[0, 0].numel()
+        change, contrast, luma = change.to(views), contrast.to(views), torch.tensor(_LUMA).to(views)
+        mean_gray = torch.einsum("nchw,c->n", views, luma) / views[0, 0].numel()
         offset = (1 - contrast) * mean_gray.view(n, 1, 1)
         changed = torch.einsum("nij,njhw->nihw", change * contrast, views) + (
             change @ offset.expand(n, 3, 1)
