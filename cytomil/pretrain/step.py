@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -52,8 +54,7 @@ class Step:
             self.processes.agree(*(flat.values for flat in (self.shared, self.own) if flat))
 
     def _update(self, losses: list[Tensor]) -> dict[str, Tensor]:
-        combine = self.method.combine
-        tasks = losses if combine else [torch.stack(losses).sum()]
+        tasks = losses if self.method.combine else [torch.stack(losses).sum()]
         n_shared = len(self.shared.parameters)
         wanted = [*self.shared.parameters, *(self.own.parameters if self.own else ())]
         found = [
@@ -62,13 +63,17 @@ class Step:
             )
             for task in tasks
         ]
-        gradients = self.shared.write_gradients([task[:n_shared] for task in found])
-        self.processes.add_up(gradients)
-        self.shared.values.grad = combine(gradients) if combine else gradients[0]
+        self.shared.values.grad = self.gradients_to_update([task[:n_shared] for task in found])
         if self.own:
             self.own.values.grad = self.own.write_gradients([task[n_shared:] for task in found]).sum(dim=0)
         self.optimizer.step()
-        return _conflict(gradients) if len(tasks) == 2 else {}
+        return _conflict(self.shared.gradients) if len(tasks) == 2 else {}
+
+    def gradients_to_update(self, tasks: Sequence[Sequence[Tensor]]) -> Tensor:
+        """One gradient a shared parameter for each task → the update, shape (P,): what surgery costs is spent here."""
+        gradients = self.shared.write_gradients(tasks)
+        self.processes.add_up(gradients)
+        return self.method.combine(gradients) if self.method.combine else gradients[0]
 
 
 def _conflict(gradients: Tensor) -> dict[str, Tensor]:

@@ -23,14 +23,15 @@ def pcgrad(gradients: Tensor) -> Tensor:
         ValueError: for another number of dimensions, or no task.
     """
     _check(gradients)
-    projected = gradients.clone()
-    norms_squared = gradients.square().sum(dim=1)
-    for i in range(len(gradients)):
-        for j, other in enumerate(gradients):
-            inner = projected[i] @ other
-            if i != j and inner < 0:
-                projected[i] -= inner / norms_squared[j] * other
-    return projected.sum(dim=0)
+    # What is removed stays in the gradients' span, so their inner products say all that must be known of them: the long
+    # gradients are read twice in all, and no step waits for the device.
+    products = gradients @ gradients.T
+    shares = torch.eye(len(gradients), dtype=gradients.dtype, device=gradients.device)
+    for j in range(len(gradients)):
+        inner = (shares @ products[j]).clamp(max=0) / products[j, j].clamp(min=torch.finfo(gradients.dtype).tiny)
+        inner[j] = 0
+        shares[:, j] -= inner
+    return shares.sum(dim=0) @ gradients
 
 
 def adaptive_gradient_surgery(gradients: Tensor, rescale: str = "paper") -> Tensor:
@@ -57,9 +58,8 @@ def adaptive_gradient_surgery(gradients: Tensor, rescale: str = "paper") -> Tens
     if rescale == "never":
         return projected
     norm, wanted = torch.linalg.vector_norm(projected), torch.linalg.vector_norm(gradients.sum(dim=0))
-    if norm == 0 or (rescale == "paper" and norm >= wanted):
-        return projected
-    return projected * (wanted / norm)
+    unchanged = (norm == 0) | (norm >= wanted) if rescale == "paper" else norm == 0
+    return projected * torch.where(unchanged, 1.0, wanted / norm)
 
 
 def _check(gradients: Tensor) -> None:
