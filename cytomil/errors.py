@@ -44,8 +44,20 @@ class TriageModelError(CytomilError):
     """A triage model is incomplete or damaged."""
 
 
+class EvaluationError(CytomilError):
+    """Reports are damaged, or cannot stand in one table."""
+
+
 class ResumeError(CytomilError):
     """A checkpoint was made with other settings or data than the ones now asked for."""
+
+
+class TrainingProcessError(CytomilError):
+    """Another of the processes that train together ended or cannot be reached."""
+
+
+class EndedElsewhereError(Exception):
+    """Another of the processes that train together failed first and has said why; this one ends without a word."""
 
 
 class DivergedError(CytomilError):

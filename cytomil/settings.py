@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -25,21 +25,18 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from cytomil.errors import SettingsError
-from cytomil.registry import METHODS, known_method
 
 PARAMS_FILE = Path("params.yaml")
 _PREFIX = "CYTOMIL_"
 
 
-class Surgery(StrEnum):
-    """How the gradients of two tasks become one update."""
+class Method(StrEnum):
+    """The pretraining methods."""
 
-    SUM = "sum"
-    PCGRAD = "pcgrad"
-    ADAPTIVE = "adaptive"
-    CAGRAD = "cagrad"
-    MGDA = "mgda"
-    IMTL_G = "imtl-g"
+    SLAM_AGS = "slam-ags"
+    WEAKSUPCON = "weaksupcon"
+    SIMCLR = "simclr"
+    WEAKLY_SUPERVISED = "weakly-supervised"
 
 
 class Rescale(StrEnum):
@@ -136,12 +133,7 @@ class MakeBagsSettings(Section):
 class PretrainSettings(Section):
     """The encoder's training."""
 
-    method: Annotated[str, AfterValidator(known_method)] = Field(
-        "slam-ags", description=f"{', '.join(METHODS)}, or a method that another package brings"
-    )
-    with_instance_labels: bool = Field(
-        False, description="let fully-supervised, the ceiling, read instance labels; no other method may"
-    )
+    method: Method = Field(Method.SLAM_AGS, description="pretraining method")
     bags: Path = Field(Path("data/bags"), description="folder with bags.csv")
     out: Path = Field(Path("models/encoder"), description="folder for the encoder bundle")
     epochs: int = Field(10, ge=1, description="passes over the training cells")
@@ -162,12 +154,15 @@ class PretrainSettings(Section):
     similarity_scale: float | Literal["tau"] = Field(
         0.004, description="factor on the similarity loss; 1: as printed; 'tau': undoes its 1/τ; both collapse"
     )
-    surgery: Surgery | None = Field(
-        None, description="how slam-ags makes one update of its two tasks' gradients; none: adaptive"
-    )
-    rescale: Rescale = Field(Rescale.PAPER, description="when adaptive surgery restores the plain sum's norm")
+    rescale: Rescale = Field(Rescale.PAPER, description="when gradient surgery restores the plain sum's norm")
     seed: int = Field(0, ge=0, description="seed of weights, batches and views")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto", description="number format inside the network; auto: bf16 on a GPU that has it, float32 elsewhere"
+    )
+    cache: Literal["ram", "disk"] = Field(
+        "ram", description="where decoded cells are kept; disk: a file beside the bundle that the next run uses again"
+    )
 
 
 class EmbedSettings(Section):
@@ -226,6 +221,11 @@ class EvaluateSettings(Section):
     out: Path = Field(Path("reports"), description="folder for metrics, predictions and curves")
     split: Split = Field(Split.TEST, description="which bags to evaluate")
     k: int = Field(0, ge=0, description="cells reviewed for Recall@k; 0: 40 % of each bag")
+    name: str | None = Field(None, description="row of this run in tables; without one, the pretraining method's name")
+    table: Names = Field((), description="folders of reports: make tables and figures of them, and evaluate nothing")
+    against: str | None = Field("simclr", description="row that --table compares every other one with, run by run")
+    resamples: int = Field(2000, ge=100, description="bootstrap resamples behind each interval of --table")
+    seed: int = Field(0, ge=0, description="seed of the bootstrap")
 
 
 class RankSettings(Section):
@@ -370,8 +370,7 @@ def _one_line(error: ValidationError, layers: dict[str, dict[str, Any]]) -> str:
         section = Settings.model_fields.get(path[0])
         known = section.annotation.model_fields if section and len(path) > 1 else Settings.model_fields  # type: ignore[union-attr]
         return f"{place} is not a setting of cytomil.{_suggestion(path[-1], known)}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{place}: {message[0].lower()}{message[1:]} (it is {first['input']!r})."
+    return f"{place}: {first['msg'][0].lower()}{first['msg'][1:]} (it is {first['input']!r})."
 
 
 def _holds(layer: Any, path: list[str]) -> bool:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from cytomil.errors import CytomilError
+from cytomil.errors import CytomilError, EndedElsewhereError
 from cytomil.progress import Problem
 
 T = TypeVar("T")
@@ -34,6 +34,8 @@ def plain_errors() -> Iterator[None]:
         yield
     except CytomilError as error:
         _fail(str(error), 1)
+    except EndedElsewhereError:
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         _fail("interrupted.", _INTERRUPTED)
     except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:

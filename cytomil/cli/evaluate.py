@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
 from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
-from cytomil.settings import Split, load
+from cytomil.progress import Problem
+from cytomil.settings import EvaluateSettings, Split, load
 
 _BAG_ROWS = (
     ("auroc", "AUROC", "0.5 is chance"),
@@ -35,14 +36,25 @@ def evaluate(
     out: Annotated[Path | None, option("evaluate", "out")] = None,
     split: Annotated[Split | None, option("evaluate", "split")] = None,
     k: Annotated[int | None, option("evaluate", "k")] = None,
+    name: Annotated[str | None, option("evaluate", "name")] = None,
+    table: Annotated[list[str] | None, option("evaluate", "table")] = None,
+    against: Annotated[str | None, option("evaluate", "against")] = None,
+    resamples: Annotated[int | None, option("evaluate", "resamples")] = None,
+    seed: Annotated[int | None, option("evaluate", "seed")] = None,
     params: ParamsFile = None,
     profile: Profile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the triage model on the test bags: calls of slides, and how early abnormal cells come."""
-    options = given("evaluate", locals())
+    """Measure the triage model on the test bags: calls of slides, and how early abnormal cells come.
+
+    With --table FOLDER, measure nothing: put the reports found below the folders into tables like the paper's.
+    """
+    options = given("evaluate", locals() | {"table": table or None})
     with plain_errors():
         settings = load(options, params, profile).evaluate
+        if settings.table:
+            _show_tables(settings, as_json)
+            return
         from cytomil.evaluate.run import evaluate as run
 
         done = run(settings, RichListener())
@@ -57,6 +69,27 @@ def evaluate(
                 "COLLAPSED", "The encoder under this model collapsed: these figures say nothing of the method."
             )
     finish({"bag": bag, "instance": instance, "collapsed": done.collapsed}, done.problems, as_json)
+
+
+def _show_tables(settings: EvaluateSettings, as_json: bool) -> None:
+    from cytomil.evaluate.write_tables import write_tables
+
+    runs, table, blocks, folder = write_tables(settings)
+    for block in blocks:
+        if block.is_main:
+            rows = [["\n".join(place) for place in row] for row in block.rows]
+            print_table(block.title, block.columns, rows)
+            for note in block.notes:
+                console.print(note, style="dim")
+            console.print()
+    if settings.against and table.against is None:
+        console.print(f"no run is called '{settings.against}', so nothing is compared; name one with --against.")
+    console.print(f"table.md, table.tex, table.csv with every figure, and curves as PNG and SVG, in {folder}")
+    problems = [
+        Problem(f"{cell.name}, {cell.witness_rate:.2%}, seed {cell.seed}", reason)
+        for cell, reason in sorted(runs.failed.items())
+    ]
+    finish({"folder": folder, "runs": len(runs.done), "failed": len(runs.failed)}, problems, as_json)
 
 
 def _rows(figures: dict[str, Any], wanted: tuple[tuple[str, str, str], ...]) -> list[tuple[str, str, str]]:

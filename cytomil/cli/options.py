@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,21 +19,10 @@ Profile = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document to standard output")]
 
 
-def option(section: str, key: str, check: Callable[[Any], Any] | None = None) -> Any:
-    """The option ``--key`` for a setting; not given, the environment, params.yaml or the setting's default decide.
-
-    A `ValueError` of ``check`` is wrong usage, as a name outside of an enumeration is.
-    """
+def option(section: str, key: str) -> Any:
+    """The option ``--key`` for a setting; not given, the environment, params.yaml or the setting's default decide."""
     description, default = _describe(section, key)
-
-    def checked(value: Any) -> Any:
-        try:
-            return value if value is None or check is None else check(value)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-
-    flag = f"--{key.replace('_', '-')}"
-    return typer.Option(flag, help=description, show_default=default, callback=checked if check else None)
+    return typer.Option(f"--{key.replace('_', '-')}", help=description, show_default=default)
 
 
 def argument(section: str, key: str) -> Any:

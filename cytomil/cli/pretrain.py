@@ -9,15 +9,12 @@ import typer
 
 from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
 from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
-from cytomil.registry import known_method
-from cytomil.settings import Rescale, Surgery, load
-
-_LOSSES = {"nt_xent": "NT-Xent", "info_nce": "InfoNCE", "supcon": "SupCon"}
+from cytomil.progress import Silent
+from cytomil.settings import Method, Rescale, load
 
 
 def pretrain(
-    method: Annotated[str | None, option("pretrain", "method", check=known_method)] = None,
-    with_instance_labels: Annotated[bool | None, option("pretrain", "with_instance_labels")] = None,
+    method: Annotated[Method | None, option("pretrain", "method")] = None,
     bags: Annotated[Path | None, option("pretrain", "bags")] = None,
     out: Annotated[Path | None, option("pretrain", "out")] = None,
     epochs: Annotated[int | None, option("pretrain", "epochs")] = None,
@@ -34,10 +31,11 @@ def pretrain(
     projection_dim: Annotated[int | None, option("pretrain", "projection_dim")] = None,
     temperature: Annotated[float | None, option("pretrain", "temperature")] = None,
     similarity_scale: Annotated[str | None, option("pretrain", "similarity_scale")] = None,
-    surgery: Annotated[Surgery | None, option("pretrain", "surgery")] = None,
     rescale: Annotated[Rescale | None, option("pretrain", "rescale")] = None,
     seed: Annotated[int | None, option("pretrain", "seed")] = None,
     device: Annotated[str | None, option("pretrain", "device")] = None,
+    precision: Annotated[str | None, option("pretrain", "precision")] = None,
+    cache: Annotated[str | None, option("pretrain", "cache")] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -54,22 +52,25 @@ def pretrain(
         settings = load(options, params, profile).pretrain
         from cytomil.pretrain.curves import Curves
         from cytomil.pretrain.loop import pretrain as run
+        from cytomil.pretrain.processes import training_processes
 
-        with Curves(settings.out.parent / "dvclive", resume) as curves:
+        with (
+            training_processes(settings.device) as processes,
+            Curves(settings.out.parent / "dvclive", resume) as curves,
+        ):
+            if not processes.is_first:
+                run(settings, Silent(), None, resume, processes)
+                return
 
             def on_epoch(record: dict[str, Any]) -> None:
                 curves.log(record)
                 console.print(_line(record, settings.epochs), soft_wrap=True)
 
-            done = run(settings, RichListener(), on_epoch, resume)
+            done = run(settings, RichListener(), on_epoch, resume, processes)
         card = done.bundle.card
         if done.already_done:
             console.print(f"{settings.out} is finished already: same settings, same bags.")
         print_table(f"encoder in {settings.out}", ("figure", "value", "what it says"), _summary(card))
-        if card["uses_instance_labels"]:
-            print_warning(
-                "CEILING", "This encoder was shown instance labels: compare with it, never rank slides with it."
-            )
         if card["collapsed"]:
             print_warning(
                 "COLLAPSED",
@@ -81,8 +82,8 @@ def pretrain(
 
 def _line(record: dict[str, Any], epochs: int) -> str:
     parts = [f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}"]
-    losses = {key.removeprefix("loss_"): value for key, value in record.items() if key.startswith("loss_")}
-    parts += [f"{_LOSSES.get(name, name)} {value:.3f}" for name, value in losses.items()]
+    names = {"loss_similarity": "similarity", "loss_nt_xent": "NT-Xent", "loss_classification": "classification"}
+    parts += [f"{name} {record[key]:.3f}" for key, name in names.items() if key in record]
     if "chance" in record:
         parts[-1] += f" (chance {record['chance']:.3f})"
     parts.append(f"cos− {record['negatives_mean_cosine']:.2f}")
@@ -101,7 +102,7 @@ def _summary(card: dict[str, Any]) -> list[tuple[str, str, str]]:
             "YES" if card["collapsed"] else "no",
             card["collapse_reason"] or "the embeddings tell cells apart",
         ),
-        ("contrastive margin", "–" if margin is None else f"{margin:.2f} nats", "under chance; 0 is no better"),
+        ("NT-Xent margin", "–" if margin is None else f"{margin:.2f} nats", "under chance, ln(2N-1); 0 is no better"),
         ("effective rank", f"{card['effective_rank']:.0f}", "directions that h makes use of"),
         ("spread", f"{last['spread']:.2f}", "of z: 1 all over the sphere, 0 a point"),
         ("negatives' cosine", f"{last['negatives_mean_cosine']:.2f}", "of z: 1 where they are one point"),

@@ -142,7 +142,7 @@ def plot_training(history: Sequence[Mapping[str, Any]]) -> Figure:
     panels = [panel for panel in _PANELS if _has_values(panel, history)]
     n_columns = min(2, max(1, len(panels)))
     n_rows = max(1, math.ceil(len(panels) / n_columns))
-    figure = _new_figure(0.6 + 1.75 * n_rows)
+    figure = new_figure(0.6 + 1.75 * n_rows)
     if not panels:
         figure.text(0.5, 0.5, "no training history", ha="center", va="center", fontsize=13, color=GREY)
         return figure
@@ -164,28 +164,39 @@ def save_png(figure: Figure, path: Path) -> None:
         figure.savefig(partial, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
 
 
-def _new_figure(height_inches: float) -> Figure:
+def save_svg(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG, under the same promises as `save_png`."""
+    from matplotlib import rc_context
+
+    # Ids in an SVG are random and the date is now, unless told otherwise.
+    with replacing(path) as partial, rc_context({"svg.hashsalt": "cytomil"}):
+        figure.savefig(partial, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def new_figure(height_inches: float, width_inches: float = WIDTH_INCHES) -> Figure:
+    """An empty white figure of that size."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-    figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout=layout, facecolor="white")
+    figure = Figure(figsize=(width_inches, height_inches), layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
 def _unit_square(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    figure = _new_figure(5.2)
+    figure = new_figure(5.2)
     axes = figure.add_subplot()
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.set_xlabel(x_label, fontsize=12)
     axes.set_ylabel(y_label, fontsize=12)
-    _style(axes, tick_size=11)
+    style(axes, tick_size=11)
     return figure, axes
 
 
-def _style(axes: Axes, tick_size: float) -> None:
+def style(axes: Axes, tick_size: float) -> None:
+    """Grid, ticks and no box, as on every figure here."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=tick_size)
     axes.grid(color="#E5E5E5", linewidth=0.6)
@@ -290,4 +301,4 @@ def _draw_panel(axes: Axes, panel: _Panel, history: Sequence[Mapping[str, Any]])
     _set_epoch_limits(axes, history)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
-    _style(axes, tick_size=8.5)
+    style(axes, tick_size=8.5)

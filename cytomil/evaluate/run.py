@@ -17,24 +17,25 @@ from cytomil.errors import CytomilError, FeatureFileError
 from cytomil.evaluate.curves import pr_curve_points, recall_by_k_points, roc_curve_points
 from cytomil.evaluate.metrics import BagMetrics, InstanceMetrics, bag_metrics, instance_metrics
 from cytomil.evaluate.plots import plot_pr, plot_recall_by_k, plot_roc, plot_training, save_png
+from cytomil.evaluate.record import RECORD_NAME, Prediction, make_record
 from cytomil.features.cache import Features
 from cytomil.features.index import read_index
 from cytomil.files import write_json, write_text
 from cytomil.mil.triage_model import TriageModel, load_triage_model
 from cytomil.progress import Listener, Problem
-from cytomil.provenance import now, versions
 from cytomil.settings import EvaluateSettings
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """One evaluated bag; ``instance_labels`` is None where the bags folder does not give them."""
+class Measured:
+    """What the model makes of a split, and how right it is; ``record`` is what evaluate.json holds."""
 
-    bag_id: str
-    label: int
-    probability: float
-    scores: np.ndarray
-    instance_labels: np.ndarray | None
+    model: TriageModel
+    predictions: tuple[Prediction, ...]
+    bag: BagMetrics
+    instance: InstanceMetrics
+    record: dict[str, Any]
+    problems: tuple[Problem, ...]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ def evaluate(settings: EvaluateSettings, listener: Listener) -> Evaluated:
 
     Raises `NotFoundError`, `FeatureFileError` or `TriageModelError`, each with what to do.
     """
+    measured = measure(settings, listener)
+    _write(settings.out, measured)
+    collapsed = bool(measured.model.card["collapsed"])
+    return Evaluated(settings.out, measured.bag, measured.instance, collapsed, measured.problems)
+
+
+def measure(settings: EvaluateSettings, listener: Listener) -> Measured:
+    """As `evaluate`, and write nothing."""
     opened = read_index(settings.features).open(settings.split)
     model = load_triage_model(settings.model)
     if opened[0][1].key.encoder_sha256 != model.encoder.sha256 or opened[0][1].key.layer != model.layer:
@@ -65,16 +74,14 @@ def evaluate(settings: EvaluateSettings, listener: Listener) -> Evaluated:
     for row, features in listener.track(opened, "evaluating", unit="bags"):
         assessment = model.ensemble.assess_blocks(features.blocks())
         labels = _instance_labels(manifest, row.bag_id, features, problems)
-        predictions.append(Prediction(row.bag_id, row.label, assessment.probability, assessment.scores, labels))
-    bag = bag_metrics([p.probability for p in predictions], [p.label for p in predictions], _threshold(model))
-    scored = [(p.scores, p.instance_labels) for p in predictions if p.label == 1 and p.instance_labels is not None]
-    instance = instance_metrics(scored, settings.k or None)
-    _write(settings, model, predictions, bag, instance, scored)
-    return Evaluated(settings.out, bag, instance, bool(model.card["collapsed"]), tuple(problems))
-
-
-def _threshold(model: TriageModel) -> float:
-    return float(model.card["thresholds"]["decision"])
+        predictions.append(
+            Prediction(row.bag_id, row.patient_id, row.label, assessment.probability, assessment.scores, labels)
+        )
+    threshold = float(model.card["thresholds"]["decision"])
+    bag = bag_metrics([p.probability for p in predictions], [p.label for p in predictions], threshold)
+    instance = instance_metrics([p.scored for p in predictions if p.scored is not None], settings.k or None)
+    record = make_record(settings, model, manifest, predictions, bag, instance)
+    return Measured(model, tuple(predictions), bag, instance, record, tuple(problems))
 
 
 def _instance_labels(manifest: Manifest, bag_id: str, features: Features, problems: list[Problem]) -> np.ndarray | None:
@@ -92,20 +99,13 @@ def _instance_labels(manifest: Manifest, bag_id: str, features: Features, proble
     return np.array([label_of[name] for name in features.instance_ids])
 
 
-def _write(
-    settings: EvaluateSettings,
-    model: TriageModel,
-    predictions: Sequence[Prediction],
-    bag: BagMetrics,
-    instance: InstanceMetrics,
-    scored: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> None:
-    out = settings.out
+def _write(out: Path, measured: Measured) -> None:
+    predictions, bag, instance = measured.predictions, measured.bag, measured.instance
     labels, probabilities = [p.label for p in predictions], [p.probability for p in predictions]
     roc, pr, recall = (
         roc_curve_points(probabilities, labels),
         pr_curve_points(probabilities, labels),
-        recall_by_k_points(scored),
+        recall_by_k_points([p.scored for p in predictions if p.scored is not None]),
     )
     for name, rows, columns in (
         ("roc", roc, ("fpr", "tpr")),
@@ -116,30 +116,20 @@ def _write(
     save_png(plot_roc(roc, bag.auroc), out / "plots" / "roc.png")
     save_png(plot_pr(pr, bag.auprc, float(np.mean(labels))), out / "plots" / "pr.png")
     save_png(plot_recall_by_k(recall, instance.n_bags), out / "plots" / "recall_by_k.png")
-    save_png(plot_training(model.encoder.card["history"]), out / "plots" / "training.png")
-    threshold = _threshold(model)
+    save_png(plot_training(measured.model.encoder.card["history"]), out / "plots" / "training.png")
     predicted = [
         {
             "bag_id": p.bag_id,
             "label": p.label,
             "probability": f"{p.probability:.6f}",
-            "called_positive": int(p.probability >= threshold),
+            "called_positive": int(p.probability >= bag.threshold),
             "n_instances": len(p.scores),
         }
         for p in predictions
     ]
     write_text(out / "predictions.csv", _csv(predicted, tuple(predicted[0])))
-    metrics = {"bag": bag.to_dict(), "instance": instance.to_dict(), "collapsed": bool(model.card["collapsed"])}
-    write_json(out / "metrics.json", metrics)
-    record = {
-        "made": now(),
-        "settings": settings.model_dump(mode="json"),
-        "method": model.encoder.card["method"],
-        "encoder_sha256": model.encoder.sha256,
-        "data": model.encoder.card["data"],
-        "versions": versions(),
-    }
-    write_json(out / "evaluate.json", record)
+    write_json(out / "metrics.json", measured.record["metrics"])
+    write_json(out / RECORD_NAME, measured.record)
 
 
 def _csv(rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...]) -> str:

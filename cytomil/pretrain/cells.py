@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cytomil.bags.bag_file import content_sha256, open_bag
+from cytomil.bags.bag_file import Bag, content_sha256, open_bag
 from cytomil.bags.manifest import BagRow, Manifest
 from cytomil.encoders.transform import CellTransform, decode_cells
 from cytomil.errors import BagFileError
 from cytomil.progress import Listener, Problem
 
-_BLOCK = 256
+_BLOCK = 64
+_BLOCKS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
 class TrainingCells:
-    """The cells of the training bags, without instance labels.
-
-    ``pixels`` uint8 (N, S, S, 3); ``is_positive`` bool (N,): the label of each cell's slide; ``bag`` and ``patient``
-    int64 (N,): a number for each cell's bag and patient, a bag of unknown patient being a patient of its own.
-    """
+    """``pixels`` uint8 (N, S, S, 3); ``is_positive`` bool (N,): the label of each cell's slide."""
 
     pixels: Tensor
     is_positive: Tensor
-    bag: Tensor
-    patient: Tensor
     problems: tuple[Problem, ...]
 
     def __len__(self) -> int:
@@ -50,42 +49,82 @@ def load_training_cells(
     manifest: Manifest, rows: tuple[BagRow, ...], transform: CellTransform, listener: Listener
 ) -> TrainingCells:
     """Decode the bags' cells. Raises `BagFileError` if a label has no bag, or a bag is not the one the manifest lists."""
+    n = sum(row.n_instances for row in rows)
+    pixels = np.empty((n, transform.image_size, transform.image_size, 3), np.uint8)
+    is_positive, problems = fill_cells(pixels, manifest, rows, transform, listener)
+    return require_both_sides(
+        TrainingCells(torch.from_numpy(pixels[: len(is_positive)]), is_positive, problems), manifest
+    )
+
+
+def fill_cells(
+    pixels: Any, manifest: Manifest, rows: tuple[BagRow, ...], transform: CellTransform, listener: Listener
+) -> tuple[Tensor, tuple[Problem, ...]]:
+    """Decode the bags' cells, on every core, into an array that takes slices (NumPy's or HDF5's), uint8 (N, S, S, 3).
+
+    Returns the labels of their slides, bool, shape (number of readable cells,), and the unreadable cells.
+    """
     for label, name in ((0, "negative"), (1, "positive")):
         if not any(row.label == label for row in rows):
             raise BagFileError(f"{manifest.folder}: no {name} training bag; pretraining needs both labels.")
-    n = sum(row.n_instances for row in rows)
-    pixels = np.empty((n, transform.image_size, transform.image_size, 3), np.uint8)
-    is_positive = np.empty(n, bool)
-    bags = np.empty(n, np.int64)
+    labels: list[Tensor] = []
     problems: list[Problem] = []
     filled = 0
-    for number, row in enumerate(listener.track(rows, "decoding cells", unit="bags")):
-        bag = open_bag(manifest.file_of(row))
-        if content_sha256(bag) != row.sha256:
-            raise BagFileError(f"{bag.path} is not the bag bags.csv lists (altered or exchanged). Make the bags again.")
-        for start in range(0, len(bag), _BLOCK):
-            names = [f"{row.bag_id}/{name}" for name in bag.instance_ids[start : start + _BLOCK]]
-            block, _, unreadable = decode_cells(bag.images(start, start + _BLOCK), names, transform)
-            pixels[filled : filled + len(block)] = block
-            is_positive[filled : filled + len(block)] = row.label == 1
-            bags[filled : filled + len(block)] = number
-            filled += len(block)
-            problems += unreadable
-    bag_numbers = torch.from_numpy(bags[:filled])
-    cells = TrainingCells(
-        torch.from_numpy(pixels[:filled]),
-        torch.from_numpy(is_positive[:filled]),
-        bag_numbers,
-        _patient_numbers(rows)[bag_numbers],
-        tuple(problems),
-    )
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for row in listener.track(rows, "decoding cells", unit="bags"):
+            bag = open_bag(manifest.file_of(row))
+            if content_sha256(bag) != row.sha256:
+                raise BagFileError(
+                    f"{bag.path} is not the bag bags.csv lists (altered or exchanged). Make the bags again."
+                )
+            for block, unreadable in _decoded(bag, row.bag_id, transform, pool):
+                pixels[filled : filled + len(block)] = block
+                labels.append(torch.full((len(block),), row.label == 1))
+                filled += len(block)
+                problems += unreadable
+    return torch.cat(labels), tuple(problems)
+
+
+def _decoded(
+    bag: Bag, bag_id: str, transform: CellTransform, pool: ThreadPoolExecutor
+) -> Iterator[tuple[np.ndarray, list[Problem]]]:
+    starts = range(0, len(bag), _BLOCK)
+    for first in range(0, len(starts), _BLOCKS_AT_ONCE):  # so that memory holds no more than these of a huge bag
+        some = starts[first : first + _BLOCKS_AT_ONCE]
+        encoded = [bag.images(start, start + _BLOCK) for start in some]
+        names = [[f"{bag_id}/{name}" for name in bag.instance_ids[start : start + _BLOCK]] for start in some]
+        for block, _, unreadable in pool.map(decode_cells, encoded, names, repeat(transform)):
+            yield block, unreadable
+
+
+def require_both_sides(cells: TrainingCells, manifest: Manifest) -> TrainingCells:
+    """Return the cells. Raises `BagFileError` where either label has fewer than two."""
     for label, name in ((False, "negative"), (True, "positive")):
         if int((cells.is_positive == label).sum()) < 2:
             raise BagFileError(f"{manifest.folder}: fewer than two readable cells in {name} training bags.")
     return cells
 
 
-def _patient_numbers(rows: tuple[BagRow, ...]) -> Tensor:
-    names = [row.patient_id or f"bag:{row.bag_id}" for row in rows]
-    order = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return torch.tensor([order[name] for name in names])
+def epoch_batches(is_positive: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices of one epoch's steps, half of each from either side, shuffled.
+
+    Every cell of the larger side comes once; the smaller side is dealt again, reshuffled, until it fills its halves,
+    so with sides of equal size every cell comes exactly once. Steps differ in size by two cells at most.
+    """
+    sides = [torch.nonzero(is_positive == side).flatten() for side in (False, True)]
+    longest = max(map(len, sides))
+    n_steps = max(1, round(longest / (batch_size // 2)))
+    dealt = [_deal(side, longest, generator).tensor_split(n_steps) for side in sides]
+    for negatives, positives in zip(*dealt, strict=True):
+        yield torch.cat([negatives, positives])
+
+
+def steps_per_epoch(is_positive: Tensor, batch_size: int) -> int:
+    """How many steps `epoch_batches` will yield."""
+    n_positive = int(is_positive.sum())
+    return max(1, round(max(n_positive, len(is_positive) - n_positive) / (batch_size // 2)))
+
+
+def _deal(side: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    rounds = -(-n // len(side))
+    return torch.cat([side[torch.randperm(len(side), generator=generator)] for _ in range(rounds)])[:n]

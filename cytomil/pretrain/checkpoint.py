@@ -17,7 +17,7 @@ import torch
 from cytomil.errors import ResumeError
 from cytomil.files import replacing, sha256_of_json
 
-_NOT_SHAPING = frozenset({"out", "bags", "device"})
+_NOT_SHAPING = frozenset({"out", "bags", "device", "cache"})
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Checkpoint:
 
     epoch: int
     model: dict[str, Any]
-    method: dict[str, Any]
+    head: dict[str, Any] | None
     optimizer: dict[str, Any]
     history: list[dict[str, Any]]
 

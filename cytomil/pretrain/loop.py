@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from cytomil.bags.bag_file import open_bag
@@ -14,12 +12,11 @@ from cytomil.bags.synthetic import SOURCE as SYNTHETIC
 from cytomil.encoders.bundle import CARD_NAME, EncoderBundle, load_bundle, pick_device, read_card, save_bundle
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import SettingsError, require_replaceable
-from cytomil.files import sha256_of_json
+from cytomil.pretrain.cell_cache import cell_cache_path, open_cell_cache, write_cell_cache
 from cytomil.pretrain.cells import TrainingCells, bytes_needed, load_training_cells
 from cytomil.pretrain.checkpoint import RunIdentity, checkpoint_path, load_checkpoint
-from cytomil.pretrain.instance_label_door import read_training_instance_labels
-from cytomil.pretrain.memory import require_memory
-from cytomil.pretrain.methods import Method, load_method, require_consent
+from cytomil.pretrain.memory import require_disk, require_memory
+from cytomil.pretrain.processes import OneProcess, Processes
 from cytomil.pretrain.run import Run
 from cytomil.progress import Listener, Problem
 from cytomil.provenance import code_fingerprint
@@ -38,7 +35,11 @@ class Pretrained:
 
 
 def pretrain(
-    settings: PretrainSettings, listener: Listener, on_epoch: EpochListener | None = None, resume: bool = False
+    settings: PretrainSettings,
+    listener: Listener,
+    on_epoch: EpochListener | None = None,
+    resume: bool = False,
+    processes: Processes | None = None,
 ) -> Pretrained:
     """Train an encoder on the training bags and write its bundle.
 
@@ -46,49 +47,64 @@ def pretrain(
     weights an unbroken run would have had. With ``resume``, an interrupted run that was another one is an error, and a
     finished one is left as it is.
     ``on_epoch`` receives one record an epoch: losses, the chance level, the state of the embeddings, gradients, speed.
+    Several ``processes`` (see `cytomil.pretrain.processes.training_processes`) each call this with the same arguments
+    and see the same files; the first one writes.
 
     Raises:
-        SettingsError: there is no such method, or it does not do what the settings ask of it.
         NotFoundError, BagFileError: the bags are missing or damaged.
         ResumeError: with ``resume``, the interrupted run was another one; or its checkpoint is damaged.
         DivergedError: a loss became NaN or infinite.
     """
-    method = load_method(settings.method)
-    require_consent(method, settings)
     require_replaceable(settings.out, CARD_NAME)
     manifest = read_manifest(settings.bags)
     rows = manifest.select("train")
-    identity = RunIdentity(settings.model_dump(mode="json"), fingerprint(rows), _code_of(method))
+    identity = RunIdentity(
+        settings.model_dump(mode="json"), fingerprint(rows), code_fingerprint("bags", "encoders", "pretrain")
+    )
     if resume and (done := _finished(settings, identity)):
         return Pretrained(done, (), already_done=True)
     checkpoint = load_checkpoint(settings.out, identity, insist=resume)
-    device = pick_device(settings.device)
+    processes = processes or OneProcess(pick_device(settings.device))
     transform = CellTransform(settings.image_size, settings.center_crop)
-    require_memory(bytes_needed(rows, settings.image_size), rows, settings, listener)
-    cells = load_training_cells(manifest, rows, transform, listener)
-    _require_batch(cells, settings)
-    make_method: Callable[..., Method] = partial(method, settings, cells=cells)
-    if method.uses_instance_labels:
-        make_method = partial(make_method, instance_labels=read_training_instance_labels(manifest, rows, cells))
-    run = Run(settings, identity, cells, device, checkpoint, make_method)
+    cells = _cells(settings, manifest, rows, transform, listener, processes)
+    _require_batch(cells, settings, processes)
+    run = Run(settings, identity, cells, processes, checkpoint)
     if checkpoint:
         listener.note(f"resuming after epoch {checkpoint.epoch} of {settings.epochs}")
     for epoch in range(run.epoch, settings.epochs):
         record = run.train_epoch(epoch, listener)
         if on_epoch:
             on_epoch(record)
+    if not processes.is_first:
+        processes.wait()
+        return Pretrained(load_bundle(settings.out), ())
     facts = run.facts() | _data_facts(manifest, rows, identity, len(cells))
     bundle = save_bundle(settings.out, run.encoder, transform, facts)
     checkpoint_path(settings.out, identity).unlink(missing_ok=True)
+    processes.wait()
     return Pretrained(bundle, cells.problems)
 
 
-def _code_of(method: type[Method]) -> str:
-    """What shapes the weights: cytomil's own code, and another package's where it brings the method."""
-    own = code_fingerprint("bags", "encoders", "pretrain")
-    if method.__module__.startswith("cytomil."):
-        return own
-    return sha256_of_json([own, inspect.getsource(inspect.getmodule(method) or method)])
+def _cells(
+    settings: PretrainSettings,
+    manifest: Manifest,
+    rows: tuple[BagRow, ...],
+    transform: CellTransform,
+    listener: Listener,
+    processes: Processes,
+) -> TrainingCells:
+    size = settings.image_size
+    needed = bytes_needed(rows, size)
+    what = f"{sum(row.n_instances for row in rows):,} cells at {size}×{size} px"
+    if settings.cache == "ram":
+        require_memory(needed, what, processes.on_this_machine, listener)
+        return load_training_cells(manifest, rows, transform, listener)
+    path = cell_cache_path(settings.out, fingerprint(rows), transform)
+    if processes.is_first and not path.is_file():
+        require_disk(needed, what, path, listener)
+        write_cell_cache(path, manifest, rows, transform, listener)
+    processes.wait()
+    return open_cell_cache(path, manifest)
 
 
 def _finished(settings: PretrainSettings, identity: RunIdentity) -> EncoderBundle | None:
@@ -113,7 +129,11 @@ def _data_facts(manifest: Manifest, rows: tuple[BagRow, ...], identity: RunIdent
     return {"data": data, "synthetic": sources == [SYNTHETIC]}
 
 
-def _require_batch(cells: TrainingCells, settings: PretrainSettings) -> None:
+def _require_batch(cells: TrainingCells, settings: PretrainSettings, processes: Processes) -> None:
+    if settings.batch_size < 2 * processes.count:
+        raise SettingsError(
+            f"batch_size {settings.batch_size} is too small to be shared by {processes.count} processes. Raise --batch-size."
+        )
     n_positive = int(cells.is_positive.sum())
     larger = max(n_positive, len(cells) - n_positive)
     if settings.batch_size // 2 > larger:

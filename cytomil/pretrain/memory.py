@@ -1,23 +1,38 @@
-"""The memory a run will take, told before it is taken."""
+"""The memory or disk space that the decoded cells will take, told before it is taken."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import psutil
 
-from cytomil.bags.manifest import BagRow
 from cytomil.errors import SettingsError
 from cytomil.progress import Listener
-from cytomil.settings import PretrainSettings
 
 
-def require_memory(needed: int, rows: tuple[BagRow, ...], settings: PretrainSettings, listener: Listener) -> None:
-    """Say how much the decoded cells take; raise `SettingsError` if the machine has not that much to give."""
-    n_cells = sum(row.n_instances for row in rows)
-    size = settings.image_size
-    listener.note(f"{n_cells:,} cells at {size}×{size} px: {needed / 1e6:,.0f} MB of memory")
+def require_memory(needed: int, what: str, processes: int, listener: Listener) -> None:
+    """Say how much memory the cells (``what``) take; raise `SettingsError` if the machine has not that much to give.
+
+    Each of the machine's ``processes`` holds all ``needed`` bytes.
+    """
+    each = f" in each of {processes} processes" if processes > 1 else ""
+    listener.note(f"{what}: {needed / 1e6:,.0f} MB of memory{each}")
     available = psutil.virtual_memory().available
-    if needed > 0.8 * available:
+    if needed * processes > 0.8 * available:
         raise SettingsError(
-            f"{n_cells:,} cells at {size}×{size} px need {needed / 1e9:.1f} GB of memory; {available / 1e9:.1f} GB are free. "
-            "Lower --image-size or make fewer bags."
+            f"{what} need {needed * processes / 1e9:.1f} GB of memory; {available / 1e9:.1f} GB are free. "
+            "Use --cache disk, lower --image-size or make fewer bags."
+        )
+
+
+def require_disk(needed: int, what: str, path: Path, listener: Listener) -> None:
+    """Say how much space the cells (``what``) take in the file ``path``; raise `SettingsError` if there is less."""
+    listener.note(f"{what}: {needed / 1e6:,.0f} MB on disk, in {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    if needed > 0.95 * free:
+        raise SettingsError(
+            f"{what} need {needed / 1e9:.1f} GB of disk; {free / 1e9:.1f} GB are free at {path.parent}. "
+            "Lower --image-size, make fewer bags, or name another disk with --out."
         )

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cytomil.encoders.architecture import Architecture, Encoder, resolve_stem
+from cytomil.encoders.architecture import Architecture, resolve_stem
 from cytomil.encoders.engines.eager import to_unit_range
 from cytomil.errors import DivergedError
-from cytomil.pretrain.cells import TrainingCells
+from cytomil.pretrain.cells import TrainingCells, epoch_batches, steps_per_epoch
 from cytomil.pretrain.checkpoint import Checkpoint, RunIdentity, checkpoint_path, save_checkpoint
 from cytomil.pretrain.diagnostics import Health, examine
-from cytomil.pretrain.methods import Batch, Method
+from cytomil.pretrain.methods import METHODS, Batch, Method
+from cytomil.pretrain.processes import Processes
 from cytomil.pretrain.schedule import learning_rate_at
 from cytomil.pretrain.step import Step
+from cytomil.pretrain.training_encoder import TrainingEncoder, pick_precision
 from cytomil.pretrain.views import ViewMaker
 from cytomil.progress import Listener
 from cytomil.provenance import now, versions
@@ -28,39 +29,40 @@ _STEPS_BETWEEN_LOOKS = 50
 
 
 class Run:
-    """What changes from epoch to epoch.
-
-    ``make_method`` makes the method for a fresh encoder; ``checkpoint`` takes up an interrupted run of the same identity.
-    """
+    """What changes from epoch to epoch. ``checkpoint`` takes up an interrupted run of the same identity."""
 
     def __init__(
         self,
         settings: PretrainSettings,
         identity: RunIdentity,
         cells: TrainingCells,
-        device: torch.device,
+        processes: Processes,
         checkpoint: Checkpoint | None,
-        make_method: Callable[[Encoder], Method],
     ) -> None:
         torch.manual_seed(settings.seed)
         torch.backends.cudnn.deterministic = True
-        self.settings, self.identity, self.cells, self.device = settings, identity, cells, device
+        self.settings, self.identity, self.cells = settings, identity, cells
+        self.processes, self.device = processes, processes.device
         stem = resolve_stem(settings.stem, settings.image_size)
-        self.encoder = Encoder(Architecture(stem=stem, projection_dim=settings.projection_dim))
+        architecture = Architecture(stem=stem, projection_dim=settings.projection_dim)
+        self.precision = pick_precision(settings, self.device)
+        self.encoder = TrainingEncoder(architecture, self.precision, processes)
         mean, std = cells.channel_statistics()
         self.encoder.mean.copy_(mean.view(1, 3, 1, 1))
         self.encoder.std.copy_(std.view(1, 3, 1, 1))
-        self.method = make_method(self.encoder)
-        for module in (self.encoder, self.method):
-            module.to(device).to(memory_format=torch.channels_last)
-        self.step = Step(self.encoder, self.method, settings)
-        self.make_view = ViewMaker(settings.crop_scale, settings.jitter, self.method.turns)
-        self.steps = len(self.method.batches(torch.Generator()))
+        self.method: Method = METHODS[settings.method](settings)
+        self.encoder.to(self.device).to(memory_format=torch.channels_last)
+        if self.method.head:
+            self.method.head.to(self.device)
+        self.step = Step(self.encoder, self.method, settings, processes)
+        self.make_view = ViewMaker(settings.crop_scale, settings.jitter)
+        self.steps = steps_per_epoch(cells.is_positive, settings.batch_size)
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         self.health: Health | None = None
         if checkpoint:
             self._restore(checkpoint)
+        self.step.agree()
 
     def train_epoch(self, epoch: int, listener: Listener) -> dict[str, Any]:
         """One pass over the cells, then a look at the embeddings and a checkpoint. Returns the epoch's record.
@@ -69,17 +71,15 @@ class Run:
         """
         # Seeded by epoch, so that a resumed run draws what an unbroken one would have drawn.
         generator = torch.Generator().manual_seed(self.settings.seed * 100_003 + epoch)
-        self.method.before_epoch(epoch, self.encoder)
         self.encoder.train()
         sums: dict[str, Tensor | float] = {}
         unseen: list[dict[str, Tensor | float]] = []
         n_images, started = 0, time.perf_counter()
-        batches = self.method.batches(generator)
+        batches = epoch_batches(self.cells.is_positive, self.settings.batch_size, generator)
         title = f"epoch {epoch + 1}/{self.settings.epochs}"
         for number, indices in enumerate(listener.track(batches, title, total=self.steps, unit="steps")):
             step = epoch * self.steps + number
-            measured = self.step(self._batch(indices, generator), self._learning_rate(step))
-            self.method.after_step(self.encoder, (step + 1) / (self.settings.epochs * self.steps))
+            measured = self.step(self.batch(indices, generator), self._learning_rate(step))
             for key, value in measured.items():
                 sums[key] = sums.get(key, 0.0) + value
             unseen.append(measured)
@@ -90,25 +90,28 @@ class Run:
         if not self.step.weights_are_finite():
             raise self._diverged("a weight", (epoch + 1) * self.steps - 1)
         seconds = time.perf_counter() - started
-        self.health = self._examine()
         means = {key: float(total) / self.steps for key, total in sums.items()}
-        record = {"epoch": epoch + 1, **means, **vars(self.health)}
-        self.history.append(record)
+        record = {"epoch": epoch + 1, **means}
         self.epoch = epoch + 1
-        save_checkpoint(checkpoint_path(self.settings.out, self.identity), self.identity, self._checkpoint())
+        if self.processes.is_first:
+            self.health = examine(self.encoder, self.cells.pixels, self.cells.is_positive, self.device)
+            record |= vars(self.health)
+            self.history.append(record)
+            save_checkpoint(checkpoint_path(self.settings.out, self.identity), self.identity, self._checkpoint())
         return record | {"images_per_second": n_images / seconds}
 
     def facts(self) -> dict[str, Any]:
-        """What the bundle says of this run."""
+        """What the bundle says of this run; the first process alone knows."""
         last = self.history[-1]
-        margin = last["chance"] - last[f"loss_{self.method.contrast}"] if "chance" in last else None
+        margin = last["chance"] - last["loss_nt_xent"] if "loss_nt_xent" in last else None
         assert self.health is not None
-        reason = self.health.collapse_reason(margin, last.get("chance"), self.method.classes)
+        reason = self.health.collapse_reason(margin, last.get("chance"))
         return {
-            "method": self.settings.method,
-            "uses_instance_labels": self.method.uses_instance_labels,
+            "method": self.settings.method.value,
             "collapsed": bool(reason),
             "collapse_reason": reason,
+            "precision": str(self.precision).removeprefix("torch."),
+            "processes": self.processes.count,
             "effective_rank": self.health.effective_rank,
             "nt_xent_margin": margin,
             "settings": self.settings.model_dump(mode="json"),
@@ -118,10 +121,11 @@ class Run:
             "made": now(),
         }
 
-    def _batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
+    def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
+        """Views of these cells, drawn from ``generator``; every process draws the same whole batch."""
         pixels = to_unit_range(self.cells.pixels[indices], self.device)
         views = tuple(self.make_view(pixels, generator) for _ in range(self.method.n_views))
-        return Batch(views, self.cells.is_positive[indices].to(self.device), indices)
+        return Batch(views, self.cells.is_positive[indices].to(self.device))
 
     def _learning_rate(self, step: int) -> float:
         settings = self.settings
@@ -146,21 +150,14 @@ class Run:
             f"{last_good}. Lower --learning-rate."
         )
 
-    def _examine(self) -> Health:
-        return examine(self.encoder, self.cells.pixels, self.cells.is_positive, self.method.origin())
-
     def _checkpoint(self) -> Checkpoint:
-        return Checkpoint(
-            self.epoch,
-            self.encoder.state_dict(),
-            self.method.state_dict(),
-            self.step.optimizer.state_dict(),
-            self.history,
-        )
+        head = self.method.head.state_dict() if self.method.head else None
+        return Checkpoint(self.epoch, self.encoder.state_dict(), head, self.step.optimizer.state_dict(), self.history)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.epoch, self.history = checkpoint.epoch, checkpoint.history
         self.encoder.load_state_dict(checkpoint.model)
-        self.method.load_state_dict(checkpoint.method)
+        if self.method.head and checkpoint.head:
+            self.method.head.load_state_dict(checkpoint.head)
         self.step.optimizer.load_state_dict(checkpoint.optimizer)
-        self.health = self._examine()
+        self.health = examine(self.encoder, self.cells.pixels, self.cells.is_positive, self.device)

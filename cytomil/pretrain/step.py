@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from cytomil.encoders.architecture import Encoder
 from cytomil.pretrain.flat import FlatWeights
+from cytomil.pretrain.losses import chance_level
 from cytomil.pretrain.methods import Batch, Method
+from cytomil.pretrain.processes import Processes
 from cytomil.settings import PretrainSettings
 
 
 class Step:
-    """Updates an encoder, and what the method trains along with it, batch by batch.
+    """Updates an encoder, and the method's head where there is one, batch by batch.
 
     Nothing here waits for the device: what a step measures stays a tensor on it.
     """
 
-    def __init__(self, encoder: Encoder, method: Method, settings: PretrainSettings) -> None:
-        self.encoder, self.method = encoder, method
-        # A method may have frozen some of the encoder's weights, or keep weights of its own that are not trained.
-        self.shared = FlatWeights(weight for weight in encoder.parameters() if weight.requires_grad)
-        own = [weight for weight in method.parameters() if weight.requires_grad]
-        self.own = FlatWeights(own) if own else None
+    def __init__(self, encoder: Encoder, method: Method, settings: PretrainSettings, processes: Processes) -> None:
+        self.encoder, self.method, self.processes = encoder, method, processes
+        self.shared = FlatWeights(encoder.parameters())
+        self.own = FlatWeights(method.head.parameters()) if method.head else None
         self.optimizer = torch.optim.SGD(
             [self.shared.values, *([self.own.values] if self.own else [])],
             lr=settings.learning_rate,
@@ -36,8 +38,9 @@ class Step:
             group["lr"] = learning_rate
         losses = self.method.losses(self.encoder, batch)
         measured: dict[str, Tensor | float] = {f"loss_{name}": loss.detach() for name, loss in losses.items()}
-        if self.method.contrast in losses:
-            measured["chance"] = self.method.chance(batch)
+        if "nt_xent" in losses:
+            n_contrasted = len(batch.is_positive) // (2 if "similarity" in losses else 1)
+            measured["chance"] = chance_level(n_contrasted)
         measured |= self._update(list(losses.values()))
         return measured | {"learning_rate": learning_rate}
 
@@ -45,9 +48,13 @@ class Step:
         """Whether no weight is NaN or infinite; waits for the device."""
         return all(bool(torch.isfinite(flat.values).all()) for flat in (self.shared, self.own) if flat)
 
+    def agree(self) -> None:
+        """Give every process the first one's weights."""
+        with torch.no_grad():
+            self.processes.agree(*(flat.values for flat in (self.shared, self.own) if flat))
+
     def _update(self, losses: list[Tensor]) -> dict[str, Tensor]:
-        combine = self.method.combine
-        tasks = losses if combine else [torch.stack(losses).sum()]
+        tasks = losses if self.method.combine else [torch.stack(losses).sum()]
         n_shared = len(self.shared.parameters)
         wanted = [*self.shared.parameters, *(self.own.parameters if self.own else ())]
         found = [
@@ -56,12 +63,17 @@ class Step:
             )
             for task in tasks
         ]
-        gradients = self.shared.write_gradients([task[:n_shared] for task in found])
-        self.shared.values.grad = combine(gradients) if combine else gradients[0]
+        self.shared.values.grad = self.gradients_to_update([task[:n_shared] for task in found])
         if self.own:
             self.own.values.grad = self.own.write_gradients([task[n_shared:] for task in found]).sum(dim=0)
         self.optimizer.step()
-        return _conflict(gradients) if len(tasks) == 2 else {}
+        return _conflict(self.shared.gradients) if len(tasks) == 2 else {}
+
+    def gradients_to_update(self, tasks: Sequence[Sequence[Tensor]]) -> Tensor:
+        """One gradient a shared parameter for each task → the update, shape (P,): what surgery costs is spent here."""
+        gradients = self.shared.write_gradients(tasks)
+        self.processes.add_up(gradients)
+        return self.method.combine(gradients) if self.method.combine else gradients[0]
 
 
 def _conflict(gradients: Tensor) -> dict[str, Tensor]:

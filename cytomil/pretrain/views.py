@@ -22,12 +22,11 @@ class ViewMaker:
     """Draws SimCLR's views (arXiv 2002.05709, appendix A) of cells, which have no up and no left.
 
     ``crop_scale`` is the least share of the area a crop keeps; ``jitter`` scales brightness, contrast and saturation
-    (±0.8 of it) and hue (±0.2 of it). Without ``turns`` cells are mirrored, but not turned by quarters.
+    (±0.8 of it) and hue (±0.2 of it).
     """
 
     crop_scale: float
     jitter: float
-    turns: bool = True
     grayscale_share: float = 0.2
     blur_share: float = 0.5
 
@@ -46,7 +45,7 @@ class ViewMaker:
         # Centre of the crop in the unit square's coordinates (−1 … 1), so that the crop stays inside.
         x = (1 - width) * _uniform(n, -1, 1, generator)
         y = (1 - height) * _uniform(n, -1, 1, generator)
-        quarter = torch.randint(0, 4, (n,), generator=generator) * (math.pi / 2 * self.turns)
+        quarter = torch.randint(0, 4, (n,), generator=generator) * (math.pi / 2)
         mirror = torch.randint(0, 2, (n,), generator=generator) * 2.0 - 1
         cos, sin = quarter.cos(), quarter.sin()
         theta = torch.stack(
@@ -56,7 +55,7 @@ class ViewMaker:
             ],
             dim=1,
         )
-        grid = F.affine_grid(theta.to(cells.device), list(cells.shape), align_corners=False)
+        grid = F.affine_grid(theta.to(cells), list(cells.shape), align_corners=False)
         return F.grid_sample(cells, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
     def _stain(self, views: Tensor, generator: torch.Generator) -> Tensor:
@@ -76,8 +75,8 @@ class ViewMaker:
         change = torch.where(to_gray, gray @ change, change)
         contrast = torch.where(jittered, contrast, torch.ones(()))
 
-        change, contrast = change.to(views.device), contrast.to(views.device)
-        mean_gray = torch.einsum("nchw,c->n", views, torch.tensor(_LUMA, device=views.device)) / views[0, 0].numel()
+        change, contrast, luma = change.to(views), contrast.to(views), torch.tensor(_LUMA).to(views)
+        mean_gray = torch.einsum("nchw,c->n", views, luma) / views[0, 0].numel()
         offset = (1 - contrast) * mean_gray.view(n, 1, 1)
         changed = torch.einsum("nij,njhw->nihw", change * contrast, views) + (
             change @ offset.expand(n, 3, 1)

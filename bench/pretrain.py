@@ -1,0 +1,114 @@
+"""Views a second of pretraining against a plain loop in the released code's manner, and surgery's share of a step.
+
+Candidates take whole steps in turn on the same real JPEGs, with the same model, losses and batch: ``reference`` (see
+`bench.reference_pretrain`) and cytomil's own step in float32 and bf16, views included. Decoding once is left out of
+cytomil's steps, as it is done once a run. Surgery is the copying of the tasks' gradients into one matrix and their
+combination.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.data import BLOOD_SMEAR, require_cells
+from bench.tables import Measured, Table
+from bench.timing import interleaved
+
+# Cells a step: what the memory of a small machine holds, two views each.
+BATCH_SIZES = {32: 128, 64: 64, 224: 16}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", nargs="?", type=Path, default=BLOOD_SMEAR, help="class folders of cells")
+    parser.add_argument("--sizes", nargs="+", type=int, default=sorted(BATCH_SIZES), help="image sides, pixels")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of one step each")
+
+
+def measure(options: argparse.Namespace) -> Measured:
+    require_cells(options.data)
+    results: dict[str, Any] = {}
+    rows = []
+    for size in options.sizes:
+        found = results[str(size)] = measure_size(options.data, size, options.repeats)
+        rows += [{"px": str(size), "loop": name, **row} for name, row in found["shown"].items()]
+    said = (
+        "Medians of interleaved steps (lowest to highest), ratios within rounds. One view is one image through the "
+        "network, forward and backward."
+    )
+    return Measured(results, (said, Table.of(*rows)))
+
+
+def measure_size(data: Path, size: int, repeats: int) -> dict[str, Any]:
+    batch_size = BATCH_SIZES.get(size, 16)
+    encoded = [path.read_bytes() for path in sorted(data.rglob("*.jpg"))[:: max(1, 17_000 // batch_size)][:batch_size]]
+    surgery: dict[str, list[float]] = {}
+    candidates: dict[str, Callable[[], object]] = {"reference": reference_step(encoded, size)}
+    for precision in ("float32", "bf16"):
+        candidates[precision] = own_step(encoded, size, precision, surgery.setdefault(precision, []))
+    timings = interleaved(candidates, repeats)
+    views = 2 * len(encoded)
+    shown, figures = {}, {}
+    for name, timing in timings.items():
+        ratio = timing.times_faster_than(timings["reference"])
+        spent = surgery.get(name, [])[-repeats:]
+        share = median(s / t for s, t in zip(spent, timing.seconds, strict=True)) if spent else None
+        shown[name] = {
+            "views/s": timing.per_second(views).shown(1),
+            "× reference": ratio.shown(),
+            "surgery, % of step": "–" if share is None else f"{100 * share:.1f}",
+        }
+        figures[name] = {
+            "views_per_second": timing.per_second(views).median,
+            "times_reference": ratio.median,
+            "surgery_share": share,
+            "seconds": timing.seconds,
+        }
+    return {"batch_size": batch_size, "figures": figures, "shown": shown}
+
+
+def reference_step(encoded: list[bytes], size: int) -> Callable[[], object]:
+    from bench.reference_pretrain import ReferenceLoop
+    from cytomil.encoders.architecture import Architecture, Encoder, resolve_stem
+    from cytomil.settings import PretrainSettings
+
+    settings = PretrainSettings()
+    encoder = Encoder(Architecture(stem=resolve_stem("auto", size)))
+    loop = ReferenceLoop(encoder, size, settings.crop_scale, settings.jitter, float(settings.similarity_scale))
+    half = len(encoded) // 2
+    return lambda: loop.step(encoded[:half], encoded[half:])
+
+
+def own_step(encoded: list[bytes], size: int, precision: str, surgery: list[float]) -> Callable[[], object]:
+    """A step of cytomil's own loop; the seconds that its surgery takes are added to ``surgery``."""
+    import torch
+
+    from cytomil.encoders.transform import CellTransform, decode_cells
+    from cytomil.pretrain.cells import TrainingCells
+    from cytomil.pretrain.checkpoint import RunIdentity
+    from cytomil.pretrain.processes import OneProcess
+    from cytomil.pretrain.run import Run
+    from cytomil.settings import PretrainSettings
+
+    pixels, _, _ = decode_cells(encoded, [str(i) for i in range(len(encoded))], CellTransform(size, 1.0))
+    is_positive = torch.arange(len(encoded)) >= len(encoded) // 2
+    settings = PretrainSettings.model_validate({"image_size": size, "batch_size": len(encoded), "precision": precision})
+    cells = TrainingCells(torch.from_numpy(pixels), is_positive, ())
+    run = Run(settings, RunIdentity({}, "", ""), cells, OneProcess(torch.device("cpu")), None)
+    run.encoder.train()
+    generator = torch.Generator().manual_seed(0)
+    gradients_to_update = run.step.gradients_to_update
+
+    def timed(*arguments: Any) -> Any:
+        started = time.perf_counter()
+        update = gradients_to_update(*arguments)
+        surgery.append(time.perf_counter() - started)
+        return update
+
+    run.step.gradients_to_update = timed  # type: ignore[assignment, method-assign]
+    indices = torch.arange(len(encoded))
+    return lambda: run.step(run.batch(indices, generator), 0.001)

@@ -1,0 +1,153 @@
+"""Evaluations read back from disk: single reports, or the runs of a grid with those that failed or are still to come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cytomil.errors import EvaluationError, NotFoundError
+from cytomil.evaluate.record import RECORD_NAME, SCHEMA
+
+GRID_NAME = "grid.yaml"
+RUN_SCHEMA = "cytomil.run/1"
+_NEEDED = ("name", "judge", "seed", "bags_fingerprint", "metrics", "bags", "encoder")
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """A place in the grid: method, witness rate (None where unknown), seed."""
+
+    name: str
+    witness_rate: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation. ``judge`` is the aggregator's name, or ``best other``; ``record`` is what evaluate.json holds."""
+
+    cell: Cell
+    judge: str
+    fingerprint: str
+    record: dict[str, Any]
+    file: Path
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the encoder under this run collapsed."""
+        return bool(self.record["encoder"].get("collapsed"))
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All that the folders hold. ``failed`` says why; ``planned`` are the cells that a grid.yaml names."""
+
+    done: tuple[Run, ...]
+    failed: dict[Cell, str]
+    planned: frozenset[Cell]
+
+
+def read_runs(folders: Sequence[Path]) -> Runs:
+    """Read every report (evaluate.json) and every grid record (schema cytomil.run/1) at or below ``folders``.
+
+    Raises:
+        NotFoundError: a folder is not there, or there is no record in any of them.
+        EvaluationError: a record is damaged, two stand for the same run, or runs of one witness rate and seed were made on
+            different bags, so that a difference between them would be one of bags.
+    """
+    done: list[Run] = []
+    failed: dict[Cell, str] = {}
+    planned: set[Cell] = set()
+    for folder in folders:
+        if not folder.is_dir():
+            raise NotFoundError(f"{folder} is not a folder. Name folders that hold reports of `cytomil evaluate`.")
+        for file in sorted(folder.rglob("*.json")):
+            document = _read(file)
+            if document is None:
+                continue
+            if document["schema"] == SCHEMA:
+                done.append(_run(document, file))
+                continue
+            done += [_run(evaluation, file) for evaluation in document.get("evaluations", ())]
+            if document.get("failed"):
+                failed[_cell(document["cell"], file)] = str(document["failed"])
+        for file in sorted(folder.rglob(GRID_NAME)):
+            planned |= _planned(file)
+    if not done and not failed:
+        where = ", ".join(map(str, folders))
+        raise NotFoundError(f"{where}: no {RECORD_NAME} of this version there. Make one with `cytomil evaluate`.")
+    _refuse_twins(done)
+    _refuse_other_bags(done)
+    return Runs(tuple(sorted(done, key=lambda run: (run.cell, run.judge))), failed, frozenset(planned))
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """The document, or None where the file is another kind of JSON."""
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise EvaluationError(f"{file} is damaged ({error}). Remove it and run `cytomil evaluate` again.") from None
+    known = isinstance(document, dict) and document.get("schema") in (SCHEMA, RUN_SCHEMA)
+    if not known and file.name == RECORD_NAME:
+        raise EvaluationError(f"{file} was written by another version of cytomil. Run `cytomil evaluate` again.")
+    return document if known else None
+
+
+def _run(record: dict[str, Any], file: Path) -> Run:
+    missing = [key for key in _NEEDED if key not in record]
+    if missing:
+        raise EvaluationError(f"{file} lacks {', '.join(missing)}. Run `cytomil evaluate` again.")
+    return Run(_cell(record, file), str(record["judge"]), str(record["bags_fingerprint"]), record, file)
+
+
+def _cell(place: dict[str, Any], file: Path) -> Cell:
+    try:
+        rate = place["witness_rate"]
+        return Cell(str(place["name"]), -1.0 if rate is None else round(float(rate), 6), int(place["seed"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise EvaluationError(f"{file} does not say which run it is of ({error!r}).") from None
+
+
+def _planned(file: Path) -> set[Cell]:
+    try:
+        grid = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return {
+            Cell(str(name), round(float(rate), 6), int(seed))
+            for name in grid["methods"]
+            for rate in grid["witness_rates"]
+            for seed in grid["seeds"]
+        }
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise EvaluationError(f"{file} does not name methods, witness_rates and seeds ({error}).") from None
+
+
+def _refuse_twins(runs: Sequence[Run]) -> None:
+    seen: dict[tuple[Cell, str], Run] = {}
+    for run in runs:
+        other = seen.setdefault((run.cell, run.judge), run)
+        if other is not run:
+            raise EvaluationError(
+                f"{other.file} and {run.file} are both of {_said(run)}, judged by {run.judge}. Leave one out, or evaluate "
+                "one again with --name."
+            )
+
+
+def _refuse_other_bags(runs: Sequence[Run]) -> None:
+    first: dict[tuple[float, int], Run] = {}
+    for run in runs:
+        other = first.setdefault((run.cell.witness_rate, run.cell.seed), run)
+        if other.fingerprint != run.fingerprint:
+            raise EvaluationError(
+                f"{other.file} and {run.file} have the same witness rate and seed but were made on different bags, so they "
+                "cannot be compared. Leave one out, or run both on the same bags."
+            )
+
+
+def _said(run: Run) -> str:
+    rate = "" if run.cell.witness_rate < 0 else f", witness rate {run.cell.witness_rate:.1%}"
+    return f"{run.cell.name}{rate}, seed {run.cell.seed}"

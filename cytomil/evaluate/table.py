@@ -1,0 +1,131 @@
+"""The tables of a set of runs: every method at every witness rate, as measured, before anything is written down."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from cytomil.evaluate.bootstrap import Estimate, estimate, estimate_differences
+from cytomil.evaluate.paper import sort_key
+from cytomil.evaluate.record import USES_INSTANCE_LABELS
+from cytomil.evaluate.runs import Cell, Run, Runs
+
+NOT_RUN, FAILED, DONE = "not run", "failed", "done"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method at one witness rate under one judge, over seeds.
+
+    ``state`` is ``done`` as soon as one run is. ``estimates`` and ``differences`` are by figure key; the latter is empty for
+    the row compared with, and where no seed has both. ``n_wanted`` counts the seeds that the set of runs has.
+    """
+
+    name: str
+    judge: str
+    witness_rate: float
+    state: str
+    n_done: int
+    n_wanted: int
+    n_failed: int
+    n_collapsed: int
+    effective_rank: float | None
+    aggregators: dict[str, int]
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    differences: dict[str, Estimate] = field(default_factory=dict)
+    recall_by_share: dict[float, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """All entries, and the axes they lie on.
+
+    ``against`` is None where no run of that name is there. ``ceilings`` are the rows that trained on instance labels.
+    """
+
+    names: tuple[str, ...]
+    judges: tuple[str, ...]
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    against: str | None
+    ceilings: frozenset[str]
+    entries: dict[tuple[str, str, float], Entry]
+    notes: tuple[str, ...]
+
+    def at(self, judge: str, name: str, rate: float) -> Entry:
+        """The entry of one method and rate under one judge."""
+        return self.entries[judge, name, rate]
+
+
+def make_table(runs: Runs, against: str | None, resamples: int, seed: int) -> Table:
+    """Put the runs on their axes and estimate what is measured. ``against`` names the row that differences are taken to."""
+    cells = {run.cell for run in runs.done} | set(runs.failed) | runs.planned
+    names = tuple(sorted({cell.name for cell in cells}, key=sort_key))
+    rates = tuple(sorted({cell.witness_rate for cell in cells}, reverse=True))
+    seeds = tuple(sorted({cell.seed for cell in cells}))
+    judges = tuple(sorted({run.judge for run in runs.done}, key=lambda judge: (judge != "pamil", judge)))
+    reference = against if any(run.cell.name == against for run in runs.done) else None
+    entries = {
+        (judge, name, rate): _entry(runs, judge, name, rate, seeds, reference, (resamples, seed))
+        for judge in judges
+        for name in names
+        for rate in rates
+    }
+    ceilings = {run.cell.name for run in runs.done if run.record.get("uses_instance_labels")}
+    ceilings |= USES_INSTANCE_LABELS & set(names)
+    return Table(names, judges, rates, seeds, reference, frozenset(ceilings), entries, _notes(runs))
+
+
+def _entry(
+    runs: Runs,
+    judge: str,
+    name: str,
+    rate: float,
+    seeds: Sequence[int],
+    against: str | None,
+    bootstrap: tuple[int, int],
+) -> Entry:
+    here = [run for run in runs.done if (run.judge, run.cell.name, run.cell.witness_rate) == (judge, name, rate)]
+    failed = [cell for cell in runs.failed if (cell.name, cell.witness_rate) == (name, rate)]
+    ranks = [run.record["encoder"].get("effective_rank") for run in here]
+    known_ranks = [float(rank) for rank in ranks if rank is not None]
+    pairs = [] if name == against else _pairs(runs, here, against)
+    return Entry(
+        name=name,
+        judge=judge,
+        witness_rate=rate,
+        state=DONE if here else FAILED if failed else NOT_RUN,
+        n_done=len(here),
+        n_wanted=len(seeds),
+        n_failed=len(failed),
+        n_collapsed=sum(run.collapsed for run in here),
+        effective_rank=fmean(known_ranks) if known_ranks else None,
+        aggregators=dict(sorted(Counter(str(run.record["aggregator"]["name"]) for run in here).items())),
+        estimates=estimate(here, *bootstrap) if here else {},
+        differences=estimate_differences(pairs, *bootstrap) if pairs else {},
+        recall_by_share=_mean_curve(here),
+    )
+
+
+def _pairs(runs: Runs, here: Sequence[Run], against: str | None) -> list[tuple[Run, Run]]:
+    """Each run with that of the row compared with, of the same judge, witness rate and seed, hence on the same bags."""
+    others = {(run.judge, run.cell): run for run in runs.done if run.cell.name == against}
+    wanted = [(run, (run.judge, Cell(str(against), run.cell.witness_rate, run.cell.seed))) for run in here]
+    return [(run, others[key]) for run, key in wanted if key in others]
+
+
+def _mean_curve(here: Sequence[Run]) -> dict[float, float]:
+    curves = [run.record.get("recall_by_share") or {} for run in here]
+    shares = set(curves[0]).intersection(*curves[1:]) if curves else set()
+    return {float(share): fmean(curve[share] for curve in curves) for share in sorted(shares, key=float)}
+
+
+def _notes(runs: Runs) -> tuple[str, ...]:
+    """What a reader must know of where the runs came from."""
+    codes = {run.record.get("versions", {}).get("code") for run in runs.done}
+    found = []
+    if len(codes) > 1:
+        found.append(f"These runs were made by {len(codes)} states of the code; each record names its own.")
+    return tuple(found)

@@ -1,0 +1,52 @@
+"""The encoder as training runs it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cytomil.encoders.architecture import Architecture, Encoder
+from cytomil.errors import SettingsError
+from cytomil.pretrain.processes import Processes
+from cytomil.settings import PretrainSettings
+
+
+class TrainingEncoder(Encoder):
+    """In training mode each process runs its share of the rows, in ``precision``, and returns the whole in float32.
+
+    In evaluation mode it is the plain encoder. Weights have the same names as the plain encoder's.
+    """
+
+    def __init__(self, architecture: Architecture, precision: torch.dtype, processes: Processes) -> None:
+        super().__init__(architecture)
+        self._precision, self._processes = precision, processes
+        processes.share_statistics(self)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The whole batch's pixels (N, 3, S, S) in 0 to 1 → its h and z."""
+        if not self.training:
+            return super().forward(pixels)
+        own = self._processes.share(pixels)
+        reduced = self._precision is not torch.float32
+        with torch.autocast(pixels.device.type, dtype=self._precision, enabled=reduced):
+            h, z = super().forward(own)
+        if reduced:
+            h, z = h.float(), z.float()
+        return self._processes.gather(h, len(pixels)), self._processes.gather(z, len(pixels))
+
+
+def pick_precision(settings: PretrainSettings, device: torch.device) -> torch.dtype:
+    """What the network computes in. ``auto`` is bfloat16 on a GPU that has it, float32 elsewhere.
+
+    On a CPU bfloat16 must be asked for: how it is rounded differs between processors.
+
+    Raises:
+        SettingsError: bfloat16 was asked for on a GPU that has none.
+    """
+    if settings.precision == "float32" or (settings.precision == "auto" and device.type != "cuda"):
+        return torch.float32
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        if settings.precision == "bf16":
+            raise SettingsError("this GPU does not compute in bfloat16. Use --precision float32.")
+        return torch.float32
+    return torch.bfloat16

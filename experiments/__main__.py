@@ -1,0 +1,65 @@
+"""`python -m experiments bags|run FOLDER …`: what a stage of a grid's dvc.yaml does."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from cytomil.errors import CytomilError
+from cytomil.evaluate.runs import Cell
+from cytomil.progress import Silent
+from experiments.grid import Grid, read_grid
+from experiments.run import is_done, run_cell
+
+
+def main() -> int:
+    """Exit status 0: done, or done before; 1: failed, and why is in the cell's record and on standard error."""
+    # Threads that wait by spinning make a busy machine many times slower; it must be said before PyTorch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    parser = argparse.ArgumentParser(prog="python -m experiments", description="One stage of a grid, see README.md.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    bags = verbs.add_parser("bags", help="make the bags that all methods of a witness rate and seed share")
+    run = verbs.add_parser("run", help="run one cell, unless its record says that it is done")
+    for verb in (bags, run):
+        verb.add_argument("folder", type=Path, help="folder of the grid, such as experiments/cpu")
+        verb.add_argument("--witness-rate", type=float, required=True)
+        verb.add_argument("--seed", type=int, required=True)
+    run.add_argument("--method", required=True, help="a name among the grid's methods")
+    given = parser.parse_args()
+    try:
+        grid = read_grid(given.folder)
+        if given.verb == "bags":
+            return _bags(grid, Cell("", round(given.witness_rate, 6), given.seed))
+        return _run(grid, Cell(given.method, round(given.witness_rate, 6), given.seed))
+    except CytomilError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _bags(grid: Grid, cell: Cell) -> int:
+    from cytomil.bags.make import make_bags
+    from cytomil.settings import Method
+
+    any_method = Cell(next(iter(Method)).value, cell.witness_rate, cell.seed)
+    made = make_bags(grid.settings_of(any_method).make_bags, Silent())
+    print(f"{len(made.rows)} bags in {made.folder}", file=sys.stderr)
+    return 0
+
+
+def _run(grid: Grid, cell: Cell) -> int:
+    name = grid.name_of(cell)
+    if is_done(grid, cell):
+        print(f"{name}: done before", file=sys.stderr)
+        return 0
+    record = run_cell(grid, cell, Silent())
+    if record["failed"]:
+        print(f"{name}: failed: {record['failed']}", file=sys.stderr)
+        return 1
+    print(f"{name}: {record['seconds']} seconds", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

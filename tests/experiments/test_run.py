@@ -1,0 +1,81 @@
+import json
+
+import pytest
+
+from cytomil.bags.make import make_bags
+from cytomil.evaluate.runs import Cell, read_runs
+from cytomil.progress import Silent
+from experiments.run import choose_best_other, is_done, run_cell
+
+CELL = Cell("simclr", 0.25, 0)
+
+
+@pytest.fixture
+def grid(tiny_grid):
+    grid = tiny_grid()
+    make_bags(grid.settings_of(CELL).make_bags, Silent())
+    return grid
+
+
+def test_a_cell_is_run_once_and_its_record_is_all_that_stays(grid):
+    assert not is_done(grid, CELL)
+    record = run_cell(grid, CELL, Silent())
+    assert record["failed"] is None
+    assert is_done(grid, CELL)
+    assert not grid.work_of(CELL).exists()
+    assert grid.record_of(CELL).stat().st_size < 30_000
+    runs = read_runs([grid.folder])
+    (run,) = runs.done
+    assert (run.cell, run.judge, len(run.record["bags"])) == (CELL, "pamil", 4)
+    assert runs.planned == {CELL, Cell("weakly-supervised", 0.25, 0)}
+
+
+def test_a_record_of_other_settings_other_bags_or_half_a_record_is_run_again(grid, tiny_grid):
+    file = grid.record_of(CELL)
+    run_cell(grid, CELL, Silent())
+    whole = file.read_text()
+    for spoil in ({"identity": "other"}, {"bags_fingerprint": "other"}, {"failed": "why"}, {"schema": "older/1"}):
+        file.write_text(json.dumps(json.loads(whole) | spoil))
+        assert not is_done(grid, CELL)
+    file.write_text(whole[: len(whole) // 2])
+    assert not is_done(grid, CELL)
+    file.write_text(whole)
+    assert is_done(grid, CELL)
+    assert not is_done(tiny_grid(aggregators=["pamil", "mean"]), CELL)
+    changed = grid.settings_of(Cell("simclr", 0.25, 1)).make_bags.model_copy(update={"out": grid.bags_of(CELL)})
+    make_bags(changed, Silent())
+    assert not is_done(grid, CELL)
+
+
+def test_a_cell_that_fails_says_why_and_is_tried_again(grid, monkeypatch):
+    def fall_over(*_):
+        raise RuntimeError("no luck\ntoday")
+
+    with monkeypatch.context() as context:
+        context.setattr("cytomil.pretrain.loop.pretrain", fall_over)
+        record = run_cell(grid, CELL, Silent())
+    assert record["failed"] == "RuntimeError: no luck today"
+    assert not is_done(grid, CELL)
+    assert read_runs([grid.folder]).failed == {CELL: "RuntimeError: no luck today"}
+    assert run_cell(grid, CELL, Silent())["failed"] is None
+    assert read_runs([grid.folder]).failed == {}
+
+
+def test_an_aggregator_that_fails_leaves_the_others(tiny_grid):
+    grid = tiny_grid(aggregators=["pamil", "there is none such"])
+    make_bags(grid.settings_of(CELL).make_bags, Silent())
+    record = run_cell(grid, CELL, Silent())
+    assert record["failed"] is None
+    assert "there is none such" in record["candidates"]["there is none such"]["failed"]
+    assert [one["judge"] for one in record["evaluations"]] == ["pamil"]
+
+
+def test_the_best_other_is_chosen_by_held_out_bags_alone():
+    held_out = {
+        "pamil": {"auroc": 1.0, "log_loss": 0.0},
+        "mean": {"auroc": 0.7, "log_loss": 0.1},
+        "max": {"auroc": 0.8, "log_loss": 0.6},
+        "knn": {"auroc": 0.8, "log_loss": 0.5},
+    }
+    assert choose_best_other(held_out) == "knn"
+    assert choose_best_other({"pamil": held_out["pamil"]}) is None
