@@ -96,7 +96,8 @@ def embedded(options: argparse.Namespace, bags: Path, bundle: EncoderBundle, eng
     )
     embed(settings, Silent())
     ran = read_index(out).open("test")[0][1].key.engine
-    if ran != engine:
+    # A compiled engine's key tells more than its name: which compilation, which versions.
+    if not ran.startswith(engine):
         raise SkippedError(f"{ran} ran in the place of {engine}")
     return out
 
