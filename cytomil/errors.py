@@ -40,6 +40,10 @@ class EncoderBundleError(CytomilError):
     """An encoder bundle is incomplete, damaged, or does not fit the features it is used with."""
 
 
+class EngineError(CytomilError):
+    """An engine cannot be built, is refused for what it gives, or cannot run here."""
+
+
 class TriageModelError(CytomilError):
     """A triage model is incomplete or damaged."""
 

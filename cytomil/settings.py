@@ -69,6 +69,23 @@ class EngineName(StrEnum):
     TENSORRT_FLOAT32 = "tensorrt-float32"
 
 
+class CompiledEngine(StrEnum):
+    """What `cytomil compile` can make."""
+
+    OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
+    TORCH_COMPILE = "torch-compile"
+
+
+class Precision(StrEnum):
+    """The numbers a compiled engine computes with."""
+
+    FLOAT32 = "float32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
 class Split(StrEnum):
     """Which bags of the manifest."""
 
@@ -163,6 +180,23 @@ class PretrainSettings(Section):
     cache: Literal["ram", "disk"] = Field(
         "ram", description="where decoded cells are kept; disk: a file beside the bundle that the next run uses again"
     )
+
+
+class CompileSettings(Section):
+    """A faster form of the encoder, for this machine."""
+
+    encoder: Path = Field(Path("models/encoder"), description="encoder bundle to compile; the engine is stored in it")
+    bags: Path = Field(Path("data/bags"), description="folder with bags.csv; the engine is tried on training cells")
+    engine: CompiledEngine = Field(
+        CompiledEngine.OPENVINO,
+        description="openvino: processors; tensorrt: NVIDIA GPUs (never run yet); torch-compile: either",
+    )
+    precision: Precision = Field(
+        Precision.FLOAT32, description="openvino: float32, bf16, int8; tensorrt: fp16, float32; torch-compile: float32"
+    )
+    cells: int = Field(512, ge=40, description="training cells on which the engine is compared with eager")
+    seed: int = Field(0, ge=0, description="seed of the choice of cells")
+    device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
 
 
 class EmbedSettings(Section):
@@ -263,6 +297,7 @@ class Settings(BaseSettings):
     profile: str = Field("default", description="a name under 'profiles:' in params.yaml laid over the sections")
     make_bags: MakeBagsSettings = MakeBagsSettings()
     pretrain: PretrainSettings = PretrainSettings()
+    compile: CompileSettings = CompileSettings()
     embed: EmbedSettings = EmbedSettings()
     fit_mil: FitMilSettings = FitMilSettings()
     evaluate: EvaluateSettings = EvaluateSettings()

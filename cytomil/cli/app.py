@@ -7,6 +7,7 @@ import os
 import typer
 
 from cytomil import __version__
+from cytomil.cli import compile as compile_command
 from cytomil.cli import doctor, embed, evaluate, fit_mil, make_bags, pretrain, rank
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command("make-bags")(make_bags.make_bags)
 app.command("pretrain")(pretrain.pretrain)
+app.command("compile")(compile_command.compile_)
 app.command("embed")(embed.embed)
 app.command("fit-mil")(fit_mil.fit_mil)
 app.command("evaluate")(evaluate.evaluate)

@@ -33,7 +33,7 @@ def embed(
         done = run(settings, RichListener())
         console.print(
             f"{done.n_instances:,} cells of {done.n_new + done.n_kept} bags in {done.folder} "
-            f"(layer {settings.layer.value}; {done.n_new} embedded now, {done.n_kept} done before)",
+            f"(layer {settings.layer.value}, engine {done.engine}; {done.n_new} embedded now, {done.n_kept} done before)",
             soft_wrap=True,
         )
     document = {
@@ -41,5 +41,6 @@ def embed(
         "embedded_now": done.n_new,
         "done_before": done.n_kept,
         "cells": done.n_instances,
+        "engine": done.engine,
     }
     finish(document, done.problems, as_json)

@@ -12,10 +12,11 @@ import torch
 
 from cytomil import __version__
 from cytomil.bags.manifest import read_manifest
-from cytomil.encoders.bundle import read_card
+from cytomil.encoders.bundle import ENGINES_FOLDER, load_bundle, read_card, stored_engines
+from cytomil.encoders.engines.record import read_record, require_valid
 from cytomil.errors import CytomilError
 from cytomil.features.index import read_index
-from cytomil.mil.triage_model import load_triage_model
+from cytomil.mil.triage_model import ENCODER_FOLDER, load_triage_model
 from cytomil.settings import Settings
 
 Finding = tuple[str, str, str]
@@ -24,7 +25,7 @@ _LIBRARIES = ("torch", "torchvision", "dvc", "dvclive", "h5py", "scikit-learn", 
 
 def examine(settings: Settings) -> list[Finding]:
     """One line a finding: what, its state, a remark."""
-    return [*_machine(), *_libraries(), *_engines(), *_stages(settings)]
+    return [*_machine(), *_libraries(), *_engines(settings), *_stages(settings)]
 
 
 def _machine() -> list[Finding]:
@@ -43,14 +44,40 @@ def _libraries() -> list[Finding]:
     return [(name, _version(name), "") for name in _LIBRARIES]
 
 
-def _engines() -> list[Finding]:
-    openvino = "installed" if util.find_spec("openvino") else "not installed"
-    tensorrt = "installed" if util.find_spec("torch_tensorrt") else "not installed"
-    return [
+def _engines(settings: Settings) -> list[Finding]:
+    """What engines could be compiled here, and those that lie in the encoder bundle and in the triage model's copy."""
+    nncf = "int8 too" if util.find_spec("nncf") else "int8 needs nncf: pip install 'cytomil[openvino]'"
+    libraries = [
         ("engine eager", "available", "PyTorch, any device"),
-        ("engine openvino", "not available", f"not built into this version yet ({openvino})"),
-        ("engine tensorrt", "not available", f"not built into this version yet ({tensorrt}); needs an NVIDIA GPU"),
+        ("engine openvino", _version("openvino"), nncf),
+        (
+            "engine tensorrt",
+            _version("torch-tensorrt"),
+            "needs an NVIDIA GPU; written, and awaits its first run on one",
+        ),
     ]
+    folders = (settings.compile.encoder, settings.rank.model / ENCODER_FOLDER)
+    return libraries + [found for folder in folders for found in _compiled(folder)]
+
+
+def _compiled(bundle_path: Path) -> list[Finding]:
+    names = stored_engines(bundle_path)
+    try:
+        bundle = load_bundle(bundle_path) if names else None
+    except CytomilError:
+        return []  # the stage's own line says what is wrong with it
+    if bundle is None:
+        return []
+    found = []
+    for name in names:
+        folder = bundle_path / ENGINES_FOLDER / name
+        try:
+            record = read_record(folder)
+            require_valid(record, folder, bundle, torch.device(record.device))
+            found.append((f"compiled {name}", f"{record.gain:.1f}× eager", str(folder)))
+        except CytomilError as error:
+            found.append((f"compiled {name}", "not usable", f"{error}; {folder}"))
+    return found
 
 
 def _stages(settings: Settings) -> list[Finding]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from cytomil.files import read_json_card, replacing_folder, sha256_of_file, writ
 SCHEMA = "cytomil.encoder/1"
 WEIGHTS_NAME = "encoder.safetensors"
 CARD_NAME = "encoder.json"
+ENGINES_FOLDER = "engines"
+ENGINE_CARD_NAME = "engine.json"
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,30 @@ def save_bundle(path: Path, encoder: Encoder, transform: CellTransform, facts: d
             **facts,
         }
         write_json(folder / CARD_NAME, card)
+        keep_engines(path, folder)
     return load_bundle(path)
+
+
+def stored_engines(path: Path) -> list[str]:
+    """The names of the compiled engines that lie in a bundle, whether they can run here or not."""
+    folder = path / ENGINES_FOLDER
+    return sorted(one.parent.name for one in folder.glob(f"[!.]*/{ENGINE_CARD_NAME}"))
+
+
+def keep_engines(source: Path, folder: Path) -> None:
+    """Copy from one bundle's folder into another's the engines that were compiled from the very weights it holds.
+
+    So a bundle written anew with the same weights keeps its engines, and a triage model carries its encoder's.
+    """
+    weights_sha256 = sha256_of_file(folder / WEIGHTS_NAME)
+    for name in stored_engines(source):
+        engine, copied = source / ENGINES_FOLDER / name, folder / ENGINES_FOLDER / name
+        try:
+            made_for = json.loads((engine / ENGINE_CARD_NAME).read_text(encoding="utf-8"))["weights_sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a damaged one could not run anyway
+        if made_for == weights_sha256 and not copied.exists():
+            shutil.copytree(engine, copied)
 
 
 def read_card(path: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class Embedded:
     n_new: int
     n_kept: int
     n_instances: int
+    engine: str
     problems: tuple[Problem, ...]
 
 
@@ -87,7 +88,7 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
     if not n_done:
         raise BagFileError(f"none of the {len(rows)} bags in {settings.bags} could be embedded: {problems[0].reason}")
     write_index(FeatureIndex(settings.out, tuple(done)))
-    return Embedded(settings.out, n_done - n_kept, n_kept, n_instances, tuple(problems))
+    return Embedded(settings.out, n_done - n_kept, n_kept, n_instances, engine.key, tuple(problems))
 
 
 def _index_row(row: BagRow, path: Path) -> IndexRow:

@@ -39,7 +39,7 @@ class Embedder:
     def key(self, source_sha256: str) -> FeatureKey:
         """The key under which the features of a source with this fingerprint are kept."""
         transform, engine = self.bundle.transform.sha256, self._engine
-        return FeatureKey(source_sha256, self.bundle.sha256, engine.layer, transform, engine.name, self._dtype)
+        return FeatureKey(source_sha256, self.bundle.sha256, engine.layer, transform, engine.key, self._dtype)
 
     def embed(
         self,

@@ -46,9 +46,9 @@ class FeatureIndex:
         opened = [(row, open_features(self.folder / row.path)) for row in rows]
         first = opened[0][1]
         for row, features in opened:
-            if (features.key.encoder_sha256, features.key.layer) != (first.key.encoder_sha256, first.key.layer):
+            if _made_by(features) != _made_by(first):
                 raise FeatureFileError(
-                    f"{self.folder}: {row.path} was made by another encoder or layer than {rows[0].path}. "
+                    f"{self.folder}: {row.path} was made by another encoder, layer or engine than {rows[0].path}. "
                     "Run `cytomil embed` again."
                 )
             if len(features) == 0:
@@ -56,6 +56,10 @@ class FeatureIndex:
                     f"{self.folder / row.path} holds no cells. Leave this bag out, or embed it again."
                 )
         return opened
+
+
+def _made_by(features: Features) -> tuple[str, str, str]:
+    return features.key.encoder_sha256, features.key.layer, features.key.engine
 
 
 def write_index(index: FeatureIndex) -> None:

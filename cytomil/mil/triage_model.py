@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cytomil.encoders.bundle import EncoderBundle, load_bundle, save_bundle
+from cytomil.encoders.bundle import EncoderBundle, keep_engines, load_bundle, save_bundle
 from cytomil.errors import EncoderBundleError, NotFoundError, SettingsError, TriageModelError, require_folder
 from cytomil.files import read_json_card, replacing_folder, sha256_of_file, write_json
 from cytomil.mil.aggregators.registry import find_aggregator
@@ -56,6 +56,8 @@ def save_triage_model(
     with replacing_folder(path) as folder:
         keep = {key: value for key, value in encoder.card.items() if key not in _WRITTEN_BY_BUNDLE}
         save_bundle(folder / ENCODER_FOLDER, encoder.encoder, encoder.transform, keep)
+        for source in (encoder.path, path / ENCODER_FOLDER):
+            keep_engines(source, folder / ENCODER_FOLDER)
         tensors: dict[str, Tensor] = {}
         for i, member in enumerate(ensemble.members):
             state = member.aggregator.state_dict()

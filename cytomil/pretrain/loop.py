@@ -9,7 +9,15 @@ from typing import Any
 from cytomil.bags.bag_file import open_bag
 from cytomil.bags.manifest import BagRow, Manifest, fingerprint, read_manifest
 from cytomil.bags.synthetic import SOURCE as SYNTHETIC
-from cytomil.encoders.bundle import CARD_NAME, EncoderBundle, load_bundle, pick_device, read_card, save_bundle
+from cytomil.encoders.bundle import (
+    CARD_NAME,
+    EncoderBundle,
+    load_bundle,
+    pick_device,
+    read_card,
+    save_bundle,
+    stored_engines,
+)
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import SettingsError, require_replaceable
 from cytomil.pretrain.cell_cache import cell_cache_path, open_cell_cache, write_cell_cache
@@ -79,7 +87,12 @@ def pretrain(
         processes.wait()
         return Pretrained(load_bundle(settings.out), ())
     facts = run.facts() | _data_facts(manifest, rows, identity, len(cells))
+    engines = stored_engines(settings.out)
     bundle = save_bundle(settings.out, run.encoder, transform, facts)
+    if gone := sorted(set(engines) - set(stored_engines(settings.out))):
+        listener.note(
+            f"compiled engines of the former weights are gone: {', '.join(gone)}. Make them again with `cytomil compile`."
+        )
     checkpoint_path(settings.out, identity).unlink(missing_ok=True)
     processes.wait()
     return Pretrained(bundle, cells.problems)

@@ -52,7 +52,7 @@ def rank(slide_dir: Path, settings: RankSettings, listener: Listener) -> Worklis
         slides=in_reading_order(results),
         threshold=thresholds["decision"],
         low_threshold=thresholds["low"],
-        model_card=model_card(model),
+        model_card=model_card(model) | {"engine": ranker.engine},
         settings=settings.model_dump(mode="json", exclude_none=True),
         versions=versions(),
         score_bin_edges=tuple(model.card["score_bin_edges"]),
@@ -89,6 +89,7 @@ def model_card(model: TriageModel) -> dict[str, object]:
     card, encoder = model.card, model.encoder.card
     held_out = {key: card["held_out"][key] for key in ("auroc", "f1", "sensitivity", "specificity")}
     return {
+        "fitted_with_engine": card.get("engine"),
         "synthetic": card["synthetic"],
         "collapsed": card["collapsed"],
         "trained_on": card["trained_on"],
@@ -108,12 +109,17 @@ class _Ranker:
     def __init__(self, model: TriageModel, settings: RankSettings, reading: SlideReading, listener: Listener) -> None:
         self._model, self._settings, self._reading, self._listener = model, settings, reading, listener
         engine = open_engine(model.encoder, model.layer, settings.engine.value, settings.device, listener.note)
+        self.engine = engine.key
+        if model.card.get("engine", engine.key) != engine.key:
+            listener.note(
+                f"cells are embedded with {engine.key}; the model was fitted to embeddings of {model.card['engine']}"
+            )
         self._embedder = Embedder(model.encoder, engine, "float32")
         shaped_by = {
             "model": model.card,
             "top": settings.top,
             "cells_csv": settings.cells_csv,
-            "engine": engine.name,
+            "engine": engine.key,
             "code": code_fingerprint(),
         }
         self._finished = ResultCache(settings.out, reading.cache, shaped_by)

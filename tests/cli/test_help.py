@@ -9,7 +9,7 @@ from cytomil import __version__
 from cytomil.cli.app import app
 from cytomil.settings import Settings
 
-SECTIONS = ("make_bags", "pretrain", "embed", "fit_mil", "evaluate", "rank")
+SECTIONS = ("make_bags", "pretrain", "compile", "embed", "fit_mil", "evaluate", "rank")
 
 
 def help_of(*command):

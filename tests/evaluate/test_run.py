@@ -74,5 +74,5 @@ def test_a_bag_without_instance_labels_is_listed_and_the_rest_goes_on(made, tmp_
 
 def test_features_of_another_layer_are_refused(made, tmp_path):
     embed(EmbedSettings(bags=made / "bags", encoder=made / "encoder", out=tmp_path / "h", layer="h"), Silent())
-    with pytest.raises(FeatureFileError, match="another encoder or layer"):
+    with pytest.raises(FeatureFileError, match="another encoder, layer or engine"):
         evaluate(settings(made, tmp_path / "out", features=tmp_path / "h"), Silent())

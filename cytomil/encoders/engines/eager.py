@@ -13,7 +13,7 @@ class EagerEngine:
 
     def __init__(self, encoder: Encoder, layer: str, device: torch.device) -> None:
         self._encoder = encoder.to(device).to(memory_format=torch.channels_last).eval()
-        self.name = "eager"
+        self.name = self.key = "eager"
         self.layer = layer
         self._device = device
         self.dim = encoder.embedding_dim if layer == "h" else encoder.architecture.projection_dim

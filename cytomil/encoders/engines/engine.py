@@ -10,11 +10,13 @@ import numpy as np
 class Engine(Protocol):
     """An encoder ready to run on blocks of decoded cells.
 
-    ``name`` goes into every feature cache's key, so that two engines' embeddings never mix. ``layer`` is h or z, ``dim``
-    its length.
+    ``name`` is for people: openvino-int8. ``key`` goes into every feature cache's key, so that two engines' embeddings
+    never mix: the name, and a hash of the compiled form where there is one, because another calibration gives others.
+    ``layer`` is h or z, ``dim`` its length.
     """
 
     name: str
+    key: str
     layer: str
     dim: int
 

@@ -1,17 +1,73 @@
-"""Which engine runs: the one asked for, where it is valid here; else eager, and a line that says why."""
+"""Which engine runs: the one asked for, or the fastest, where it is valid here; else eager, and a line that says why."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-from cytomil.encoders.bundle import EncoderBundle, pick_device
+import torch
+
+from cytomil.encoders.bundle import ENGINES_FOLDER, EncoderBundle, pick_device, stored_engines
 from cytomil.encoders.engines.eager import EagerEngine
 from cytomil.encoders.engines.engine import Engine
+from cytomil.encoders.engines.record import EngineRecord, read_record, require_valid
+from cytomil.encoders.engines.start import start_engine
+from cytomil.errors import EngineError
+
+_AUTO = "auto"
+_EAGER = "eager"
 
 
 def open_engine(bundle: EncoderBundle, layer: str, name: str, device: str, note: Callable[[str], None]) -> Engine:
-    """The engine that embeds ``layer`` (h or z) of ``bundle`` on ``device``; ``note`` is told whatever the user should know.
+    """The engine that embeds ``layer`` (h or z) of ``bundle`` on ``device``.
 
-    Raises `EncoderBundleError` for a device that is not there.
+    ``name`` is ``auto`` (the fastest valid one of those stored that is faster than eager), ``eager``, a stored engine's
+    name such as ``openvino-int8``, or a library's (``openvino``: its fastest valid one). Where what was asked for cannot
+    run, eager does, and ``note`` gets one line that says why and what to do. Raises `EncoderBundleError` for a device that
+    is not there.
     """
-    return EagerEngine(bundle.encoder, layer, pick_device(device))
+    chosen = pick_device(device)
+    faults: dict[str, str] = {}
+    if name != _EAGER:
+        for record, folder in _valid(bundle, name, chosen, faults):
+            if name == _AUTO and record.gain <= 1:
+                continue
+            try:
+                engine = start_engine(record, folder, bundle, layer, chosen)
+            except EngineError as error:
+                faults[record.name] = str(error)
+                continue
+            _tell(bundle.path, name, engine.name, faults, note)
+            return engine
+    eager = EagerEngine(bundle.encoder, layer, chosen)
+    _tell(bundle.path, name, eager.name, faults, note)
+    return eager
+
+
+def _valid(
+    bundle: EncoderBundle, name: str, device: torch.device, faults: dict[str, str]
+) -> list[tuple[EngineRecord, Path]]:
+    """The stored engines of that name that can run here, fastest first; the others go into ``faults``, with the reason."""
+    found = []
+    for stored in stored_engines(bundle.path):
+        if name not in (_AUTO, stored, stored.partition("-")[0]):
+            continue
+        folder = bundle.path / ENGINES_FOLDER / stored
+        try:
+            record = read_record(folder)
+            if record.name != stored:
+                raise EngineError(f"its {folder.name} folder holds {record.name}")
+            require_valid(record, folder, bundle, device)
+            found.append((record, folder))
+        except EngineError as error:
+            faults[stored] = str(error)
+    return sorted(found, key=lambda one: one[0].gain, reverse=True)
+
+
+def _tell(path: Path, asked: str, running: str, faults: dict[str, str], note: Callable[[str], None]) -> None:
+    cure = f"`cytomil compile --encoder {path}`"
+    if faults:
+        why = "; ".join(f"{name} ({reason})" for name, reason in faults.items())
+        note(f"compiled engines left aside: {why}. Running {running}. Make them again with {cure}.")
+    elif asked not in (_AUTO, _EAGER) and running == _EAGER:
+        note(f"no engine {asked} is stored in {path / ENGINES_FOLDER}. Running eager. Make one with {cure}.")

@@ -1,0 +1,145 @@
+"""compile: build an engine, compare it with eager on real cells, and keep it in the bundle if it agrees."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cytomil.encoders.bundle import ENGINES_FOLDER, EncoderBundle, load_bundle, pick_device
+from cytomil.encoders.engines import openvino, tensorrt, torch_compile
+from cytomil.encoders.engines.agreement import LEAST_CELLS, agreement, refusal
+from cytomil.encoders.engines.batches import batch_of
+from cytomil.encoders.engines.cells import training_cells
+from cytomil.encoders.engines.eager import EagerEngine
+from cytomil.encoders.engines.engine import Engine
+from cytomil.encoders.engines.record import EngineRecord, engine_name, machine, versions_of
+from cytomil.encoders.engines.speed import images_per_second
+from cytomil.encoders.engines.start import start_engine
+from cytomil.errors import EngineError
+from cytomil.files import replacing_folder, sha256_of_file
+from cytomil.progress import Listener
+from cytomil.provenance import code_fingerprint, now
+from cytomil.settings import CompileSettings
+
+_PRECISIONS = {
+    "openvino": openvino.PRECISIONS,
+    "tensorrt": tensorrt.PRECISIONS,
+    "torch-compile": torch_compile.PRECISIONS,
+}
+_CALIBRATION_CELLS = 300
+_TIMED_BATCHES = 8
+LAYERS = ("h", "z")
+
+
+def compile_engine(settings: CompileSettings, listener: Listener) -> EngineRecord:
+    """Compile, compare, measure, store. Returns the stored engine's record.
+
+    Raises `EngineError` for an engine that cannot be built here or is refused (nothing is stored then, and one stored
+    before stays), `EncoderBundleError`, `BagFileError` or `NotFoundError` for what it is made from.
+    """
+    engine, precision = settings.engine.value, settings.precision.value
+    if precision not in _PRECISIONS[engine]:
+        raise EngineError(f"{engine} has no precision {precision}. Use --precision {' or '.join(_PRECISIONS[engine])}.")
+    bundle = load_bundle(settings.encoder)
+    device = _device_of(engine, settings.device)
+    versions = versions_of(engine)
+    n_calibration = _CALIBRATION_CELLS if precision == "int8" else 0
+    if n_calibration:
+        _require_nncf()
+    least = 2 * LEAST_CELLS if n_calibration else LEAST_CELLS
+    cells = training_cells(settings.bags, bundle.transform, settings.cells + n_calibration, least, settings.seed)
+    # No cell both calibrates and judges; where the bags hold few, each gets half of them.
+    split = min(n_calibration, len(cells) // 2)
+    calibration, held_back = cells[:split], cells[split:]
+    name = engine_name(engine, precision)
+    with replacing_folder(settings.encoder / ENGINES_FOLDER / name) as folder:
+        listener.note(f"compiling {name}; this can take a minute or more")
+        facts = _build(bundle, engine, precision, calibration, folder, device)
+        record = EngineRecord(
+            engine=engine,
+            precision=precision,
+            weights_sha256=bundle.sha256,
+            image_size=bundle.transform.image_size,
+            device=device.type,
+            machine=machine(device),
+            versions=versions,
+            files={path.name: sha256_of_file(path) for path in sorted(folder.iterdir())},
+            agreement={},
+            images_per_second=0.0,
+            eager_images_per_second=1.0,
+            facts=facts | {"made": now(), "code": code_fingerprint("encoders")[:12], "seed": settings.seed},
+        )
+        record = _measured(record, bundle, folder, held_back, device, listener)
+        record.write(folder)
+    return record
+
+
+def _require_nncf() -> None:
+    """Raise `EngineError` where nncf, which calibrates int8, is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec("nncf") is None:
+        raise EngineError("int8 is calibrated with nncf, which is not installed; pip install 'cytomil[openvino]'.")
+
+
+def _device_of(engine: str, asked: str) -> torch.device:
+    if engine == "openvino":
+        return torch.device("cpu")
+    device = pick_device(asked)
+    if engine == "tensorrt" and device.type != "cuda":
+        raise EngineError("tensorrt needs an NVIDIA GPU, and PyTorch finds none. Use --engine openvino on a processor.")
+    return device
+
+
+def _build(
+    bundle: EncoderBundle, engine: str, precision: str, calibration: np.ndarray, folder: Path, device: torch.device
+) -> dict[str, Any]:
+    size = bundle.transform.image_size
+    # A copy, because a compiler may change the precision or the layout of what it is given.
+    encoder = copy.deepcopy(bundle.encoder)
+    if engine == "openvino":
+        return openvino.build(encoder, size, precision, calibration, folder)
+    if engine == "tensorrt":
+        return tensorrt.build(encoder, size, precision, folder, device)
+    return {}
+
+
+def _measured(
+    record: EngineRecord,
+    bundle: EncoderBundle,
+    folder: Path,
+    cells: np.ndarray,
+    device: torch.device,
+    listener: Listener,
+) -> EngineRecord:
+    """The record with agreement and speed. Raises `EngineError` where the engine is refused."""
+    found: dict[str, dict[str, float]] = {}
+    for layer in listener.track(LAYERS, f"comparing {record.name} with eager", unit="layers"):
+        engine, eager = _pair(record, bundle, folder, layer, device)
+        found[layer] = agreement(eager.embed(cells), engine.embed(cells))
+        why = refusal(found[layer], record.precision)
+        if why:
+            raise EngineError(
+                f"{record.name} disagrees with eager on {len(cells)} cells (layer {layer}: {why}); nothing is stored. "
+                "Use another --precision."
+            )
+    # Several batches, or an engine that works on some at once would wait for its own first one.
+    timed = np.resize(cells, (_TIMED_BATCHES * batch_of(record.image_size), *cells.shape[1:]))
+    ours, theirs = images_per_second(engine, eager, timed)
+    if record.engine == "torch-compile" and ours <= theirs:
+        raise EngineError(
+            f"torch-compile is no faster here than eager ({ours:.0f} images/s against {theirs:.0f}); nothing is stored."
+        )
+    return replace(record, agreement=found, images_per_second=ours, eager_images_per_second=theirs)
+
+
+def _pair(
+    record: EngineRecord, bundle: EncoderBundle, folder: Path, layer: str, device: torch.device
+) -> tuple[Engine, Engine]:
+    eager = EagerEngine(copy.deepcopy(bundle.encoder), layer, device)
+    return start_engine(record, folder, bundle, layer, device), eager

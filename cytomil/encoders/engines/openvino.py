@@ -1,0 +1,103 @@
+"""OpenVINO: the encoder compiled for this processor, in float32, bfloat16, or 8-bit integers calibrated on real cells."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cytomil.encoders.architecture import Encoder
+from cytomil.encoders.engines.batches import batch_of, padded
+
+LIBRARIES = ("openvino",)
+PRECISIONS = ("float32", "bf16", "int8")
+MODEL_NAME = "encoder.xml"
+# What is not in 8-bit integers is left in float32: bfloat16 would add its own error to the integers'.
+_HINTS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}
+
+
+def build(encoder: Encoder, image_size: int, precision: str, calibration: np.ndarray, folder: Path) -> dict[str, Any]:
+    """Convert ``encoder`` and write it into ``folder``; returns facts for its record.
+
+    The stored graph takes cells as they are decoded, uint8 (N, S, S, 3), and gives h and z. ``calibration``, uint8
+    (M, S, S, 3), is looked at for int8 alone.
+    """
+    import openvino as ov
+    from openvino.preprocess import PrePostProcessor
+
+    example = torch.zeros(2, 3, image_size, image_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's, of constants that are meant to be constant
+        model = ov.convert_model(encoder, example_input=example, input=[-1, 3, image_size, image_size])
+    steps = PrePostProcessor(model)
+    steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+    steps.input().model().set_layout(ov.Layout("NCHW"))
+    steps.input().preprocess().convert_element_type(ov.Type.f32).scale(255.0)
+    model = steps.build()
+    facts: dict[str, Any] = {}
+    if precision == "int8":
+        model = _quantize(model, calibration)
+        facts = {
+            "calibration": {"cells": len(calibration), "from": "training bags", "method": "nncf, mixed, fast bias"}
+        }
+    ov.save_model(model, folder / MODEL_NAME, compress_to_fp16=False)
+    return facts
+
+
+def _quantize(model: Any, calibration: np.ndarray) -> Any:
+    import logging
+
+    import nncf
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # else its bars and advice run through ours
+    return nncf.quantize(
+        model,
+        nncf.Dataset([calibration[i : i + 1] for i in range(len(calibration))]),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(calibration),
+        # The projector costs next to nothing beside the convolutions and loses the most.
+        ignored_scope=nncf.IgnoredScope(types=["MatMul"]),
+    )
+
+
+class OpenVinoEngine:
+    """Runs a stored graph on all cores this process may use, several batches at a time."""
+
+    def __init__(self, name: str, key: str, folder: Path, precision: str, image_size: int, layer: str) -> None:
+        import openvino as ov
+
+        self.name, self.key = name, key
+        self.layer = layer
+        self._batch = batch_of(image_size)
+        self._output = 0 if layer == "h" else 1
+        core = ov.Core()
+        model = core.read_model(folder / MODEL_NAME)
+        model.reshape([self._batch, image_size, image_size, 3])
+        self.dim = int(model.output(self._output).shape[1])
+        options = {
+            # Two streams of one core were faster than one of two, and lose less where other work wants a core.
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(),
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._queue = ov.AsyncInferQueue(core.compile_model(model, "CPU", options))
+
+    def embed(self, pixels: np.ndarray) -> np.ndarray:
+        """Decoded cells, uint8 (N, S, S, 3) → float32 (N, dim)."""
+        out = np.empty((len(pixels), self.dim), np.float32)
+
+        def keep(request: Any, start: int) -> None:
+            out[start : start + self._batch] = request.get_output_tensor(self._output).data[: len(pixels) - start]
+
+        self._queue.set_callback(keep)
+        for start in range(0, len(pixels), self._batch):
+            self._queue.start_async({0: padded(pixels, start, self._batch)}, start)
+        self._queue.wait_all()
+        return out

@@ -1,0 +1,36 @@
+"""From a record to a running engine."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+
+from cytomil.encoders.bundle import EncoderBundle
+from cytomil.encoders.engines.engine import Engine
+from cytomil.encoders.engines.openvino import OpenVinoEngine
+from cytomil.encoders.engines.record import EngineRecord
+from cytomil.encoders.engines.tensorrt import TensorRtEngine
+from cytomil.encoders.engines.torch_compile import TorchCompileEngine
+from cytomil.errors import EngineError
+
+
+def start_engine(record: EngineRecord, folder: Path, bundle: EncoderBundle, layer: str, device: torch.device) -> Engine:
+    """Load the compiled form in ``folder``. Raises `EngineError` where its library cannot, whatever the library raises."""
+    size, encoder = bundle.transform.image_size, bundle.encoder
+    try:
+        if record.engine == "openvino":
+            return OpenVinoEngine(record.name, record.key, folder, record.precision, size, layer)
+        if record.engine == "tensorrt":
+            dim = encoder.embedding_dim if layer == "h" else encoder.architecture.projection_dim
+            return TensorRtEngine(record.name, record.key, folder, record.precision, layer, dim, device)
+        return TorchCompileEngine(record.name, record.key, copy.deepcopy(encoder), size, layer, device)
+    # The libraries below raise errors of their own kinds for a missing driver, compiler or instruction.
+    except (RuntimeError, OSError, ImportError, ValueError, TypeError) as error:
+        raise EngineError(f"cannot be started ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:120] if lines else ''}"

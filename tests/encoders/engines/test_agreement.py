@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from cytomil.encoders.engines.agreement import agreement, refusal, top_overlap
+
+
+@pytest.fixture
+def embeddings():
+    return np.random.default_rng(0).normal(size=(200, 16)).astype(np.float32)
+
+
+def noisy(embeddings, share):
+    return embeddings + share * np.random.default_rng(1).normal(size=embeddings.shape).astype(np.float32)
+
+
+def test_the_same_embeddings_agree_wholly(embeddings):
+    figures = agreement(embeddings, embeddings.copy())
+    assert figures["least_cosine"] == pytest.approx(1)
+    assert figures["mean_cosine"] == pytest.approx(1)
+    assert figures["top_overlap"] == 1
+    assert figures["cells"] == 200
+
+
+def test_one_cell_that_strays_is_seen_in_the_least_cosine(embeddings):
+    other = embeddings.copy()
+    other[7] *= -1
+    figures = agreement(embeddings, other)
+    assert figures["least_cosine"] == pytest.approx(-1)
+    assert figures["mean_cosine"] == pytest.approx(1 - 2 / 200)
+
+
+def test_overlap_falls_with_noise_and_is_chance_for_unrelated_embeddings(embeddings):
+    overlaps = [top_overlap(embeddings, noisy(embeddings, share)) for share in (0, 0.05, 0.5)]
+    assert overlaps[0] == 1 > overlaps[1] > overlaps[2]
+    unrelated = np.random.default_rng(9).normal(size=embeddings.shape).astype(np.float32)
+    assert top_overlap(embeddings, unrelated) < 0.2
+
+
+def test_overlap_is_of_what_scores_high_not_of_scale_or_place_in_the_batch(embeddings):
+    order = np.random.default_rng(3).permutation(len(embeddings))
+    other = noisy(embeddings, 0.1)
+    assert top_overlap(embeddings[order], other[order]) == pytest.approx(top_overlap(embeddings, other))
+
+
+GOOD = {"least_cosine": 0.9995, "mean_cosine": 0.9999, "top_overlap": 0.99}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16", "int8"])
+def test_what_agrees_is_kept(precision):
+    assert refusal(GOOD, precision) == ""
+
+
+@pytest.mark.parametrize(
+    ("precision", "change", "words"),
+    [
+        ("float32", {"least_cosine": 0.9989}, "least cosine 0.998900"),
+        ("bf16", {"least_cosine": 0.9989}, "least cosine"),
+        ("fp16", {"least_cosine": float("nan")}, "least cosine nan"),
+        ("int8", {"mean_cosine": 0.979}, "mean cosine 0.9790"),
+        ("int8", {"top_overlap": 0.94}, "top-5 % overlap 0.940"),
+        ("int8", {"mean_cosine": float("nan")}, "mean cosine nan"),
+    ],
+)
+def test_what_strays_is_refused_with_its_figure(precision, change, words):
+    assert words in refusal(GOOD | change, precision)
+
+
+def test_int8_is_judged_by_its_mean_and_float_by_its_worst():
+    low = GOOD | {"least_cosine": 0.9}
+    assert refusal(low, "int8") == ""
+    assert refusal(low, "float32") != ""
+    assert refusal(GOOD | {"top_overlap": 0.1}, "float32") == ""

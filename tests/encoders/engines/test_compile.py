@@ -1,0 +1,187 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from cytomil.bags.bag_file import open_bag
+from cytomil.encoders.bundle import load_bundle
+from cytomil.encoders.engines import agreement as agreement_module
+from cytomil.encoders.engines import compile as compile_module
+from cytomil.encoders.engines import open_engine
+from cytomil.encoders.engines.cells import training_cells
+from cytomil.encoders.engines.compile import compile_engine
+from cytomil.encoders.engines.record import read_record
+from cytomil.errors import EngineError, NotFoundError
+from cytomil.progress import Silent
+from cytomil.settings import CompileSettings
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (150, 24, 24, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def larger_bags(make_synthetic_bags, tmp_path_factory):
+    return make_synthetic_bags(tmp_path_factory.mktemp("larger") / "bags", bag_size=16)
+
+
+def settings(encoder, bags, **changes):
+    return CompileSettings(**{"encoder": encoder, "bags": bags, "cells": 48, "device": "cpu"} | changes)
+
+
+def stored(encoder):
+    folder = encoder / "engines"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def silence(message):
+    raise AssertionError(f"nothing should be said, but: {message}")
+
+
+@pytest.mark.parametrize("layer", ["h", "z"])
+def test_a_stored_engine_gives_what_eager_gives(compiled_folder, pixels, layer):
+    bundle = load_bundle(compiled_folder)
+    engine = open_engine(bundle, layer, "openvino-float32", "cpu", silence)
+    eager = open_engine(bundle, layer, "eager", "cpu", silence)
+    assert (engine.name, engine.layer, engine.dim) == ("openvino-float32", layer, eager.dim)
+    values = engine.embed(pixels)
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(values, eager.embed(pixels), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 149])
+def test_a_cells_embedding_is_the_same_to_the_byte_in_any_company(compiled_folder, pixels, size):
+    engine = open_engine(load_bundle(compiled_folder), "z", "openvino", "cpu", silence)
+    whole = engine.embed(pixels)
+    parts = [engine.embed(pixels[start : start + size]) for start in range(0, len(pixels), size)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    np.testing.assert_array_equal(engine.embed(pixels[::-1])[::-1], whole)
+    assert engine.embed(pixels[:0]).shape == (0, engine.dim)
+
+
+def test_the_record_says_what_was_compiled_and_measured(compiled_folder):
+    record = read_record(compiled_folder / "engines" / "openvino-float32")
+    bundle = load_bundle(compiled_folder)
+    assert record.weights_sha256 == bundle.sha256
+    assert record.image_size == 24
+    assert (record.engine, record.precision, record.device) == ("openvino", "float32", "cpu")
+    assert set(record.files) == {"encoder.xml", "encoder.bin"}
+    assert set(record.versions) == {"openvino"}
+    assert record.machine["processor"]
+    assert set(record.agreement) == {"h", "z"}
+    for figures in record.agreement.values():
+        assert figures["cells"] == 48
+        assert 0.999 <= figures["least_cosine"] <= figures["mean_cosine"] <= 1.0001
+    assert record.images_per_second > 0 < record.eager_images_per_second
+    assert record.facts["made"]
+    assert stored(compiled_folder) == ["openvino-float32"]
+
+
+def test_int8_is_calibrated_and_judged_on_different_training_cells(make_encoder, larger_bags, tmp_path, monkeypatch):
+    pytest.importorskip("nncf", reason="int8 needs nncf: pip install 'cytomil[openvino]'")
+    # What agreement an untrained encoder reaches in 8 bits is not this test's matter.
+    monkeypatch.setattr(agreement_module, "LEAST_OVERLAP_INT8", 0.0)
+    bundle = make_encoder(tmp_path / "encoder")
+    seen = {}
+    build = compile_module.openvino.build
+
+    def watched(encoder, image_size, precision, calibration, folder):
+        seen["calibration"] = calibration
+        return build(encoder, image_size, precision, calibration, folder)
+
+    monkeypatch.setattr(compile_module.openvino, "build", watched)
+    record = compile_engine(settings(bundle.path, larger_bags, precision="int8"), Silent())
+    assert record.facts["calibration"]["cells"] == len(seen["calibration"]) == 48
+    every = training_cells(larger_bags, bundle.transform, 1000, 40, 0)
+    assert len(every) == 96
+    held_back = {cell.tobytes() for cell in every} - {cell.tobytes() for cell in seen["calibration"]}
+    assert len(held_back) == 48
+    assert record.agreement["h"]["cells"] == 48
+    assert 0.98 <= record.agreement["h"]["mean_cosine"] < 1
+    engine = open_engine(bundle, "h", "openvino-int8", "cpu", silence)
+    float32 = open_engine(bundle, "h", "eager", "cpu", silence)
+    assert engine.key.startswith("openvino-int8@")
+    assert not np.array_equal(engine.embed(every[:9]), float32.embed(every[:9]))
+    assert (bundle.path / "engines/openvino-int8/encoder.bin").stat().st_size < 0.4 * 4 * sum(
+        parameter.numel() for parameter in bundle.encoder.parameters()
+    )
+
+
+def test_cells_come_from_training_bags_alone_and_from_the_seed(bags_folder, encoder_folder):
+    transform = load_bundle(encoder_folder).transform
+    cells = training_cells(bags_folder, transform, 1000, 40, 0)
+    assert len(cells) == 60
+    test_images = {image for path in bags_folder.glob("test-*.h5") for image in open_bag(path).images()}
+    train_images = {image for path in bags_folder.glob("train-*.h5") for image in open_bag(path).images()}
+    assert not test_images & train_images
+    from cytomil.encoders.transform import decode_cells
+
+    allowed = decode_cells(sorted(train_images), ["x"] * len(train_images), transform)[0]
+    assert {cell.tobytes() for cell in cells} <= {cell.tobytes() for cell in allowed}
+    few, again, other = (training_cells(bags_folder, transform, 40, 40, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(few, again)
+    assert not np.array_equal(few, other)
+    assert len({cell.tobytes() for cell in few}) == 40
+
+
+def test_an_engine_that_disagrees_is_refused_with_the_figure_and_nothing_is_stored(
+    make_encoder, bags_folder, tmp_path, monkeypatch
+):
+    bundle = make_encoder(tmp_path / "encoder")
+    monkeypatch.setattr(agreement_module, "LEAST_COSINE_FLOAT", 1.1)
+    with pytest.raises(
+        EngineError, match=r"openvino-float32 disagrees.*layer h: least cosine [01]\.\d+.*nothing is stored"
+    ):
+        compile_engine(settings(bundle.path, bags_folder), Silent())
+    assert stored(bundle.path) == []
+
+
+def test_a_refused_engine_leaves_the_one_before_it(compiled, bags_folder, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in compiled.rglob("*") if path.is_file()}
+    monkeypatch.setattr(agreement_module, "LEAST_COSINE_FLOAT", 1.1)
+    with pytest.raises(EngineError):
+        compile_engine(settings(compiled, bags_folder), Silent())
+    assert {path: path.stat().st_mtime_ns for path in compiled.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"engine": "openvino", "precision": "fp16"}, "no precision fp16. Use --precision float32 or bf16 or int8"),
+        ({"engine": "torch-compile", "precision": "int8"}, "Use --precision float32"),
+        ({"engine": "tensorrt", "precision": "fp16"}, "needs an NVIDIA GPU"),
+        ({"precision": "int8"}, "60 readable cells in training bags; compiling takes at least 80"),
+    ],
+)
+def test_what_cannot_be_compiled_is_said_in_one_line(encoder_folder, bags_folder, changes, words):
+    with pytest.raises(EngineError, match=words):
+        compile_engine(settings(encoder_folder, bags_folder, **changes), Silent())
+    assert stored(encoder_folder) == []
+
+
+def test_missing_bags_or_encoder(encoder_folder, bags_folder, tmp_path):
+    with pytest.raises(NotFoundError, match="make-bags"):
+        compile_engine(settings(encoder_folder, tmp_path / "none"), Silent())
+    with pytest.raises(NotFoundError, match="pretrain"):
+        compile_engine(settings(tmp_path / "none", bags_folder), Silent())
+
+
+@pytest.mark.parametrize(("ours", "kept"), [(200.0, True), (99.0, False)])
+def test_torch_compile_is_kept_only_where_it_is_faster(make_encoder, bags_folder, tmp_path, monkeypatch, ours, kept):
+    bundle = make_encoder(tmp_path / "encoder")
+    monkeypatch.setattr(
+        torch, "compile", lambda module, **_: module
+    )  # inductor takes a minute; what is around it does not
+    monkeypatch.setattr(compile_module, "images_per_second", lambda *_: (ours, 100.0))
+    line = settings(bundle.path, bags_folder, engine="torch-compile")
+    if not kept:
+        with pytest.raises(EngineError, match=r"no faster here than eager \(99 images/s against 100\)"):
+            compile_engine(line, Silent())
+        assert stored(bundle.path) == []
+        return
+    record = compile_engine(line, Silent())
+    assert record.gain == 2
+    assert json.loads((bundle.path / "engines/torch-compile/engine.json").read_text())["files"] == {}
+    assert open_engine(bundle, "z", "auto", "cpu", silence).name == "torch-compile"

@@ -1,0 +1,174 @@
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from cytomil.encoders.bundle import keep_engines, load_bundle, save_bundle, stored_engines
+from cytomil.encoders.engines import open_engine
+from cytomil.encoders.engines import record as record_module
+from cytomil.encoders.engines.record import read_record
+from cytomil.errors import EncoderBundleError
+
+NAME = "openvino-float32"
+
+
+@pytest.fixture
+def opened(compiled):
+    """Open an engine of the compiled bundle by name; gives the engine's name and what was said."""
+
+    def run(name="auto", device="cpu"):
+        said = []
+        engine = open_engine(load_bundle(compiled), "z", name, device, said.append)
+        return engine.name, said
+
+    return run
+
+
+def change(compiled, name=NAME, **fields):
+    file = compiled / "engines" / name / "engine.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def fast(compiled, gain=3.0, name=NAME):
+    change(compiled, name, images_per_second=gain * 100, eager_images_per_second=100.0)
+
+
+def another(compiled, name, gain):
+    """A second engine: the same compiled form under another precision's name."""
+    shutil.copytree(compiled / "engines" / NAME, compiled / "engines" / name)
+    change(compiled, name, precision=name.partition("-")[2])
+    fast(compiled, gain, name)
+
+
+def test_auto_takes_the_fastest_stored_engine_in_silence(compiled, opened):
+    fast(compiled)
+    assert opened() == (NAME, [])
+    another(compiled, "openvino-bf16", 4.0)
+    assert opened() == ("openvino-bf16", [])
+    assert opened("openvino") == ("openvino-bf16", [])
+    assert opened(NAME) == (NAME, [])
+    assert opened("eager") == ("eager", [])
+
+
+def test_auto_keeps_to_eager_where_compiling_won_nothing_but_a_named_engine_runs(compiled, opened):
+    fast(compiled, 0.8)
+    assert opened() == ("eager", [])
+    assert opened(NAME) == (NAME, [])
+    assert opened("openvino") == (NAME, [])
+
+
+def test_nothing_stored_is_silence_for_auto_and_a_line_for_a_name(encoder_folder):
+    said = []
+    bundle = load_bundle(encoder_folder)
+    assert open_engine(bundle, "z", "auto", "cpu", said.append).name == "eager"
+    assert said == []
+    assert open_engine(bundle, "z", "openvino-int8", "cpu", said.append).name == "eager"
+    (line,) = said
+    assert "no engine openvino-int8 is stored" in line
+    assert f"cytomil compile --encoder {encoder_folder}" in line
+
+
+SPOILT = {
+    "other weights": ({"weights_sha256": "0" * 64}, "made for other weights"),
+    "other size": ({"image_size": 32}, "made for cells of 32 px"),
+    "other device": ({"device": "cuda"}, "made for cuda, not for cpu"),
+    "other machine": ({"machine": {"processor": "another"}}, "made on another machine (another)"),
+    "other version": ({"versions": {"openvino": "2020.1"}}, "made with openvino 2020.1, here is "),
+    "other schema": ({"schema": "somebody.else/9"}, "somebody.else/9"),
+    "other name": ({"precision": "int8"}, "holds openvino-int8"),
+}
+
+
+@pytest.mark.parametrize("asked", ["auto", NAME])
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_stale_engine_is_left_aside_with_one_line(compiled, opened, kind, asked):
+    fields, reason = SPOILT[kind]
+    fast(compiled)
+    change(compiled, **fields)
+    name, said = opened(asked)
+    assert name == "eager"
+    (line,) = said
+    assert f"{NAME} (" in line
+    assert reason in line
+    assert "Running eager" in line
+    assert f"`cytomil compile --encoder {compiled}`" in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("spoil", ["truncate", "remove", "card"])
+def test_a_damaged_engine_is_left_aside(compiled, opened, spoil):
+    fast(compiled)
+    file = compiled / "engines" / NAME / ("engine.json" if spoil == "card" else "encoder.bin")
+    if spoil == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:100])
+    name, (line,) = opened()
+    assert name == "eager"
+    assert file.name in line
+
+
+def test_a_library_that_is_not_installed_names_its_extra(compiled, opened, monkeypatch):
+    fast(compiled)
+
+    def absent(name):
+        raise record_module.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(record_module.metadata, "version", absent)
+    name, (line,) = opened()
+    assert name == "eager"
+    assert "openvino is not installed; pip install 'cytomil[openvino]'" in line
+
+
+def test_a_form_that_its_library_refuses_is_left_aside(compiled, opened):
+    fast(compiled)
+    graph = compiled / "engines" / NAME / "encoder.xml"
+    graph.write_text("<net/>")
+    record = read_record(graph.parent)
+    change(compiled, files=record.files | {"encoder.xml": record_module.sha256_of_file(graph)})
+    name, (line,) = opened()
+    assert name == "eager"
+    assert "cannot be started" in line
+
+
+def test_a_valid_engine_runs_though_another_is_stale(compiled, opened):
+    fast(compiled)
+    another(compiled, "openvino-bf16", 9.0)
+    change(compiled, "openvino-bf16", weights_sha256="0" * 64)
+    name, (line,) = opened()
+    assert name == NAME
+    assert "openvino-bf16 (made for other weights)" in line
+    assert f"Running {NAME}" in line
+
+
+def test_an_unknown_device_is_still_refused(compiled):
+    with pytest.raises(EncoderBundleError, match="quantum"):
+        open_engine(load_bundle(compiled), "z", "auto", "quantum", print)
+
+
+def test_another_compiled_form_has_another_key(compiled):
+    record = read_record(compiled / "engines" / NAME)
+    other = dataclasses.replace(record, files=record.files | {"encoder.bin": "0"})
+    assert record.key != other.key
+    assert record.name == other.name == NAME
+
+
+def test_writing_the_same_weights_again_keeps_their_engines_and_other_weights_do_not(compiled, make_encoder):
+    bundle = load_bundle(compiled)
+    save_bundle(compiled, bundle.encoder, bundle.transform, {"method": "simclr"})
+    assert stored_engines(compiled) == [NAME]
+    make_encoder(compiled, seed=1)
+    assert stored_engines(compiled) == []
+
+
+def test_engines_are_copied_only_to_their_own_weights_and_damaged_ones_not_at_all(compiled, make_encoder, tmp_path):
+    same, other = make_encoder(tmp_path / "same").path, make_encoder(tmp_path / "other", seed=1).path
+    for folder in (same, other):
+        keep_engines(compiled, folder)
+    assert stored_engines(same) == [NAME]
+    assert stored_engines(other) == []
+    (compiled / "engines" / NAME / "engine.json").write_text("{")
+    fresh = make_encoder(tmp_path / "fresh").path
+    keep_engines(compiled, fresh)
+    assert stored_engines(fresh) == []

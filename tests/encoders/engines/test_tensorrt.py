@@ -1,0 +1,163 @@
+"""TensorRT needs a GPU. What is around it runs with a stand-in for torch_tensorrt that records how it was called."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from cytomil.encoders.bundle import load_bundle
+from cytomil.encoders.engines import open_engine, tensorrt
+from cytomil.encoders.engines import record as record_module
+from cytomil.encoders.engines.record import EngineRecord
+from cytomil.encoders.engines.tensorrt import MOST_CELLS, TensorRtEngine, build
+from cytomil.errors import EngineError
+from cytomil.files import sha256_of_file
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """torch_tensorrt's four names that are used; the "compiled" module is the one it was given."""
+    fake = types.ModuleType("torch_tensorrt")
+    fake.calls, modules = [], {}
+
+    def compile_(module, **options):
+        fake.calls.append(("compile", module, options))
+        return module
+
+    def save(module, path, **options):
+        fake.calls.append(("save", path, options))
+        modules[path] = module
+        with open(path, "wb") as file:  # noqa: PTH123 the library is given a string
+            file.write(b"compiled")
+
+    def load(path):
+        fake.calls.append(("load", path, {}))
+        return types.SimpleNamespace(module=lambda: next(iter(modules.values())))
+
+    fake.Input = types.SimpleNamespace
+    fake.compile, fake.save, fake.load = compile_, save, load
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", fake)
+    return fake
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("float32", torch.float32)])
+def test_the_model_itself_is_cast_and_the_batch_is_dynamic(library, encoder_folder, tmp_path, precision, dtype):
+    encoder = load_bundle(encoder_folder).encoder
+    build(encoder, 24, precision, tmp_path, CPU)
+    (_, module, options), (_, path, saved) = library.calls
+    assert {parameter.dtype for parameter in module.parameters()} == {dtype}
+    assert not module.training
+    (given,) = options["arg_inputs"]
+    assert options["ir"] == "dynamo"
+    assert given.min_shape == (1, 3, 24, 24)
+    assert given.max_shape == (MOST_CELLS, 3, 24, 24)
+    assert given.min_shape[0] < given.opt_shape[0] < given.max_shape[0]
+    assert given.dtype == dtype
+    # Both are swallowed without effect by this version, and leave float32.
+    assert not {"enabled_precisions", "use_explicit_typing"} & set(options)
+    assert saved["arg_inputs"] == options["arg_inputs"]
+    assert path == str(tmp_path / tensorrt.MODEL_NAME)
+
+
+@pytest.mark.parametrize("layer", ["h", "z"])
+def test_cells_go_through_in_pieces_that_fit(library, encoder_folder, tmp_path, monkeypatch, layer):
+    monkeypatch.setattr(tensorrt, "MOST_CELLS", 4)
+    bundle = load_bundle(encoder_folder)
+    eager = open_engine(bundle, layer, "eager", "cpu", print)
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 24, 24, 3), np.uint8)
+    wanted = eager.embed(pixels)
+    build(bundle.encoder, 24, "float32", tmp_path, CPU)
+    engine = TensorRtEngine("tensorrt-float32", "key", tmp_path, "float32", layer, eager.dim, CPU)
+    np.testing.assert_allclose(engine.embed(pixels), wanted, rtol=1e-3, atol=1e-4)
+    assert engine.embed(pixels[:0]).shape == (0, eager.dim)
+
+
+def test_a_module_that_computes_in_float32_in_silence_is_refused(library, encoder_folder, tmp_path):
+    bundle = load_bundle(encoder_folder)
+    build(bundle.encoder, 24, "fp16", tmp_path, CPU)
+    library.calls[0][1].forward = lambda pixels: (torch.zeros(len(pixels), 512), torch.zeros(len(pixels), 16))
+    engine = TensorRtEngine("tensorrt-fp16", "key", tmp_path, "fp16", "z", 16, CPU)
+    with pytest.raises(EngineError, match=r"tensorrt-fp16 computes in torch.float32, not in torch.float16"):
+        engine.embed(np.zeros((2, 24, 24, 3), np.uint8))
+
+
+@pytest.fixture
+def stored(make_encoder, tmp_path, monkeypatch):
+    """A bundle with a TensorRT engine as it would lie there, made for the GPU that is said to be here."""
+    versions = {"torch-tensorrt": "2.14.0", "torch": "2.14.1"}
+    monkeypatch.setattr(record_module.metadata, "version", versions.__getitem__)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
+    bundle = make_encoder(tmp_path / "encoder")
+
+    def write(**changes):
+        folder = bundle.path / "engines" / "tensorrt-fp16"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / tensorrt.MODEL_NAME).write_bytes(b"compiled")
+        fields = {
+            "engine": "tensorrt",
+            "precision": "fp16",
+            "weights_sha256": bundle.sha256,
+            "image_size": 24,
+            "device": "cuda",
+            "machine": {"gpu": "A GPU"},
+            "versions": versions,
+            "files": {tensorrt.MODEL_NAME: sha256_of_file(folder / tensorrt.MODEL_NAME)},
+            "agreement": {},
+            "images_per_second": 2000.0,
+            "eager_images_per_second": 1000.0,
+        }
+        record = EngineRecord(**fields | changes)
+        record.write(folder)
+        return bundle, record, folder
+
+    return write
+
+
+def test_a_stored_engine_fits_the_gpu_it_was_made_on(stored):
+    bundle, record, folder = stored()
+    record_module.require_valid(record, folder, bundle, torch.device("cuda"))
+    assert record.gain == 2
+    assert record.name == "tensorrt-fp16"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"machine": {"gpu": "Another GPU"}}, r"made on another machine \(Another GPU\)"),
+        ({"versions": {"torch-tensorrt": "2.13.0"}}, "made with torch-tensorrt 2.13.0, here is 2.14.0"),
+        ({"weights_sha256": "0"}, "made for other weights"),
+    ],
+)
+def test_one_made_for_another_gpu_version_or_encoder_is_stale(stored, changes, reason):
+    bundle, record, folder = stored(**changes)
+    with pytest.raises(EngineError, match=reason):
+        record_module.require_valid(record, folder, bundle, torch.device("cuda"))
+
+
+def test_without_a_gpu_eager_runs_and_says_why(stored):
+    bundle, _, _ = stored()
+    said = []
+    assert open_engine(bundle, "z", "tensorrt", "cpu", said.append).name == "eager"
+    (line,) = said
+    assert "tensorrt-fp16 (made for cuda, not for cpu)" in line
+    assert "cytomil compile" in line
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("precision", ["fp16", "float32"])
+def test_on_a_gpu_it_agrees_with_eager(make_encoder, bags_folder, tmp_path, precision):
+    pytest.importorskip("torch_tensorrt")
+    from cytomil.encoders.engines.compile import compile_engine
+    from cytomil.progress import Silent
+    from cytomil.settings import CompileSettings
+
+    folder = make_encoder(tmp_path / "encoder").path
+    line = CompileSettings(encoder=folder, bags=bags_folder, engine="tensorrt", precision=precision, cells=48)
+    assert compile_engine(line, Silent()).agreement["z"]["least_cosine"] >= 0.999
+    engine = open_engine(load_bundle(folder), "z", f"tensorrt-{precision}", "cuda", print)
+    assert engine.name == f"tensorrt-{precision}"
