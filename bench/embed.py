@@ -1,8 +1,10 @@
 """Images a second of embed and of every engine, against one cell at a time and the machine's matrix-product peak.
 
-Real blood-smear cells, an untrained ResNet-18. "Alone" is the engine on decoded cells in memory; "whole" is `embed` from bag
-files on disk to feature caches on disk, opening the engine included, starting Python and PyTorch not. The loop opens, decodes
-and embeds one file at a time. All take turns within one run; a ratio is the median over its rounds.
+Real blood-smear cells, ResNet-18. Without --encoders it is untrained, which does not change its speed, but its int8 and bf16
+forms may then be refused for disagreeing with eager, and are told as missing. "Alone" is the engine on decoded cells in
+memory; "whole" is `embed` from bag files on disk to feature caches on disk, opening the engine included, starting Python and
+PyTorch not. The loop opens, decodes and embeds one file at a time. All take turns within one run; a ratio is the median over
+its rounds.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from bench.data import BLOOD_SMEAR, blood_smear_bags, require_cells
-from bench.engines import compile_engines, eager_reference, open_engines, settled_bundle
+from bench.engines import compile_engines, copied_bundle, eager_reference, open_engines, settled_bundle
 from bench.machine import encoder_gflop, matmul_work
 from bench.one_at_a_time import embed_one_at_a_time
 from bench.tables import Measured, Table
@@ -63,6 +65,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--image-sizes", type=int, nargs="+", choices=sorted(WHOLE), default=sorted(WHOLE, reverse=True)
     )
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
+    parser.add_argument(
+        "--encoders",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="trained bundles, each for its size; default: untrained ones",
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--share", type=float, default=1.0, help="share of the usual number of cells, for a quick look")
 
@@ -83,11 +92,15 @@ def measure_size(options: argparse.Namespace, image_size: int, root: Path) -> Si
     print(f"embed: {image_size} px", file=sys.stderr, flush=True)
     n_whole, n_alone, n_loop = (max(8, round(n[image_size] * options.share)) for n in (WHOLE, ALONE, ONE_BY_ONE))
     bags = blood_smear_bags(options.data, root / "bags", n_whole // 2, train_bags=2)
-    files, pixels = cells(bags, options.data, CellTransform(image_size, 0.8), max(n_alone, n_loop))
-    bundle = settled_bundle(root / "encoder", image_size, pixels[:256])
+    transform = CellTransform(image_size, 0.8)
+    files, pixels = cells(bags, options.data, transform, max(n_alone, n_loop))
+    given = next((path for path in options.encoders if load_bundle(path).transform == transform), None)
+    bundle = (
+        copied_bundle(given, root / "encoder") if given else settled_bundle(root / "encoder", image_size, pixels[:256])
+    )
     refused = compile_engines(bundle.path, bags, options.engines)
     engines = open_engines(bundle.path, "h", options.engines, refused)
-    reference, transform = eager_reference(load_bundle(bundle.path)), bundle.transform
+    reference = eager_reference(load_bundle(bundle.path))
     expected = embed_one_at_a_time(files[:n_loop], reference, transform, "h")
     cosine = {name: mean_cosine(engine.embed(pixels[:n_loop]), expected) for name, engine in engines.items()}
 

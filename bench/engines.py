@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,6 +40,12 @@ def settled_bundle(path: Path, image_size: int, pixels: np.ndarray) -> EncoderBu
     return save_bundle(path, encoder.eval(), CellTransform(image_size, 0.8), {"method": "none"})
 
 
+def copied_bundle(given: Path, out: Path) -> EncoderBundle:
+    """A copy without engines, to be compiled in the place of the given one, which stays as it is."""
+    shutil.copytree(given, out, ignore=shutil.ignore_patterns("engines"))
+    return load_bundle(out)
+
+
 def compile_engines(bundle: Path, bags: Path, names: Sequence[str]) -> dict[str, str]:
     """`cytomil compile` for each of ``names`` but eager. Returns why, for those that could not be had."""
     refused = {}
@@ -51,7 +58,7 @@ def compile_engines(bundle: Path, bags: Path, names: Sequence[str]) -> dict[str,
         if done.status:
             # Neither JSON nor a table should say where the bench keeps its files.
             said = " ".join(done.stderr.replace(f"{bundle.parent}/", "").split())
-            refused[name] = said or f"cytomil compile ended with status {done.status}"
+            refused[name] = said.rpartition("error: ")[2] or f"cytomil compile ended with status {done.status}"
     return refused
 
 

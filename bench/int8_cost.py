@@ -7,7 +7,6 @@ It judges the same resampled bags of test cells by either engine's features; the
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from bench.data import BLOOD_SMEAR, blood_smear_bags, require_cells
-from bench.engines import compile_engines
+from bench.engines import compile_engines, copied_bundle
 from bench.tables import Measured, SkippedError, Table
 from bench.timing import Spread
 from cytomil.bags.instance_labels import read_instance_labels
 from cytomil.bags.manifest import read_manifest
-from cytomil.encoders.bundle import EncoderBundle, load_bundle
+from cytomil.encoders.bundle import EncoderBundle
 from cytomil.evaluate.metrics import bag_metrics, recall_at_share
 from cytomil.features.embed import embed
 from cytomil.features.index import read_index
@@ -80,10 +79,8 @@ def measure(options: argparse.Namespace) -> Measured:
 
 
 def encoder(options: argparse.Namespace, bags: Path, out: Path) -> EncoderBundle:
-    """A copy is compiled where an encoder is given: the given one stays as it is."""
     if options.encoder:
-        shutil.copytree(options.encoder, out, ignore=shutil.ignore_patterns("engines"))
-        return load_bundle(out)
+        return copied_bundle(options.encoder, out)
     print(f"int8_cost: training {options.epochs} epochs at {options.image_size} px", file=sys.stderr, flush=True)
     settings = PretrainSettings(bags=bags, out=out, epochs=options.epochs, image_size=options.image_size, device="cpu")
     return pretrain(settings, Silent()).bundle
