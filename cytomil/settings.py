@@ -209,6 +209,7 @@ class EmbedSettings(Section):
     split: Split = Field(Split.ALL, description="which bags to embed")
     batch_size: int = Field(256, ge=1, description="cells per forward pass")
     dtype: Literal["float16", "float32"] = Field("float32", description="number format on disk")
+    workers: int = Field(0, ge=0, description="threads that decode cells; 0: one per core")
     engine: EngineName = Field(
         EngineName.AUTO,
         description="what runs the encoder; auto: the fastest one that `cytomil compile` stored, else eager",
@@ -280,7 +281,7 @@ class RankSettings(Section):
     )
     cells_csv: bool = Field(False, description="also write every cell's position and score, one CSV a whole slide")
     split_images: bool = Field(False, description="keep the report's pictures in a folder beside it")
-    workers: int = Field(0, ge=0, description="threads that look for cells; 0: one per core")
+    workers: int = Field(0, ge=0, description="threads that look for cells, cut and decode them; 0: one per core")
     batch_size: int = Field(256, ge=1, description="cells per forward pass")
     engine: EngineName = Field(
         EngineName.AUTO,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,18 +85,28 @@ def write_features(
     ``unreadable`` names the bag's cells that could not be embedded; it may still grow while ``blocks`` is consumed.
     ``crop_px`` is the crop's side in level-0 pixels, for readers that draw heat maps; 0 where unknown.
     """
-    n = 0
     with replacing(path) as partial:
         with h5py.File(partial, "w") as file:
             values = file.create_dataset("features", (0, dim), key.dtype, maxshape=(None, dim), chunks=(256, dim))
             coords = file.create_dataset("coords", (0, 2), np.int64, maxshape=(None, 2), chunks=(1024, 2))
             ids = file.create_dataset("instance_id", (0,), _STRING, maxshape=(None,), chunks=(1024,))
-            for block in blocks:
-                m = n + len(block.instance_ids)
+
+            def append(block: EmbeddedBlock) -> None:
+                n = len(values)
                 for dataset, content in ((values, block.values), (coords, block.coords), (ids, block.instance_ids)):
-                    dataset.resize(m, axis=0)
-                    dataset[n:m] = content
-                n = m
+                    dataset.resize(n + len(block.instance_ids), axis=0)
+                    dataset[n:] = content
+
+            # Each block is written while the next one is made.
+            with ThreadPoolExecutor(1) as writer:
+                written: Future[None] | None = None
+                for block in blocks:
+                    if written is not None:
+                        written.result()
+                    written = writer.submit(append, block)
+                if written is not None:
+                    written.result()
+            n = len(values)
             # A dataset, because an attribute has no room for some thousand names.
             file.create_dataset("unreadable", data=unreadable or [], dtype=_STRING)
             # The names under which TRIDENT keeps a patch's geometry; 0 and NaN where the cells are images of their own.

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from cytomil.bags.bag_file import Bag, open_bag
 from cytomil.bags.manifest import BagRow, read_manifest
 from cytomil.encoders.bundle import load_bundle
 from cytomil.encoders.engines import open_engine
-from cytomil.encoders.transform import CellTransform, decode_cells
+from cytomil.encoders.transform import CellTransform
 from cytomil.errors import BagFileError
 from cytomil.features.cache import is_valid, open_features
-from cytomil.features.embedder import CellBlock, Embedder
+from cytomil.features.embedder import Embedder
+from cytomil.features.feeding import CellBlock, EncodedCells, feed, spans
 from cytomil.features.index import FeatureIndex, IndexRow, write_index
 from cytomil.progress import Listener, Problem
 from cytomil.settings import EmbedSettings
@@ -33,12 +33,14 @@ class Embedded:
     problems: tuple[Problem, ...]
 
 
-def bag_blocks(bag: Bag, transform: CellTransform, batch_size: int) -> Iterator[CellBlock]:
-    """Decode a bag's cells, ``batch_size`` at a time."""
-    for start in range(0, len(bag), batch_size):
-        ids = bag.instance_ids[start : start + batch_size]
-        pixels, kept, problems = decode_cells(bag.images(start, start + len(ids)), ids, transform)
-        yield CellBlock([ids[i] for i in kept], bag.coords[start + np.array(kept, int)], pixels, problems)
+def bag_blocks(bag: Bag, transform: CellTransform, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
+    """Decode a bag's cells in threads, ``batch_size`` at a time; see `cytomil.features.feeding.feed`."""
+    pieces = (partial(_read_piece, bag, *span) for span in spans(len(bag), batch_size))
+    return feed(pieces, transform, batch_size, workers)
+
+
+def _read_piece(bag: Bag, start: int, stop: int) -> EncodedCells:
+    return EncodedCells(list(bag.instance_ids[start:stop]), bag.coords[start:stop], bag.images(start, stop))
 
 
 def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
@@ -66,7 +68,7 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
         else:
             try:
                 bag = _open_listed(manifest.file_of(row), row)
-                blocks = bag_blocks(bag, bundle.transform, settings.batch_size)
+                blocks = bag_blocks(bag, bundle.transform, settings.batch_size, settings.workers)
                 faults = embedder.embed(path, row.bag_id, row.sha256, blocks, bag.info.mpp)
                 problems += [Problem(f"{row.bag_id}/{fault.where}", fault.reason) for fault in faults]
             except BagFileError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +11,8 @@ from cytomil.encoders.bundle import EncoderBundle
 from cytomil.encoders.engines import Engine
 from cytomil.errors import FeatureFileError
 from cytomil.features.cache import EmbeddedBlock, FeatureKey, write_features
+from cytomil.features.feeding import CellBlock
 from cytomil.progress import Problem
-
-
-@dataclass(frozen=True)
-class CellBlock:
-    """Some cells of a slide, ready for the encoder.
-
-    ``pixels`` uint8 (n, S, S, 3) of the readable cells, ``instance_ids`` and ``coords`` (n, 2) theirs; ``problems`` are
-    the unreadable ones, each named by its instance id.
-    """
-
-    instance_ids: list[str]
-    coords: np.ndarray
-    pixels: np.ndarray
-    problems: list[Problem]
 
 
 class Embedder:

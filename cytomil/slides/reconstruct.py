@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -29,7 +31,7 @@ def reconstruct(seed: Levels, mask: Levels) -> Levels:
             return grown.astype(mask.dtype)
 
 
-def _widened(image: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+def _widened(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The largest of each pixel and its eight neighbours."""
     across = image.copy()
     np.maximum(across[:, 1:], image[:, :-1], out=across[:, 1:])

@@ -14,7 +14,7 @@ import numpy as np
 from cytomil.bags.whole_slides import cell_id, cut_cells
 from cytomil.encoders.transform import CellTransform, decode_cells
 from cytomil.errors import TriageModelError
-from cytomil.features.embedder import CellBlock
+from cytomil.features.feeding import CellBlock
 from cytomil.files import replacing, sha256_of_json
 from cytomil.slides import Cells, Cutting, Resolutions, Slide, find_cells, require_enough_cells
 
@@ -94,7 +94,7 @@ class WholeSlide:
                 _write_cells(kept, key, self._cells)
         return self._cells
 
-    def blocks(self, transform: CellTransform, batch_size: int) -> Iterator[CellBlock]:
+    def blocks(self, transform: CellTransform, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
         """Cut and decode the cells block by block, as make-bags does; see `SlideSource`."""
         cells = self.cells()
         require_enough_cells(self.path, cells, self.cutting.finding)

@@ -8,7 +8,8 @@ from cytomil.encoders.bundle import load_bundle
 from cytomil.encoders.engines import open_engine
 from cytomil.errors import FeatureFileError
 from cytomil.features import open_features
-from cytomil.features.embedder import CellBlock, Embedder
+from cytomil.features.embedder import Embedder
+from cytomil.features.feeding import CellBlock
 from cytomil.progress import Problem
 
 

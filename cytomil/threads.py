@@ -1,0 +1,72 @@
+"""Work done ahead in threads: in order, bounded, and out of the way of whoever waits for it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_LESS_URGENT = 5  # nice
+
+
+def usable_cores() -> int:
+    """The cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ahead(jobs: Iterable[Callable[[], T]], workers: int, most: int) -> Generator[T]:
+    """Yield what ``jobs`` return, in their order, however the threads' timing falls.
+
+    ``workers`` threads run them (0: one per usable core); at most ``most`` are begun and not yet used up, so memory is
+    bounded. ``jobs`` is itself run through in a thread of its own, so it may wait for other work. An exception of a job, or
+    of ``jobs``, is raised here at its place in the order. Whatever is under way when the iterator is closed is waited for,
+    the rest dropped.
+    """
+    waiting: SimpleQueue[Future[T] | None] = SimpleQueue()
+    slots, stopped = threading.Semaphore(most), threading.Event()
+    pool = ThreadPoolExecutor(workers or usable_cores(), initializer=_give_way)
+
+    def submit() -> None:
+        try:
+            for job in jobs:
+                slots.acquire()
+                if stopped.is_set():
+                    break
+                waiting.put(pool.submit(job))
+        except BaseException as error:  # whatever it is, it is the consumer's to know
+            failed: Future[T] = Future()
+            failed.set_exception(error)
+            waiting.put(failed)
+        finally:
+            if isinstance(jobs, Generator):
+                jobs.close()
+            waiting.put(None)
+
+    # A daemon, so that a program that ends with the iterator neither used up nor closed does not wait for it for ever.
+    feeder = threading.Thread(target=submit, daemon=True)
+    feeder.start()
+    try:
+        while (future := waiting.get()) is not None:
+            yield future.result()
+            slots.release()
+    finally:
+        stopped.set()
+        slots.release()
+        feeder.join()
+        pool.shutdown(cancel_futures=True)
+
+
+def _give_way() -> None:
+    """Let the thread that uses the results go first: it is the one that everything waits for.
+
+    Only Linux knows the urgency of a single thread.
+    """
+    if sys.platform == "linux":
+        me = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, me, min(19, os.getpriority(os.PRIO_PROCESS, me) + _LESS_URGENT))
