@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from cytomil.slides.find import Cells
 from cytomil.slides.open import Slide
+from cytomil.slides.tiles import Cells
 
 
 def iter_crops(

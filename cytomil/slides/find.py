@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from cytomil.errors import NoCellsError, SettingsError
 from cytomil.slides.detect import BLOCK_PX, detect, has_foreground, reach_px
-from cytomil.slides.open import Slide, open_slide
+from cytomil.slides.handles import Handles
+from cytomil.slides.open import Slide
+from cytomil.slides.tiles import AROUND, Cells, Floats, Tile, join_tiles, tiles_of
+from cytomil.threads import ahead
 
-Floats = npt.NDArray[np.float64]
+T = TypeVar("T")
 
 _PX_PER_DIAMETER = 35  # finer finds no more cells on thin smears, coarser loses those that touch
-_STRIP_PX = 1024  # level-0 px; cells sorted strip by strip lie close to each other in the file
-_SAME_CELL = 0.75  # of the larger radius: two finds of different tiles this close are one cell cut by a seam
 
 
 @dataclass(frozen=True)
@@ -44,30 +43,6 @@ class CellFinding:
             raise SettingsError(f"min_cells is {self.min_cells}; give 1 or more.")
 
 
-@dataclass(frozen=True)
-class Cells:
-    """The cells of one slide, in a fixed order (by strips of 1,024 level-0 px from the top, within one by x then y).
-
-    ``centres``: float64 (N, 2), level-0 px, (x, y). ``radii``: float64 (N,), level-0 px, of the disc of equal area.
-    """
-
-    centres: Floats
-    radii: Floats
-
-    def __len__(self) -> int:
-        return len(self.radii)
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """A tile's core in detection pixels, right and bottom exclusive."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-
 def find_cells(
     path: Path,
     finding: CellFinding,
@@ -75,38 +50,46 @@ def find_cells(
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Cells:
-    """Find the cells of the slide at ``path``. An empty slide gives no cells, not an error.
+    """Find the cells of the slide at ``path``. An empty slide gives no cells, not an error. See `iter_cells`."""
+    return Cells.joined(iter_cells(path, finding, mpp, workers, progress))
+
+
+def iter_cells(
+    path: Path,
+    finding: CellFinding,
+    mpp: float | None = None,
+    workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Cells]:
+    """Yield the cells of the slide at ``path``, in the order of `Cells`, while more of them are looked for.
 
     ``mpp``: as in `open_slide`. ``workers``: threads, each with its own file handle; 0 means one per usable core
     (the heavy calls release the interpreter lock). ``progress``: called with tiles done and in all, in this thread.
     The result does not depend on ``workers``. Raises `SlideUnreadableError` and `ResolutionError`.
     """
-    with ExitStack() as stack:
-        first = stack.enter_context(open_slide(path, mpp))
-        detection_mpp = max(finding.diameter_um / _PX_PER_DIAMETER, first.mpp)
-        tiles = _tiles(first, finding, detection_mpp)
-        threads = min(workers or _usable_cores(), len(tiles))
-        slides: SimpleQueue[Slide] = SimpleQueue()
-        slides.put(first)
-        for _ in range(threads - 1):
-            slides.put(stack.enter_context(open_slide(path, mpp)))
+    with closing(Handles(path, mpp)) as handles:
+        with handles.lend() as slide:
+            own_mpp = slide.mpp
+            detection_mpp = max(finding.diameter_um / _PX_PER_DIAMETER, own_mpp)
+            # The background's blocks must lie alike in every tile, or a cell at a seam would differ from one to the next.
+            side = -(-finding.tile_px // BLOCK_PX) * BLOCK_PX
+            tiles = tiles_of(*_detection_size(slide, detection_mpp), side)
 
-        def work(tile: _Tile) -> tuple[Floats, Floats]:
-            slide = slides.get()
-            try:
-                return _cells_of_tile(slide, tile, finding, detection_mpp)
-            finally:
-                slides.put(slide)
+        def look(tile: Tile) -> tuple[Tile, Floats, Floats]:
+            with handles.lend() as slide:
+                return tile, *_cells_of_tile(slide, tile, finding, detection_mpp)
 
-        pool = stack.enter_context(ThreadPoolExecutor(threads))
-        # On an error the tiles not yet begun are dropped, instead of being read to the end of the slide.
-        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-        found = []
-        for done, cells in enumerate(pool.map(work, tiles), start=1):
-            found.append(cells)
-            if progress is not None:
-                progress(done, len(tiles))
-    return _joined(tiles, found, detection_mpp / first.mpp)
+        # Only places are kept, so the looking may run as far ahead as it can.
+        with closing(ahead((partial(look, tile) for tile in tiles), workers, len(tiles))) as found:
+            told = _told(found, len(tiles), progress)
+            yield from join_tiles(told, finding.diameter_um / detection_mpp, detection_mpp / own_mpp)
+
+
+def _told(found: Iterable[T], total: int, progress: Callable[[int, int], None] | None) -> Iterator[T]:
+    for done, one in enumerate(found, start=1):
+        if progress is not None:
+            progress(done, total)
+        yield one
 
 
 def require_enough_cells(path: Path, cells: Cells, finding: CellFinding) -> None:
@@ -118,27 +101,12 @@ def require_enough_cells(path: Path, cells: Cells, finding: CellFinding) -> None
         )
 
 
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _tiles(slide: Slide, finding: CellFinding, detection_mpp: float) -> list[_Tile]:
-    # The background's blocks must lie alike in every tile, or a cell at a seam would differ from one to the next.
-    side = -(-finding.tile_px // BLOCK_PX) * BLOCK_PX
-    width, height = _detection_size(slide, detection_mpp)
-    return [
-        _Tile(left, top, min(left + side, width), min(top + side, height))
-        for top in range(0, height, side)
-        for left in range(0, width, side)
-    ]
-
-
 def _detection_size(slide: Slide, detection_mpp: float) -> tuple[int, int]:
     width, height = (max(1, round(side * slide.mpp / detection_mpp)) for side in slide.dimensions)
     return width, height
 
 
-def _cells_of_tile(slide: Slide, tile: _Tile, finding: CellFinding, detection_mpp: float) -> tuple[Floats, Floats]:
+def _cells_of_tile(slide: Slide, tile: Tile, finding: CellFinding, detection_mpp: float) -> tuple[Floats, Floats]:
     """Centres and radii, in detection pixels of the slide, of cells in the tile's core and just around it."""
     scale = detection_mpp / slide.mpp
     diameter_px = finding.diameter_um / detection_mpp
@@ -152,7 +120,7 @@ def _cells_of_tile(slide: Slide, tile: _Tile, finding: CellFinding, detection_mp
     centres, radii = detect(slide.read(left * scale, top * scale, *size, detection_mpp), diameter_px)
     centres += np.array((left, top))
     # A little beyond the core too: the same cell's centre may differ by a pixel between two tiles, and be in neither.
-    around = diameter_px / 8
+    around = AROUND * diameter_px
     inside = (centres >= (tile.left - around, tile.top - around)) & (
         centres < (tile.right + around, tile.bottom + around)
     )
@@ -167,35 +135,3 @@ def _low_power_foreground(
     width, height = (max(1, int(n * detection_mpp / low_mpp)) for n in size)
     scale = detection_mpp / slide.mpp
     return has_foreground(slide.read(corner[0] * scale, corner[1] * scale, width, height, low_mpp))
-
-
-def _joined(tiles: list[_Tile], found: list[tuple[Floats, Floats]], scale: float) -> Cells:
-    """One `Cells` in level-0 px from the tiles' finds, each cell once."""
-    centres = np.concatenate([c for c, _ in found])
-    radii = np.concatenate([r for _, r in found])
-    owner = np.repeat(np.arange(len(tiles)), [len(r) for _, r in found])
-    keep = _once(centres, radii, owner, tiles)
-    centres, radii = centres[keep] * scale, radii[keep] * scale
-    order = np.lexsort((centres[:, 1], centres[:, 0], centres[:, 1] // _STRIP_PX))
-    return Cells(centres[order], radii[order])
-
-
-def _once(centres: Floats, radii: Floats, owner: npt.NDArray[np.int64], tiles: list[_Tile]) -> npt.NDArray[np.bool_]:
-    """Mask (N,) that leaves out the second find of a cell that two tiles saw."""
-    from scipy.spatial import cKDTree
-
-    keep = np.ones(len(radii), dtype=bool)
-    cores = np.array([(t.left, t.top, t.right, t.bottom) for t in tiles], dtype=np.float64)[owner]
-    inset = np.minimum(centres - cores[:, :2], cores[:, 2:] - centres).min(1)
-    # A find outside its own tile's core gives way to one inside; between equals the earlier tile's stays.
-    near = np.flatnonzero(inset < _SAME_CELL * radii.max(initial=0))
-    if len(near) < 2:
-        return keep
-    pairs = near[cKDTree(centres[near]).query_pairs(_SAME_CELL * radii[near].max(), output_type="ndarray")]
-    pairs = pairs[owner[pairs[:, 0]] != owner[pairs[:, 1]]]
-    apart = np.linalg.norm(centres[pairs[:, 0]] - centres[pairs[:, 1]], axis=1)
-    pairs = pairs[apart < _SAME_CELL * radii[pairs].max(1)]
-    for pair in pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]:
-        if keep[pair].all():
-            keep[max(pair, key=lambda i: (inset[i] < 0, i))] = False
-    return keep

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from cytomil.slides.find import Cells
 from cytomil.slides.open import Slide
+from cytomil.slides.tiles import Cells
 
 _CELL_COLOUR = (0, 230, 0)  # more saturated than any stain, so thin rings show on dark nuclei and pale cytoplasm
 _MARKED_COLOUR = (220, 0, 0)

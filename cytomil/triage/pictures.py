@@ -32,7 +32,7 @@ def png(picture: Image.Image) -> bytes:
 
 def marked_thumbnail(slide: Slide, cells: Cells, top: Sequence[int]) -> Image.Image:
     """The slide with only its top cells ringed and numbered; ``top`` are their indices, the highest first."""
-    chosen = Cells(cells.centres[list(top)], cells.radii[list(top)])
+    chosen = cells[list(top)]
     return qc_thumbnail(slide, chosen, REPORT_PX, range(len(top)))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from cytomil.bags.whole_slides import cell_id
 from cytomil.files import safe_name, write_bytes
-from cytomil.slides import Cells, qc_thumbnail
+from cytomil.slides import qc_thumbnail
 from cytomil.triage.cell_files import write_cells_csv, write_geojson
 from cytomil.triage.pictures import FILE_PX, REPORT_PX, heatmap, jpeg, marked_thumbnail, png
 from cytomil.triage.whole_slide import WholeSlide
@@ -29,7 +29,7 @@ def with_places(
     found = source.cells()
     index = {cell_id(x, y): i for i, (x, y) in enumerate(found.centres)}
     rows = [index[name] for name in names]
-    cells = Cells(found.centres[rows], found.radii[rows])
+    cells = found[rows]
     row_of = {name: i for i, name in enumerate(names)}
     top = [row_of[cell.instance_id] for cell in result.key_instances]
     placed = tuple(

@@ -157,9 +157,7 @@ class _Ranker:
     def _features(self, found: Found, source: SlideSource, fingerprint: str) -> Features:
         cache = self._reading.cache / f"{sha256_of_json(found.name)[:16]}.h5"
         if not is_valid(cache, self._embedder.key(fingerprint)):
-            blocks = source.blocks(
-                self._model.encoder.transform, self._settings.batch_size, self._settings.workers
-            )
+            blocks = source.blocks(self._model.encoder.transform, self._settings.batch_size, self._settings.workers)
             crop_px = round(source.crop_side_px) if isinstance(source, WholeSlide) else 0
             told = self._listener.track(blocks, found.name, unit="blocks of cells")
             self._embedder.embed(cache, found.name, fingerprint, told, source.mpp, crop_px)

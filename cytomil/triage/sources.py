@@ -45,7 +45,7 @@ class SlideSource(Protocol):
         ...
 
     def blocks(self, transform: CellTransform, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
-        """Decode the cells block by block, in ``workers`` threads (0: one per usable core) that the blocks do not depend on."""
+        """Decode the cells block by block, in ``workers`` threads (0: one per core) on which the blocks do not depend."""
         ...
 
     def images(self, instance_ids: list[str], least_px: int) -> list[bytes]:

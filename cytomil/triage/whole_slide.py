@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from cytomil.bags.whole_slides import cell_id, cut_cells
-from cytomil.encoders.transform import CellTransform, decode_cells
+from cytomil.encoders.transform import CellTransform
 from cytomil.errors import TriageModelError
-from cytomil.features.feeding import CellBlock
+from cytomil.features.feeding import CellBlock, EncodedCells, feed, piece_sizes
 from cytomil.files import replacing, sha256_of_json
-from cytomil.slides import Cells, Cutting, Resolutions, Slide, find_cells, require_enough_cells
+from cytomil.slides import Cells, Cutting, Handles, Resolutions, Slide, iter_cells, require_enough_cells
 
 _HASHED_BYTES = 1 << 20
 
@@ -86,25 +87,42 @@ class WholeSlide:
     def cells(self) -> Cells:
         """The slide's cells, found now or in an earlier run. Raises `SlideUnreadableError` or `ResolutionError`."""
         if self._cells is None:
-            key = sha256_of_json([self.fingerprint(), self.mpp])
-            kept = self._reading.cache / f"{sha256_of_json(self.path.name)[:16]}.cells.npz"
-            self._cells = _read_cells(kept, key)
-            if self._cells is None:
-                self._cells = find_cells(self.path, self.cutting.finding, self.mpp, self._reading.workers)
-                _write_cells(kept, key, self._cells)
+            self._cells = Cells.joined(self._iter_cells())
         return self._cells
 
     def blocks(self, transform: CellTransform, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
-        """Cut and decode the cells block by block, as make-bags does; see `SlideSource`."""
-        cells = self.cells()
-        require_enough_cells(self.path, cells, self.cutting.finding)
-        with self.open() as slide:
-            instances = cut_cells(slide, cells, self.cutting)
-            while block := list(itertools.islice(instances, batch_size)):
-                ids = [instance.instance_id for instance in block]
-                pixels, kept, problems = decode_cells([instance.image for instance in block], ids, transform)
-                coords = np.array([block[i].coords for i in kept], np.int64).reshape(-1, 2)
-                yield CellBlock([ids[i] for i in kept], coords, pixels, problems)
+        """Cut and decode the cells block by block, as make-bags does, while more are looked for; see `SlideSource`.
+
+        Raises `NoCellsError` at the end where there are too few, and as `cells` does.
+        """
+        with closing(Handles(self.path, self.mpp)) as handles:
+            some = _regrouped(self._iter_cells(), piece_sizes(batch_size))
+            yield from feed(
+                (partial(self._cut_piece, handles, cells) for cells in some), transform, batch_size, workers
+            )
+        require_enough_cells(self.path, self.cells(), self.cutting.finding)
+
+    def _cut_piece(self, handles: Handles, cells: Cells) -> EncodedCells:
+        with handles.lend() as slide:
+            instances = list(cut_cells(slide, cells, self.cutting))
+        coords = np.array([instance.coords for instance in instances], np.int64).reshape(-1, 2)
+        return EncodedCells([one.instance_id for one in instances], coords, [one.image for one in instances])
+
+    def _iter_cells(self) -> Iterator[Cells]:
+        """The cells as they are found; once they all are, they are kept for later and for later runs."""
+        if self._cells is None:
+            key = sha256_of_json([self.fingerprint(), self.mpp])
+            kept = self._reading.cache / f"{sha256_of_json(self.path.name)[:16]}.cells.npz"
+            self._cells = _read_cells(kept, key)
+        if self._cells is not None:
+            yield self._cells
+            return
+        parts = []
+        for part in iter_cells(self.path, self.cutting.finding, self.mpp, self._reading.workers):
+            parts.append(part)
+            yield part
+        self._cells = Cells.joined(parts)
+        _write_cells(kept, key, self._cells)
 
     def images(self, instance_ids: list[str], least_px: int) -> list[bytes]:
         """The crops of these cells, cut again at ``least_px`` pixels or more for a person to look at."""
@@ -113,8 +131,7 @@ class WholeSlide:
         chosen = [position[name] for name in instance_ids]
         sharp = replace(self.cutting, crop_px=max(self.cutting.crop_px, least_px))
         with self.open() as slide:
-            some = Cells(cells.centres[chosen], cells.radii[chosen])
-            return [instance.image for instance in cut_cells(slide, some, sharp)]
+            return [instance.image for instance in cut_cells(slide, cells[chosen], sharp)]
 
     def _is_mrxs(self) -> bool:
         return self.path.suffix.lower() == ".mrxs"
@@ -125,6 +142,22 @@ class WholeSlide:
                 given = self._reading.resolutions.of(self.path)
                 self._opened = slide.mpp, slide.mpp_source == "given" and given is None
         return self._opened
+
+
+def _regrouped(parts: Iterable[Cells], sizes: Iterable[int]) -> Iterator[Cells]:
+    """The same cells in the same order, in groups of these sizes; the last may be smaller."""
+    wanted = iter(sizes)
+    size, held = next(wanted), Cells.joined([])
+    for part in parts:
+        held = Cells.joined([held, part])
+        start = 0
+        while len(held) - start >= size:
+            yield held[start : start + size]
+            start += size
+            size = next(wanted)
+        held = held[start:]
+    if len(held):
+        yield held
 
 
 def _write_cells(path: Path, key: str, cells: Cells) -> None:

@@ -291,7 +291,7 @@ class Counted:
 
     def __init__(self, monkeypatch):
         self.names = []
-        from cytomil.slides import find, resolution
+        from cytomil.slides import handles, resolution
 
         real = resolution.open_slide
 
@@ -300,7 +300,7 @@ class Counted:
             return real(path, mpp)
 
         monkeypatch.setattr(resolution, "open_slide", counting)
-        monkeypatch.setattr(find, "open_slide", counting)
+        monkeypatch.setattr(handles, "open_slide", counting)
 
 
 def test_a_finished_slide_is_not_opened_again(road, three, tmp_path, monkeypatch):
@@ -320,7 +320,7 @@ def test_another_top_finds_no_cells_anew(road, three, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("cells were looked for again")
 
-    monkeypatch.setattr(whole_slide, "find_cells", refuse)
+    monkeypatch.setattr(whole_slide, "iter_cells", refuse)
     again = rank(three, settings(road, tmp_path / "out", top=4), Silent())
     assert [len(slide.key_instances) for slide in again.slides] == [4, 4, 4]
 
