@@ -25,6 +25,7 @@ from cytomil.bags import open_bag, read_manifest
 from cytomil.bags.make import make_bags
 from cytomil.cli.app import app
 from cytomil.cli.console import console
+from cytomil.features import open_features
 from cytomil.features.embed import embed
 from cytomil.mil.fit import fit_mil
 from cytomil.pretrain.loop import pretrain
@@ -312,6 +313,19 @@ def test_a_finished_slide_is_not_opened_again(road, three, tmp_path, monkeypatch
     os.utime(three / "s1.tif", ns=(1, 1))
     assert rank(three, settings(road, tmp_path / "out"), Silent()).slides == first.slides
     assert set(opened.names) == {"s1.tif"}
+
+
+def test_the_number_of_threads_changes_no_byte(road, three, tmp_path):
+    written = []
+    for workers in (1, 3):
+        out = tmp_path / str(workers)
+        write_worklist(rank(three, settings(road, out, workers=workers, batch_size=10, cells_csv=True), Silent()), out)
+        files = [out / "triage.csv", *sorted((out / "geojson").iterdir()), *sorted((out / "cells").iterdir())]
+        written.append([file.read_bytes() for file in files])
+        caches = sorted((out / "cache").glob("*.h5"))
+        written[-1] += [open_features(cache).load().tobytes() for cache in caches]
+        assert len(caches) == 3
+    assert written[0] == written[1]
 
 
 def test_another_top_finds_no_cells_anew(road, three, tmp_path, monkeypatch):
