@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.cells import write_synthetic
+from bench.synthetic_slides import write_synthetic
 from bench.tables import Measured, Table
 from bench.timing import interleaved
 from cytomil.encoders.architecture import Architecture, Encoder, resolve_stem
