@@ -225,7 +225,7 @@ class FitMilSettings(Section):
     out: Path = Field(Path("models/triage"), description="folder for the triage model")
     aggregator: str = Field(
         "pamil",
-        description="pamil, mean, max or top-k",
+        description="pamil, abmil, dtfd-mil, clam, transmil, mean, max, top-k; one-class: knn, mahalanobis, ocsvm, gaussian",
     )
     n_prototypes: int = Field(10, ge=1, description="PAMIL's prototypes")
     prototypes: Prototypes = Field(Prototypes.RANDOM, description="how PAMIL's prototypes start")
@@ -233,7 +233,9 @@ class FitMilSettings(Section):
     learning_rate: float = Field(1e-3, gt=0, description="learning rate of Adam")
     weight_decay: float = Field(0.0, ge=0, description="weight decay of Adam")
     cluster_weight: float = Field(0.005, ge=0, description="weight of each of PAMIL's two cluster losses")
-    top_share: float = Field(0.03, gt=0, le=1, description="share of a bag's cells that top-k pools")
+    top_share: float = Field(
+        0.03, gt=0, le=1, description="share of a bag's cells that top-k and one-class scorers pool"
+    )
     folds: int = Field(3, ge=2, description="cross-validation folds, by patient where known")
     ensemble: int = Field(3, ge=1, description="models from different seeds, averaged")
     instance_score: InstanceScore = Field(

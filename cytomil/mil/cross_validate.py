@@ -91,5 +91,5 @@ def member_seed(settings: FitMilSettings, member: int) -> int:
 
 
 def n_members(kind: type[Aggregator], settings: FitMilSettings) -> int:
-    """How many models are averaged: one where another seed would give the same again."""
-    return settings.ensemble if kind.seeded else 1
+    """How many models are averaged."""
+    return settings.ensemble if kind.averaged else 1

@@ -34,13 +34,13 @@ class Aggregator(nn.Module, ABC):
 
     ``config`` are the arguments that build another of its shape, as JSON. ``meaning`` says, for each kind of instance
     score that it can give, what such a score is, in a clinician's words that follow a number: "14 × the average cell".
-    ``by_epochs``: whether it is fitted over epochs, of which cross-validation chooses the number. ``seeded``: whether
-    another seed gives another model, so that averaging several is of use.
+    ``by_epochs``: whether it is fitted over epochs, of which cross-validation chooses the number. ``averaged``: whether
+    the ensemble holds several of it, from different seeds.
     """
 
     meaning: ClassVar[Mapping[InstanceScore, str]] = {InstanceScore.EVIDENCE: EVIDENCE_MEANING}
     by_epochs: ClassVar[bool] = True
-    seeded: ClassVar[bool] = True
+    averaged: ClassVar[bool] = True
 
     config: dict[str, Any]
 

@@ -9,16 +9,32 @@ import difflib
 from importlib.metadata import entry_points
 
 from cytomil.errors import SettingsError
+from cytomil.mil.aggregators.abmil import ABMIL
 from cytomil.mil.aggregators.base import Aggregator
+from cytomil.mil.aggregators.clam import CLAM
+from cytomil.mil.aggregators.dtfd import DTFDMIL
+from cytomil.mil.aggregators.gaussian import GaussianDensity
+from cytomil.mil.aggregators.knn import NearestNeighbours
+from cytomil.mil.aggregators.mahalanobis import Mahalanobis
+from cytomil.mil.aggregators.ocsvm import OneClassSVM
 from cytomil.mil.aggregators.pooling import MaxPooling, MeanPooling, TopPooling
+from cytomil.mil.aggregators.transmil import TransMIL
 from cytomil.mil.pamil import PAMIL
 from cytomil.settings import InstanceScore
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
     "pamil": PAMIL,
+    "abmil": ABMIL,
+    "dtfd-mil": DTFDMIL,
+    "clam": CLAM,
+    "transmil": TransMIL,
     "mean": MeanPooling,
     "max": MaxPooling,
     "top-k": TopPooling,
+    "knn": NearestNeighbours,
+    "mahalanobis": Mahalanobis,
+    "ocsvm": OneClassSVM,
+    "gaussian": GaussianDensity,
 }
 ENTRY_POINTS = "cytomil.aggregators"
 

@@ -1,0 +1,128 @@
+"""DTFD-MIL: double-tier feature distillation (Zhang et al., CVPR 2022, arXiv 2203.12081)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cytomil.mil.aggregators.abmil import GatedAttention
+from cytomil.mil.aggregators.base import EVIDENCE_MEANING
+from cytomil.mil.aggregators.learned import LearnedAggregator
+from cytomil.mil.bags import TrainingBag
+from cytomil.settings import FitMilSettings, InstanceScore
+
+
+class DTFDMIL(LearnedAggregator):
+    """A bag is split into pseudo-bags; one attention model reads each of them, another what they were distilled to.
+
+    Of the paper's four distillations this is AFS, aggregated feature selection: a pseudo-bag becomes the feature that its
+    attention pools. Its loss is the cross entropy of tier 2 plus the mean cross entropy of the pseudo-bags in tier 1.
+
+    In training the split is random in every step, as in the paper; in use an instance's own bytes decide its pseudo-bag,
+    so that neither order nor a random number changes what a slide is given.
+
+    Args:
+        in_dim: length of an instance's embedding.
+        n_pseudo_bags: the paper uses 5 on CAMELYON16; fewer where the bag has fewer instances.
+        hidden_dim: length of the shared layer's output.
+        attention_dim: length of the gates.
+    """
+
+    meaning: ClassVar[Mapping[InstanceScore, str]] = {InstanceScore.EVIDENCE: EVIDENCE_MEANING}
+
+    def __init__(self, in_dim: int, n_pseudo_bags: int = 5, hidden_dim: int = 512, attention_dim: int = 128) -> None:
+        super().__init__()
+        self.config = {
+            "in_dim": in_dim,
+            "n_pseudo_bags": n_pseudo_bags,
+            "hidden_dim": hidden_dim,
+            "attention_dim": attention_dim,
+        }
+        self.n_pseudo_bags = n_pseudo_bags
+        self.embed = nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU())
+        self.attention = nn.ModuleList(GatedAttention(hidden_dim, attention_dim) for _ in range(2))
+        self.classifier = nn.ModuleList(nn.Linear(hidden_dim, 2) for _ in range(2))
+
+    @classmethod
+    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
+        """See `LearnedAggregator`."""
+        return cls(bags[0].values.shape[1])
+
+    def loss(self, instances: Tensor, label: Tensor, settings: FitMilSettings, generator: torch.Generator) -> Tensor:
+        """See the class."""
+        order = torch.randperm(len(instances), generator=generator)
+        hidden = self.embed(instances)
+        pseudo_bags = [hidden[part] for part in order.chunk(min(self.n_pseudo_bags, len(order)))]
+        distilled = torch.cat([self._pool(0, part) for part in pseudo_bags])
+        tier_1 = F.cross_entropy(self.classifier[0](distilled), label.expand(len(distilled)))
+        return tier_1 + F.cross_entropy(self.classifier[1](self._pool(1, distilled)), label.view(1))
+
+    def read(self, kind: InstanceScore) -> DTFDReading:
+        """An instance's score is the odds of its class probability (eq. 6 and 7 of the paper).
+
+        Its signal for a class is the class's weights times the instance's hidden, times its attention in units of the
+        mean over its pseudo-bag.
+        """
+        return DTFDReading(self)
+
+    def tier_1_direction(self) -> Tensor:
+        """Tier 1's weights of the positive class less those of the negative one, (hidden_dim,)."""
+        classifier = self.classifier[0]
+        assert isinstance(classifier, nn.Linear)
+        return classifier.weight[1] - classifier.weight[0]
+
+    def probability(self, distilled: Tensor) -> float:
+        """Pseudo-bags' pooled features (M, hidden_dim) → the bag's probability."""
+        return float(self.classifier[1](self._pool(1, distilled)).softmax(dim=1)[0, 1])
+
+    def _pool(self, tier: int, hidden: Tensor) -> Tensor:
+        return self.attention[tier](hidden).softmax(dim=0).T @ hidden
+
+
+class DTFDReading:
+    """Keeps every pseudo-bag's softmax up to date as the blocks come in, as `AttentionReading` does for one bag."""
+
+    def __init__(self, model: DTFDMIL) -> None:
+        self._model = model
+        m, hidden_dim = model.n_pseudo_bags, model.config["hidden_dim"]
+        self._greatest, self._weight = torch.full((m,), -torch.inf), torch.zeros(m)
+        self._pooled, self._count = torch.zeros(m, hidden_dim), torch.zeros(m)
+        self._attention: list[Tensor] = []
+        self._signal: list[Tensor] = []
+        self._of: list[Tensor] = []
+
+    def add(self, instances: Tensor) -> None:
+        """See `Reading`."""
+        hidden = self._model.embed(instances)
+        raw, of = self._model.attention[0](hidden).squeeze(1), pseudo_bag_of(instances, len(self._count))
+        greatest = self._greatest.scatter_reduce(0, of, raw, "amax")
+        # Where nothing has come in yet there is nothing to correct, and infinity less infinity is no number.
+        kept = torch.where(self._greatest.isinf(), 0.0, (self._greatest - greatest).exp())
+        weights = (raw - greatest[of]).exp()
+        self._pooled = (kept.unsqueeze(1) * self._pooled).index_add(0, of, weights.unsqueeze(1) * hidden)
+        self._weight = (kept * self._weight).index_add(0, of, weights)
+        self._count = self._count + torch.bincount(of, minlength=len(self._count))
+        self._greatest = greatest
+        weight = self._model.tier_1_direction()
+        self._attention.append(raw)
+        self._signal.append(hidden @ weight)
+        self._of.append(of)
+
+    def result(self) -> tuple[float, Tensor]:
+        """See `Reading`."""
+        filled = self._count > 0
+        probability = self._model.probability(self._pooled[filled] / self._weight[filled].unsqueeze(1))
+        raw, signal, of = torch.cat(self._attention), torch.cat(self._signal), torch.cat(self._of)
+        relative = (raw - self._greatest[of]).exp() / self._weight[of] * self._count[of]
+        return probability, (relative * signal).exp()
+
+
+def pseudo_bag_of(instances: Tensor, n_pseudo_bags: int) -> Tensor:
+    """Which pseudo-bag each instance falls into, evenly spread, by its bytes alone: float32 (N, D) → int64 (N,)."""
+    # Sums of integers do not depend on their order, so that neither blocks nor threads change the answer.
+    total = instances.contiguous().view(torch.int32).sum(dim=1, dtype=torch.int64)
+    return ((total * 0x9E3779B1) >> 15) % n_pseudo_bags

@@ -1,0 +1,65 @@
+"""One-class: the density of the negative slides' cells as a mixture of Gaussians, by scikit-learn."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from cytomil.mil.aggregators.one_class import OneClassScorer, subsample
+from cytomil.settings import FitMilSettings, InstanceScore
+
+_COMPONENTS = 8
+_CELLS_A_COMPONENT = 20
+_MOST_CELLS = 20_000
+_RIDGE = 1e-3
+
+
+class GaussianDensity(OneClassScorer):
+    """How much less likely a cell is than the likeliest centre of the mixture, as a logarithm.
+
+    Normal slides hold several kinds of cells: hence up to eight Gaussians, which share one covariance, because a rare kind has
+    too few cells for a covariance of its own. It is fitted to at most 20,000 drawn cells.
+    """
+
+    meaning: ClassVar = {InstanceScore.EVIDENCE: "× as unusual (log density) as a normal training slide's average cell"}
+
+    centres: Tensor
+    whitening: Tensor
+    log_weights: Tensor
+    peak: Tensor
+
+    def __init__(self, in_dim: int, share: float, n_components: int) -> None:
+        super().__init__(in_dim, share, n_components=n_components)
+        self.register_buffer("centres", torch.zeros(n_components, in_dim, dtype=torch.float64))
+        self.register_buffer("whitening", torch.eye(in_dim, dtype=torch.float64))
+        self.register_buffer("log_weights", torch.full((n_components,), -math.log(n_components), dtype=torch.float64))
+        self.register_buffer("peak", torch.zeros((), dtype=torch.float64))
+
+    @classmethod
+    def learn(cls, cells: Tensor, settings: FitMilSettings, seed: int) -> Self:
+        """See `OneClassScorer`."""
+        from sklearn.mixture import GaussianMixture
+
+        kept = subsample(cells, _MOST_CELLS, seed).double()
+        n_components = max(1, min(_COMPONENTS, len(kept) // _CELLS_A_COMPONENT))
+        mixture = GaussianMixture(n_components, covariance_type="tied", reg_covar=_RIDGE, random_state=seed)
+        fitted = mixture.fit(kept.numpy())
+        model = cls(cells.shape[1], settings.top_share, n_components)
+        model.centres.copy_(torch.from_numpy(fitted.means_))
+        model.whitening.copy_(torch.from_numpy(fitted.precisions_cholesky_))
+        model.log_weights.copy_(torch.from_numpy(fitted.weights_).log())
+        model.peak.copy_(model.log_density(model.centres).max())
+        return model
+
+    def log_density(self, instances: Tensor) -> Tensor:
+        """Log density less that constant which all cells share: (N, D) → float64 (N,)."""
+        white, centres = instances.double() @ self.whitening, self.centres @ self.whitening
+        squared = torch.stack([(white - centre).square().sum(dim=1) for centre in centres], dim=1)
+        return (self.log_weights - squared / 2).logsumexp(dim=1)
+
+    def distances(self, instances: Tensor) -> Tensor:
+        """See `OneClassScorer`."""
+        return (self.peak - self.log_density(instances)).clamp(min=0).float()

@@ -1,0 +1,50 @@
+"""One-class: distance to the nearest cells of negative slides."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from cytomil.mil.aggregators.one_class import OneClassScorer, subsample
+from cytomil.settings import FitMilSettings, InstanceScore
+
+_NEIGHBOURS = 5
+_MOST_CELLS = 10_000
+_BLOCK = 2048
+_SAME = 3e-3  # of a cell's own length: distances by matrix products are no finer
+
+
+class NearestNeighbours(OneClassScorer):
+    """The mean Euclidean distance to the ``neighbours`` nearest of the negative slides' cells, at most 10,000 drawn ones."""
+
+    meaning: ClassVar = {
+        InstanceScore.EVIDENCE: "× as far from its nearest normal cells as a normal training slide's average cell"
+    }
+
+    cells: Tensor
+
+    def __init__(self, in_dim: int, share: float, n_cells: int, neighbours: int) -> None:
+        super().__init__(in_dim, share, n_cells=n_cells, neighbours=neighbours)
+        self.neighbours = neighbours
+        self.register_buffer("cells", torch.zeros(n_cells, in_dim))
+
+    @classmethod
+    def learn(cls, cells: Tensor, settings: FitMilSettings, seed: int) -> Self:
+        """See `OneClassScorer`."""
+        kept = subsample(cells, _MOST_CELLS, seed)
+        model = cls(cells.shape[1], settings.top_share, len(kept), min(_NEIGHBOURS, len(kept)))
+        model.cells.copy_(kept)
+        return model
+
+    def distances(self, instances: Tensor) -> Tensor:
+        """See `OneClassScorer`."""
+        return torch.cat([self._of_block(block) for block in instances.split(_BLOCK)])
+
+    def _of_block(self, block: Tensor) -> Tensor:
+        # One more than asked for, and without itself where the cell is one of those learnt: else training cells would
+        # look closer to their like than new ones, and what counts as usual would be measured too short.
+        nearest = torch.cdist(block, self.cells).topk(min(self.neighbours + 1, len(self.cells)), largest=False).values
+        is_itself = nearest[:, :1] < _SAME * block.norm(dim=1, keepdim=True).clamp(min=1)
+        return torch.where(is_itself, nearest[:, -self.neighbours :], nearest[:, : self.neighbours]).mean(dim=1)

@@ -1,0 +1,68 @@
+"""The triage model on disk, with every aggregator."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cytomil.errors import SettingsError, TriageModelError
+from cytomil.features.index import read_index
+from cytomil.files import sha256_of_file
+from cytomil.mil.aggregators.registry import AGGREGATORS
+from cytomil.mil.fit import fit_mil
+from cytomil.mil.triage_model import CARD_NAME, load_triage_model
+from cytomil.progress import Silent
+from cytomil.settings import FitMilSettings, InstanceScore
+
+
+def fit(features_folder, encoder_folder, out, **changes):
+    chosen = {"epochs": 2, "folds": 2, "ensemble": 2, "n_prototypes": 4} | changes
+    return fit_mil(FitMilSettings(features=features_folder, encoder=encoder_folder, out=out, **chosen), Silent())
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_a_model_loaded_again_says_the_same(name, features_folder, encoder_folder, tmp_path):
+    made = fit(features_folder, encoder_folder, tmp_path / "model", aggregator=name)
+    loaded = load_triage_model(tmp_path / "model")
+    assert (tmp_path / "model" / "aggregator.safetensors").is_file()
+    assert loaded.card["score_meaning"] == AGGREGATORS[name].meaning[InstanceScore.EVIDENCE]
+    assert (loaded.card["epochs_chosen"] is None) is not AGGREGATORS[name].by_epochs
+    for _, features in read_index(features_folder).open("test"):
+        first, again = made.ensemble.assess(features.load()), loaded.ensemble.assess_blocks(features.blocks())
+        assert again.probability == pytest.approx(first.probability, abs=1e-6)
+        np.testing.assert_allclose(again.scores, first.scores, rtol=1e-5)
+        assert (again.scores > 0).all()
+
+
+def test_a_model_of_an_unknown_aggregator_is_one_clear_line(features_folder, encoder_folder, tmp_path):
+    fit(features_folder, encoder_folder, tmp_path / "model")
+    card = json.loads((tmp_path / "model" / CARD_NAME).read_text())
+    card["aggregator"]["name"] = "someone-elses"
+    (tmp_path / "model" / CARD_NAME).write_text(json.dumps(card))
+    with pytest.raises(TriageModelError, match="there is no aggregator 'someone-elses'"):
+        load_triage_model(tmp_path / "model")
+
+
+def test_a_model_made_before_there_was_a_choice_is_still_read(features_folder, encoder_folder, tmp_path):
+    made = fit(features_folder, encoder_folder, tmp_path / "model")
+    card = json.loads((tmp_path / "model" / CARD_NAME).read_text())
+    known = ("name", "members", "in_dim", "n_prototypes", "instance_score")
+    card["aggregator"] = {key: card["aggregator"][key] for key in known}
+    (tmp_path / "model" / CARD_NAME).write_text(json.dumps(card))
+    loaded = load_triage_model(tmp_path / "model")
+    _, features = read_index(features_folder).open("test")[0]
+    assert loaded.ensemble.assess(features.load()).probability == made.ensemble.assess(features.load()).probability
+
+
+def test_what_cannot_be_fitted_is_refused_before_anything_is_written(features_folder, encoder_folder, tmp_path):
+    for changes in ({"aggregator": "nobodys"}, {"aggregator": "knn", "instance_score": "attention"}):
+        with pytest.raises(SettingsError):
+            fit(features_folder, encoder_folder, tmp_path / "model", **changes)
+    assert not (tmp_path / "model").exists()
+
+
+def test_any_number_of_workers_writes_the_same_weights(features_folder, encoder_folder, tmp_path):
+    for workers in (1, 2):
+        fit(features_folder, encoder_folder, tmp_path / str(workers), workers=workers)
+    one, two = (sha256_of_file(tmp_path / name / "aggregator.safetensors") for name in ("1", "2"))
+    assert one == two
