@@ -74,15 +74,16 @@ def fit(
     return model, by_epoch
 
 
-def cross_validate_and_refit(bags: Sequence[FeatureFile], fold_of: Sequence[int], seeds: int, epochs: int) -> int:
-    """Every fold × seed, then ``seeds`` fits on all bags; returns the number of fits."""
+def cross_validate(bags: Sequence[FeatureFile], fold_of: Sequence[int], seeds: int, epochs: int) -> int:
+    """Every fold × seed, one after the other; returns the number of fits."""
     fits = 0
-    for held in [*range(max(fold_of) + 1), None]:
+    for held in range(max(fold_of) + 1):
         kept = [bag for bag, fold in zip(bags, fold_of, strict=True) if fold != held]
         held_out = [bag for bag, fold in zip(bags, fold_of, strict=True) if fold == held]
         values = torch.cat([bag.read() for bag in kept])
+        mean, std = values.mean(dim=0), values.std(dim=0)
         for seed in range(seeds):
-            fit(kept, held_out, epochs, seed, values.mean(dim=0), values.std(dim=0))
+            fit(kept, held_out, epochs, seed, mean, std)
             fits += 1
     return fits
 
