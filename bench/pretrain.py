@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -90,6 +91,7 @@ def own_step(encoded: list[bytes], size: int, precision: str, surgery: list[floa
     from cytomil.encoders.transform import CellTransform, decode_cells
     from cytomil.pretrain.cells import TrainingCells
     from cytomil.pretrain.checkpoint import RunIdentity
+    from cytomil.pretrain.methods import load_method
     from cytomil.pretrain.processes import OneProcess
     from cytomil.pretrain.run import Run
     from cytomil.settings import PretrainSettings
@@ -97,8 +99,10 @@ def own_step(encoded: list[bytes], size: int, precision: str, surgery: list[floa
     pixels, _, _ = decode_cells(encoded, [str(i) for i in range(len(encoded))], CellTransform(size, 1.0))
     is_positive = torch.arange(len(encoded)) >= len(encoded) // 2
     settings = PretrainSettings.model_validate({"image_size": size, "batch_size": len(encoded), "precision": precision})
-    cells = TrainingCells(torch.from_numpy(pixels), is_positive, ())
-    run = Run(settings, RunIdentity({}, "", ""), cells, OneProcess(torch.device("cpu")), None)
+    bag = is_positive.long()
+    cells = TrainingCells(torch.from_numpy(pixels), is_positive, bag, bag, ())
+    make_method = partial(load_method(settings.method), settings, cells=cells)
+    run = Run(settings, RunIdentity({}, "", ""), cells, OneProcess(torch.device("cpu")), None, make_method)
     run.encoder.train()
     generator = torch.Generator().manual_seed(0)
     gradients_to_update = run.step.gradients_to_update

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -25,18 +25,21 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from cytomil.errors import SettingsError
+from cytomil.registry import METHODS, known_method
 
 PARAMS_FILE = Path("params.yaml")
 _PREFIX = "CYTOMIL_"
 
 
-class Method(StrEnum):
-    """The pretraining methods."""
+class Surgery(StrEnum):
+    """How the gradients of two tasks become one update."""
 
-    SLAM_AGS = "slam-ags"
-    WEAKSUPCON = "weaksupcon"
-    SIMCLR = "simclr"
-    WEAKLY_SUPERVISED = "weakly-supervised"
+    SUM = "sum"
+    PCGRAD = "pcgrad"
+    ADAPTIVE = "adaptive"
+    CAGRAD = "cagrad"
+    MGDA = "mgda"
+    IMTL_G = "imtl-g"
 
 
 class Rescale(StrEnum):
@@ -150,7 +153,12 @@ class MakeBagsSettings(Section):
 class PretrainSettings(Section):
     """The encoder's training."""
 
-    method: Method = Field(Method.SLAM_AGS, description="pretraining method")
+    method: Annotated[str, AfterValidator(known_method)] = Field(
+        "slam-ags", description=f"{', '.join(METHODS)}, or a method that another package brings"
+    )
+    with_instance_labels: bool = Field(
+        False, description="let fully-supervised, the ceiling, read instance labels; no other method may"
+    )
     bags: Path = Field(Path("data/bags"), description="folder with bags.csv")
     out: Path = Field(Path("models/encoder"), description="folder for the encoder bundle")
     epochs: int = Field(10, ge=1, description="passes over the training cells")
@@ -171,7 +179,10 @@ class PretrainSettings(Section):
     similarity_scale: float | Literal["tau"] = Field(
         0.004, description="factor on the similarity loss; 1: as printed; 'tau': undoes its 1/τ; both collapse"
     )
-    rescale: Rescale = Field(Rescale.PAPER, description="when gradient surgery restores the plain sum's norm")
+    surgery: Surgery | None = Field(
+        None, description="how slam-ags makes one update of its two tasks' gradients; none: adaptive"
+    )
+    rescale: Rescale = Field(Rescale.PAPER, description="when adaptive surgery restores the plain sum's norm")
     seed: int = Field(0, ge=0, description="seed of weights, batches and views")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     precision: Literal["auto", "float32", "bf16"] = Field(
@@ -408,7 +419,8 @@ def _one_line(error: ValidationError, layers: dict[str, dict[str, Any]]) -> str:
         section = Settings.model_fields.get(path[0])
         known = section.annotation.model_fields if section and len(path) > 1 else Settings.model_fields  # type: ignore[union-attr]
         return f"{place} is not a setting of cytomil.{_suggestion(path[-1], known)}"
-    return f"{place}: {first['msg'][0].lower()}{first['msg'][1:]} (it is {first['input']!r})."
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {message[0].lower()}{message[1:]} (it is {first['input']!r})."
 
 
 def _holds(layer: Any, path: list[str]) -> bool:

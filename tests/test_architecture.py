@@ -38,6 +38,8 @@ MAY_IMPORT = {
     "cli": CLI,
 }
 READERS_OF_INSTANCE_LABELS = {"bags", "evaluate"}
+# The only way of instance labels into training: for the ceiling, which must be asked for.
+DOOR = "cytomil.pretrain.instance_label_door"
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,26 @@ def test_only_the_command_line_knows_typer_and_rich():
 
 
 def test_training_cannot_see_instance_labels():
-    readers = {one.of for one in own_imports() if "instance_labels" in one.name.split(".")}
-    assert {room_of(module) for module in readers} <= READERS_OF_INSTANCE_LABELS
-    assert "cytomil.bags" not in readers
+    imports = [one for one in own_imports() if "instance_labels" in one.name.split(".")]
+    readers = {one.of for one in imports if room_of(one.of) not in READERS_OF_INSTANCE_LABELS}
+    assert readers == {DOOR}
+    assert all(one.lazy for one in imports if one.of == DOOR)
+    assert "cytomil.bags" not in {one.of for one in imports}
+
+
+def test_the_door_to_instance_labels_is_used_in_one_place_under_its_condition():
+    door = "read_training_instance_labels"
+    assert {one.of for one in own_imports() if one.name.startswith(f"{DOOR}.")} == {"cytomil.pretrain.loop"}
+    loop = ast.parse((PACKAGE / "pretrain" / "loop.py").read_text(encoding="utf-8"))
+    guarded = [
+        node
+        for branch in ast.walk(loop)
+        if isinstance(branch, ast.If) and ast.unparse(branch.test) == "method.uses_instance_labels"
+        for node in branch.body
+    ]
+    calls = [node for node in ast.walk(loop) if isinstance(node, ast.Call) and ast.unparse(node.func) == door]
+    assert len(calls) == 1
+    assert any(calls[0] in list(ast.walk(node)) for node in guarded)
 
 
 def test_no_other_room_reads_the_instance_labels_past_their_module():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,10 +20,21 @@ Profile = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document to standard output")]
 
 
-def option(section: str, key: str) -> Any:
-    """The option ``--key`` for a setting; not given, the environment, params.yaml or the setting's default decide."""
+def option(section: str, key: str, check: Callable[[Any], Any] | None = None) -> Any:
+    """The option ``--key`` for a setting; not given, the environment, params.yaml or the setting's default decide.
+
+    A `ValueError` of ``check`` is wrong usage, as a name outside of an enumeration is.
+    """
     description, default = _describe(section, key)
-    return typer.Option(f"--{key.replace('_', '-')}", help=description, show_default=default)
+
+    def checked(value: Any) -> Any:
+        try:
+            return value if value is None or check is None else check(value)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    flag = f"--{key.replace('_', '-')}"
+    return typer.Option(flag, help=description, show_default=default, callback=checked if check else None)
 
 
 def argument(section: str, key: str) -> Any:

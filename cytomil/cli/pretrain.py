@@ -10,11 +10,15 @@ import typer
 from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
 from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
 from cytomil.progress import Silent
-from cytomil.settings import Method, Rescale, load
+from cytomil.registry import known_method
+from cytomil.settings import Rescale, Surgery, load
+
+_LOSSES = {"nt_xent": "NT-Xent", "info_nce": "InfoNCE", "supcon": "SupCon"}
 
 
 def pretrain(
-    method: Annotated[Method | None, option("pretrain", "method")] = None,
+    method: Annotated[str | None, option("pretrain", "method", check=known_method)] = None,
+    with_instance_labels: Annotated[bool | None, option("pretrain", "with_instance_labels")] = None,
     bags: Annotated[Path | None, option("pretrain", "bags")] = None,
     out: Annotated[Path | None, option("pretrain", "out")] = None,
     epochs: Annotated[int | None, option("pretrain", "epochs")] = None,
@@ -31,6 +35,7 @@ def pretrain(
     projection_dim: Annotated[int | None, option("pretrain", "projection_dim")] = None,
     temperature: Annotated[float | None, option("pretrain", "temperature")] = None,
     similarity_scale: Annotated[str | None, option("pretrain", "similarity_scale")] = None,
+    surgery: Annotated[Surgery | None, option("pretrain", "surgery")] = None,
     rescale: Annotated[Rescale | None, option("pretrain", "rescale")] = None,
     seed: Annotated[int | None, option("pretrain", "seed")] = None,
     device: Annotated[str | None, option("pretrain", "device")] = None,
@@ -71,6 +76,10 @@ def pretrain(
         if done.already_done:
             console.print(f"{settings.out} is finished already: same settings, same bags.")
         print_table(f"encoder in {settings.out}", ("figure", "value", "what it says"), _summary(card))
+        if card["uses_instance_labels"]:
+            print_warning(
+                "CEILING", "This encoder was shown instance labels: compare with it, never rank slides with it."
+            )
         if card["collapsed"]:
             print_warning(
                 "COLLAPSED",
@@ -82,8 +91,8 @@ def pretrain(
 
 def _line(record: dict[str, Any], epochs: int) -> str:
     parts = [f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}"]
-    names = {"loss_similarity": "similarity", "loss_nt_xent": "NT-Xent", "loss_classification": "classification"}
-    parts += [f"{name} {record[key]:.3f}" for key, name in names.items() if key in record]
+    losses = {key.removeprefix("loss_"): value for key, value in record.items() if key.startswith("loss_")}
+    parts += [f"{_LOSSES.get(name, name)} {value:.3f}" for name, value in losses.items()]
     if "chance" in record:
         parts[-1] += f" (chance {record['chance']:.3f})"
     parts.append(f"cos− {record['negatives_mean_cosine']:.2f}")
@@ -102,7 +111,7 @@ def _summary(card: dict[str, Any]) -> list[tuple[str, str, str]]:
             "YES" if card["collapsed"] else "no",
             card["collapse_reason"] or "the embeddings tell cells apart",
         ),
-        ("NT-Xent margin", "–" if margin is None else f"{margin:.2f} nats", "under chance, ln(2N-1); 0 is no better"),
+        ("contrastive margin", "–" if margin is None else f"{margin:.2f} nats", "under chance; 0 is no better"),
         ("effective rank", f"{card['effective_rank']:.0f}", "directions that h makes use of"),
         ("spread", f"{last['spread']:.2f}", "of z: 1 all over the sphere, 0 a point"),
         ("negatives' cosine", f"{last['negatives_mean_cosine']:.2f}", "of z: 1 where they are one point"),

@@ -97,6 +97,7 @@ def _facts(
         "made": now(),
         "synthetic": bool(encoder.card.get("synthetic")),
         "collapsed": bool(encoder.card.get("collapsed")),
+        "uses_instance_labels": bool(encoder.card.get("uses_instance_labels")),
         "trained_on": {
             "bags": len(bags),
             "positive_bags": int(labels.sum()),

@@ -18,10 +18,10 @@ from cytomil.bags.manifest import BagRow, Manifest
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import CytomilError
 from cytomil.files import HDF5_ERRORS, replacing, sha256_of_json
-from cytomil.pretrain.cells import TrainingCells, fill_cells, require_both_sides
+from cytomil.pretrain.cells import TrainingCells, assemble, fill_cells
 from cytomil.progress import Listener, Problem
 
-SCHEMA = "cytomil.cells/1"
+SCHEMA = "cytomil.cells/2"
 
 
 def cell_cache_path(out: Path, data: str, transform: CellTransform) -> Path:
@@ -36,20 +36,20 @@ def write_cell_cache(
     shape = (sum(row.n_instances for row in rows), transform.image_size, transform.image_size, 3)
     with replacing(path) as partial, h5py.File(partial, "w") as file:
         pixels = file.create_dataset("pixels", shape, np.uint8)  # not chunked, so that it can be mapped
-        is_positive, problems = fill_cells(pixels, manifest, rows, transform, listener)
-        file["is_positive"] = is_positive.numpy()
+        bag, problems = fill_cells(pixels, manifest, rows, transform, listener)
+        file["bag"] = bag.numpy()
         file.attrs["problems"] = json.dumps([vars(problem) for problem in problems])
         file.attrs["schema"] = SCHEMA
 
 
-def open_cell_cache(path: Path, manifest: Manifest) -> TrainingCells:
-    """The cells in ``path``, mapped. Raises `CytomilError` where the file is damaged."""
+def open_cell_cache(path: Path, manifest: Manifest, rows: tuple[BagRow, ...]) -> TrainingCells:
+    """The cells of these bags in ``path``, mapped. Raises `CytomilError` where the file is damaged."""
     try:
         with h5py.File(path) as file:
             if file.attrs["schema"] != SCHEMA:
                 raise ValueError("another schema")
             shape, offset = file["pixels"].shape, file["pixels"].id.get_offset()
-            is_positive = torch.from_numpy(file["is_positive"][:])
+            bag = torch.from_numpy(file["bag"][:])
             problems = tuple(Problem(**problem) for problem in json.loads(file.attrs["problems"]))
         mapped = np.memmap(path, np.uint8, "r", offset, shape)
     except HDF5_ERRORS as error:
@@ -58,4 +58,4 @@ def open_cell_cache(path: Path, manifest: Manifest) -> TrainingCells:
         # PyTorch has no read-only tensors and warns of them; nothing writes to the training cells.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
         pixels = torch.from_numpy(mapped)
-    return require_both_sides(TrainingCells(pixels[: len(is_positive)], is_positive, problems), manifest)
+    return assemble(pixels, bag, problems, manifest, rows)

@@ -24,10 +24,16 @@ _BLOCKS_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class TrainingCells:
-    """``pixels`` uint8 (N, S, S, 3); ``is_positive`` bool (N,): the label of each cell's slide."""
+    """The cells of the training bags, without instance labels.
+
+    ``pixels`` uint8 (N, S, S, 3); ``is_positive`` bool (N,): the label of each cell's slide; ``bag`` and ``patient``
+    int64 (N,): a number for each cell's bag and patient, a bag of unknown patient being a patient of its own.
+    """
 
     pixels: Tensor
     is_positive: Tensor
+    bag: Tensor
+    patient: Tensor
     problems: tuple[Problem, ...]
 
     def __len__(self) -> int:
@@ -51,10 +57,8 @@ def load_training_cells(
     """Decode the bags' cells. Raises `BagFileError` if a label has no bag, or a bag is not the one the manifest lists."""
     n = sum(row.n_instances for row in rows)
     pixels = np.empty((n, transform.image_size, transform.image_size, 3), np.uint8)
-    is_positive, problems = fill_cells(pixels, manifest, rows, transform, listener)
-    return require_both_sides(
-        TrainingCells(torch.from_numpy(pixels[: len(is_positive)]), is_positive, problems), manifest
-    )
+    bag, problems = fill_cells(pixels, manifest, rows, transform, listener)
+    return assemble(torch.from_numpy(pixels), bag, problems, manifest, rows)
 
 
 def fill_cells(
@@ -62,16 +66,17 @@ def fill_cells(
 ) -> tuple[Tensor, tuple[Problem, ...]]:
     """Decode the bags' cells, on every core, into an array that takes slices (NumPy's or HDF5's), uint8 (N, S, S, 3).
 
-    Returns the labels of their slides, bool, shape (number of readable cells,), and the unreadable cells.
+    Returns the place of each readable cell's bag among ``rows``, int64, shape (number of readable cells,), and the
+    unreadable cells.
     """
     for label, name in ((0, "negative"), (1, "positive")):
         if not any(row.label == label for row in rows):
             raise BagFileError(f"{manifest.folder}: no {name} training bag; pretraining needs both labels.")
-    labels: list[Tensor] = []
+    bags: list[Tensor] = []
     problems: list[Problem] = []
     filled = 0
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for row in listener.track(rows, "decoding cells", unit="bags"):
+        for number, row in enumerate(listener.track(rows, "decoding cells", unit="bags")):
             bag = open_bag(manifest.file_of(row))
             if content_sha256(bag) != row.sha256:
                 raise BagFileError(
@@ -79,10 +84,10 @@ def fill_cells(
                 )
             for block, unreadable in _decoded(bag, row.bag_id, transform, pool):
                 pixels[filled : filled + len(block)] = block
-                labels.append(torch.full((len(block),), row.label == 1))
+                bags.append(torch.full((len(block),), number))
                 filled += len(block)
                 problems += unreadable
-    return torch.cat(labels), tuple(problems)
+    return torch.cat(bags), tuple(problems)
 
 
 def _decoded(
@@ -97,34 +102,16 @@ def _decoded(
             yield block, unreadable
 
 
-def require_both_sides(cells: TrainingCells, manifest: Manifest) -> TrainingCells:
-    """Return the cells. Raises `BagFileError` where either label has fewer than two."""
+def assemble(
+    pixels: Tensor, bag: Tensor, problems: tuple[Problem, ...], manifest: Manifest, rows: tuple[BagRow, ...]
+) -> TrainingCells:
+    """The cells of which `fill_cells` told. Raises `BagFileError` where either label has fewer than two."""
+    of_bag = torch.tensor([row.label == 1 for row in rows])
+    names = [row.patient_id or f"bag:{row.bag_id}" for row in rows]
+    number_of = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    patient = torch.tensor([number_of[name] for name in names])
+    cells = TrainingCells(pixels[: len(bag)], of_bag[bag], bag, patient[bag], problems)
     for label, name in ((False, "negative"), (True, "positive")):
         if int((cells.is_positive == label).sum()) < 2:
             raise BagFileError(f"{manifest.folder}: fewer than two readable cells in {name} training bags.")
     return cells
-
-
-def epoch_batches(is_positive: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of one epoch's steps, half of each from either side, shuffled.
-
-    Every cell of the larger side comes once; the smaller side is dealt again, reshuffled, until it fills its halves,
-    so with sides of equal size every cell comes exactly once. Steps differ in size by two cells at most.
-    """
-    sides = [torch.nonzero(is_positive == side).flatten() for side in (False, True)]
-    longest = max(map(len, sides))
-    n_steps = max(1, round(longest / (batch_size // 2)))
-    dealt = [_deal(side, longest, generator).tensor_split(n_steps) for side in sides]
-    for negatives, positives in zip(*dealt, strict=True):
-        yield torch.cat([negatives, positives])
-
-
-def steps_per_epoch(is_positive: Tensor, batch_size: int) -> int:
-    """How many steps `epoch_batches` will yield."""
-    n_positive = int(is_positive.sum())
-    return max(1, round(max(n_positive, len(is_positive) - n_positive) / (batch_size // 2)))
-
-
-def _deal(side: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    rounds = -(-n // len(side))
-    return torch.cat([side[torch.randperm(len(side), generator=generator)] for _ in range(rounds)])[:n]

@@ -55,7 +55,7 @@ class Checkpoint:
 
     epoch: int
     model: dict[str, Any]
-    head: dict[str, Any] | None
+    method: dict[str, Any]
     optimizer: dict[str, Any]
     history: list[dict[str, Any]]
 

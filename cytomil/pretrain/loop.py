@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cytomil.bags.bag_file import open_bag
@@ -20,10 +22,13 @@ from cytomil.encoders.bundle import (
 )
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import SettingsError, require_replaceable
+from cytomil.files import sha256_of_json
 from cytomil.pretrain.cell_cache import cell_cache_path, open_cell_cache, write_cell_cache
 from cytomil.pretrain.cells import TrainingCells, bytes_needed, load_training_cells
 from cytomil.pretrain.checkpoint import RunIdentity, checkpoint_path, load_checkpoint
+from cytomil.pretrain.instance_label_door import read_training_instance_labels
 from cytomil.pretrain.memory import require_disk, require_memory
+from cytomil.pretrain.methods import Method, load_method, require_consent
 from cytomil.pretrain.processes import OneProcess, Processes
 from cytomil.pretrain.run import Run
 from cytomil.progress import Listener, Problem
@@ -59,16 +64,17 @@ def pretrain(
     and see the same files; the first one writes.
 
     Raises:
+        SettingsError: there is no such method, or it does not do what the settings ask of it.
         NotFoundError, BagFileError: the bags are missing or damaged.
         ResumeError: with ``resume``, the interrupted run was another one; or its checkpoint is damaged.
         DivergedError: a loss became NaN or infinite.
     """
+    method = load_method(settings.method)
+    require_consent(method, settings)
     require_replaceable(settings.out, CARD_NAME)
     manifest = read_manifest(settings.bags)
     rows = manifest.select("train")
-    identity = RunIdentity(
-        settings.model_dump(mode="json"), fingerprint(rows), code_fingerprint("bags", "encoders", "pretrain")
-    )
+    identity = RunIdentity(settings.model_dump(mode="json"), fingerprint(rows), _code_of(method))
     if resume and (done := _finished(settings, identity)):
         return Pretrained(done, (), already_done=True)
     checkpoint = load_checkpoint(settings.out, identity, insist=resume)
@@ -76,7 +82,10 @@ def pretrain(
     transform = CellTransform(settings.image_size, settings.center_crop)
     cells = _cells(settings, manifest, rows, transform, listener, processes)
     _require_batch(cells, settings, processes)
-    run = Run(settings, identity, cells, processes, checkpoint)
+    make_method: Callable[..., Method] = partial(method, settings, cells=cells)
+    if method.uses_instance_labels:
+        make_method = partial(make_method, instance_labels=read_training_instance_labels(manifest, rows, cells))
+    run = Run(settings, identity, cells, processes, checkpoint, make_method)
     if checkpoint:
         listener.note(f"resuming after epoch {checkpoint.epoch} of {settings.epochs}")
     for epoch in range(run.epoch, settings.epochs):
@@ -98,6 +107,14 @@ def pretrain(
     return Pretrained(bundle, cells.problems)
 
 
+def _code_of(method: type[Method]) -> str:
+    """What shapes the weights: cytomil's own code, and another package's where it brings the method."""
+    own = code_fingerprint("bags", "encoders", "pretrain")
+    if method.__module__.startswith("cytomil."):
+        return own
+    return sha256_of_json([own, inspect.getsource(inspect.getmodule(method) or method)])
+
+
 def _cells(
     settings: PretrainSettings,
     manifest: Manifest,
@@ -117,7 +134,7 @@ def _cells(
         require_disk(needed, what, path, listener)
         write_cell_cache(path, manifest, rows, transform, listener)
     processes.wait()
-    return open_cell_cache(path, manifest)
+    return open_cell_cache(path, manifest, rows)
 
 
 def _finished(settings: PretrainSettings, identity: RunIdentity) -> EncoderBundle | None:

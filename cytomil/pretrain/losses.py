@@ -1,4 +1,4 @@
-"""The losses of SLAM-AGS (arXiv 2511.14639)."""
+"""The losses: SLAM-AGS's (arXiv 2511.14639) and those of the methods it is compared with."""
 
 from __future__ import annotations
 
@@ -63,6 +63,64 @@ def nt_xent_loss(z_i: Tensor, z_j: Tensor, temperature: float = 0.07) -> Tensor:
     logits = logits.masked_fill(torch.eye(2 * n, dtype=torch.bool, device=z_i.device), float("-inf"))
     partner = torch.arange(2 * n, device=z_i.device).roll(n)
     return F.cross_entropy(logits, partner)
+
+
+def supcon_loss(z: Tensor, labels: Tensor, temperature: float = 0.07) -> Tensor:
+    """Supervised contrastive loss L_out (Khosla et al., arXiv 2004.11362, eq. 2).
+
+    Each projection must pick those of its own class among all others: the mean over anchors of −1/|P(i)| times the sum
+    over its positives p of ln softmax_{a ≠ i}(cos(z_i, z_a) / τ) at p. Where nothing is told apart it is ln(M − 1). With
+    two views a cell and every cell a class of its own it is NT-Xent.
+
+    Args:
+        z: projections, shape (M, D), all views of all cells; they need not be normalised.
+        labels: class of each row, shape (M,).
+        temperature: τ > 0.
+
+    Returns:
+        A scalar, the mean over the anchors that have a positive, in nats; 0 where none has.
+
+    Raises:
+        ValueError: for shapes that do not fit, fewer than two rows, or τ ≤ 0.
+    """
+    if z.ndim != 2 or len(z) < 2 or labels.shape != (len(z),):
+        raise ValueError(
+            f"supcon_loss needs z of shape (M ≥ 2, D) and M labels, got {tuple(z.shape)}, {tuple(labels.shape)}"
+        )
+    _check_temperature(temperature)
+    unit = F.normalize(z, dim=1)
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    log_share = (unit @ unit.T / temperature).masked_fill(itself, float("-inf")).log_softmax(dim=1)
+    is_partner = (labels[:, None] == labels[None, :]) & ~itself
+    n_partners = is_partner.sum(dim=1)
+    # Not multiplied by the mask: −∞ · 0 on the diagonal would be NaN.
+    of_anchors = -log_share.masked_fill(~is_partner, 0.0).sum(dim=1) / n_partners.clamp(min=1)
+    return of_anchors.sum() / (n_partners > 0).sum().clamp(min=1)
+
+
+def info_nce_loss(queries: Tensor, keys: Tensor, temperature: float = 0.07) -> Tensor:
+    """InfoNCE of one view's queries among the other view's keys (MoCo v3, arXiv 2104.02057, eq. 1).
+
+    Each of the N queries must pick its own key among all N. Chance is ln N.
+
+    Args:
+        queries: shape (N, D); they need not be normalised.
+        keys: shape (N, D), row by row of the same instances; no gradient flows into them if they carry none.
+        temperature: τ > 0.
+
+    Returns:
+        A scalar, the mean over queries, in nats.
+
+    Raises:
+        ValueError: for shapes that differ or are not (N ≥ 1, D), or τ ≤ 0.
+    """
+    if queries.shape != keys.shape or queries.ndim != 2 or len(queries) == 0:
+        raise ValueError(
+            f"info_nce_loss needs two tensors of one shape (N, D), got {tuple(queries.shape)}, {tuple(keys.shape)}"
+        )
+    _check_temperature(temperature)
+    logits = F.normalize(queries, dim=1) @ F.normalize(keys, dim=1).T / temperature
+    return F.cross_entropy(logits, torch.arange(len(queries), device=queries.device))
 
 
 def chance_level(n: int) -> float:

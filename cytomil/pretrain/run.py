@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cytomil.encoders.architecture import Architecture, resolve_stem
+from cytomil.encoders.architecture import Architecture, Encoder, resolve_stem
 from cytomil.encoders.engines.eager import to_unit_range
 from cytomil.errors import DivergedError
-from cytomil.pretrain.cells import TrainingCells, epoch_batches, steps_per_epoch
+from cytomil.pretrain.cells import TrainingCells
 from cytomil.pretrain.checkpoint import Checkpoint, RunIdentity, checkpoint_path, save_checkpoint
 from cytomil.pretrain.diagnostics import Health, examine
-from cytomil.pretrain.methods import METHODS, Batch, Method
+from cytomil.pretrain.methods import Batch, Method
 from cytomil.pretrain.processes import Processes
 from cytomil.pretrain.schedule import learning_rate_at
 from cytomil.pretrain.step import Step
@@ -29,7 +30,10 @@ _STEPS_BETWEEN_LOOKS = 50
 
 
 class Run:
-    """What changes from epoch to epoch. ``checkpoint`` takes up an interrupted run of the same identity."""
+    """What changes from epoch to epoch.
+
+    ``make_method`` makes the method for a fresh encoder; ``checkpoint`` takes up an interrupted run of the same identity.
+    """
 
     def __init__(
         self,
@@ -38,6 +42,7 @@ class Run:
         cells: TrainingCells,
         processes: Processes,
         checkpoint: Checkpoint | None,
+        make_method: Callable[[Encoder], Method],
     ) -> None:
         torch.manual_seed(settings.seed)
         torch.backends.cudnn.deterministic = True
@@ -50,13 +55,12 @@ class Run:
         mean, std = cells.channel_statistics()
         self.encoder.mean.copy_(mean.view(1, 3, 1, 1))
         self.encoder.std.copy_(std.view(1, 3, 1, 1))
-        self.method: Method = METHODS[settings.method](settings)
-        self.encoder.to(self.device).to(memory_format=torch.channels_last)
-        if self.method.head:
-            self.method.head.to(self.device)
+        self.method = make_method(self.encoder)
+        for module in (self.encoder, self.method):
+            module.to(self.device).to(memory_format=torch.channels_last)
         self.step = Step(self.encoder, self.method, settings, processes)
-        self.make_view = ViewMaker(settings.crop_scale, settings.jitter)
-        self.steps = steps_per_epoch(cells.is_positive, settings.batch_size)
+        self.make_view = ViewMaker(settings.crop_scale, settings.jitter, self.method.turns)
+        self.steps = len(self.method.batches(torch.Generator()))
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         self.health: Health | None = None
@@ -71,15 +75,17 @@ class Run:
         """
         # Seeded by epoch, so that a resumed run draws what an unbroken one would have drawn.
         generator = torch.Generator().manual_seed(self.settings.seed * 100_003 + epoch)
+        self.method.before_epoch(epoch, self.encoder)
         self.encoder.train()
         sums: dict[str, Tensor | float] = {}
         unseen: list[dict[str, Tensor | float]] = []
         n_images, started = 0, time.perf_counter()
-        batches = epoch_batches(self.cells.is_positive, self.settings.batch_size, generator)
+        batches = self.method.batches(generator)
         title = f"epoch {epoch + 1}/{self.settings.epochs}"
         for number, indices in enumerate(listener.track(batches, title, total=self.steps, unit="steps")):
             step = epoch * self.steps + number
             measured = self.step(self.batch(indices, generator), self._learning_rate(step))
+            self.method.after_step(self.encoder, (step + 1) / (self.settings.epochs * self.steps))
             for key, value in measured.items():
                 sums[key] = sums.get(key, 0.0) + value
             unseen.append(measured)
@@ -94,7 +100,7 @@ class Run:
         record = {"epoch": epoch + 1, **means}
         self.epoch = epoch + 1
         if self.processes.is_first:
-            self.health = examine(self.encoder, self.cells.pixels, self.cells.is_positive, self.device)
+            self.health = self._examine()
             record |= vars(self.health)
             self.history.append(record)
             save_checkpoint(checkpoint_path(self.settings.out, self.identity), self.identity, self._checkpoint())
@@ -103,11 +109,12 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """What the bundle says of this run; the first process alone knows."""
         last = self.history[-1]
-        margin = last["chance"] - last["loss_nt_xent"] if "loss_nt_xent" in last else None
+        margin = last["chance"] - last[f"loss_{self.method.contrast}"] if "chance" in last else None
         assert self.health is not None
-        reason = self.health.collapse_reason(margin, last.get("chance"))
+        reason = self.health.collapse_reason(margin, last.get("chance"), self.method.classes)
         return {
-            "method": self.settings.method.value,
+            "method": self.settings.method,
+            "uses_instance_labels": self.method.uses_instance_labels,
             "collapsed": bool(reason),
             "collapse_reason": reason,
             "precision": str(self.precision).removeprefix("torch."),
@@ -125,7 +132,7 @@ class Run:
         """Views of these cells, drawn from ``generator``; every process draws the same whole batch."""
         pixels = to_unit_range(self.cells.pixels[indices], self.device)
         views = tuple(self.make_view(pixels, generator) for _ in range(self.method.n_views))
-        return Batch(views, self.cells.is_positive[indices].to(self.device))
+        return Batch(views, self.cells.is_positive[indices].to(self.device), indices)
 
     def _learning_rate(self, step: int) -> float:
         settings = self.settings
@@ -150,14 +157,21 @@ class Run:
             f"{last_good}. Lower --learning-rate."
         )
 
+    def _examine(self) -> Health:
+        return examine(self.encoder, self.cells.pixels, self.cells.is_positive, self.method.origin())
+
     def _checkpoint(self) -> Checkpoint:
-        head = self.method.head.state_dict() if self.method.head else None
-        return Checkpoint(self.epoch, self.encoder.state_dict(), head, self.step.optimizer.state_dict(), self.history)
+        return Checkpoint(
+            self.epoch,
+            self.encoder.state_dict(),
+            self.method.state_dict(),
+            self.step.optimizer.state_dict(),
+            self.history,
+        )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.epoch, self.history = checkpoint.epoch, checkpoint.history
         self.encoder.load_state_dict(checkpoint.model)
-        if self.method.head and checkpoint.head:
-            self.method.head.load_state_dict(checkpoint.head)
+        self.method.load_state_dict(checkpoint.method)
         self.step.optimizer.load_state_dict(checkpoint.optimizer)
-        self.health = examine(self.encoder, self.cells.pixels, self.cells.is_positive, self.device)
+        self.health = self._examine()

@@ -9,22 +9,23 @@ from torch import Tensor
 
 from cytomil.encoders.architecture import Encoder
 from cytomil.pretrain.flat import FlatWeights
-from cytomil.pretrain.losses import chance_level
 from cytomil.pretrain.methods import Batch, Method
 from cytomil.pretrain.processes import Processes
 from cytomil.settings import PretrainSettings
 
 
 class Step:
-    """Updates an encoder, and the method's head where there is one, batch by batch.
+    """Updates an encoder, and what the method trains along with it, batch by batch.
 
     Nothing here waits for the device: what a step measures stays a tensor on it.
     """
 
     def __init__(self, encoder: Encoder, method: Method, settings: PretrainSettings, processes: Processes) -> None:
         self.encoder, self.method, self.processes = encoder, method, processes
-        self.shared = FlatWeights(encoder.parameters())
-        self.own = FlatWeights(method.head.parameters()) if method.head else None
+        # A method may have frozen some of the encoder's weights, or keep weights of its own that are not trained.
+        self.shared = FlatWeights(weight for weight in encoder.parameters() if weight.requires_grad)
+        own = [weight for weight in method.parameters() if weight.requires_grad]
+        self.own = FlatWeights(own) if own else None
         self.optimizer = torch.optim.SGD(
             [self.shared.values, *([self.own.values] if self.own else [])],
             lr=settings.learning_rate,
@@ -38,9 +39,8 @@ class Step:
             group["lr"] = learning_rate
         losses = self.method.losses(self.encoder, batch)
         measured: dict[str, Tensor | float] = {f"loss_{name}": loss.detach() for name, loss in losses.items()}
-        if "nt_xent" in losses:
-            n_contrasted = len(batch.is_positive) // (2 if "similarity" in losses else 1)
-            measured["chance"] = chance_level(n_contrasted)
+        if self.method.contrast in losses:
+            measured["chance"] = self.method.chance(batch)
         measured |= self._update(list(losses.values()))
         return measured | {"learning_rate": learning_rate}
 

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
+
+from cytomil.errors import SettingsError
+from cytomil.settings import Rescale, Surgery
+
+CAGRAD_C = 0.5
 
 
 def pcgrad(gradients: Tensor) -> Tensor:
@@ -60,6 +68,48 @@ def adaptive_gradient_surgery(gradients: Tensor, rescale: str = "paper") -> Tens
     norm, wanted = torch.linalg.vector_norm(projected), torch.linalg.vector_norm(gradients.sum(dim=0))
     unchanged = (norm == 0) | (norm >= wanted) if rescale == "paper" else norm == 0
     return projected * torch.where(unchanged, 1.0, wanted / norm)
+
+
+def surgeon(surgery: Surgery, rescale: Rescale) -> Callable[[Tensor], Tensor] | None:
+    """What turns the tasks' gradients, shape (T, P), into one update (P,); None for their plain sum.
+
+    ``pcgrad`` and ``adaptive`` are this module's. The others are torchjd's, taken on the Gramian of the gradients in
+    double precision: ``cagrad`` (arXiv 2110.14048, c = `CAGRAD_C`) keeps within c times the mean gradient's norm of it
+    and takes the step there that serves the worst-off task best; ``mgda`` (Désidéri 2012; arXiv 1810.04650) is the convex
+    combination of least norm; ``imtl-g`` (Liu et al., ICLR 2021) has the same projection on every task's gradient. These
+    three are averages where the others are sums, so that their steps are shorter at the same learning rate.
+
+    Raises:
+        SettingsError: ``cagrad`` without the solver it needs.
+    """
+    if surgery is Surgery.SUM:
+        return None
+    if surgery is Surgery.PCGRAD:
+        return pcgrad
+    if surgery is Surgery.ADAPTIVE:
+        return partial(adaptive_gradient_surgery, rescale=rescale.value)
+    from torchjd.aggregation import CAGradWeighting, IMTLGWeighting, MGDAWeighting
+
+    if surgery is Surgery.MGDA:
+        return partial(_weighted, MGDAWeighting())
+    if surgery is Surgery.IMTL_G:
+        return partial(_weighted, IMTLGWeighting())
+    try:
+        # Its own threshold, 1e-4, would take small gradients for a solution and stop the training without a word.
+        return partial(_weighted, CAGradWeighting(c=CAGRAD_C, norm_eps=1e-12))
+    except ImportError:
+        raise SettingsError(
+            "--surgery cagrad needs a solver that is not installed. Install it with pip install 'cytomil[surgery]'."
+        ) from None
+
+
+def _weighted(weighting: Callable[[Tensor], Tensor], gradients: Tensor) -> Tensor:
+    _check(gradients)
+    gramian = (gradients @ gradients.T).double()
+    if not bool(torch.isfinite(gramian).all()):
+        # The solvers raise on NaN; the loop tells of divergence in words.
+        return gradients.sum(dim=0)
+    return weighting(gramian).to(gradients.dtype) @ gradients
 
 
 def _check(gradients: Tensor) -> None:

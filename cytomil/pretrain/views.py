@@ -22,11 +22,12 @@ class ViewMaker:
     """Draws SimCLR's views (arXiv 2002.05709, appendix A) of cells, which have no up and no left.
 
     ``crop_scale`` is the least share of the area a crop keeps; ``jitter`` scales brightness, contrast and saturation
-    (±0.8 of it) and hue (±0.2 of it).
+    (±0.8 of it) and hue (±0.2 of it). Without ``turns`` cells are mirrored, but not turned by quarters.
     """
 
     crop_scale: float
     jitter: float
+    turns: bool = True
     grayscale_share: float = 0.2
     blur_share: float = 0.5
 
@@ -45,7 +46,7 @@ class ViewMaker:
         # Centre of the crop in the unit square's coordinates (−1 … 1), so that the crop stays inside.
         x = (1 - width) * _uniform(n, -1, 1, generator)
         y = (1 - height) * _uniform(n, -1, 1, generator)
-        quarter = torch.randint(0, 4, (n,), generator=generator) * (math.pi / 2)
+        quarter = torch.randint(0, 4, (n,), generator=generator) * (math.pi / 2 * self.turns)
         mirror = torch.randint(0, 2, (n,), generator=generator) * 2.0 - 1
         cos, sin = quarter.cos(), quarter.sin()
         theta = torch.stack(

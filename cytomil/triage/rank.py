@@ -41,6 +41,11 @@ def rank(slide_dir: Path, settings: RankSettings, listener: Listener) -> Worklis
     """
     found, ignored = discover(slide_dir)
     model = load_triage_model(settings.model)
+    if model.encoder.card.get("uses_instance_labels"):
+        raise TriageModelError(
+            f"{settings.model} was shown instance labels when its encoder was trained ({model.encoder.card['method']}): a "
+            "ceiling to compare with, not a model to read slides by. Train with a method that learns from slide labels."
+        )
     if ignored:
         listener.note(f"not slides, left alone: {', '.join(ignored)}")
     ranker = _Ranker(model, settings, _reading(model, settings, found, listener), listener)

@@ -26,9 +26,11 @@ def written(bags_folder, tmp_path):
 def test_cells_from_disk_are_those_from_memory(written):
     path, manifest, rows = written
     in_memory = load_training_cells(manifest, rows, TRANSFORM, Silent())
-    on_disk = open_cell_cache(path, manifest)
+    on_disk = open_cell_cache(path, manifest, rows)
     assert torch.equal(on_disk.pixels, in_memory.pixels)
     assert torch.equal(on_disk.is_positive, in_memory.is_positive)
+    assert torch.equal(on_disk.bag, in_memory.bag)
+    assert torch.equal(on_disk.patient, in_memory.patient)
     assert on_disk.problems == in_memory.problems
 
 
@@ -43,10 +45,10 @@ def test_other_bags_or_another_transform_have_another_file(tmp_path):
 
 
 def test_a_damaged_file_is_one_clear_line(written):
-    path, manifest, _ = written
+    path, manifest, rows = written
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(CytomilError, match=r"damaged.*Delete it"):
-        open_cell_cache(path, manifest)
+        open_cell_cache(path, manifest, rows)
 
 
 def test_the_next_run_uses_the_file_again_and_ends_with_the_same_weights(bags_folder, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from lightly.loss import NTXentLoss
 from torch.nn import functional as F
 
-from cytomil.pretrain.losses import chance_level, nt_xent_loss, similarity_loss
+from cytomil.pretrain.losses import chance_level, info_nce_loss, nt_xent_loss, similarity_loss, supcon_loss
 
 
 def naive_similarity(z, temperature):
@@ -106,3 +106,89 @@ def test_similarity_loss_does_not_grow_with_the_batch():
 def test_wrong_arguments_are_refused(call):
     with pytest.raises(ValueError, match=r"shape|temperature"):
         call()
+
+
+def naive_supcon(z, labels, temperature):
+    total, anchors = 0.0, 0
+    for i in range(len(z)):
+        others = [a for a in range(len(z)) if a != i]
+        partners = [p for p in others if labels[p] == labels[i]]
+        if not partners:
+            continue
+        anchors += 1
+        similarity = {a: float(F.cosine_similarity(z[i], z[a], dim=0)) / temperature for a in others}
+        normaliser = math.log(sum(math.exp(value) for value in similarity.values()))
+        total -= sum(similarity[p] - normaliser for p in partners) / len(partners)
+    return total / anchors if anchors else 0.0
+
+
+def naive_info_nce(queries, keys, temperature):
+    total = 0.0
+    for i, query in enumerate(queries):
+        similarity = [float(F.cosine_similarity(query, key, dim=0)) / temperature for key in keys]
+        total -= similarity[i] - math.log(sum(map(math.exp, similarity)))
+    return total / len(queries)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 9), st.integers(1, 4), st.floats(0.05, 2.0), st.integers(0, 10_000))
+def test_supcon_equals_the_double_loop(n, n_classes, temperature, seed):
+    z = draw(n, 5, seed).double()
+    labels = torch.randint(0, n_classes, (n,), generator=torch.Generator().manual_seed(seed))
+    assert float(supcon_loss(z, labels, temperature)) == pytest.approx(naive_supcon(z, labels, temperature), abs=1e-9)
+
+
+def test_supcon_with_a_class_a_cell_is_nt_xent():
+    z_i, z_j = draw(7, 4, 5), draw(7, 4, 6)
+    both = supcon_loss(torch.cat([z_i, z_j]), torch.arange(7).repeat(2), 0.2)
+    torch.testing.assert_close(both, nt_xent_loss(z_i, z_j, 0.2))
+
+
+def test_supcon_closed_forms_and_gradients():
+    labels = torch.tensor([0, 0, 1, 1])
+    assert float(supcon_loss(torch.ones(4, 3), labels)) == pytest.approx(math.log(3))
+    told_apart = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]])
+    assert float(supcon_loss(told_apart, labels, 1.0)) == pytest.approx(math.log(1 + 2 * math.exp(-2)))
+    z = draw(4, 3, 7).requires_grad_()
+    supcon_loss(z, torch.tensor([0, 1, 2, 2]), 0.07).backward()
+    assert torch.isfinite(z.grad).all()
+    alone = draw(3, 3, 8).requires_grad_()
+    loss = supcon_loss(alone, torch.arange(3))
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert torch.equal(alone.grad, torch.zeros(3, 3))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 8), st.floats(0.05, 2.0), st.integers(0, 10_000))
+def test_info_nce_equals_the_double_loop(n, temperature, seed):
+    queries, keys = draw(n, 5, seed).double(), draw(n, 5, seed + 1).double()
+    assert float(info_nce_loss(queries, keys, temperature)) == pytest.approx(
+        naive_info_nce(queries, keys, temperature), abs=1e-9
+    )
+
+
+def test_info_nce_of_what_tells_nothing_apart_is_chance():
+    assert float(info_nce_loss(torch.ones(6, 3), torch.ones(6, 3))) == pytest.approx(math.log(6))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: supcon_loss(torch.zeros(1, 3), torch.zeros(1)),
+        lambda: supcon_loss(torch.zeros(4, 3), torch.zeros(3)),
+        lambda: supcon_loss(torch.zeros(4), torch.zeros(4)),
+        lambda: info_nce_loss(torch.zeros(4, 3), torch.zeros(3, 3)),
+        lambda: info_nce_loss(torch.zeros(0, 3), torch.zeros(0, 3)),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused_by_the_contrastive_losses(call):
+    with pytest.raises(ValueError, match="shape"):
+        call()
+
+
+def test_contrastive_losses_refuse_a_temperature_that_is_not_above_zero():
+    with pytest.raises(ValueError, match="temperature"):
+        supcon_loss(torch.ones(4, 3), torch.zeros(4), 0.0)
+    with pytest.raises(ValueError, match="temperature"):
+        info_nce_loss(torch.ones(4, 3), torch.ones(4, 3), -1.0)

@@ -1,11 +1,20 @@
+import math
+
 import pytest
 import torch
 
 from cytomil.encoders.architecture import Architecture, Encoder
-from cytomil.pretrain.losses import nt_xent_loss, similarity_loss
-from cytomil.pretrain.methods import METHODS, Batch
-from cytomil.pretrain.surgery import adaptive_gradient_surgery
-from cytomil.settings import Method, PretrainSettings, Rescale
+from cytomil.pretrain.cells import TrainingCells
+from cytomil.pretrain.losses import nt_xent_loss, similarity_loss, supcon_loss
+from cytomil.pretrain.methods import Batch, load_method
+from cytomil.pretrain.methods.its2clr import FIRST_SHARE, LAST_SHARE
+from cytomil.pretrain.surgery import adaptive_gradient_surgery, pcgrad
+from cytomil.registry import METHODS
+from cytomil.settings import PretrainSettings, Rescale
+
+SIZE = 32
+N_BAGS, BAG_SIZE = 6, 8
+NEGATIVES_ALONE = ("dsvdd", "droc")
 
 
 @pytest.fixture
@@ -14,18 +23,42 @@ def encoder():
     return Encoder(Architecture(projection_dim=8)).eval()
 
 
-def batch(n_views=2):
+@pytest.fixture(scope="module")
+def cells():
+    generator = torch.Generator().manual_seed(2)
+    bag = torch.arange(N_BAGS).repeat_interleave(BAG_SIZE)
+    pixels = torch.randint(0, 256, (len(bag), SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
+    return TrainingCells(pixels, bag % 2 == 1, bag, bag // 2, ())
+
+
+@pytest.fixture
+def make(encoder, cells):
+    """``make("simclr", temperature=0.3)``: the method, for the encoder and cells of this module."""
+
+    def made(name, **changed):
+        torch.manual_seed(3)
+        labels = [torch.arange(len(cells)) % 8 == 1] if name == "fully-supervised" else []
+        settings = PretrainSettings(**({"method": name, "projection_dim": 8, "batch_size": 8} | changed))
+        return load_method(name)(settings, encoder, cells, *[found.long() for found in labels])
+
+    return made
+
+
+def batch(is_positive, n_views=2, size=16):
     generator = torch.Generator().manual_seed(1)
-    views = tuple(torch.rand(6, 3, 16, 16, generator=generator) for _ in range(n_views))
-    return Batch(views, torch.tensor([False, False, False, True, True, True]))
+    n = len(is_positive)
+    views = tuple(torch.rand(n, 3, size, size, generator=generator) for _ in range(n_views))
+    return Batch(views, torch.tensor(is_positive), torch.arange(n))
 
 
-@pytest.mark.parametrize("method", [Method.SLAM_AGS, Method.WEAKSUPCON])
+HALVES = [False, False, False, True, True, True]
+
+
+@pytest.mark.parametrize("name", ["slam-ags", "weaksupcon"])
 @pytest.mark.parametrize("scale", [1.0, 0.02, "tau"])
-def test_two_task_methods_take_similarity_from_negatives_and_contrast_from_positives(encoder, method, scale):
-    settings = PretrainSettings(method=method, temperature=0.1, similarity_scale=scale)
-    given = batch()
-    losses = METHODS[method](settings).losses(encoder, given)
+def test_two_task_methods_take_similarity_from_negatives_and_contrast_from_positives(encoder, make, name, scale):
+    given = batch(HALVES)
+    losses = make(name, temperature=0.1, similarity_scale=scale).losses(encoder, given)
     _, z_i = encoder(given.views[0])
     _, z_j = encoder(given.views[1])
     factor = 0.1 if scale == "tau" else scale
@@ -34,28 +67,153 @@ def test_two_task_methods_take_similarity_from_negatives_and_contrast_from_posit
     torch.testing.assert_close(losses["nt_xent"], nt_xent_loss(z_i[3:], z_j[3:], 0.1))
 
 
-def test_simclr_contrasts_every_cell(encoder):
-    given = batch()
-    losses = METHODS[Method.SIMCLR](PretrainSettings(temperature=0.3)).losses(encoder, given)
+def test_simclr_contrasts_every_cell(encoder, make):
+    given = batch(HALVES)
+    losses = make("simclr", temperature=0.3).losses(encoder, given)
     _, z_i = encoder(given.views[0])
     _, z_j = encoder(given.views[1])
     torch.testing.assert_close(losses["nt_xent"], nt_xent_loss(z_i, z_j, 0.3))
 
 
-def test_weak_supervision_predicts_the_slides_label(encoder):
-    torch.manual_seed(2)
-    method = METHODS[Method.WEAKLY_SUPERVISED](PretrainSettings(projection_dim=8))
-    given = batch(1)
+def test_supcon_takes_the_slides_labels_for_classes(encoder, make):
+    given = batch(HALVES)
+    _, z = encoder(torch.cat(given.views))
+    expected = supcon_loss(z, torch.tensor([0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1]), 0.3)
+    torch.testing.assert_close(make("supcon", temperature=0.3).losses(encoder, given)["supcon"], expected)
+
+
+def cross_entropy(logits, classes):
+    return -logits.log_softmax(1)[torch.arange(len(logits)), classes].mean()
+
+
+def test_weak_supervision_predicts_the_slides_label_and_the_ceiling_the_cells_own(encoder, make):
+    given = batch(HALVES, 1)
     _, z = encoder(given.views[0])
-    logits = method.head(z)
-    expected = -logits.log_softmax(1)[torch.arange(6), given.is_positive.long()].mean()
-    torch.testing.assert_close(method.losses(encoder, given)["classification"], expected)
+    weak, ceiling = make("weakly-supervised"), make("fully-supervised")
+    expected = cross_entropy(weak.head(z), torch.tensor([0, 0, 0, 1, 1, 1]))
+    torch.testing.assert_close(weak.losses(encoder, given)["classification"], expected)
+    expected = cross_entropy(ceiling.head(z), torch.tensor([0, 1, 0, 0, 0, 0]))
+    torch.testing.assert_close(ceiling.losses(encoder, given)["classification"], expected)
+
+
+def test_half_of_the_ceilings_cells_are_abnormal(make):
+    ceiling = make("fully-supervised")
+    for indices in ceiling.batches(torch.Generator().manual_seed(0)):
+        assert int(ceiling.instance_labels[indices].sum()) * 2 == len(indices)
+
+
+def test_moco_contrasts_predicted_queries_with_the_momentum_encoders_keys(encoder, make):
+    method = make("moco-v3", temperature=0.3)
+    given = batch(HALVES)
+    loss = method.losses(encoder, given)["info_nce"]
+    query = method.predictor(encoder(torch.cat(given.views))[1])
+    key = encoder(torch.cat(given.views))[1]
+    logits = torch.nn.functional.cosine_similarity(query[:, None], key[None], dim=2) / 0.3
+    own = torch.arange(6)
+    expected = (cross_entropy(logits[:6, 6:], own) + cross_entropy(logits[6:, :6], own)) / 2
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    loss.backward()
+    assert all(weight.grad is None for weight in method.momentum_encoder.parameters())
+    assert all(weight.grad is not None for weight in encoder.parameters())
+
+
+def test_mocos_momentum_encoder_follows_slower_and_slower(encoder, make):
+    method = make("moco-v3")
+    before = next(method.momentum_encoder.parameters()).clone()
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.add_(1)
+    moved = []
+    for progress in (1e-9, 0.5, 1.0):
+        method.after_step(encoder, progress)
+        after = next(method.momentum_encoder.parameters()).clone()
+        moved.append(float((after - before).mean()))
+        before = after
+    assert moved == pytest.approx([0.01, 0.005 * 0.99, 0.0], abs=1e-5)
+
+
+def test_dsvdd_measures_squared_distance_from_a_centre_off_zero(encoder, make):
+    method = make("dsvdd")
+    assert all(float(p.abs().sum()) == 0 for n, p in encoder.named_parameters() if n.endswith("bias"))
+    trained = {name for name, weight in encoder.named_parameters() if weight.requires_grad}
+    assert not any("bn" in name or name.endswith("bias") for name in trained)
+    assert "projector.2.weight" in trained
+    method.before_epoch(0, encoder)
+    centre = method.centre.clone()
+    assert (centre.abs() >= 0.1 - 1e-6).all()
+    method.before_epoch(1, encoder)
+    assert torch.equal(method.centre, centre)
+    encoder.eval()
+    given = batch([False] * 4, 1)
+    z = encoder(given.views[0])[1].detach()
+    expected = sum(float((row - centre) @ (row - centre)) for row in z) / 4
+    assert float(method.losses(encoder, given)["distance"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_droc_takes_each_rotation_for_an_instance_of_its_own(encoder, make):
+    given = batch([False] * 3)
+    z_i, z_j = (torch.cat([encoder(view.rot90(k, (2, 3)))[1] for k in range(4)]) for view in given.views)
+    method = make("droc", temperature=0.3)
+    torch.testing.assert_close(method.losses(encoder, given)["nt_xent"], nt_xent_loss(z_i, z_j, 0.3))
+    assert method.chance(given) == pytest.approx(math.log(2 * 12 - 1))
+    assert not method.turns
+
+
+@pytest.mark.parametrize("name", NEGATIVES_ALONE)
+def test_one_class_methods_see_each_negative_once_and_no_positive(make, cells, name):
+    seen = torch.cat(make(name).batches(torch.Generator().manual_seed(0)))
+    assert torch.equal(seen.sort().values, torch.nonzero(~cells.is_positive).flatten())
+
+
+def test_its2clr_contrasts_all_cells_first_and_pseudo_labels_then(encoder, make, cells):
+    method = make("its2clr", epochs=4, temperature=0.3)
+    given = batch(HALVES)
+    n_steps = len(method.batches(torch.Generator()))
+    for epoch in (0, 1):
+        method.before_epoch(epoch, encoder)
+        assert set(method.losses(encoder, given)) == {"nt_xent"}
+    for epoch, share in ((2, FIRST_SHARE), (3, LAST_SHARE)):
+        assert method.share_at(epoch) == pytest.approx(share)
+        method.before_epoch(epoch, encoder)
+        chosen = method.pseudo_labels == 1
+        assert torch.equal(method.pseudo_labels == 0, ~cells.is_positive)
+        assert torch.bincount(cells.bag[chosen], minlength=N_BAGS).tolist() == [0, round(share * 8)] * 3
+        batches = method.batches(torch.Generator().manual_seed(0))
+        assert len(batches) == n_steps
+        assert set(method.pseudo_labels[torch.cat(batches)].tolist()) == {0, 1}
+        assert all(int((method.pseudo_labels[one] == 1).sum()) * 2 == len(one) for one in batches)
+    indices = torch.cat([torch.nonzero(method.pseudo_labels == label).flatten()[:3] for label in (0, 1)])
+    given = Batch(given.views, given.is_positive, indices)
+    _, z = encoder(torch.cat(given.views))
+    expected = supcon_loss(z, torch.tensor([0, 0, 0, 1, 1, 1]).repeat(2), 0.3)
+    torch.testing.assert_close(method.losses(encoder, given)["supcon"], expected)
 
 
 @pytest.mark.parametrize("rescale", list(Rescale))
-def test_slam_ags_combines_by_adaptive_surgery_and_the_others_by_the_sum(rescale):
+def test_slam_ags_combines_by_adaptive_surgery_unless_told_otherwise_and_the_others_by_the_sum(make, rescale):
     gradients = torch.tensor([[10.0, 0.0], [-1.0, 0.1]])
-    combine = METHODS[Method.SLAM_AGS](PretrainSettings(rescale=rescale)).combine
+    combine = make("slam-ags", rescale=rescale).combine
     assert torch.equal(combine(gradients), adaptive_gradient_surgery(gradients, rescale.value))
-    for method in (Method.WEAKSUPCON, Method.SIMCLR, Method.WEAKLY_SUPERVISED):
-        assert METHODS[method](PretrainSettings(method=method)).combine is None
+    assert torch.equal(make("slam-ags", surgery="pcgrad", rescale=rescale).combine(gradients), pcgrad(gradients))
+    for name in ("weaksupcon", "simclr", "weakly-supervised"):
+        assert make(name).combine is None
+
+
+LOPSIDED = {"one negative": [False, True, True, True], "one positive": [False, False, False, True]}
+
+
+@pytest.mark.parametrize("is_positive", LOPSIDED.values(), ids=LOPSIDED)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_survives_a_batch_with_one_cell_on_a_side(encoder, make, name, is_positive):
+    method = make(name)
+    # These are dealt negatives alone.
+    is_positive = [side for side in is_positive if not side] if name in NEGATIVES_ALONE else is_positive
+    encoder.train()
+    method.before_epoch(0, encoder)
+    given = batch(is_positive, method.n_views, size=SIZE)
+    losses = method.losses(encoder, given)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    gradients = [weight.grad for weight in encoder.parameters() if weight.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)

@@ -1,9 +1,14 @@
+import math
+import sys
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cytomil.pretrain.surgery import adaptive_gradient_surgery, pcgrad
+from cytomil.errors import SettingsError
+from cytomil.pretrain.surgery import CAGRAD_C, adaptive_gradient_surgery, pcgrad, surgeon
+from cytomil.settings import Rescale, Surgery
 
 
 @st.composite
@@ -104,3 +109,94 @@ def test_wrong_arguments_are_refused():
         adaptive_gradient_surgery(torch.zeros(0, 3))
     with pytest.raises(ValueError, match="rescale"):
         adaptive_gradient_surgery(torch.zeros(2, 3), "sometimes")
+
+
+BY_TORCHJD = [Surgery.CAGRAD, Surgery.MGDA, Surgery.IMTL_G]
+
+
+def operate(surgery, gradients):
+    return surgeon(surgery, Rescale.PAPER)(gradients)
+
+
+@settings(max_examples=30, deadline=None)
+@given(two_gradients())
+def test_pcgrad_of_two_tasks_agrees_with_torchjds(gradients):
+    from torchjd.aggregation import PCGrad
+
+    torch.testing.assert_close(pcgrad(gradients), PCGrad()(gradients))
+    torch.testing.assert_close(adaptive_gradient_surgery(gradients, "never"), PCGrad()(gradients))
+
+
+def test_each_choice_is_the_operation_it_names():
+    gradients = torch.tensor([[10.0, 0.0], [-1.0, 0.1]])
+    assert surgeon(Surgery.SUM, Rescale.ALWAYS) is None
+    assert torch.equal(operate(Surgery.PCGRAD, gradients), pcgrad(gradients))
+    for rescale in Rescale:
+        expected = adaptive_gradient_surgery(gradients, rescale.value)
+        assert torch.equal(surgeon(Surgery.ADAPTIVE, rescale)(gradients), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(two_gradients())
+def test_mgda_is_the_shortest_convex_combination_and_conflicts_with_none(gradients):
+    update = operate(Surgery.MGDA, gradients)
+    weights = torch.linspace(0, 1, 2001, dtype=torch.float64).unsqueeze(1)
+    shortest = float((weights * gradients[0] + (1 - weights) * gradients[1]).norm(dim=1).min())
+    assert float(update.norm()) <= shortest * (1 + 1e-9)
+    assert ((gradients @ update) >= float(update @ update) * (1 - 1e-6) - 1e-12).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(two_gradients())
+def test_imtl_g_has_equal_projections_on_every_task(gradients):
+    update = operate(Surgery.IMTL_G, gradients)
+    first, second = (gradients / gradients.norm(dim=1, keepdim=True)) @ update
+    assert float(first) == pytest.approx(float(second), rel=1e-6, abs=1e-9 * float(update.norm()))
+    a, b = gradients / gradients.norm(dim=1, keepdim=True)
+    bisector = (a + b) / (a + b).norm()
+    assert abs(float(update @ bisector)) == pytest.approx(float(update.norm()), rel=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(two_gradients())
+def test_cagrad_stays_within_its_bound_and_serves_the_worst_off_task_best(gradients):
+    pytest.importorskip("cvxpy")
+    update, mean = operate(Surgery.CAGRAD, gradients), gradients.mean(dim=0)
+    radius = CAGRAD_C * float(mean.norm())
+    assert float((update - mean).norm()) <= radius * (1 + 1e-3)
+    worst = float((gradients @ update).min())
+    # No other point of the ball, sampled in the plane of both gradients, serves the worst-off task better.
+    basis, _ = torch.linalg.qr(gradients.T)
+    angles = torch.linspace(0, 2 * math.pi, 721, dtype=torch.float64).unsqueeze(1)
+    rim = mean + radius * (angles.cos() * basis[:, 0] + angles.sin() * basis[:, 1])
+    best = float((rim @ gradients.T).min(dim=1).values.max())
+    scale = float(gradients.norm(dim=1).max()) * float(mean.norm())
+    assert worst >= best - 1e-3 * scale
+
+
+@pytest.mark.parametrize("surgery", BY_TORCHJD)
+def test_torchjds_choices_take_tasks_of_very_different_norms_in_single_precision(surgery):
+    if surgery is Surgery.CAGRAD:
+        pytest.importorskip("cvxpy")
+    generator = torch.Generator().manual_seed(1)
+    gradients = torch.randn(2, 500, generator=generator) * torch.tensor([[1e-3], [1e-7]])
+    update = operate(surgery, gradients)
+    assert update.dtype == torch.float32
+    assert torch.isfinite(update).all()
+    assert float(update.norm()) > 0
+
+
+@pytest.mark.parametrize("surgery", BY_TORCHJD)
+def test_gradients_that_diverged_pass_through_for_the_loop_to_tell(surgery):
+    if surgery is Surgery.CAGRAD:
+        pytest.importorskip("cvxpy")
+    assert not torch.isfinite(operate(surgery, torch.tensor([[1.0, float("nan")], [0.0, 1.0]]))).all()
+
+
+def test_cagrad_without_its_solver_is_one_clear_line(monkeypatch):
+    from torchjd.aggregation import _cagrad
+
+    monkeypatch.setattr(_cagrad.CAGradWeighting, "_REQUIRED_DEPS", ["no_such_solver_anywhere"])
+    assert "no_such_solver_anywhere" not in sys.modules
+    with pytest.raises(SettingsError, match=r"cytomil\[surgery\]"):
+        surgeon(Surgery.CAGRAD, Rescale.PAPER)

@@ -208,6 +208,19 @@ def test_a_damaged_model_is_refused(road, tmp_path, victim):
         rank(road / "bags", RankSettings(model=broken, out=tmp_path / "out"), Silent())
 
 
+def test_a_model_that_was_shown_instance_labels_is_refused(road, tmp_path):
+    ceiling = tmp_path / "ceiling"
+    chosen = {"method": "fully-supervised", "with_instance_labels": True}
+    chosen |= {"epochs": 1, "batch_size": 32, "image_size": 16}
+    pretrain(PretrainSettings(bags=road / "bags", out=ceiling / "encoder", **chosen), Silent())
+    embed(EmbedSettings(bags=road / "bags", encoder=ceiling / "encoder", out=ceiling / "features"), Silent())
+    where = {"features": ceiling / "features", "encoder": ceiling / "encoder", "out": ceiling / "model"}
+    model = fit_mil(FitMilSettings(epochs=1, folds=2, ensemble=1, **where), Silent())
+    assert model.card["uses_instance_labels"] is True
+    with pytest.raises(TriageModelError, match=r"instance labels.*fully-supervised.*ceiling"):
+        rank(road / "bags", RankSettings(model=ceiling / "model", out=tmp_path / "out"), Silent())
+
+
 def test_the_triage_model_is_portable(road, tmp_path):
     moved = tmp_path / "elsewhere" / "model"
     shutil.copytree(road / "model", moved)

@@ -1,41 +1,86 @@
-"""What a pretraining method is: which losses it takes from a batch, and how their gradients become one update."""
+"""What a pretraining method is: which batches it wants, which losses it takes from one, how gradients become one update."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from cytomil.encoders.architecture import Encoder
+from cytomil.pretrain.batches import deal_pools
+from cytomil.pretrain.cells import TrainingCells
 from cytomil.settings import PretrainSettings
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Cells of one step. ``views`` has ``n_views`` tensors (B, 3, S, S); ``is_positive`` (B,) is the slide's label."""
+    """Cells of one step.
+
+    ``views`` has ``n_views`` tensors (B, 3, S, S); ``is_positive`` (B,) is the slide's label, ``indices`` (B,), on the
+    CPU, each cell's place among the training cells.
+    """
 
     views: tuple[Tensor, ...]
     is_positive: Tensor
+    indices: Tensor
 
 
-@dataclass(frozen=True)
-class Method:
-    """A pretraining method, made for one run.
+class Method(nn.Module):
+    """A pretraining method, made for one run. A subclass gives `losses`, and what else it does otherwise than here.
 
-    ``losses`` maps encoder and batch to named scalars, one a task, in a fixed order. ``combine`` turns the tasks' flat
-    gradients, shape (T, P), into one update (P,); None means the plain sum, which one backward pass gives.
-    ``head`` holds weights that are trained along and thrown away.
+    What of it is a parameter that requires a gradient is trained along with the encoder and thrown away in the end. All
+    of its state (parameters, buffers, modules of its own) goes into the checkpoints, so that an interrupted run goes on
+    as it would have; what changes from step to step must therefore be a parameter or a buffer.
     """
 
-    losses: Callable[[Encoder, Batch], dict[str, Tensor]]
+    n_views: ClassVar[int] = 2
+    """How many views of each cell `losses` takes."""
+    turns: ClassVar[bool] = True
+    """Whether views turn the cells by quarters."""
+    reconciles: ClassVar[bool] = False
+    """Whether ``settings.surgery`` may choose how the tasks' gradients become one."""
+    contrast: ClassVar[str] = ""
+    """Which loss `chance` speaks of; empty where none has a chance level."""
+    classes: ClassVar[bool] = False
+    """Whether the objective's optimum is one point a class, so that embeddings on a line are no collapse."""
+    uses_instance_labels: ClassVar[bool] = False
+    """True only of a ceiling: made with a fourth argument, the instance labels, and never without the user's consent."""
+
     combine: Callable[[Tensor], Tensor] | None = None
-    n_views: int = 2
-    head: nn.Module | None = None
+    """Turns the tasks' flat gradients, shape (T, P), into one update (P,). None: their plain sum."""
 
+    def __init__(self, settings: PretrainSettings, encoder: Encoder, cells: TrainingCells) -> None:
+        super().__init__()
+        self.settings, self.cells = settings, cells
 
-MethodMaker = Callable[[PretrainSettings], Method]
+    def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
+        """Named scalars, one a task, always in the same order."""
+        raise NotImplementedError
+
+    def batches(self, generator: torch.Generator) -> list[Tensor]:
+        """Indices of the cells of one epoch's steps; as many steps every epoch. Here: half of each from either side."""
+        return deal_pools(self.sides(), self.settings.batch_size, generator)
+
+    def before_epoch(self, epoch: int, encoder: Encoder) -> None:
+        """Called before each epoch, counted from 0; a resumed run calls it for the epochs it trains."""
+
+    def after_step(self, encoder: Encoder, progress: float) -> None:
+        """Called after each step of the optimiser; ``progress`` is the share of the run's steps done, above 0 to 1."""
+
+    def chance(self, batch: Batch) -> float:
+        """What the loss named by ``contrast`` is, in nats, for an encoder that tells nothing apart."""
+        raise NotImplementedError
+
+    def origin(self) -> Tensor | None:
+        """The point, shape (D,), from which the directions of z are read; None: zero."""
+        return None
+
+    def sides(self) -> list[Tensor]:
+        """Indices of the cells of negative slides, and of those of positive ones."""
+        return [torch.nonzero(self.cells.is_positive == side).flatten() for side in (False, True)]
 
 
 def project_views(encoder: Encoder, batch: Batch) -> tuple[Tensor, Tensor]:

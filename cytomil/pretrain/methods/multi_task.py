@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from cytomil.encoders.architecture import Encoder
-from cytomil.pretrain.losses import nt_xent_loss, similarity_loss
+from cytomil.pretrain.cells import TrainingCells
+from cytomil.pretrain.losses import chance_level, nt_xent_loss, similarity_loss
 from cytomil.pretrain.methods.base import Batch, Method, project_views
-from cytomil.pretrain.surgery import adaptive_gradient_surgery
-from cytomil.settings import PretrainSettings
+from cytomil.pretrain.surgery import surgeon
+from cytomil.settings import PretrainSettings, Surgery
 
 
-def slam_ags(settings: PretrainSettings) -> Method:
-    """SLAM-AGS (arXiv 2511.14639): both tasks, their gradients reconciled by adaptive gradient surgery."""
-    surgery = partial(adaptive_gradient_surgery, rescale=settings.rescale.value)
-    return Method(losses=_both_tasks(settings), combine=surgery)
-
-
-def weaksupcon(settings: PretrainSettings) -> Method:
+class WeakSupCon(Method):
     """WeakSupCon (Zhang et al., 2025) as SLAM-AGS compares with it: the plain sum of both tasks."""
-    return Method(losses=_both_tasks(settings))
 
+    contrast = "nt_xent"
 
-def _both_tasks(settings: PretrainSettings) -> Callable[[Encoder, Batch], dict[str, Tensor]]:
-    temperature = settings.temperature
-    scale = temperature if settings.similarity_scale == "tau" else settings.similarity_scale
-
-    def losses(encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
+        """Similarity of the negatives' projections, NT-Xent of the positives'."""
+        settings = self.settings
+        temperature = settings.temperature
+        scale = temperature if settings.similarity_scale == "tau" else settings.similarity_scale
         z_i, z_j = project_views(encoder, batch)
         positive = batch.is_positive
         negatives = torch.cat([z_i[~positive], z_j[~positive]])
@@ -39,4 +31,16 @@ def _both_tasks(settings: PretrainSettings) -> Callable[[Encoder, Batch], dict[s
             "nt_xent": nt_xent_loss(z_i[positive], z_j[positive], temperature),
         }
 
-    return losses
+    def chance(self, batch: Batch) -> float:
+        """ln(2B₊ − 1), where half of the batch is positive."""
+        return chance_level(len(batch.is_positive) // 2)
+
+
+class SlamAgs(WeakSupCon):
+    """SLAM-AGS (arXiv 2511.14639): both tasks, their gradients reconciled by surgery, adaptive unless another is chosen."""
+
+    reconciles = True
+
+    def __init__(self, settings: PretrainSettings, encoder: Encoder, cells: TrainingCells) -> None:
+        super().__init__(settings, encoder, cells)
+        self.combine = surgeon(settings.surgery or Surgery.ADAPTIVE, settings.rescale)

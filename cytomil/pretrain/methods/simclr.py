@@ -5,15 +5,19 @@ from __future__ import annotations
 from torch import Tensor
 
 from cytomil.encoders.architecture import Encoder
-from cytomil.pretrain.losses import nt_xent_loss
+from cytomil.pretrain.losses import chance_level, nt_xent_loss
 from cytomil.pretrain.methods.base import Batch, Method, project_views
-from cytomil.settings import PretrainSettings
 
 
-def simclr(settings: PretrainSettings) -> Method:
+class SimCLR(Method):
     """NT-Xent over the whole batch."""
 
-    def losses(encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
-        return {"nt_xent": nt_xent_loss(*project_views(encoder, batch), settings.temperature)}
+    contrast = "nt_xent"
 
-    return Method(losses=losses)
+    def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
+        """NT-Xent of both views of all cells."""
+        return {"nt_xent": nt_xent_loss(*project_views(encoder, batch), self.settings.temperature)}
+
+    def chance(self, batch: Batch) -> float:
+        """ln(2B − 1)."""
+        return chance_level(len(batch.is_positive))

@@ -1,0 +1,73 @@
+"""ItS2CLR (arXiv 2210.09452): supervised contrast on instance pseudo labels that slide labels alone give, round by round."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cytomil.encoders.architecture import Encoder
+from cytomil.pretrain.batches import deal_pools
+from cytomil.pretrain.cells import TrainingCells
+from cytomil.pretrain.cross_fit import cross_fitted_scores, top_share
+from cytomil.pretrain.embedding import embed_cells
+from cytomil.pretrain.losses import supcon_loss
+from cytomil.pretrain.methods.base import Batch
+from cytomil.pretrain.methods.simclr import SimCLR
+from cytomil.settings import PretrainSettings
+
+FIRST_SHARE, LAST_SHARE = 0.4, 0.1
+_NEGATIVE, _POSITIVE, _UNUSED = 0, 1, -1
+
+
+class ItS2CLR(SimCLR):
+    """SimCLR for the first half of the epochs, then a round an epoch.
+
+    Before a round every cell of a positive slide is scored by a discriminant of slide labels fitted without its patient.
+    The highest-scored share of each positive bag, shrinking from 40 % to 10 %, is called positive for that round and
+    contrasted with the cells of negative slides (SupCon); the rest of the positive bags is left out.
+    """
+
+    classes = True
+
+    def __init__(self, settings: PretrainSettings, encoder: Encoder, cells: TrainingCells) -> None:
+        super().__init__(settings, encoder, cells)
+        self.first_round = settings.epochs // 2
+        self.pseudo_labels: Tensor
+        self.register_buffer("pseudo_labels", torch.full((len(cells),), _UNUSED, dtype=torch.int8))
+
+    def before_epoch(self, epoch: int, encoder: Encoder) -> None:
+        """Give pseudo labels for this round."""
+        if epoch < self.first_round:
+            return
+        cells = self.cells
+        h, _ = embed_cells(encoder, cells.pixels)
+        scores = cross_fitted_scores(h, cells.is_positive, cells.patient)
+        labels = torch.where(cells.is_positive, _UNUSED, _NEGATIVE).to(torch.int8)
+        labels[top_share(scores, cells.bag, self.share_at(epoch))] = _POSITIVE
+        self.pseudo_labels.copy_(labels)
+
+    def share_at(self, epoch: int) -> float:
+        """The share of each positive bag that is called positive in this epoch's round; falls by a constant factor."""
+        n_rounds = self.settings.epochs - self.first_round
+        done = (epoch - self.first_round) / max(1, n_rounds - 1)
+        return FIRST_SHARE * (LAST_SHARE / FIRST_SHARE) ** done
+
+    def batches(self, generator: torch.Generator) -> list[Tensor]:
+        """Half of each step's cells from either side; in rounds, from those with either pseudo label."""
+        if not self._in_rounds():
+            return super().batches(generator)
+        labels = self.pseudo_labels.cpu()
+        pools = [torch.nonzero(labels == label).flatten() for label in (_NEGATIVE, _POSITIVE)]
+        longest = max(map(len, self.sides()))
+        return deal_pools(pools, self.settings.batch_size, generator, longest)
+
+    def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
+        """NT-Xent of all cells; in rounds, SupCon with the pseudo labels as classes."""
+        if not self._in_rounds():
+            return super().losses(encoder, batch)
+        _, z = encoder(torch.cat(batch.views))
+        labels = self.pseudo_labels.cpu()[batch.indices].to(z.device)
+        return {"supcon": supcon_loss(z, labels.repeat(2), self.settings.temperature)}
+
+    def _in_rounds(self) -> bool:
+        return bool((self.pseudo_labels != _UNUSED).any())

@@ -1,0 +1,46 @@
+"""From a method's name to its class, and what must be true before it may train."""
+
+from __future__ import annotations
+
+from cytomil.errors import SettingsError
+from cytomil.pretrain.methods.base import Method
+from cytomil.registry import find_method
+from cytomil.settings import PretrainSettings
+
+
+def load_method(name: str) -> type[Method]:
+    """The class of a method. Raises `SettingsError` for a name nobody has, or one whose package does not load."""
+    try:
+        entry = find_method(name)
+    except ValueError as error:
+        raise SettingsError(f"method '{name}': {error}.") from None
+    try:
+        found = entry.load()
+    except Exception as error:  # another package's code may fail in any way
+        raise SettingsError(
+            f"method '{name}' cannot be loaded from {entry.value} ({type(error).__name__}: {error}). "
+            "Repair or remove the package that brings it."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise SettingsError(f"method '{name}': {entry.value} is not a subclass of cytomil.pretrain.methods.Method.")
+    return found
+
+
+def require_consent(method: type[Method], settings: PretrainSettings) -> None:
+    """Refuse settings that ask of a method what it does not do.
+
+    Raises `SettingsError` where instance labels are read without ``with_instance_labels``, or it is given in vain; or a
+    surgery is chosen for a method that has nothing to reconcile.
+    """
+    name = settings.method
+    if method.uses_instance_labels and not settings.with_instance_labels:
+        raise SettingsError(
+            f"method '{name}' reads instance labels. It is a ceiling to compare with, not a way to learn from slide "
+            "labels; if that is what you want, add --with-instance-labels."
+        )
+    if settings.with_instance_labels and not method.uses_instance_labels:
+        raise SettingsError(f"method '{name}' learns from slide labels alone. Leave out --with-instance-labels.")
+    if settings.surgery is not None and not method.reconciles:
+        raise SettingsError(
+            f"method '{name}' has nothing for --surgery {settings.surgery.value} to reconcile. Leave it out, or use slam-ags."
+        )
