@@ -17,7 +17,9 @@ _LEAST_COORDINATE = 0.1
 
 
 class DeepSVDD(Method):
-    """The mean squared distance of negatives' projections z from a centre (one-class objective, eq. 4), one view a cell.
+    """The mean squared distance a dimension of negatives' projections z from a centre (eq. 4), one view a cell.
+
+    The paper sums over the dimensions; their mean keeps the scale, and so the learning rate, free of their number.
 
     The centre is the mean projection of the negatives in an initial pass, its coordinates kept off zero. Against the
     sphere that shrinks to nothing the paper's rules hold: the centre is fixed and no layer has a bias (batch norm has
@@ -42,10 +44,10 @@ class DeepSVDD(Method):
             self.centre.copy_(self._initial_centre(encoder))
 
     def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
-        """Mean squared distance from the centre."""
+        """Mean squared distance from the centre, a dimension."""
         (view,) = batch.views
         _, z = encoder(view)
-        return {"distance": (z - self.centre).square().sum(dim=1).mean()}
+        return {"distance": (z - self.centre).square().mean()}
 
     def origin(self) -> Tensor:
         """The centre: directions of z mean something as seen from there."""
