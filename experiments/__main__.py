@@ -40,9 +40,8 @@ def main() -> int:
 
 def _bags(grid: Grid, cell: Cell) -> int:
     from cytomil.bags.make import make_bags
-    from cytomil.registry import METHODS
 
-    any_method = Cell(next(iter(METHODS)), cell.witness_rate, cell.seed)
+    any_method = Cell(grid.methods[0], cell.witness_rate, cell.seed)
     made = make_bags(grid.settings_of(any_method).make_bags, Silent())
     print(f"{len(made.rows)} bags in {made.folder}", file=sys.stderr)
     return 0

@@ -64,9 +64,13 @@ def measure(settings: EvaluateSettings, listener: Listener) -> Measured:
     """As `evaluate`, and write nothing."""
     opened = read_index(settings.features).open(settings.split)
     model = load_triage_model(settings.model)
-    if opened[0][1].key.encoder_sha256 != model.encoder.sha256 or opened[0][1].key.layer != model.layer:
+    key = opened[0][1].key
+    # Cards of models fitted before there were engines do not name one.
+    fitted_with = (model.encoder.sha256, model.layer, model.card.get("engine", key.engine))
+    if (key.encoder_sha256, key.layer, key.engine) != fitted_with:
         raise FeatureFileError(
-            f"{settings.features} was made by another encoder or layer than {settings.model}'s. Run `cytomil fit-mil` again."
+            f"{settings.features} was made by another encoder, layer or engine than {settings.model}'s. "
+            "Run `cytomil fit-mil` again."
         )
     manifest = read_manifest(settings.bags)
     problems: list[Problem] = []
