@@ -11,7 +11,7 @@ LEAST_COSINE_FLOAT = 0.999
 LEAST_MEAN_COSINE_INT8 = 0.98
 LEAST_OVERLAP_INT8 = 0.95
 _TOP_SHARE = 0.05
-_MOST_AXES = 8
+_NEIGHBOURS = 5  # as cytomil.mil.aggregators.knn has them
 
 
 def agreement(eager: np.ndarray, other: np.ndarray) -> dict[str, float]:
@@ -45,23 +45,27 @@ def refusal(figures: dict[str, float], precision: str) -> str:
 
 
 def top_overlap(eager: np.ndarray, other: np.ndarray) -> float:
-    """Share of the cells that stand in the top 5 % of both engines, mean over scores that a triage model may rank by.
+    """Share of the cells that stand in the top 5 % of both engines, mean over the scores that rank can have without labels.
 
     What rank shows of a slide is the few per cent of its cells with the highest score, so that is the retrieval which has to
-    survive. No aggregator need exist yet; in its place stand the Mahalanobis distance to the cells themselves, which finds
-    what is unlike the rest (Ledoit-Wolf covariance), and both ends of up to eight principal axes, along which embeddings
-    differ most. Each score is fitted to eager's embeddings (N, D) and applied to both.
+    survive. The scores: the Mahalanobis distance from the cells (Ledoit-Wolf covariance) and the mean distance to the five
+    nearest other cells. Both are fitted to eager's embeddings (N, D) and applied to either engine's, as where a triage
+    model is older than the engine.
     """
     from sklearn.covariance import LedoitWolf
 
     distance = LedoitWolf().fit(eager).mahalanobis
-    overlaps = [_shared_top(distance(eager), distance(other))]
-    centre = eager.mean(0)
-    axes = np.linalg.svd(eager - centre, full_matrices=False)[2][:_MOST_AXES]
-    for axis in axes:
-        ours, theirs = (eager - centre) @ axis, (other - centre) @ axis
-        overlaps += [_shared_top(ours, theirs), _shared_top(-ours, -theirs)]
-    return float(np.mean(overlaps))
+    scores = (distance, lambda cells: _neighbour_distance(cells, eager))
+    return float(np.mean([_shared_top(score(eager), score(other)) for score in scores]))
+
+
+def _neighbour_distance(cells: np.ndarray, eager: np.ndarray) -> np.ndarray:
+    """Mean distance (N,) of each of ``cells`` to its nearest in ``eager``, both (N, D), its own counterpart left out."""
+    from scipy.spatial.distance import cdist
+
+    distances = cdist(cells, eager)
+    np.fill_diagonal(distances, np.inf)
+    return np.partition(distances, _NEIGHBOURS - 1, axis=1)[:, :_NEIGHBOURS].mean(axis=1)
 
 
 def _shared_top(ours: np.ndarray, theirs: np.ndarray) -> float:
