@@ -65,8 +65,9 @@ def ahead(jobs: Iterable[Callable[[], T]], workers: int, most: int) -> Generator
 def _give_way() -> None:
     """Let the thread that uses the results go first: it is the one that everything waits for.
 
-    Only Linux knows the urgency of a single thread.
+    Only Linux knows the urgency of a single thread. A thread has that of the one that starts it, so it is reckoned from the
+    process's own: work ahead that itself works ahead is not to starve.
     """
     if sys.platform == "linux":
-        me = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, me, min(19, os.getpriority(os.PRIO_PROCESS, me) + _LESS_URGENT))
+        own = os.getpriority(os.PRIO_PROCESS, os.getpid())
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, own + _LESS_URGENT))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 from cytomil.bags.bag_file import Bag, open_bag
@@ -19,6 +21,7 @@ from cytomil.features.feeding import CellBlock, EncodedCells, feed, spans
 from cytomil.features.index import FeatureIndex, IndexRow, write_index
 from cytomil.progress import Listener, Problem
 from cytomil.settings import EmbedSettings
+from cytomil.threads import ahead
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,19 @@ def bag_blocks(bag: Bag, transform: CellTransform, batch_size: int, workers: int
     """Decode a bag's cells in threads, ``batch_size`` at a time; see `cytomil.features.feeding.feed`."""
     pieces = (partial(_read_piece, bag, *span) for span in spans(len(bag), batch_size))
     return feed(pieces, transform, batch_size, workers)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A bag whose first block is decoded."""
+
+    bag: Bag
+    blocks: Iterator[CellBlock]
+
+
+def _started(blocks: Iterator[CellBlock]) -> Iterator[CellBlock]:
+    """The same blocks, the first of them made now."""
+    return chain(list(islice(blocks, 1)), blocks)
 
 
 def _read_piece(bag: Bag, start: int, stop: int) -> EncodedCells:
@@ -59,27 +75,41 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
     problems: list[Problem] = []
     done: list[IndexRow] = []
     n_kept = 0
-    for row in listener.track(rows, "embedding", unit="bags"):
-        path = settings.out / f"{row.bag_id}.h5"
-        kept = is_valid(path, embedder.key(row.sha256))
-        if kept:
-            unreadable = open_features(path).unreadable
-            problems += [Problem(f"{row.bag_id}/{name}", "could not be read when embedded") for name in unreadable]
-        else:
-            try:
-                bag = _open_listed(manifest.file_of(row), row)
-                blocks = bag_blocks(bag, bundle.transform, settings.batch_size, settings.workers)
-                faults = embedder.embed(path, row.bag_id, row.sha256, blocks, bag.info.mpp)
-                problems += [Problem(f"{row.bag_id}/{fault.where}", fault.reason) for fault in faults]
-            except BagFileError as error:
-                problems.append(Problem(row.bag_id, str(error)))
+
+    def begin(row: BagRow) -> _Begun | BagFileError | None:
+        if is_valid(settings.out / f"{row.bag_id}.h5", embedder.key(row.sha256)):
+            return None
+        try:
+            bag = _open_listed(manifest.file_of(row), row)
+            return _Begun(bag, _started(bag_blocks(bag, bundle.transform, settings.batch_size, settings.workers)))
+        except BagFileError as error:
+            return error
+
+    # The next bag is begun while one is embedded, or the engine would wait for the first block of each.
+    with closing(ahead((partial(begin, row) for row in rows), workers=1, most=2)) as begun_bags:
+        for row in listener.track(rows, "embedding", unit="bags"):
+            path = settings.out / f"{row.bag_id}.h5"
+            begun = next(begun_bags)
+            kept = begun is None
+            if begun is None:
+                unreadable = open_features(path).unreadable
+                problems += [Problem(f"{row.bag_id}/{name}", "could not be read when embedded") for name in unreadable]
+            elif isinstance(begun, BagFileError):
+                problems.append(Problem(row.bag_id, str(begun)))
                 continue
-        indexed = _index_row(row, path)
-        if indexed.n_instances == 0:
-            problems.append(Problem(row.bag_id, "none of its cells can be read"))
-            continue
-        done.append(indexed)
-        n_kept += kept
+            else:
+                try:
+                    faults = embedder.embed(path, row.bag_id, row.sha256, begun.blocks, begun.bag.info.mpp)
+                except BagFileError as error:
+                    problems.append(Problem(row.bag_id, str(error)))
+                    continue
+                problems += [Problem(f"{row.bag_id}/{fault.where}", fault.reason) for fault in faults]
+            indexed = _index_row(row, path)
+            if indexed.n_instances == 0:
+                problems.append(Problem(row.bag_id, "none of its cells can be read"))
+                continue
+            done.append(indexed)
+            n_kept += kept
     n_done, n_instances = len(done), sum(row.n_instances for row in done)
     chosen = {row.bag_id for row in rows}
     for row in manifest.rows:
