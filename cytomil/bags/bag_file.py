@@ -22,6 +22,7 @@ from cytomil.slides.cutting import Cutting
 
 SCHEMA = "cytomil.bag/1"
 UNKNOWN = -1
+CHUNK_CELLS = 64  # measured: python -m bench hdf5
 _DATASETS = ("images", "instance_id", "coords", "instance_label", "instance_source")
 _STRING = h5py.string_dtype("utf-8")
 
@@ -85,14 +86,16 @@ def write_bag(path: Path, info: BagInfo, instances: Iterable[Instance]) -> tuple
     n = 0
     with replacing(path) as partial:
         with h5py.File(partial, "w") as file:
-            images = file.create_dataset("images", (0,), h5py.vlen_dtype(np.uint8), maxshape=(None,), chunks=(64,))
+            images = file.create_dataset(
+                "images", (0,), h5py.vlen_dtype(np.uint8), maxshape=(None,), chunks=(CHUNK_CELLS,)
+            )
             strings = {
                 name: file.create_dataset(name, (0,), _STRING, maxshape=(None,), chunks=(256,))
                 for name in ("instance_id", "instance_source")
             }
             coords = file.create_dataset("coords", (0, 2), np.int64, maxshape=(None, 2), chunks=(256, 2))
             labels = file.create_dataset("instance_label", (0,), np.int8, maxshape=(None,), chunks=(256,))
-            for block in _blocks(instances, 64):
+            for block in _blocks(instances, CHUNK_CELLS):
                 for dataset in (images, *strings.values(), coords, labels):
                     dataset.resize(n + len(block), axis=0)
                 for i, instance in enumerate(block, start=n):

@@ -16,6 +16,7 @@ from cytomil.files import HDF5_ERRORS, replacing
 
 SCHEMA = "cytomil.features/1"
 _PER_INSTANCE = ("features", "coords", "instance_id")
+CHUNK_CELLS = 256  # measured: python -m bench hdf5
 _BLOCK = 8192
 _STRING = h5py.string_dtype("utf-8")
 
@@ -87,7 +88,9 @@ def write_features(
     """
     with replacing(path) as partial:
         with h5py.File(partial, "w") as file:
-            values = file.create_dataset("features", (0, dim), key.dtype, maxshape=(None, dim), chunks=(256, dim))
+            values = file.create_dataset(
+                "features", (0, dim), key.dtype, maxshape=(None, dim), chunks=(CHUNK_CELLS, dim)
+            )
             coords = file.create_dataset("coords", (0, 2), np.int64, maxshape=(None, 2), chunks=(1024, 2))
             ids = file.create_dataset("instance_id", (0,), _STRING, maxshape=(None,), chunks=(1024,))
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from dataclasses import replace
 
 import h5py
@@ -12,7 +13,9 @@ from cytomil.bags.bag_file import BagInfo, Instance, write_bag
 from cytomil.bags.manifest import BagRow, write_manifest
 from cytomil.errors import BagFileError, EncoderBundleError, NotFoundError
 from cytomil.features import open_features
+from cytomil.features import embed as module
 from cytomil.features.embed import embed
+from cytomil.features.embedder import Embedder
 from cytomil.features.index import INDEX_NAME, read_index
 from cytomil.progress import Silent
 from cytomil.settings import EmbedSettings
@@ -53,6 +56,31 @@ def spoil_cells(bags, bag_id, garbage):
     rows[at] = replace(rows[at], sha256=sha256, n_instances=n)
     write_manifest(bags, rows)
     return [bag.instance_ids[i] for i in garbage]
+
+
+def test_the_next_bag_is_begun_while_one_is_embedded(run, bags_folder, monkeypatch):
+    ids = [row.bag_id for row in read_manifest(bags_folder).rows]
+    begun = {bag_id: threading.Event() for bag_id in ids}
+    seen = []
+    blocks, finish = module.bag_blocks, Embedder.embed
+
+    def told(bag, *rest):
+        for block in blocks(bag, *rest):
+            begun[bag.info.bag_id].set()
+            yield block
+
+    def wait_for_next(self, path, bag_id, *rest):
+        after = ids.index(bag_id) + 1
+        if after < len(ids):
+            seen.append(begun[ids[after]].wait(30))
+            # No bag farther on: what is decoded ahead is bounded.
+            seen.append(not any(begun[other].is_set() for other in ids[after + 1 :]))
+        return finish(self, path, bag_id, *rest)
+
+    monkeypatch.setattr(module, "bag_blocks", told)
+    monkeypatch.setattr(Embedder, "embed", wait_for_next)
+    run()
+    assert len(seen) == 2 * (len(ids) - 1) and all(seen)
 
 
 class TestCaches:
