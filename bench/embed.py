@@ -72,6 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="trained bundles, each for its size; default: untrained ones",
     )
+    parser.add_argument("--compiled", action="store_true", help="take the engines that --encoders hold as they are")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--share", type=float, default=1.0, help="share of the usual number of cells, for a quick look")
 
@@ -96,7 +97,9 @@ def measure_size(options: argparse.Namespace, image_size: int, root: Path) -> Si
     files, pixels = cells(bags, options.data, transform, max(n_alone, n_loop))
     given = next((path for path in options.encoders if load_bundle(path).transform == transform), None)
     bundle = (
-        copied_bundle(given, root / "encoder") if given else settled_bundle(root / "encoder", image_size, pixels[:256])
+        copied_bundle(given, root / "encoder", options.compiled)
+        if given
+        else settled_bundle(root / "encoder", image_size, pixels[:256])
     )
     refused = compile_engines(bundle.path, bags, options.engines)
     engines = open_engines(bundle.path, "h", options.engines, refused)

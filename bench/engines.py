@@ -12,7 +12,7 @@ import torch
 
 from bench import child
 from cytomil.encoders.architecture import Architecture, Encoder, resolve_stem
-from cytomil.encoders.bundle import EncoderBundle, load_bundle, save_bundle
+from cytomil.encoders.bundle import ENGINES_FOLDER, EncoderBundle, load_bundle, save_bundle, stored_engines
 from cytomil.encoders.engines import Engine, open_engine
 from cytomil.encoders.engines.eager import to_unit_range
 from cytomil.encoders.transform import CellTransform
@@ -40,17 +40,17 @@ def settled_bundle(path: Path, image_size: int, pixels: np.ndarray) -> EncoderBu
     return save_bundle(path, encoder.eval(), CellTransform(image_size, 0.8), {"method": "none"})
 
 
-def copied_bundle(given: Path, out: Path) -> EncoderBundle:
-    """A copy without engines, to be compiled in the place of the given one, which stays as it is."""
-    shutil.copytree(given, out, ignore=shutil.ignore_patterns("engines"))
+def copied_bundle(given: Path, out: Path, compiled: bool = False) -> EncoderBundle:
+    """A copy to be compiled in the place of the given one, which stays as it is; with its engines only if ``compiled``."""
+    shutil.copytree(given, out, ignore=None if compiled else shutil.ignore_patterns(ENGINES_FOLDER))
     return load_bundle(out)
 
 
 def compile_engines(bundle: Path, bags: Path, names: Sequence[str]) -> dict[str, str]:
-    """`cytomil compile` for each of ``names`` but eager. Returns why, for those that could not be had."""
+    """`cytomil compile` for each of ``names`` but eager and those stored. Returns why, for those that could not be had."""
     refused = {}
     for name in names:
-        if name == "eager":
+        if name == "eager" or name in stored_engines(bundle):
             continue
         library, _, precision = name.partition("-") if name != "torch-compile" else (name, "", "")
         line = ["compile", "--engine", library, "--encoder", str(bundle), "--bags", str(bags)]

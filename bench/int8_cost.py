@@ -48,6 +48,7 @@ class Pool:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="?", type=Path, default=BLOOD_SMEAR, help="class folders of cells")
     parser.add_argument("--encoder", type=Path, help="a trained encoder bundle; default: train one here")
+    parser.add_argument("--compiled", action="store_true", help="take the int8 engine that --encoder holds as it is")
     parser.add_argument("--image-size", type=int, default=32, help="of the encoder trained here, pixels")
     parser.add_argument("--epochs", type=int, default=4, help="of the encoder trained here")
     parser.add_argument("--layer", choices=["h", "z"], default="z")
@@ -80,7 +81,7 @@ def measure(options: argparse.Namespace) -> Measured:
 
 def encoder(options: argparse.Namespace, bags: Path, out: Path) -> EncoderBundle:
     if options.encoder:
-        return copied_bundle(options.encoder, out)
+        return copied_bundle(options.encoder, out, options.compiled)
     print(f"int8_cost: training {options.epochs} epochs at {options.image_size} px", file=sys.stderr, flush=True)
     settings = PretrainSettings(bags=bags, out=out, epochs=options.epochs, image_size=options.image_size, device="cpu")
     return pretrain(settings, Silent()).bundle
