@@ -12,8 +12,8 @@ from cytomil.bags import open_bag, read_manifest
 from cytomil.bags.bag_file import BagInfo, Instance, write_bag
 from cytomil.bags.manifest import BagRow, write_manifest
 from cytomil.errors import BagFileError, EncoderBundleError, NotFoundError
-from cytomil.features import open_features
 from cytomil.features import embed as module
+from cytomil.features import open_features
 from cytomil.features.embed import embed
 from cytomil.features.embedder import Embedder
 from cytomil.features.index import INDEX_NAME, read_index
