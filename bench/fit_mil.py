@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bench.child import call, own_peak_mb
 from bench.tables import Measured, Table
 from bench.timing import interleaved
+
+if TYPE_CHECKING:
+    from cytomil.features.cache import EmbeddedBlock
 
 _DIM = 512
 _BLOCK = 10_000
@@ -93,7 +96,7 @@ def score(root: str, n: int) -> dict[str, float]:
     """Peak memory of scoring one bag from its file, GB, less what the process held before; run in a process of its own."""
     import torch
 
-    from cytomil.features.cache import FeatureKey, Features
+    from cytomil.features.cache import FeatureKey, open_features, write_features
     from cytomil.mil.bags import Standardiser
     from cytomil.mil.ensemble import Ensemble, Member
     from cytomil.mil.novelty import fit_novelty
@@ -101,7 +104,7 @@ def score(root: str, n: int) -> dict[str, float]:
     from cytomil.settings import InstanceScore
 
     path = Path(root) / "large.h5"
-    write(path, n, "float16", seed=0, shift=0)
+    write_features(path, "large", FeatureKey("", "", "z", "", "eager", "float16"), _DIM, _slide(n))
     small = [np.random.default_rng(i).normal(size=(1_000, _DIM)).astype(np.float32) for i in range(4)]
     novelty = fit_novelty(small, np.array([0, 0, 1, 1]))
     standardise = Standardiser(torch.zeros(_DIM), torch.ones(_DIM))
@@ -109,8 +112,7 @@ def score(root: str, n: int) -> dict[str, float]:
     ensemble = Ensemble("pamil", members, InstanceScore.EVIDENCE)
     ensemble.assess(small[0])
     before = own_peak_mb() / 1000
-    key = FeatureKey("", "", "z", "", "eager", "float16")
-    features = Features(path, "large", key, None, (), np.zeros((0, 2)), (n, _DIM), ())
+    features = open_features(path)
     assessment = ensemble.assess_blocks(features.blocks())
     beyond = novelty.is_beyond(features.blocks())
     if len(assessment.scores) != n or len(beyond) != n:
@@ -118,6 +120,17 @@ def score(root: str, n: int) -> dict[str, float]:
     size, peak = path.stat().st_size / 1e9, own_peak_mb() / 1000
     path.unlink()
     return {"file, GB": size, "before, GB": before, "peak, GB": peak, "peak less file, GB": peak - size}
+
+
+def _slide(n: int) -> Iterator[EmbeddedBlock]:
+    """``n`` random cells, their ids as long as a SHA-256's digits."""
+    from cytomil.features.cache import EmbeddedBlock
+
+    rng = np.random.default_rng(0)
+    for start in range(0, n, _BLOCK):
+        count = min(_BLOCK, n - start)
+        ids = [f"{i:064x}" for i in range(start, start + count)]
+        yield EmbeddedBlock(ids, np.zeros((count, 2), np.int64), rng.standard_normal((count, _DIM), np.float32))
 
 
 def write(path: Path, n: int, dtype: str, seed: int, shift: float) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cytomil.mil.gathered import Gathered
+
 LIMIT_QUANTILE = 0.99
 LEAST_SHARE = 0.05
 TIMES_GREATEST = 2.0
@@ -40,13 +42,16 @@ class Novelty:
     def is_beyond(self, blocks: Iterable[np.ndarray]) -> np.ndarray:
         """Embeddings in blocks, (n, D) each → bool (N,): the cells that are farther out than 99 % of the training cells."""
         # Part by part: in double precision a slide's embeddings would take their memory several times over.
-        parts = (part for block in blocks for part in torch.from_numpy(block).split(_BLOCK))
-        return np.concatenate([self._is_part_beyond(part) for part in parts])
+        beyond = Gathered()
+        for block in blocks:
+            for part in torch.from_numpy(block).split(_BLOCK):
+                beyond.add(self._is_part_beyond(part))
+        return beyond.all().numpy()
 
-    def _is_part_beyond(self, part: Tensor) -> np.ndarray:
+    def _is_part_beyond(self, part: Tensor) -> Tensor:
         centred = part.double() - self.mean
         squared = ((centred @ self.precision) * centred).sum(dim=1)
-        return (squared > self.limit**2).numpy()
+        return squared > self.limit**2
 
 
 def fit_novelty(bags: Sequence[np.ndarray], fold: np.ndarray) -> Novelty:

@@ -16,7 +16,7 @@ from cytomil.mil.aggregators.base import Aggregator
 from cytomil.mil.aggregators.registry import find_aggregator
 from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.progress import Listener
-from cytomil.settings import FitMilSettings
+from cytomil.settings import FitMilSettings, InstanceScore
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -41,7 +41,9 @@ def training_epochs(
 
 def positive_probability(model: Aggregator, values: Tensor) -> float:
     """The probability of the positive class for one bag, (N, D), already standardised."""
-    return model.assess(values)[0]
+    # Attention, where there is any, is at hand; evidence would be worked out for every instance and thrown away.
+    kind = InstanceScore.ATTENTION if InstanceScore.ATTENTION in model.meaning else InstanceScore.EVIDENCE
+    return model.assess(values, kind)[0]
 
 
 class StoppedError(Exception):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cytomil.mil.aggregators.base import ATTENTION_MEANING, EVIDENCE_MEANING
 from cytomil.mil.aggregators.learned import LearnedAggregator
+from cytomil.mil.gathered import Gathered
 from cytomil.settings import InstanceScore
 
 
@@ -53,7 +54,7 @@ class AttentionReading:
 
     def __init__(self, model: AttentionAggregator, kind: InstanceScore) -> None:
         self._model, self._kind = model, kind
-        self._scores: list[Tensor] = []
+        self._scores = Gathered()
         self._greatest = torch.full((model.branches,), -torch.inf)
         self._weight = torch.zeros(model.branches)
         self._pooled = torch.zeros(model.branches, 1)
@@ -68,14 +69,13 @@ class AttentionReading:
         self._weight = kept * self._weight + weights.sum(dim=0)
         self._greatest = greatest
         evidence = self._kind is InstanceScore.EVIDENCE
-        # A copy of the column, or the whole block of logits stays in memory with it.
-        self._scores.append(self._model.odds_alone(hidden) if evidence else raw[:, -1].clone())
+        self._scores.add(self._model.odds_alone(hidden) if evidence else raw[:, -1])
 
     def result(self) -> tuple[float, Tensor]:
         """See `Reading`."""
         pooled = self._pooled / self._weight.unsqueeze(1)
         probability = float(self._model.log_odds(pooled.unsqueeze(0)).sigmoid())
-        scores = torch.cat(self._scores)
+        scores = self._scores.all()
         if self._kind is InstanceScore.ATTENTION:
             scores = scores.softmax(dim=0) * len(scores)
         return probability, scores

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cytomil.mil.bags import TrainingBag
+from cytomil.mil.gathered import Gathered
 from cytomil.settings import FitMilSettings, InstanceScore
 
 NORMAL_CELL = "the average cell of a normal training slide"
@@ -77,15 +78,15 @@ class PooledReading:
         self, number: Callable[[Tensor], Tensor], pool: Callable[[Tensor], float], score: Callable[[Tensor], Tensor]
     ) -> None:
         self._number, self._pool, self._score = number, pool, score
-        self._numbers: list[Tensor] = []
+        self._numbers = Gathered()
 
     def add(self, instances: Tensor) -> None:
         """See `Reading`."""
-        self._numbers.append(self._number(instances))
+        self._numbers.add(self._number(instances))
 
     def result(self) -> tuple[float, Tensor]:
         """See `Reading`."""
-        numbers = torch.cat(self._numbers)
+        numbers = self._numbers.all()
         return self._pool(numbers), self._score(numbers)
 
 

@@ -13,6 +13,7 @@ from cytomil.mil.aggregators.abmil import GatedAttention
 from cytomil.mil.aggregators.base import EVIDENCE_MEANING
 from cytomil.mil.aggregators.learned import LearnedAggregator
 from cytomil.mil.bags import TrainingBag
+from cytomil.mil.gathered import Gathered
 from cytomil.settings import FitMilSettings, InstanceScore
 
 
@@ -91,9 +92,7 @@ class DTFDReading:
         m, hidden_dim = model.n_pseudo_bags, model.config["hidden_dim"]
         self._greatest, self._weight = torch.full((m,), -torch.inf), torch.zeros(m)
         self._pooled, self._count = torch.zeros(m, hidden_dim), torch.zeros(m)
-        self._attention: list[Tensor] = []
-        self._signal: list[Tensor] = []
-        self._of: list[Tensor] = []
+        self._attention, self._signal, self._of = Gathered(), Gathered(), Gathered()
 
     def add(self, instances: Tensor) -> None:
         """See `Reading`."""
@@ -108,15 +107,15 @@ class DTFDReading:
         self._count = self._count + torch.bincount(of, minlength=len(self._count))
         self._greatest = greatest
         weight = self._model.tier_1_direction()
-        self._attention.append(raw)
-        self._signal.append(hidden @ weight)
-        self._of.append(of)
+        self._attention.add(raw)
+        self._signal.add(hidden @ weight)
+        self._of.add(of)
 
     def result(self) -> tuple[float, Tensor]:
         """See `Reading`."""
         filled = self._count > 0
         probability = self._model.probability(self._pooled[filled] / self._weight[filled].unsqueeze(1))
-        raw, signal, of = torch.cat(self._attention), torch.cat(self._signal), torch.cat(self._of)
+        raw, signal, of = self._attention.all(), self._signal.all(), self._of.all()
         relative = (raw - self._greatest[of]).exp() / self._weight[of] * self._count[of]
         return probability, (relative * signal).exp()
 
