@@ -80,6 +80,10 @@ class NoCellsError(CytomilError):
     """A slide was read but held no cells, or too few to say anything."""
 
 
+class WorkersError(CytomilError):
+    """The workers that were asked for cannot be had: Ray is not installed, not reachable, or its machines do not fit."""
+
+
 def require_folder(path: Path, made_by: str) -> Path:
     """Return ``path`` if it is a folder; else raise `NotFoundError` naming the command that makes it."""
     if path.is_dir():

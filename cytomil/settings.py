@@ -226,6 +226,9 @@ class EmbedSettings(Section):
         description="what runs the encoder; auto: the fastest one that `cytomil compile` stored, else eager",
     )
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
+    ray_address: str = Field(
+        "", description="spread over Ray: 'local', or a running cluster's HOST:PORT; empty: this process alone"
+    )
 
 
 class FitMilSettings(Section):
@@ -301,6 +304,9 @@ class RankSettings(Section):
         description="what runs the encoder; auto: the fastest one that `cytomil compile` stored, else eager",
     )
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
+    ray_address: str = Field(
+        "", description="spread over Ray: 'local', or a running cluster's HOST:PORT; empty: this process alone"
+    )
 
 
 class Settings(BaseSettings):

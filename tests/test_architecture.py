@@ -17,16 +17,18 @@ PACKAGE = Path(cytomil.__file__).parent
 
 # What each room may import, besides itself. "base" are the modules that lie in no room.
 BASE = {"base"}
-SLIDES = BASE
+WORKERS = SLIDES = BASE
 BAGS = BASE | {"slides"}
 ENCODERS = BAGS | {"bags"}
-PRETRAIN = FEATURES = ENCODERS | {"encoders"}
+PRETRAIN = ENCODERS | {"encoders"}
+FEATURES = PRETRAIN | {"workers"}
 MIL = FEATURES | {"features", "pretrain"}
 EVALUATE = MIL | {"mil"}
 TRIAGE = EVALUATE | {"evaluate"}
 CLI = TRIAGE | {"triage"}
 MAY_IMPORT = {
     "base": set(),
+    "workers": WORKERS,
     "slides": SLIDES,
     "bags": BAGS,
     "encoders": ENCODERS,
@@ -167,6 +169,11 @@ def test_no_other_room_reads_the_instance_labels_past_their_module():
     assert readers == {"bags/bag_file.py", "bags/instance_labels.py"}
 
 
+def test_only_the_workers_know_ray_and_it_waits_until_it_is_used():
+    assert importers_of("ray", only_eager=True) == set()
+    assert {room_of(module) for module in importers_of("ray")} == {"workers"}
+
+
 def test_dvc_waits_until_it_is_used():
     assert importers_of("dvc", "dvclive", only_eager=True) == set()
     assert importers_of("dvclive") == {"cytomil.pretrain.curves"}
@@ -185,7 +192,7 @@ def loaded_by(code: str) -> set[str]:
 
 def test_help_does_not_wait_for_heavy_libraries():
     heavy = {"torch", "torchvision", "h5py", "sklearn", "skimage", "scipy", "matplotlib", "dvc", "dvclive", "openslide"}
-    heavy |= {"openvino", "nncf"}
+    heavy |= {"openvino", "nncf", "ray"}
     loaded = loaded_by("import cytomil.cli.app")
     assert "cytomil.cli.app" in loaded
     assert heavy & loaded == set()

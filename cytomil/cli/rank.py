@@ -40,6 +40,7 @@ def rank(
     batch_size: Annotated[int | None, option("rank", "batch_size")] = None,
     engine: Annotated[EngineName | None, option("rank", "engine")] = None,
     device: Annotated[str | None, option("rank", "device")] = None,
+    ray_address: Annotated[str | None, option("rank", "ray_address")] = None,
     params: ParamsFile = None,
     profile: Profile = None,
     as_json: AsJson = False,

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from cytomil.bags.bag_file import Bag, open_bag
-from cytomil.bags.manifest import BagRow, read_manifest
+from cytomil.bags.manifest import BagRow, Manifest, read_manifest
 from cytomil.encoders.bundle import load_bundle
-from cytomil.encoders.engines import open_engine
+from cytomil.encoders.engines import open_engine, open_same_engine
 from cytomil.encoders.transform import CellTransform
-from cytomil.errors import BagFileError
+from cytomil.errors import BagFileError, EncoderBundleError
 from cytomil.features.cache import is_valid, open_features
 from cytomil.features.embedder import Embedder
 from cytomil.features.feeding import CellBlock, EncodedCells, feed, spans
@@ -22,6 +23,7 @@ from cytomil.features.index import FeatureIndex, IndexRow, write_index
 from cytomil.progress import Listener, Problem
 from cytomil.settings import EmbedSettings
 from cytomil.threads import ahead
+from cytomil.workers import Lost, Place, open_workers
 
 
 @dataclass(frozen=True)
@@ -42,19 +44,6 @@ def bag_blocks(bag: Bag, transform: CellTransform, batch_size: int, workers: int
     return feed(pieces, transform, batch_size, workers)
 
 
-@dataclass(frozen=True)
-class _Begun:
-    """A bag whose first block is decoded."""
-
-    bag: Bag
-    blocks: Iterator[CellBlock]
-
-
-def _started(blocks: Iterator[CellBlock]) -> Iterator[CellBlock]:
-    """The same blocks, the first of them made now."""
-    return chain(list(islice(blocks, 1)), blocks)
-
-
 def _read_piece(bag: Bag, start: int, stop: int) -> EncodedCells:
     return EncodedCells(list(bag.instance_ids[start:stop]), bag.coords[start:stop], bag.images(start, stop))
 
@@ -72,44 +61,15 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
         raise BagFileError(f"{settings.bags} has no bags in split '{settings.split}'. Choose another --split.")
     engine = open_engine(bundle, settings.layer.value, settings.engine.value, settings.device, listener.note)
     embedder = Embedder(bundle, engine, settings.dtype)
-    problems: list[Problem] = []
-    done: list[IndexRow] = []
-    n_kept = 0
-
-    def begin(row: BagRow) -> _Begun | BagFileError | None:
-        if is_valid(settings.out / f"{row.bag_id}.h5", embedder.key(row.sha256)):
-            return None
-        try:
-            bag = _open_listed(manifest.file_of(row), row)
-            return _Begun(bag, _started(bag_blocks(bag, bundle.transform, settings.batch_size, settings.workers)))
-        except BagFileError as error:
-            return error
-
-    # The next bag is begun while one is embedded, or the engine would wait for the first block of each.
-    with closing(ahead((partial(begin, row) for row in rows), workers=1, most=2)) as begun_bags:
-        for row in listener.track(rows, "embedding", unit="bags"):
-            path = settings.out / f"{row.bag_id}.h5"
-            begun = next(begun_bags)
-            kept = begun is None
-            if begun is None:
-                unreadable = open_features(path).unreadable
-                problems += [Problem(f"{row.bag_id}/{name}", "could not be read when embedded") for name in unreadable]
-            elif isinstance(begun, BagFileError):
-                problems.append(Problem(row.bag_id, str(begun)))
-                continue
-            else:
-                try:
-                    faults = embedder.embed(path, row.bag_id, row.sha256, begun.blocks, begun.bag.info.mpp)
-                except BagFileError as error:
-                    problems.append(Problem(row.bag_id, str(error)))
-                    continue
-                problems += [Problem(f"{row.bag_id}/{fault.where}", fault.reason) for fault in faults]
-            indexed = _index_row(row, path)
-            if indexed.n_instances == 0:
-                problems.append(Problem(row.bag_id, "none of its cells can be read"))
-                continue
-            done.append(indexed)
-            n_kept += kept
+    job = _Embedding(settings, manifest, bundle.sha256, engine.name, engine.key, embedder)
+    answers = open_workers(settings.ray_address).map(job, rows, listener, "embedding", "bags")
+    outcomes = [
+        _Outcome(problems=(Problem(row.bag_id, answer.reason),)) if isinstance(answer, Lost) else answer
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    problems = [problem for outcome in outcomes for problem in outcome.problems]
+    done = [outcome.indexed for outcome in outcomes if outcome.indexed]
+    n_kept = sum(outcome.kept for outcome in outcomes)
     n_done, n_instances = len(done), sum(row.n_instances for row in done)
     chosen = {row.bag_id for row in rows}
     for row in manifest.rows:
@@ -121,6 +81,99 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
         raise BagFileError(f"none of the {len(rows)} bags in {settings.bags} could be embedded: {problems[0].reason}")
     write_index(FeatureIndex(settings.out, tuple(done)))
     return Embedded(settings.out, n_done - n_kept, n_kept, n_instances, engine.key, tuple(problems))
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of one bag; ``indexed`` is None where it is left out."""
+
+    indexed: IndexRow | None = None
+    kept: bool = False
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Embedding:
+    """The job of embedding bags. ``embedder`` stays in this process: another one makes its own, and it must be the same."""
+
+    settings: EmbedSettings
+    manifest: Manifest
+    encoder_sha256: str
+    engine: str
+    engine_key: str
+    embedder: Embedder | None
+
+    @property
+    def device(self) -> str:
+        return self.settings.device
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"embedder": None}
+
+    def start(self, place: Place) -> Callable[[Iterable[BagRow]], Iterator[_Outcome]]:
+        settings = self.settings.model_copy(update={"workers": place.threads(self.settings.workers)})
+        return partial(_embed_bags, settings, self.manifest, self.embedder or self._own_embedder())
+
+    def _own_embedder(self) -> Embedder:
+        settings = self.settings
+        bundle = load_bundle(settings.encoder)
+        if bundle.sha256 != self.encoder_sha256:
+            raise EncoderBundleError(f"{settings.encoder} is not the same on all machines. Share it between them.")
+        engine = open_same_engine(bundle, settings.layer.value, self.engine, self.engine_key, settings.device)
+        return Embedder(bundle, engine, settings.dtype)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A bag whose first block is decoded."""
+
+    bag: Bag
+    blocks: Iterator[CellBlock]
+
+
+def _embed_bags(
+    settings: EmbedSettings, manifest: Manifest, embedder: Embedder, rows: Iterable[BagRow]
+) -> Iterator[_Outcome]:
+    def begin(row: BagRow) -> tuple[BagRow, _Begun | BagFileError | None]:
+        if is_valid(settings.out / f"{row.bag_id}.h5", embedder.key(row.sha256)):
+            return row, None
+        try:
+            bag = _open_listed(manifest.file_of(row), row)
+            blocks = bag_blocks(bag, embedder.bundle.transform, settings.batch_size, settings.workers)
+            return row, _Begun(bag, _started(blocks))
+        except BagFileError as error:
+            return row, error
+
+    # The next bag is begun while one is embedded, or the engine would wait for the first block of each.
+    with closing(ahead((partial(begin, row) for row in rows), workers=1, most=2)) as begun_bags:
+        for row, begun in begun_bags:
+            yield _embed_begun(settings, embedder, row, begun)
+
+
+def _started(blocks: Iterator[CellBlock]) -> Iterator[CellBlock]:
+    """The same blocks, the first of them made now."""
+    return chain(list(islice(blocks, 1)), blocks)
+
+
+def _embed_begun(
+    settings: EmbedSettings, embedder: Embedder, row: BagRow, begun: _Begun | BagFileError | None
+) -> _Outcome:
+    path = settings.out / f"{row.bag_id}.h5"
+    if begun is None:
+        unreadable = open_features(path).unreadable
+        problems = [Problem(f"{row.bag_id}/{name}", "could not be read when embedded") for name in unreadable]
+    elif isinstance(begun, BagFileError):
+        return _Outcome(problems=(Problem(row.bag_id, str(begun)),))
+    else:
+        try:
+            faults = embedder.embed(path, row.bag_id, row.sha256, begun.blocks, begun.bag.info.mpp)
+        except BagFileError as error:
+            return _Outcome(problems=(Problem(row.bag_id, str(error)),))
+        problems = [Problem(f"{row.bag_id}/{fault.where}", fault.reason) for fault in faults]
+    indexed = _index_row(row, path)
+    if indexed.n_instances == 0:
+        return _Outcome(problems=(*problems, Problem(row.bag_id, "none of its cells can be read")))
+    return _Outcome(indexed, begun is None, tuple(problems))
 
 
 def _index_row(row: BagRow, path: Path) -> IndexRow:

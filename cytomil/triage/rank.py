@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cytomil.bags.images import open_image, printable
-from cytomil.encoders.engines import open_engine
-from cytomil.errors import CytomilError, NoCellsError, SlideUnreadableError, TriageModelError
+from cytomil.encoders.engines import Engine, open_engine, open_same_engine
+from cytomil.errors import CytomilError, NoCellsError, SlideUnreadableError, TriageModelError, WorkersError
 from cytomil.features.cache import Features, is_valid, open_features
 from cytomil.features.embedder import Embedder
 from cytomil.files import sha256_of_json
@@ -26,6 +28,7 @@ from cytomil.triage.result_cache import ResultCache
 from cytomil.triage.sources import Found, SlideSource, discover, open_source
 from cytomil.triage.whole_slide import SlideReading, WholeSlide
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult, Worklist, in_reading_order
+from cytomil.workers import Lost, Place, open_workers
 
 CACHE_FOLDER = "cache"
 _GALLERY_PX = 96
@@ -48,8 +51,18 @@ def rank(slide_dir: Path, settings: RankSettings, listener: Listener) -> Worklis
         )
     if ignored:
         listener.note(f"not slides, left alone: {', '.join(ignored)}")
-    ranker = _Ranker(model, settings, _reading(model, settings, found, listener), listener)
-    results = [ranker.assess(one) for one in listener.track(found, "reading slides", unit="slides")]
+    reading = _reading(model, settings, found, listener)
+    engine = open_engine(model.encoder, model.layer, settings.engine.value, settings.device, listener.note)
+    if model.card.get("engine", engine.key) != engine.key:
+        listener.note(
+            f"cells are embedded with {engine.key}; the model was fitted to embeddings of {model.card['engine']}"
+        )
+    job = _Ranking(settings, reading, model.card, engine.name, engine.key, (model, engine))
+    answers = open_workers(settings.ray_address).map(job, found, listener, "reading slides", "slides")
+    results = [
+        _not_assessed(one, WorkersError(answer.reason)) if isinstance(answer, Lost) else answer
+        for one, answer in zip(found, answers, strict=True)
+    ]
     thresholds = model.card["thresholds"]
     return Worklist(
         folder=str(slide_dir),
@@ -57,8 +70,9 @@ def rank(slide_dir: Path, settings: RankSettings, listener: Listener) -> Worklis
         slides=in_reading_order(results),
         threshold=thresholds["decision"],
         low_threshold=thresholds["low"],
-        model_card=model_card(model) | {"engine": ranker.engine},
-        settings=settings.model_dump(mode="json", exclude_none=True),
+        model_card=model_card(model) | {"engine": engine.key},
+        # Where the work was done shapes nothing of it.
+        settings=settings.model_dump(mode="json", exclude_none=True, exclude={"ray_address"}),
         versions=versions(),
         score_bin_edges=tuple(model.card["score_bin_edges"]),
         reference_shares=tuple(model.card["reference_shares"]),
@@ -108,17 +122,44 @@ def model_card(model: TriageModel) -> dict[str, object]:
     }
 
 
+@dataclass(frozen=True)
+class _Ranking:
+    """The job of assessing slides. ``loaded`` stays in this process: another one loads its own, and it must be the same."""
+
+    settings: RankSettings
+    reading: SlideReading
+    card: dict[str, Any]
+    engine: str
+    engine_key: str
+    loaded: tuple[TriageModel, Engine] | None
+
+    @property
+    def device(self) -> str:
+        return self.settings.device
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"loaded": None}
+
+    def start(self, place: Place) -> Callable[[Found], SlideResult]:
+        model, engine = self.loaded or self._load()
+        threads = place.threads(self.settings.workers)
+        settings = self.settings.model_copy(update={"workers": threads})
+        return _Ranker(model, engine, settings, replace(self.reading, workers=threads), place.listener).assess
+
+    def _load(self) -> tuple[TriageModel, Engine]:
+        model = load_triage_model(self.settings.model)
+        if model.card != self.card:
+            raise TriageModelError(f"{self.settings.model} is not the same on all machines. Share it between them.")
+        return model, open_same_engine(model.encoder, model.layer, self.engine, self.engine_key, self.settings.device)
+
+
 class _Ranker:
     """Assesses slides one after another with one model."""
 
-    def __init__(self, model: TriageModel, settings: RankSettings, reading: SlideReading, listener: Listener) -> None:
+    def __init__(
+        self, model: TriageModel, engine: Engine, settings: RankSettings, reading: SlideReading, listener: Listener
+    ) -> None:
         self._model, self._settings, self._reading, self._listener = model, settings, reading, listener
-        engine = open_engine(model.encoder, model.layer, settings.engine.value, settings.device, listener.note)
-        self.engine = engine.key
-        if model.card.get("engine", engine.key) != engine.key:
-            listener.note(
-                f"cells are embedded with {engine.key}; the model was fitted to embeddings of {model.card['engine']}"
-            )
         self._embedder = Embedder(model.encoder, engine, "float32")
         shaped_by = {
             "model": model.card,

@@ -44,6 +44,18 @@ def open_engine(bundle: EncoderBundle, layer: str, name: str, device: str, note:
     return eager
 
 
+def open_same_engine(bundle: EncoderBundle, layer: str, name: str, key: str, device: str) -> Engine:
+    """The engine that another process runs, by its ``name`` and ``key``. Raises `EngineError` where this one has no such."""
+    said: list[str] = []
+    engine = open_engine(bundle, layer, name, device, said.append)
+    if engine.key != key:
+        why = f" ({said[0]})" if said else ""
+        raise EngineError(
+            f"engine {name} of {bundle.path} is not the same on all machines{why}. Or use --engine eager."
+        )
+    return engine
+
+
 def _valid(
     bundle: EncoderBundle, name: str, device: torch.device, faults: dict[str, str]
 ) -> list[tuple[EngineRecord, Path]]:

@@ -1,0 +1,59 @@
+"""What workers and those who employ them agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from cytomil.progress import Listener
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Item_contra = TypeVar("Item_contra", contravariant=True)
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job starts: who is told of its progress, and how many cores are its own (0: the machine's)."""
+
+    listener: Listener
+    cores: int = 0
+
+    def threads(self, asked: int) -> int:
+        """The number of threads to use, where ``asked`` is the user's (0: one per core)."""
+        return asked or self.cores
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Stands for the result of an item whose worker was lost time and again; ``reason`` is one line for the user."""
+
+    reason: str
+
+
+class Job(Protocol[Item_contra, Result_co]):
+    """Work on items that know nothing of each other. It is pickled on its way to another process, and small then.
+
+    ``device`` is the user's: a worker on another machine gets a GPU of its own unless it is ``cpu``.
+    """
+
+    @property
+    def device(self) -> str:
+        """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+        ...
+
+    def start(self, place: Place) -> Callable[[Item_contra], Result_co]:
+        """Load what all items need, once a worker. Raises `CytomilError` for the user's mistakes, as the work itself may."""
+        ...
+
+
+class Workers(Protocol):
+    """Who does a job."""
+
+    def map(
+        self, job: Job[Item, Result], items: Sequence[Item], listener: Listener, description: str, unit: str
+    ) -> list[Result | Lost]:
+        """One result an item, in the items' order. A `CytomilError` that the job raises ends it and is raised here."""
+        ...

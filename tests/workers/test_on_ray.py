@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+import torch
+from typer.testing import CliRunner
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'cytomil[ray]'")
+
+from cytomil.cli.app import app
+from cytomil.errors import NoCellsError, TriageModelError, WorkersError
+from cytomil.features.embed import embed
+from cytomil.mil.fit import fit_mil
+from cytomil.progress import Silent
+from cytomil.settings import EmbedSettings, FitMilSettings, RankSettings
+from cytomil.triage.rank import rank
+from cytomil.triage.worklist import Call
+from cytomil.triage.write import write_worklist
+from cytomil.workers import Lost, open_workers
+from cytomil.workers.cluster import connected
+from tests.workers.jobs import Square
+
+pytestmark = pytest.mark.slow
+
+
+class Noting(Silent):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, message):
+        self.notes.append(message)
+
+
+@pytest.fixture(scope="module")
+def ray_here():
+    """One Ray for the module, because it starts slowly; and as many threads here as a worker has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(
+            "PYTHONPATH", os.pathsep.join(path for path in sys.path if path)
+        )  # so that a worker finds the jobs
+        with connected("local", Silent()) as ray:
+            yield ray
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model(features_folder, encoder_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fitted") / "triage"
+    chosen = {"epochs": 3, "folds": 2, "ensemble": 1}
+    fit_mil(FitMilSettings(features=features_folder, encoder=encoder_folder, out=folder, **chosen), Silent())
+    return folder
+
+
+@pytest.fixture
+def slides(bags_folder, tmp_path):
+    folder = shutil.copytree(bags_folder, tmp_path / "slides", ignore=shutil.ignore_patterns("train*"))
+    (folder / "words.svs").write_text("these are words")
+    return folder
+
+
+def test_an_address_where_nobody_listens_is_one_line():
+    for address in ("127.0.0.1:1", "nonsense"):
+        with (
+            pytest.raises(WorkersError, match=f"{address}: Ray cannot be reached"),
+            connected(address, Silent()),
+        ):
+            pass
+
+
+@pytest.mark.usefixtures("ray_here")
+class TestMap:
+    def run(self, job, numbers, listener=None):
+        return open_workers("local").map(job, numbers, listener or Silent(), "squares", "numbers")
+
+    def test_results_come_in_order_from_workers_that_start_once_with_their_cores(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        listener = Noting()
+        results = self.run(Square(tmp_path), list(range(20)), listener)
+        assert results == [(number**2, str(tmp_path / "relative")) for number in range(20)]
+        starts = [line.split() for line in (tmp_path / "starts").read_text().splitlines()]
+        assert len({process for process, *_ in starts}) == len(starts) <= 20
+        assert str(os.getpid()) not in {process for process, *_ in starts}
+        assert {threads for _, _, threads in starts} == {"1"}
+        assert all(int(cores) >= 1 for _, cores, _ in starts)
+        assert listener.notes == ["started"]
+
+    def test_a_lost_worker_costs_nothing(self, tmp_path):
+        listener = Noting()
+        results = self.run(Square(tmp_path, deadly=(2, 5)), list(range(6)), listener)
+        assert [value for value, _ in results] == [0, 1, 4, 9, 16, 25]
+        assert sum("a worker was lost" in note for note in listener.notes) == 2
+
+    def test_what_kills_every_worker_is_given_up_with_the_reason(self, tmp_path):
+        results = self.run(Square(tmp_path, deadly=(1,), times=9), [0, 1, 2, 3])
+        assert [result[0] for i, result in enumerate(results) if i != 1] == [0, 4, 9]
+        assert isinstance(results[1], Lost)
+        assert "3 times" in results[1].reason
+        assert "\n" not in results[1].reason
+        assert (tmp_path / "deaths-1").read_text() == "xxx"
+
+    def test_a_users_mistake_is_raised_as_it_is(self, tmp_path):
+        with pytest.raises(NoCellsError, match=r"^no cells there\.$"):
+            self.run(Square(tmp_path, broken="work"), [1, 2])
+        with pytest.raises(TriageModelError, match=r"^no model there\.$"):
+            self.run(Square(tmp_path, broken="start"), [1, 2])
+        with pytest.raises(WorkersError, match="--device cuda"):
+            self.run(Square(tmp_path, device="cuda:1"), [1])
+
+
+def kill_at_work(times, until=lambda: True):
+    """A running thread that kills ``times`` workers, once ``until()``, each while it is at an item; and the list of the killed."""
+    killed = []
+
+    def run():
+        deadline = time.monotonic() + 60
+        while len(killed) < times and time.monotonic() < deadline:
+            time.sleep(0.002)
+            for process in psutil.Process().children(recursive=True) if until() else []:
+                if process.pid not in killed and _line_of(process)[:1] == ["ray::_Worker.do"]:
+                    process.kill()
+                    killed.append(process.pid)
+                    break
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, killed
+
+
+def contents(folder):
+    """Every file's bytes by name, but for the moment that triage.json and the report name."""
+    found = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    if "triage.json" in found:
+        moment = json.loads(found["triage.json"])["created"].encode()
+        for name in ("triage.json", "report.html"):
+            assert moment in found[name]
+            found[name] = found[name].replace(moment, b"")
+    return found
+
+
+@pytest.mark.usefixtures("ray_here")
+class TestSameAsOneProcess:
+    def rank(self, slides, model, ray_address):
+        settings = RankSettings(model=model, out="triage", top=5, batch_size=1, ray_address=ray_address)
+        worklist = rank(slides, settings, Silent())
+        write_worklist(worklist, settings.out)
+        return worklist
+
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_embed_to_the_byte_with_any_number_of_threads(self, threads, bags_folder, encoder_folder, tmp_path):
+        torch.set_num_threads(threads)
+        try:
+            for name, address in (("here", ""), ("there", "local")):
+                settings = EmbedSettings(
+                    bags=bags_folder, encoder=encoder_folder, out=tmp_path / name, device="cpu", ray_address=address
+                )
+                done = embed(settings, Silent())
+                assert (done.n_new, done.n_kept, done.problems) == (10, 0, ())
+        finally:
+            torch.set_num_threads(1)
+        assert contents(tmp_path / "there") == contents(tmp_path / "here")
+
+    def test_rank_to_the_byte_though_a_worker_is_killed_at_work(self, slides, model, tmp_path, monkeypatch):
+        killed = []
+        # Both runs write to the same relative folder, which the worklist names.
+        for name, address in (("here", ""), ("there", "local")):
+            (tmp_path / name).mkdir()
+            monkeypatch.chdir(tmp_path / name)
+            if address:
+                killer, killed = kill_at_work(1)
+            worklist = self.rank(slides, model, address)
+        killer.join()
+        assert len(killed) == 1
+        assert [slide.slide for slide in worklist.slides if slide.call is Call.NOT_ASSESSED] == ["words.svs"]
+        assert len(worklist.slides) == 5
+        assert contents(tmp_path / "there" / "triage") == contents(tmp_path / "here" / "triage")
+
+    def test_a_slide_that_costs_three_workers_is_not_assessed_and_the_others_are(
+        self, make_slide_folders, model, tmp_path, monkeypatch
+    ):
+        slides = make_slide_folders(tmp_path / "slides", ["a-sound"])
+        make_slide_folders(slides, ["b-deadly"], cells=3000)  # long at work, so that it is this one that is killed
+        monkeypatch.chdir(tmp_path)
+        finished = tmp_path / "triage" / "cache"
+        killer, killed = kill_at_work(3, lambda: any(finished.glob("*.json")))
+        line = ["rank", str(slides), "--model", str(model), "--ray-address", "local", "--batch-size", "1", "--json"]
+        result = CliRunner().invoke(app, line)
+        killer.join()
+        assert len(killed) == 3
+        assert result.exit_code == 3
+        found = {slide["slide"]: slide for slide in json.loads(result.stdout)["slides"]}
+        assert found["b-deadly"]["call"] == Call.NOT_ASSESSED.value
+        assert "the worker was lost 3 times" in found["b-deadly"]["reason"]
+        assert found["a-sound"]["probability"] is not None
+
+
+def test_ctrl_c_leaves_no_process_behind(slides, model, tmp_path):
+    line = [sys.executable, "-m", "cytomil", "rank", str(slides), "--model", str(model), "--out", "triage"]
+    command = subprocess.Popen(
+        [*line, "--ray-address", "local", "--batch-size", "1"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    parent = psutil.Process(command.pid)
+    deadline = time.monotonic() + 90
+    started = []
+    while not any("ray::" in " ".join(_line_of(one)) for one in started):
+        assert command.poll() is None, command.stderr.read()
+        assert time.monotonic() < deadline
+        started = parent.children(recursive=True)
+        time.sleep(0.05)
+    command.send_signal(signal.SIGINT)
+    _, said = command.communicate(timeout=60)
+    assert command.returncode == 130
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert alive == []
+
+
+def _line_of(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
