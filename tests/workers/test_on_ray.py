@@ -119,7 +119,7 @@ class TestMap:
 
 
 def kill_at_work(times, until=lambda: True):
-    """A running thread that kills ``times`` workers, once ``until()``, each while it is at an item; and the list of the killed."""
+    """A running thread that kills ``times`` workers, each at an item, once ``until()``; and the list of the killed."""
     killed = []
 
     def run():
@@ -189,10 +189,13 @@ class TestSameAsOneProcess:
         self, make_slide_folders, model, tmp_path, monkeypatch
     ):
         slides = make_slide_folders(tmp_path / "slides", ["a-sound"])
-        make_slide_folders(slides, ["b-deadly"], cells=3000)  # long at work, so that it is this one that is killed
+        make_slide_folders(slides, ["b-deadly"], cells=2000)  # long at work, so that it is this one that is killed
         monkeypatch.chdir(tmp_path)
         finished = tmp_path / "triage" / "cache"
-        killer, killed = kill_at_work(3, lambda: any(finished.glob("*.json")))
+        # A second later the sound slide's worker has nothing more to do with it.
+        killer, killed = kill_at_work(
+            3, lambda: any(file.stat().st_mtime < time.time() - 1 for file in finished.glob("*.json"))
+        )
         line = ["rank", str(slides), "--model", str(model), "--ray-address", "local", "--batch-size", "1", "--json"]
         result = CliRunner().invoke(app, line)
         killer.join()
