@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +141,12 @@ class _Ranking:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"loaded": None}
 
-    def start(self, place: Place) -> Callable[[Found], SlideResult]:
+    def start(self, place: Place) -> Callable[[Iterable[Found]], Iterator[SlideResult]]:
         model, engine = self.loaded or self._load()
         threads = place.threads(self.settings.workers)
         settings = self.settings.model_copy(update={"workers": threads})
-        return _Ranker(model, engine, settings, replace(self.reading, workers=threads), place.listener).assess
+        ranker = _Ranker(model, engine, settings, replace(self.reading, workers=threads), place.listener)
+        return partial(map, ranker.assess)
 
     def _load(self) -> tuple[TriageModel, Engine]:
         model = load_triage_model(self.settings.model)

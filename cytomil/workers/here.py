@@ -16,4 +16,4 @@ class Here:
     ) -> list[Result | Lost]:
         """See `Workers.map`."""
         work = job.start(Place(listener))
-        return [work(item) for item in listener.track(items, description, unit=unit)]
+        return list(listener.track(work(items), description, len(items), unit))

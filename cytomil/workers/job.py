@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -44,8 +44,11 @@ class Job(Protocol[Item_contra, Result_co]):
         """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
         ...
 
-    def start(self, place: Place) -> Callable[[Item_contra], Result_co]:
-        """Load what all items need, once a worker. Raises `CytomilError` for the user's mistakes, as the work itself may."""
+    def start(self, place: Place) -> Callable[[Iterable[Item_contra]], Iterator[Result_co]]:
+        """Load what all items need, once a worker; returns what turns items into results, one each, in order.
+
+        It may read ahead. Raises `CytomilError` for the user's mistakes, as the work itself may.
+        """
         ...
 
 

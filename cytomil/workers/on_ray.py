@@ -92,7 +92,9 @@ class _Worker:
                 WorkersError(f"{os.uname().nodename} has another version of cytomil. Install the same one everywhere.")
             )
         try:
-            self._work: Callable[[Any], Any] = pickle.loads(orders.job).start(Place(notes, orders.cores))
+            self._work: Callable[[list[Any]], Iterator[Any]] = pickle.loads(orders.job).start(
+                Place(notes, orders.cores)
+            )
         except CytomilError as error:
             return _Raised(error)
         return notes.said
@@ -100,7 +102,7 @@ class _Worker:
     def do(self, item: Any) -> Any:
         """Do one item."""
         try:
-            return self._work(item)
+            return next(self._work([item]))
         except CytomilError as error:
             return _Raised(error)
 

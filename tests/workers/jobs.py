@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cytomil.errors import NoCellsError, TriageModelError
@@ -26,7 +27,7 @@ class Square:
         place.listener.note("started")
         with (self.folder / "starts").open("a") as file:
             file.write(f"{os.getpid()} {place.cores} {os.environ.get('OMP_NUM_THREADS')}\n")
-        return self.work
+        return partial(map, self.work)
 
     def work(self, number):
         if self.broken == "work":
