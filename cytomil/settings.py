@@ -186,7 +186,7 @@ class PretrainSettings(Section):
     seed: int = Field(0, ge=0, description="seed of weights, batches and views")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     precision: Literal["auto", "float32", "bf16"] = Field(
-        "auto", description="number format inside the network; auto: bf16 on a GPU that has it, float32 elsewhere"
+        "auto", description="number format inside the network; auto: bf16 where GPU or processor has it, else float32"
     )
     cache: Literal["ram", "disk"] = Field(
         "ram", description="where decoded cells are kept; disk: a file beside the bundle that the next run uses again"

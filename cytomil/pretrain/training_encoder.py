@@ -36,17 +36,20 @@ class TrainingEncoder(Encoder):
 
 
 def pick_precision(settings: PretrainSettings, device: torch.device) -> torch.dtype:
-    """What the network computes in. ``auto`` is bfloat16 on a GPU that has it, float32 elsewhere.
-
-    On a CPU bfloat16 must be asked for: how it is rounded differs between processors.
+    """What the network computes in. ``auto`` is bfloat16 where the GPU or the processor has it, float32 elsewhere.
 
     Raises:
         SettingsError: bfloat16 was asked for on a GPU that has none.
     """
-    if settings.precision == "float32" or (settings.precision == "auto" and device.type != "cuda"):
+    if settings.precision == "float32" or (settings.precision == "auto" and not _has_bfloat16(device)):
         return torch.float32
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        if settings.precision == "bf16":
-            raise SettingsError("this GPU does not compute in bfloat16. Use --precision float32.")
-        return torch.float32
+    if device.type == "cuda" and not _has_bfloat16(device):
+        raise SettingsError("this GPU does not compute in bfloat16. Use --precision float32.")
     return torch.bfloat16
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Elsewhere a CPU emulates it, slower than float32. PyTorch has no public name for the question.
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -44,7 +44,7 @@ bags, out, *methods = sys.argv[1:]
 with training_processes("cpu") as processes:
     for method in methods:
         settings = PretrainSettings(bags=bags, out=Path(out) / method, method=method, epochs=2, batch_size=21,
-            image_size=16, projection_dim=8, learning_rate=0.01, warmup_epochs=0)
+            image_size=16, projection_dim=8, learning_rate=0.01, warmup_epochs=0, precision="float32")
         pretrain(settings, Silent(), processes=processes)
 """
 

@@ -13,6 +13,9 @@ from cytomil.pretrain.surgery import surgeon
 from cytomil.settings import PretrainSettings, Surgery
 
 
+Views = tuple[Tensor, Tensor]
+
+
 class WeakSupCon(Method):
     """WeakSupCon (Zhang et al., 2025) as SLAM-AGS compares with it: the plain sum of both tasks."""
 
@@ -23,13 +26,17 @@ class WeakSupCon(Method):
         settings = self.settings
         temperature = settings.temperature
         scale = temperature if settings.similarity_scale == "tau" else settings.similarity_scale
+        negatives, (z_i, z_j) = self.project(encoder, batch)
+        return {
+            "similarity": scale * similarity_loss(torch.cat(negatives), temperature),
+            "nt_xent": nt_xent_loss(z_i, z_j, temperature),
+        }
+
+    def project(self, encoder: Encoder, batch: Batch) -> tuple[Views, Views]:
+        """Both views' projections of the negatives, and of the positives, from one forward pass over all of them."""
         z_i, z_j = project_views(encoder, batch)
         positive = batch.is_positive
-        negatives = torch.cat([z_i[~positive], z_j[~positive]])
-        return {
-            "similarity": scale * similarity_loss(negatives, temperature),
-            "nt_xent": nt_xent_loss(z_i[positive], z_j[positive], temperature),
-        }
+        return (z_i[~positive], z_j[~positive]), (z_i[positive], z_j[positive])
 
     def chance(self, batch: Batch) -> float:
         """ln(2B₊ − 1), where half of the batch is positive."""
@@ -44,3 +51,15 @@ class SlamAgs(WeakSupCon):
     def __init__(self, settings: PretrainSettings, encoder: Encoder, cells: TrainingCells) -> None:
         super().__init__(settings, encoder, cells)
         self.combine = surgeon(settings.surgery or Surgery.ADAPTIVE, settings.rescale)
+
+    def project(self, encoder: Encoder, batch: Batch) -> tuple[Views, Views]:
+        """The same from one forward pass a task.
+
+        Each task's gradient then goes back through its own cells alone. Through one pass over both, batch norm would tie
+        every cell to every other, and either gradient would have to go back through all of them.
+        """
+        negatives, positives = (
+            project_views(encoder, Batch(tuple(view[side] for view in batch.views), batch.is_positive[side], batch.indices))
+            for side in (~batch.is_positive, batch.is_positive)
+        )
+        return negatives, positives
