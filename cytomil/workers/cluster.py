@@ -56,11 +56,11 @@ def connected(address: str, listener: Listener) -> Iterator[Any]:
     os.environ.update(_ENVIRONMENT)
     import ray
 
-    if ray.is_initialized():
-        yield ray
-        return
     # Ray prints the end of every lost worker to standard output, where one JSON document may be due.
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        if ray.is_initialized():
+            yield ray
+            return
         before = _descendants()
         try:
             if address == LOCAL:

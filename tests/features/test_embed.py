@@ -206,7 +206,7 @@ class TestAgain:
             run(listener=Impatient())
         assert not (tmp_path / "features" / INDEX_NAME).exists()
         done = run()
-        assert (done.n_new, done.n_kept) == (6, 4)
+        assert (done.n_new, done.n_kept) == (5, 5)
         for row, features in read_index(tmp_path / "features").open("all"):
             np.testing.assert_array_equal(features.load(), open_features(features_folder / row.path).load())
 
