@@ -1,7 +1,9 @@
-"""The memory or disk space that the decoded cells will take, told before it is taken."""
+"""Memory and disk space: what the decoded cells will take, told before it is taken; what training keeps."""
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import shutil
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import psutil
 
 from cytomil.errors import SettingsError
 from cytomil.progress import Listener
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def require_memory(needed: int, what: str, processes: int, listener: Listener) -> None:
@@ -36,3 +40,16 @@ def require_disk(needed: int, what: str, path: Path, listener: Listener) -> None
             f"{what} need {needed / 1e9:.1f} GB of disk; {free / 1e9:.1f} GB are free at {path.parent}. "
             "Lower --image-size, make fewer bags, or name another disk with --out."
         )
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory it frees, for its next step.
+
+    By default glibc gives blocks of 32 MB and more back to the system at once, and every step pays anew for each of their
+    pages: a tenth to a quarter of a step at 64 and 224 pixels. Elsewhere nothing changes.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, -1)

@@ -15,6 +15,7 @@ from cytomil.errors import DivergedError
 from cytomil.pretrain.cells import TrainingCells
 from cytomil.pretrain.checkpoint import Checkpoint, RunIdentity, checkpoint_path, save_checkpoint
 from cytomil.pretrain.diagnostics import Health, examine
+from cytomil.pretrain.memory import keep_freed_memory
 from cytomil.pretrain.methods import Batch, Method
 from cytomil.pretrain.processes import Processes
 from cytomil.pretrain.schedule import learning_rate_at
@@ -44,6 +45,7 @@ class Run:
         checkpoint: Checkpoint | None,
         make_method: Callable[[Encoder], Method],
     ) -> None:
+        keep_freed_memory()
         torch.manual_seed(settings.seed)
         torch.backends.cudnn.deterministic = True
         self.settings, self.identity, self.cells = settings, identity, cells

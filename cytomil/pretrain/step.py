@@ -11,6 +11,7 @@ from cytomil.encoders.architecture import Encoder
 from cytomil.pretrain.flat import FlatWeights
 from cytomil.pretrain.methods import Batch, Method
 from cytomil.pretrain.processes import Processes
+from cytomil.pretrain.surgery import inner_products
 from cytomil.settings import PretrainSettings
 
 
@@ -31,6 +32,7 @@ class Step:
             lr=settings.learning_rate,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
+            fused=True,
         )
 
     def __call__(self, batch: Batch, learning_rate: float) -> dict[str, Tensor | float]:
@@ -78,7 +80,7 @@ class Step:
 
 def _conflict(gradients: Tensor) -> dict[str, Tensor]:
     """The two tasks' gradient norms and their cosine."""
-    products = gradients @ gradients.T
+    products = inner_products(gradients)
     negative, positive = products.diagonal().sqrt()
     return {
         "gradient_norm_negative": negative,

@@ -12,7 +12,6 @@ from cytomil.pretrain.methods.base import Batch, Method, project_views
 from cytomil.pretrain.surgery import surgeon
 from cytomil.settings import PretrainSettings, Surgery
 
-
 Views = tuple[Tensor, Tensor]
 
 
@@ -59,7 +58,9 @@ class SlamAgs(WeakSupCon):
         every cell to every other, and either gradient would have to go back through all of them.
         """
         negatives, positives = (
-            project_views(encoder, Batch(tuple(view[side] for view in batch.views), batch.is_positive[side], batch.indices))
+            project_views(
+                encoder, Batch(tuple(view[side] for view in batch.views), batch.is_positive[side], batch.indices)
+            )
             for side in (~batch.is_positive, batch.is_positive)
         )
         return negatives, positives
