@@ -14,7 +14,10 @@ from cytomil.files import sha256_of_json
 from cytomil.settings import Settings, load
 
 _KEYS = {"params", "profile", "methods", "variants", "witness_rates", "seeds", "aggregators", "work"}
-_TRAINS_NOTHING = {"bags", "out", "features", "encoder", "model", "device", "workers", "name", "table", "against"}
+_TRAINS_NOTHING = {
+    *("bags", "out", "features", "encoder", "model", "name", "table", "against"),
+    *("device", "workers", "cache", "ray_address"),
+}
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,10 @@ class Grid:
     def identity_of(self, cell: Cell) -> str:
         """Names what shapes a cell's result, but for its bags and the code: a record of another identity is run again.
 
-        Settings at their default do not count, so that a new setting elsewhere in cytomil leaves finished runs finished.
+        Only what the grid's params file states counts, and it states all that there is: so neither a new setting in
+        cytomil nor another default calls a finished run anything but finished.
         """
-        stated = self.settings_of(cell).model_dump(mode="json", exclude_defaults=True)
+        stated = self.settings_of(cell).model_dump(mode="json", exclude_unset=True)
         sections = {
             name: {key: value for key, value in stated.get(name, {}).items() if key not in _TRAINS_NOTHING}
             for name in ("pretrain", "embed", "fit_mil", "evaluate")

@@ -57,9 +57,9 @@ def test_what_shapes_a_result_shapes_its_identity(tiny_grid, params, section, ke
     assert tiny_grid().identity_of(CELL) == before
 
 
-def test_where_things_lie_and_what_is_left_at_its_default_do_not(tiny_grid, params, tmp_path):
+def test_where_things_lie_and_who_does_the_work_do_not(tiny_grid, params, tmp_path):
     before = tiny_grid().identity_of(CELL)
-    stated = params | {"pretrain": params["pretrain"] | {"momentum": 0.9}}
+    stated = params | {"pretrain": params["pretrain"] | {"cache": "disk"}}
     assert tiny_grid(params=stated, work=str(tmp_path / "elsewhere")).identity_of(CELL) == before
 
 
