@@ -52,11 +52,13 @@ class SlamAgs(WeakSupCon):
         self.combine = surgeon(settings.surgery or Surgery.ADAPTIVE, settings.rescale)
 
     def project(self, encoder: Encoder, batch: Batch) -> tuple[Views, Views]:
-        """The same from one forward pass a task.
+        """The same from one forward pass a task, where surgery asks for each task's own gradient.
 
         Each task's gradient then goes back through its own cells alone. Through one pass over both, batch norm would tie
         every cell to every other, and either gradient would have to go back through all of them.
         """
+        if self.combine is None:
+            return super().project(encoder, batch)
         negatives, positives = (
             project_views(
                 encoder, Batch(tuple(view[side] for view in batch.views), batch.is_positive[side], batch.indices)
