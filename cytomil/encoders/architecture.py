@@ -56,6 +56,10 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.5))
         self.register_buffer("std", torch.full((1, 3, 1, 1), 0.25))
 
+    def dim_of(self, layer: str) -> int:
+        """Length of ``layer``, h or z."""
+        return self.embedding_dim if layer == "h" else self.architecture.projection_dim
+
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (N, 3, S, S) in 0 to 1 → h (N, 512), z (N, projection_dim)."""
         h = self.backbone((pixels - self.mean) / self.std)

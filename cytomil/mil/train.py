@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from cytomil.mil.aggregators.registry import find_aggregator
 from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.progress import Listener
 from cytomil.settings import FitMilSettings, InstanceScore
+from cytomil.threads import usable_cores
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -69,7 +69,7 @@ def fit_side_by_side(
         if stop.is_set():
             raise StoppedError
 
-    count = min(len(jobs), workers or available_cores())
+    count = min(len(jobs), workers or usable_cores())
     with one_thread(), ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         futures = [pool.submit(fit, job, check) for job in jobs]
         try:
@@ -80,11 +80,6 @@ def fit_side_by_side(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [future.result() for future in futures]
-
-
-def available_cores() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -52,10 +52,7 @@ def nt_xent_loss(z_i: Tensor, z_j: Tensor, temperature: float = 0.07) -> Tensor:
     Raises:
         ValueError: for shapes that differ or are not (N ≥ 1, D), or τ ≤ 0.
     """
-    if z_i.shape != z_j.shape or z_i.ndim != 2 or len(z_i) == 0:
-        raise ValueError(
-            f"nt_xent_loss needs two tensors of one shape (N, D), got {tuple(z_i.shape)}, {tuple(z_j.shape)}"
-        )
+    _check_pairs("nt_xent_loss", z_i, z_j)
     _check_temperature(temperature)
     n = len(z_i)
     unit = F.normalize(torch.cat([z_i, z_j]), dim=1)
@@ -114,10 +111,7 @@ def info_nce_loss(queries: Tensor, keys: Tensor, temperature: float = 0.07) -> T
     Raises:
         ValueError: for shapes that differ or are not (N ≥ 1, D), or τ ≤ 0.
     """
-    if queries.shape != keys.shape or queries.ndim != 2 or len(queries) == 0:
-        raise ValueError(
-            f"info_nce_loss needs two tensors of one shape (N, D), got {tuple(queries.shape)}, {tuple(keys.shape)}"
-        )
+    _check_pairs("info_nce_loss", queries, keys)
     _check_temperature(temperature)
     logits = F.normalize(queries, dim=1) @ F.normalize(keys, dim=1).T / temperature
     return F.cross_entropy(logits, torch.arange(len(queries), device=queries.device))
@@ -126,6 +120,13 @@ def info_nce_loss(queries: Tensor, keys: Tensor, temperature: float = 0.07) -> T
 def chance_level(n: int) -> float:
     """NT-Xent of an encoder that tells nothing apart, for ``n`` instances in two views: ln(2n − 1) nats."""
     return math.log(2 * n - 1)
+
+
+def _check_pairs(loss: str, ours: Tensor, others: Tensor) -> None:
+    if ours.shape != others.shape or ours.ndim != 2 or len(ours) == 0:
+        raise ValueError(
+            f"{loss} needs two tensors of one shape (N, D), got {tuple(ours.shape)}, {tuple(others.shape)}"
+        )
 
 
 def _check_temperature(temperature: float) -> None:

@@ -16,7 +16,7 @@ class EagerEngine:
         self.name = self.key = "eager"
         self.layer = layer
         self._device = device
-        self.dim = encoder.embedding_dim if layer == "h" else encoder.architecture.projection_dim
+        self.dim = encoder.dim_of(layer)
 
     @torch.inference_mode()
     def embed(self, pixels: np.ndarray) -> np.ndarray:

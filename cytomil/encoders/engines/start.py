@@ -23,8 +23,9 @@ def start_engine(record: EngineRecord, folder: Path, bundle: EncoderBundle, laye
         if record.engine == "openvino":
             return OpenVinoEngine(record.name, record.key, folder, record.precision, size, layer)
         if record.engine == "tensorrt":
-            dim = encoder.embedding_dim if layer == "h" else encoder.architecture.projection_dim
-            return TensorRtEngine(record.name, record.key, folder, record.precision, layer, dim, device)
+            return TensorRtEngine(
+                record.name, record.key, folder, record.precision, layer, encoder.dim_of(layer), device
+            )
         return TorchCompileEngine(record.name, record.key, copy.deepcopy(encoder), size, layer, device)
     # The libraries below raise errors of their own kinds for a missing driver, compiler or instruction.
     except (RuntimeError, OSError, ImportError, ValueError, TypeError) as error:

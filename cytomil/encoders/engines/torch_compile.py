@@ -21,7 +21,7 @@ class TorchCompileEngine:
     ) -> None:
         self.name, self.key = name, key
         self.layer = layer
-        self.dim = encoder.embedding_dim if layer == "h" else encoder.architecture.projection_dim
+        self.dim = encoder.dim_of(layer)
         self._device = device
         self._batch = batch_of(image_size)
         module = encoder.to(device).to(memory_format=torch.channels_last).eval()

@@ -83,8 +83,8 @@ class Method(nn.Module):
         return [torch.nonzero(self.cells.is_positive == side).flatten() for side in (False, True)]
 
 
-def project_views(encoder: Encoder, batch: Batch) -> tuple[Tensor, Tensor]:
+def project_views(encoder: Encoder, views: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Both views through the encoder in one forward pass, so that batch norm sees both labels: z_i, z_j, each (B, D)."""
-    _, z = encoder(torch.cat(batch.views))
+    _, z = encoder(torch.cat(views))
     z_i, z_j = z.chunk(2)
     return z_i, z_j

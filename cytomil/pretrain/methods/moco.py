@@ -33,10 +33,10 @@ class MoCoV3(Method):
 
     def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
         """The mean of both directions' InfoNCE."""
-        z_i, z_j = project_views(encoder, batch)
+        z_i, z_j = project_views(encoder, batch.views)
         q_i, q_j = self.predictor(torch.cat([z_i, z_j])).chunk(2)
         with torch.no_grad():
-            k_i, k_j = project_views(self.momentum_encoder, batch)
+            k_i, k_j = project_views(self.momentum_encoder, batch.views)
         temperature = self.settings.temperature
         return {"info_nce": (info_nce_loss(q_i, k_j, temperature) + info_nce_loss(q_j, k_i, temperature)) / 2}
 

@@ -33,7 +33,7 @@ class WeakSupCon(Method):
 
     def project(self, encoder: Encoder, batch: Batch) -> tuple[Views, Views]:
         """Both views' projections of the negatives, and of the positives, from one forward pass over all of them."""
-        z_i, z_j = project_views(encoder, batch)
+        z_i, z_j = project_views(encoder, batch.views)
         positive = batch.is_positive
         return (z_i[~positive], z_j[~positive]), (z_i[positive], z_j[positive])
 
@@ -60,9 +60,7 @@ class SlamAgs(WeakSupCon):
         if self.combine is None:
             return super().project(encoder, batch)
         negatives, positives = (
-            project_views(
-                encoder, Batch(tuple(view[side] for view in batch.views), batch.is_positive[side], batch.indices)
-            )
+            project_views(encoder, tuple(view[side] for view in batch.views))
             for side in (~batch.is_positive, batch.is_positive)
         )
         return negatives, positives

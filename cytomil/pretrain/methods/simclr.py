@@ -16,7 +16,7 @@ class SimCLR(Method):
 
     def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
         """NT-Xent of both views of all cells."""
-        return {"nt_xent": nt_xent_loss(*project_views(encoder, batch), self.settings.temperature)}
+        return {"nt_xent": nt_xent_loss(*project_views(encoder, batch.views), self.settings.temperature)}
 
     def chance(self, batch: Batch) -> float:
         """ln(2B − 1)."""
