@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_FARTHEST = 1e12
+
 
 @dataclass(frozen=True)
 class TrainingBag:
@@ -33,5 +35,8 @@ class Standardiser:
         return cls(values.mean(dim=0), values.std(dim=0, correction=0).clamp(min=1e-6))
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Embeddings (N, D) → standardised embeddings (N, D)."""
-        return (values - self.mean) / self.std
+        """Embeddings (N, D) → standardised embeddings (N, D).
+
+        They lie within ±1e12: what is farther out differs in nothing that matters, but its squares would overflow float32.
+        """
+        return ((values - self.mean) / self.std).clamp_(-_FARTHEST, _FARTHEST)

@@ -28,6 +28,7 @@ _FILE_KINDS = {
     "cells_csv": "all cells, as a table",
     "qc_picture": "quality check, larger",
 }
+_UNCOUNTED = 1_000_000  # beyond it a score is only said to be beyond it
 
 
 def render_report(worklist: Worklist) -> str:
@@ -187,6 +188,8 @@ def _probability(value: float, thresholds: Sequence[float]) -> str:
 def _times(score: float) -> str:
     if not math.isfinite(score):
         return "not known"
+    if score > _UNCOUNTED:
+        return f"more than {_UNCOUNTED:,} ×"
     return f"{score:,.0f} ×" if score >= 9.95 else f"{score:.2g} ×"
 
 

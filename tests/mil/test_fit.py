@@ -81,7 +81,7 @@ def test_evidence_is_the_odds_of_a_bag_of_that_instance_alone_in_units_of_the_av
     *_, (model, standardise) = training_epochs(bags, SETTINGS, 2, 0)
     instances = standardise(bags[1].values)
     alone = torch.stack([model(instances[i : i + 1])[0] for i in range(len(instances))]).detach()
-    torch.testing.assert_close(model.assess(instances)[1], (alone[:, 1] - alone[:, 0]).exp())
+    torch.testing.assert_close(model.assess(instances)[1].float(), (alone[:, 1] - alone[:, 0]).exp())
     unit = reference_evidence(model, standardise, bags)
     ensemble = Ensemble("pamil", (Member(model, standardise, unit),), InstanceScore.EVIDENCE)
     scores = [ensemble.assess(bag.values.numpy()).scores for bag in bags if bag.label == 0]

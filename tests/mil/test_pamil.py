@@ -71,7 +71,7 @@ def test_a_bag_read_in_blocks_of_any_size_gives_what_forward_gives(size):
         reading.add(block)
     probability, scores = reading.result()
     assert probability == pytest.approx(float(logits.softmax(0)[1]), abs=1e-6)
-    torch.testing.assert_close(scores, attention[1] * 40)
+    torch.testing.assert_close(scores.float(), attention[1] * 40)
 
 
 def test_identical_instances_share_the_attention_evenly():

@@ -247,6 +247,11 @@ def test_cells_carry_score_place_and_reason() -> None:
     assert "0.25 µm, about 40× objective" in text
 
 
+def test_a_score_of_many_digits_is_not_written_out() -> None:
+    vast = replace(cells(1, 2.0)[0], score=3e86)
+    assert "1 more than 1,000,000 × the average cell" in page_of(replace(SLIDES[1], key_instances=(vast,))).text
+
+
 def test_reasons_that_differ_stand_under_their_cells() -> None:
     first, second = cells(2, 5.0)
     page = page_of(replace(SLIDES[1], key_instances=(first, replace(second, why="large nucleus"))))

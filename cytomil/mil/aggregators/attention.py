@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cytomil.mil.aggregators.base import ATTENTION_MEANING, EVIDENCE_MEANING
+from cytomil.mil.aggregators.base import ATTENTION_MEANING, EVIDENCE_MEANING, attention_scores, odds
 from cytomil.mil.aggregators.learned import LearnedAggregator
 from cytomil.mil.gathered import Gathered
 from cytomil.settings import InstanceScore
@@ -31,13 +31,13 @@ class AttentionAggregator(LearnedAggregator):
     def log_odds(self, pooled: Tensor) -> Tensor:
         """Pooled bags (B, branches, H) → log odds of the positive class (B,)."""
 
-    def odds_alone(self, hidden: Tensor) -> Tensor:
-        """The odds that a bag of one instance alone is positive, from its hidden (N, H) → (N,).
+    def log_odds_alone(self, hidden: Tensor) -> Tensor:
+        """The log odds that a bag of one instance alone is positive, from its hidden (N, H) → (N,).
 
         Such a bag gives all attention to its one instance. Attention says how an instance is weighed, not which way it
         points; its odds alone say which way.
         """
-        return self.log_odds(hidden.unsqueeze(1).expand(-1, self.branches, -1)).exp()
+        return self.log_odds(hidden.unsqueeze(1).expand(-1, self.branches, -1))
 
     @property
     @abstractmethod
@@ -69,13 +69,11 @@ class AttentionReading:
         self._weight = kept * self._weight + weights.sum(dim=0)
         self._greatest = greatest
         evidence = self._kind is InstanceScore.EVIDENCE
-        self._scores.add(self._model.odds_alone(hidden) if evidence else raw[:, -1])
+        self._scores.add(self._model.log_odds_alone(hidden) if evidence else raw[:, -1])
 
     def result(self) -> tuple[float, Tensor]:
         """See `Reading`."""
         pooled = self._pooled / self._weight.unsqueeze(1)
         probability = float(self._model.log_odds(pooled.unsqueeze(0)).sigmoid())
-        scores = self._scores.all()
-        if self._kind is InstanceScore.ATTENTION:
-            scores = scores.softmax(dim=0) * len(scores)
-        return probability, scores
+        logits = self._scores.all()
+        return probability, odds(logits) if self._kind is InstanceScore.EVIDENCE else attention_scores(logits)

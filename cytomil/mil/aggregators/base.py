@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self
@@ -16,10 +17,14 @@ from cytomil.settings import FitMilSettings, InstanceScore
 NORMAL_CELL = "the average cell of a normal training slide"
 EVIDENCE_MEANING = f"× {NORMAL_CELL}"
 ATTENTION_MEANING = "× the attention of this slide's average cell"
+_EXACT_TO = 200.0  # e^200 times the greatest float32, over the same's inverse, is still a float64
 
 
 class Reading(Protocol):
-    """One bag on its way through an aggregator, block by block, so that no bag need fit into memory."""
+    """One bag on its way through an aggregator, block by block, so that no bag need fit into memory.
+
+    Whatever the instances, as long as `Standardiser` made them: the probability is one, and scores are finite.
+    """
 
     def add(self, instances: Tensor) -> None:
         """Take the bag's next instances, (n ≥ 1, D), standardised."""
@@ -88,6 +93,22 @@ class PooledReading:
         """See `Reading`."""
         numbers = self._numbers.all()
         return self._pool(numbers), self._score(numbers)
+
+
+def odds(log_odds: Tensor) -> Tensor:
+    """exp(x) as float64, (N,) → (N,), but finite, above 0 and in x's order for any finite float32 x.
+
+    It is exact up to |x| = 200. Beyond, where only the order can matter to anyone, it grows with x itself, and falls likewise.
+    """
+    exact = log_odds.double().clamp(-_EXACT_TO, _EXACT_TO)
+    beyond = 1 + (log_odds.double() - exact).abs()
+    return exact.exp() * torch.where(log_odds > 0, beyond, 1 / beyond)
+
+
+def attention_scores(raw: Tensor) -> Tensor:
+    """Attention logits of a bag (N,) → attention in units of the bag's average instance, float64 (N,), above 0."""
+    exact = raw.double()
+    return odds(exact - exact.logsumexp(dim=0) + math.log(len(raw)))
 
 
 def top_count(n: int, share: float) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cytomil.mil.aggregators.abmil import GatedAttention
-from cytomil.mil.aggregators.base import EVIDENCE_MEANING
+from cytomil.mil.aggregators.base import EVIDENCE_MEANING, odds
 from cytomil.mil.aggregators.learned import LearnedAggregator
 from cytomil.mil.bags import TrainingBag
 from cytomil.mil.gathered import Gathered
@@ -117,7 +117,7 @@ class DTFDReading:
         probability = self._model.probability(self._pooled[filled] / self._weight[filled].unsqueeze(1))
         raw, signal, of = self._attention.all(), self._signal.all(), self._of.all()
         relative = (raw - self._greatest[of]).exp() / self._weight[of] * self._count[of]
-        return probability, (relative * signal).exp()
+        return probability, odds(relative * signal)
 
 
 def pseudo_bag_of(instances: Tensor, n_pseudo_bags: int) -> Tensor:

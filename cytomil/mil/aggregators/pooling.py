@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cytomil.mil.aggregators.base import PooledReading, top_count
+from cytomil.mil.aggregators.base import PooledReading, odds, top_count
 from cytomil.mil.aggregators.learned import LearnedAggregator
 from cytomil.mil.bags import TrainingBag
 from cytomil.settings import FitMilSettings, InstanceScore
@@ -51,7 +51,7 @@ class TopPooling(LearnedAggregator):
 
     def read(self, kind: InstanceScore) -> PooledReading:
         """An instance's score is the odds of a bag of that instance alone."""
-        return PooledReading(self.instance_logits, lambda logits: float(self.pool(logits).sigmoid()), torch.exp)
+        return PooledReading(self.instance_logits, lambda logits: float(self.pool(logits).sigmoid()), odds)
 
 
 class MeanPooling(TopPooling):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cytomil.mil.aggregators.base import ATTENTION_MEANING, EVIDENCE_MEANING
+from cytomil.mil.aggregators.base import ATTENTION_MEANING, EVIDENCE_MEANING, odds
 from cytomil.mil.aggregators.learned import LearnedAggregator
 from cytomil.mil.bags import TrainingBag
 from cytomil.settings import FitMilSettings, InstanceScore
@@ -117,10 +117,10 @@ class TransMIL(LearnedAggregator):
         """Cross entropy of the bag's label."""
         return F.cross_entropy(self(instances.unsqueeze(0))[0], label.view(1))
 
-    def odds_alone(self, instances: Tensor) -> Tensor:
-        """The odds that a bag of one instance alone is positive: (N, D) → (N,)."""
+    def log_odds_alone(self, instances: Tensor) -> Tensor:
+        """The log odds that a bag of one instance alone is positive: (N, D) → (N,)."""
         logits = torch.cat([self(block.unsqueeze(1))[0] for block in instances.split(_SINGLES)])
-        return (logits[:, 1] - logits[:, 0]).exp()
+        return logits[:, 1] - logits[:, 0]
 
     def read(self, kind: InstanceScore) -> TransMILReading:
         """See `Aggregator.read`."""
@@ -143,7 +143,7 @@ class TransMILReading:
         instances = torch.cat(self._blocks)
         logits, attention = self._model(instances.unsqueeze(0))
         if self._kind is InstanceScore.EVIDENCE:
-            scores = self._model.odds_alone(instances)
+            scores = odds(self._model.log_odds_alone(instances))
         else:
             # The landmarks' pseudo-inverse can leave an attention slightly below nought.
             positive = attention[0].clamp(min=1e-12)

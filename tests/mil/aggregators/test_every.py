@@ -1,18 +1,25 @@
 """What holds for every aggregator and one-class scorer."""
 
+import copy
 import itertools
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from sklearn.metrics import roc_auc_score
 
 from cytomil.errors import SettingsError
 from cytomil.mil.aggregators import registry
+from cytomil.mil.aggregators.base import attention_scores, odds
 from cytomil.mil.aggregators.pooling import MeanPooling
 from cytomil.mil.aggregators.registry import AGGREGATORS, find_aggregator, require_score
 from cytomil.mil.bags import TrainingBag
 from cytomil.mil.cross_validate import cross_validate
+from cytomil.mil.ensemble import Ensemble, Member, reference_evidence
 from cytomil.mil.train import training_epochs
 from cytomil.progress import Silent
 from cytomil.settings import FitMilSettings, InstanceScore
@@ -96,6 +103,68 @@ def test_a_bag_of_one_cell_can_be_read(name, fitted):
     probability, scores = model.assess(standardise(make_bags(1)[0].values[:1]))
     assert 0 <= probability <= 1
     assert scores.shape == (1,)
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+@hypothesis.settings(max_examples=25, deadline=None)
+@given(
+    values=arrays(
+        np.float32,
+        st.tuples(st.integers(1, 6), st.just(6)),
+        elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
+    )
+)
+def test_whatever_a_cell_is_its_score_is_finite_and_above_nought(name, kind, fitted, values):
+    model, standardise = fitted[name]
+    unit = reference_evidence(model, standardise, make_bags(2))
+    found = Ensemble(name, (Member(model, standardise, unit),), kind).assess(values)
+    assert 0 <= found.probability <= 1
+    assert np.isfinite(found.scores).all()
+    assert (found.scores > 0).all()
+
+
+@pytest.mark.parametrize("name", [name for name, made in AGGREGATORS.items() if made.averaged])
+def test_weights_that_grew_large_leave_scores_finite_and_the_highest_apart(name, fitted):
+    model, standardise = copy.deepcopy(fitted[name])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(30)
+    bags = make_bags(2, seed=5)
+    unit = reference_evidence(model, standardise, bags)
+    scores = (
+        Ensemble(name, (Member(model, standardise, unit),), InstanceScore.EVIDENCE)
+        .assess(bags[1].values.numpy())
+        .scores
+    )
+    assert np.isfinite(scores).all()
+    assert (scores > 0).all()
+    assert len(np.unique(np.sort(scores)[-6:])) == 6
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2))
+def test_odds_are_finite_above_nought_and_in_order_and_so_are_their_ratios(logits):
+    logits = torch.tensor(sorted(logits))
+    found = odds(logits)
+    ratios = torch.cat([found / found.mean(), found / found.min(), found / found.max()])
+    assert torch.isfinite(ratios).all()
+    assert (ratios > 0).all()
+    gaps, told_apart = found.diff(), logits.double().diff() > 1e-6 * logits.double().abs()[1:].clamp(min=1)
+    assert (gaps >= 0).all()
+    assert (gaps[told_apart] > 0).all()
+
+
+def test_odds_are_the_exponential_where_it_can_be_told():
+    logits = torch.linspace(-200, 200, 101)
+    torch.testing.assert_close(odds(logits), logits.double().exp())
+
+
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1))
+def test_attention_is_a_softmax_in_units_of_its_mean_that_never_vanishes(raw):
+    raw = torch.tensor(raw)
+    found = attention_scores(raw)
+    torch.testing.assert_close(found, raw.double().softmax(dim=0) * len(raw), rtol=1e-9, atol=1e-80)
+    assert (found > 0).all()
+    assert (found[raw.argsort()].diff() >= 0).all()
 
 
 @EVERY

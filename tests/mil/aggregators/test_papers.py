@@ -51,11 +51,11 @@ def test_abmil_is_the_papers_equations(label):
     probability = torch.sigmoid(model.classifier.weight[0] @ z + model.classifier.bias[0])
     found, scores = model.assess(instances, InstanceScore.ATTENTION)
     assert found == pytest.approx(probability.item(), abs=1e-6)
-    torch.testing.assert_close(scores, attention.detach() * 6)
+    torch.testing.assert_close(scores.float(), attention.detach() * 6)
     expected = -torch.log(probability if label else 1 - probability)
     torch.testing.assert_close(model.loss(instances, torch.tensor(label), SETTINGS, torch.Generator()), expected)
     alone = torch.tensor([model.assess(one.unsqueeze(0))[0] for one in instances])
-    torch.testing.assert_close(model.assess(instances)[1], alone / (1 - alone), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(model.assess(instances)[1].float(), alone / (1 - alone), rtol=1e-4, atol=1e-6)
 
 
 def test_dtfd_in_use_is_the_papers_equations_on_its_pseudo_bags():
@@ -79,7 +79,7 @@ def test_dtfd_in_use_is_the_papers_equations_on_its_pseudo_bags():
     probability = (model.classifier[1].weight @ z + model.classifier[1].bias).softmax(0)[1]
     found, scores = model.assess(instances)
     assert found == pytest.approx(probability.item(), abs=1e-6)
-    torch.testing.assert_close(scores, odds.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(scores.float(), odds.detach(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -157,4 +157,4 @@ def test_transmils_attention_belongs_to_the_instances_and_its_evidence_to_each_a
     probability, scores = model.assess(instances)
     assert probability == pytest.approx(logits.softmax(1)[0, 1].item(), abs=1e-6)
     alone = torch.tensor([model.assess(one.unsqueeze(0))[0] for one in instances])
-    torch.testing.assert_close(scores, alone / (1 - alone), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(scores.float(), alone / (1 - alone), rtol=1e-3, atol=1e-5)

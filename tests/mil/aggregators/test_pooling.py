@@ -39,7 +39,7 @@ def test_the_bags_logit_is_the_mean_of_its_top(n, share, seed):
 def test_an_instances_score_is_the_odds_of_it_alone():
     pooling, instances = model(0.2), bag(9)
     alone = torch.tensor([pooling.assess(instances[i : i + 1])[0] for i in range(9)])
-    torch.testing.assert_close(pooling.assess(instances)[1], alone / (1 - alone), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(pooling.assess(instances)[1].float(), alone / (1 - alone), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("label", [0, 1])
