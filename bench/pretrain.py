@@ -88,6 +88,8 @@ def own_step(encoded: list[bytes], size: int, precision: str, surgery: list[floa
     """A step of cytomil's own loop; the seconds that its surgery takes are added to ``surgery``."""
     import torch
 
+    from cytomil.encoders.architecture import resolve_architecture
+    from cytomil.encoders.start import prepare_start
     from cytomil.encoders.transform import CellTransform, decode_cells
     from cytomil.pretrain.cells import TrainingCells
     from cytomil.pretrain.checkpoint import RunIdentity
@@ -102,7 +104,8 @@ def own_step(encoded: list[bytes], size: int, precision: str, surgery: list[floa
     bag = is_positive.long()
     cells = TrainingCells(torch.from_numpy(pixels), is_positive, bag, bag, ())
     make_method = partial(load_method(settings.method), settings, cells=cells)
-    run = Run(settings, RunIdentity({}, "", ""), cells, OneProcess(torch.device("cpu")), None, make_method)
+    start = prepare_start(resolve_architecture(settings.arch, "auto", settings.projection_dim, size), size)
+    run = Run(settings, RunIdentity({}, "", ""), cells, OneProcess(torch.device("cpu")), None, make_method, start)
     run.encoder.train()
     generator = torch.Generator().manual_seed(0)
     gradients_to_update = run.step.gradients_to_update

@@ -40,6 +40,10 @@ class EncoderBundleError(CytomilError):
     """An encoder bundle is incomplete, damaged, or does not fit the features it is used with."""
 
 
+class WeightsFileError(CytomilError):
+    """A file of start weights cannot be read, or does not fit the architecture."""
+
+
 class EngineError(CytomilError):
     """An engine cannot be built, is refused for what it gives, or cannot run here."""
 

@@ -29,10 +29,10 @@ def code_fingerprint(*rooms: str) -> str:
     return digest.hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Versions of cytomil, Python and the libraries that shape a result."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of cytomil, Python and the libraries that shape a result, ``more`` among them."""
     found = {"cytomil": __version__, "code": code_fingerprint()[:12], "python": platform.python_version()}
-    return found | {name: metadata.version(name) for name in _RECORDED_LIBRARIES}
+    return found | {name: metadata.version(name) for name in (*_RECORDED_LIBRARIES, *more)}
 
 
 def now() -> str:

@@ -21,6 +21,7 @@ _BUILT_IN = {
     "dsvdd": "dsvdd:DeepSVDD",
     "droc": "droc:DROC",
     "fully-supervised": "classification:FullySupervised",
+    "none": "none:NoPretraining",
 }
 METHODS = {name: EntryPoint(name, f"cytomil.pretrain.methods.{place}", GROUP) for name, place in _BUILT_IN.items()}
 

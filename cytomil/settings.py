@@ -169,6 +169,10 @@ class PretrainSettings(Section):
     weight_decay: float = Field(1e-4, ge=0, description="weight decay of SGD")
     image_size: int = Field(32, ge=16, le=512, description="side of the encoder's input, pixels")
     center_crop: float = Field(0.8, gt=0, le=1, description="centre share of a cell image's side that is kept")
+    arch: str = Field("resnet18", description="resnet18, resnet50, or with the extra timm any name that timm has")
+    weights: Path | None = Field(
+        None, description="local file of weights to start from: ImageNet's, DINO's, DinoBloom's; none: random"
+    )
     stem: Literal["auto", "standard", "small"] = Field(
         "auto", description="first layers: ImageNet's, or one for small images; auto: small up to 64 pixels"
     )

@@ -174,6 +174,11 @@ def test_only_the_workers_know_ray_and_it_waits_until_it_is_used():
     assert {room_of(module) for module in importers_of("ray")} == {"workers"}
 
 
+def test_timm_waits_until_one_of_its_models_is_asked_for():
+    assert importers_of("timm", only_eager=True) == set()
+    assert importers_of("timm") == {"cytomil.encoders.backbones"}
+
+
 def test_dvc_waits_until_it_is_used():
     assert importers_of("dvc", "dvclive", only_eager=True) == set()
     assert importers_of("dvclive") == {"cytomil.pretrain.curves"}
@@ -192,7 +197,7 @@ def loaded_by(code: str) -> set[str]:
 
 def test_help_does_not_wait_for_heavy_libraries():
     heavy = {"torch", "torchvision", "h5py", "sklearn", "skimage", "scipy", "matplotlib", "dvc", "dvclive", "openslide"}
-    heavy |= {"openvino", "nncf", "ray"}
+    heavy |= {"openvino", "nncf", "ray", "timm"}
     loaded = loaded_by("import cytomil.cli.app")
     assert "cytomil.cli.app" in loaded
     assert heavy & loaded == set()

@@ -13,6 +13,10 @@ from cytomil.progress import Silent
 from cytomil.registry import known_method
 from cytomil.settings import Rescale, Surgery, load
 
+_CURES = {
+    False: "Try a lower --similarity-scale, a lower --learning-rate or --method simclr.",
+    True: "Try other --weights, another --image-size or a --method that trains.",
+}
 _LOSSES = {"nt_xent": "NT-Xent", "info_nce": "InfoNCE", "supcon": "SupCon"}
 
 
@@ -29,6 +33,8 @@ def pretrain(
     weight_decay: Annotated[float | None, option("pretrain", "weight_decay")] = None,
     image_size: Annotated[int | None, option("pretrain", "image_size")] = None,
     center_crop: Annotated[float | None, option("pretrain", "center_crop")] = None,
+    arch: Annotated[str | None, option("pretrain", "arch")] = None,
+    weights: Annotated[Path | None, option("pretrain", "weights")] = None,
     stem: Annotated[str | None, option("pretrain", "stem")] = None,
     crop_scale: Annotated[float | None, option("pretrain", "crop_scale")] = None,
     jitter: Annotated[float | None, option("pretrain", "jitter")] = None,
@@ -69,13 +75,16 @@ def pretrain(
 
             def on_epoch(record: dict[str, Any]) -> None:
                 curves.log(record)
-                console.print(_line(record, settings.epochs), soft_wrap=True)
+                if record["epoch"]:
+                    console.print(_line(record, settings.epochs), soft_wrap=True)
 
             done = run(settings, RichListener(), on_epoch, resume, processes)
         card = done.bundle.card
         if done.already_done:
             console.print(f"{settings.out} is finished already: same settings, same bags.")
         print_table(f"encoder in {settings.out}", ("figure", "value", "what it says"), _summary(card))
+        for caveat in card["caveats"]:
+            print_warning("SEEN BEFORE", caveat)
         if card["uses_instance_labels"]:
             print_warning(
                 "CEILING", "This encoder was shown instance labels: compare with it, never rank slides with it."
@@ -84,7 +93,7 @@ def pretrain(
             print_warning(
                 "COLLAPSED",
                 f"{card['collapse_reason']}.\nThis encoder tells cells hardly apart; nothing built on it can be trusted. "
-                "Try a lower --similarity-scale, a lower --learning-rate or --method simclr.",
+                + _CURES[card["method"] == "none"],
             )
     finish({"encoder": settings.out, **card}, done.problems, as_json)
 
@@ -105,6 +114,7 @@ def _summary(card: dict[str, Any]) -> list[tuple[str, str, str]]:
     last = card["history"][-1]
     margin = card["nt_xent_margin"]
     return [
+        ("architecture", card["architecture"]["name"], _start_of(card)),
         ("method", card["method"], f"{card['data']['n_cells']:,} cells of {card['data']['n_bags']} training bags"),
         (
             "collapsed",
@@ -116,3 +126,10 @@ def _summary(card: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("spread", f"{last['spread']:.2f}", "of z: 1 all over the sphere, 0 a point"),
         ("negatives' cosine", f"{last['negatives_mean_cosine']:.2f}", "of z: 1 where they are one point"),
     ]
+
+
+def _start_of(card: dict[str, Any]) -> str:
+    weights = card["start_weights"]
+    return (
+        f"started from {weights['file']} ({weights['tensors']} tensors)" if weights else "started from random weights"
+    )

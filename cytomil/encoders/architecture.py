@@ -1,4 +1,4 @@
-"""The encoder: a ResNet-18 that gives the embedding h, and a projector that gives the projection z."""
+"""The encoder: a backbone that gives the embedding h, and a projector that gives the projection z."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18
+
+from cytomil.encoders.backbones import is_resnet, make_backbone, wants_image_size
+from cytomil.errors import SettingsError
 
 SMALL_STEM_UP_TO = 64
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What an encoder is built from. ``stem`` is ``standard`` (ImageNet's) or ``small`` (for small images)."""
+    """What an encoder is built from.
+
+    ``name`` is resnet18, resnet50 or timm's; ``stem`` is ``standard`` (ImageNet's) or ``small`` (for small images);
+    ``projection_dim`` 0 is an encoder without projector, whose z is h; ``image_size`` is None where any will do.
+    """
 
     name: str = "resnet18"
     stem: str = "small"
     projection_dim: int = 128
+    image_size: int | None = None
 
 
 def resolve_stem(stem: str, image_size: int) -> str:
@@ -27,11 +34,25 @@ def resolve_stem(stem: str, image_size: int) -> str:
     return "small" if image_size <= SMALL_STEM_UP_TO else "standard"
 
 
+def resolve_architecture(name: str, stem: str, projection_dim: int, image_size: int) -> Architecture:
+    """The architecture that these settings ask for.
+
+    Raises `SettingsError` for a name that nobody has, an absent extra, or a small stem where there is none.
+    """
+    if is_resnet(name):
+        return Architecture(name, resolve_stem(stem, image_size), projection_dim)
+    sized = wants_image_size(name)
+    if stem == "small":
+        raise SettingsError(f"--stem small is for resnet18 and resnet50; {name} has its own. Leave it out.")
+    return Architecture(name, "standard", projection_dim, image_size if sized else None)
+
+
 class Encoder(nn.Module):
     """Pixels to (h, z).
 
-    ``forward`` takes pixels in 0 to 1, shape (N, 3, S, S), and returns h, shape (N, 512), and z, shape
-    (N, projection_dim). Channel mean and standard deviation are part of the module and of its weights file.
+    ``forward`` takes pixels in 0 to 1, shape (N, 3, S, S), and returns h, shape (N, embedding_dim), and z, shape
+    (N, projection_dim). Channel mean and standard deviation are part of the module and of its weights file. Raises
+    `SettingsError` for an architecture that is not to be had here.
     """
 
     mean: Tensor
@@ -39,28 +60,25 @@ class Encoder(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        backbone = resnet18(weights=None)
-        self.embedding_dim = backbone.fc.in_features
-        backbone.fc = nn.Identity()
-        if architecture.stem == "small":
-            backbone.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=2, padding=1, bias=False)
-            nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
-            backbone.maxpool = nn.Identity()
-        self.backbone = backbone
-        self.projector = nn.Sequential(
-            nn.Linear(self.embedding_dim, self.embedding_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(self.embedding_dim, architecture.projection_dim),
-        )
+        backbone = make_backbone(architecture.name, architecture.stem, architecture.image_size)
+        self.embedding_dim = backbone.dim
+        self.backbone = backbone.network
+        self.projector: nn.Module = nn.Identity()
+        if architecture.projection_dim:
+            self.projector = nn.Sequential(
+                nn.Linear(self.embedding_dim, self.embedding_dim),
+                nn.ReLU(inplace=True),
+                nn.Linear(self.embedding_dim, architecture.projection_dim),
+            )
         self.architecture = architecture
         self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.5))
         self.register_buffer("std", torch.full((1, 3, 1, 1), 0.25))
 
     def dim_of(self, layer: str) -> int:
         """Length of ``layer``, h or z."""
-        return self.embedding_dim if layer == "h" else self.architecture.projection_dim
+        return self.embedding_dim if layer == "h" else self.architecture.projection_dim or self.embedding_dim
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (N, 3, S, S) in 0 to 1 → h (N, 512), z (N, projection_dim)."""
+        """Pixels (N, 3, S, S) in 0 to 1 → h (N, embedding_dim), z (N, projection_dim)."""
         h = self.backbone((pixels - self.mean) / self.std)
         return h, self.projector(h)

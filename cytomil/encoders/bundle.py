@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.encoders.transform import CellTransform
-from cytomil.errors import EncoderBundleError, require_folder, require_replaceable
+from cytomil.errors import EncoderBundleError, SettingsError, require_folder, require_replaceable
 from cytomil.files import read_json_card, replacing_folder, sha256_of_file, write_json
 
 SCHEMA = "cytomil.encoder/1"
@@ -33,6 +33,17 @@ class EncoderBundle:
     transform: CellTransform
     sha256: str
     card: dict[str, Any]
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What a reader of figures must know of the weights it started from, in whole sentences."""
+        return tuple(self.card.get("caveats", ()))
+
+    @property
+    def made_of(self) -> str:
+        """What it is and what it started from, as JSON, for the artefacts made by it."""
+        known = ("architecture", "method", "start_weights", "weights_sha256")
+        return json.dumps({key: self.card.get(key) for key in known})
 
 
 def save_bundle(path: Path, encoder: Encoder, transform: CellTransform, facts: dict[str, Any]) -> EncoderBundle:
@@ -100,6 +111,8 @@ def load_bundle(path: Path) -> EncoderBundle:
         encoder = Encoder(Architecture(**card["architecture"]))
         encoder.load_state_dict(load_file(weights))
         transform = CellTransform(**card["transform"])
+    except SettingsError as error:
+        raise EncoderBundleError(f"{path} cannot be opened here: {error}") from None
     except (SafetensorError, RuntimeError, KeyError, TypeError) as error:
         raise EncoderBundleError(f"{path} does not hold the encoder its {CARD_NAME} describes ({error}).") from None
     return EncoderBundle(path, encoder.eval(), transform, sha256, card)

@@ -36,6 +36,7 @@ TITLES = {
     "its2clr": "ItS2CLR",
     "dsvdd": "DSVDD",
     "droc": "DROC",
+    "none": "no pretraining",
     "fully-supervised": "fully supervised",
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ SCHEMA = "cytomil.evaluation/1"
 RECORD_NAME = "evaluate.json"
 # The one method that trains on instance labels: a ceiling, and never to be taken for a rival of the others.
 USES_INSTANCE_LABELS = frozenset({"fully-supervised"})
-_ENCODER_FACTS = ("collapsed", "collapse_reason", "effective_rank", "nt_xent_margin")
+_ENCODER_FACTS = ("collapsed", "collapse_reason", "effective_rank", "nt_xent_margin", "start_weights", "caveats")
 _CURVE_SHARES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -46,9 +47,15 @@ class Prediction:
 
 
 def name_of(encoder_settings: dict[str, Any]) -> str:
-    """The row a run stands in, from its encoder's settings: the method, and how it rescales where not as the paper."""
+    """The row a run stands in, from its encoder's settings.
+
+    The method; how it rescales where not as the paper; the architecture where not resnet18; the start weights, if any.
+    """
     method, rescale = str(encoder_settings["method"]), encoder_settings.get("rescale", "paper")
-    return f"{method}-{rescale}" if method == "slam-ags" and rescale != "paper" else method
+    arch, weights = encoder_settings.get("arch", "resnet18"), encoder_settings.get("weights")
+    named = f"{method}-{rescale}" if method == "slam-ags" and rescale != "paper" else method
+    parts = (named, arch if arch != "resnet18" else "", Path(weights).stem if weights else "")
+    return " ".join(part for part in parts if part)
 
 
 def make_record(

@@ -72,6 +72,8 @@ def measure(settings: EvaluateSettings, listener: Listener) -> Measured:
             f"{settings.features} was made by another encoder, layer or engine than {settings.model}'s. "
             "Run `cytomil fit-mil` again."
         )
+    for caveat in model.encoder.caveats:
+        listener.note(caveat)
     manifest = read_manifest(settings.bags)
     problems: list[Problem] = []
     predictions = []

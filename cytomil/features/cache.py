@@ -80,11 +80,13 @@ def write_features(
     mpp: float | None = None,
     unreadable: list[str] | None = None,
     crop_px: int = 0,
+    encoder: str = "",
 ) -> int:
     """Write a cache whole or not at all, one block in memory at a time. Returns the number of instances.
 
     ``unreadable`` names the bag's cells that could not be embedded; it may still grow while ``blocks`` is consumed.
-    ``crop_px`` is the crop's side in level-0 pixels, for readers that draw heat maps; 0 where unknown.
+    ``crop_px`` is the crop's side in level-0 pixels, for readers that draw heat maps; 0 where unknown. ``encoder`` says
+    for people what made the features, beside the hash of its weights in ``key``.
     """
     with replacing(path) as partial:
         with h5py.File(partial, "w") as file:
@@ -130,6 +132,7 @@ def write_features(
                     "bag_id": bag_id,
                     "mpp": np.nan if mpp is None else mpp,
                     "n_instances": n,
+                    "encoder": encoder,
                     **vars(key),
                 }
             )

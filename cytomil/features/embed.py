@@ -59,6 +59,8 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
     rows = manifest.select(settings.split)
     if not rows:
         raise BagFileError(f"{settings.bags} has no bags in split '{settings.split}'. Choose another --split.")
+    for caveat in bundle.caveats:
+        listener.note(caveat)
     engine = open_engine(bundle, settings.layer.value, settings.engine.value, settings.device, listener.note)
     embedder = Embedder(bundle, engine, settings.dtype)
     job = _Embedding(settings, manifest, bundle.sha256, engine.name, engine.key, embedder)

@@ -52,5 +52,6 @@ class Embedder:
                     )
                 yield EmbeddedBlock(block.instance_ids, block.coords, values)
 
-        write_features(path, bag_id, self.key(source_sha256), self._engine.dim, embedded(), mpp, unreadable, crop_px)
+        key, made_of = self.key(source_sha256), self.bundle.made_of
+        write_features(path, bag_id, key, self._engine.dim, embedded(), mpp, unreadable, crop_px, made_of)
         return problems

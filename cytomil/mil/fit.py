@@ -57,7 +57,7 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
         "layer": key.layer,
         "engine": key.engine,
         "cutting": encoder.card["data"].get("cutting"),
-        "limits": [*_LIMITS, _novelty_limit(novelty)],
+        "limits": [*_LIMITS, *encoder.caveats, _novelty_limit(novelty)],
     }
     return save_triage_model(settings.out, encoder, ensemble, novelty, facts)
 

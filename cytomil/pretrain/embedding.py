@@ -13,7 +13,7 @@ _BLOCK = 256
 
 @torch.no_grad()
 def embed_cells(encoder: Encoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels uint8 (N, S, S, 3) → h (N, 512), z (N, D), float32 on the CPU, in evaluation mode.
+    """Pixels uint8 (N, S, S, 3) → h (N, H), z (N, D), float32 on the CPU, in evaluation mode.
 
     The encoder is left in the mode it was in.
     """

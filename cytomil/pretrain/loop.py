@@ -11,6 +11,7 @@ from typing import Any
 from cytomil.bags.bag_file import open_bag
 from cytomil.bags.manifest import BagRow, Manifest, fingerprint, read_manifest
 from cytomil.bags.synthetic import SOURCE as SYNTHETIC
+from cytomil.encoders.architecture import resolve_architecture
 from cytomil.encoders.bundle import (
     CARD_NAME,
     EncoderBundle,
@@ -20,6 +21,7 @@ from cytomil.encoders.bundle import (
     save_bundle,
     stored_engines,
 )
+from cytomil.encoders.start import Start, prepare_start
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import SettingsError, require_replaceable
 from cytomil.files import sha256_of_json
@@ -64,8 +66,9 @@ def pretrain(
     and see the same files; the first one writes.
 
     Raises:
-        SettingsError: there is no such method, or it does not do what the settings ask of it.
+        SettingsError: there is no such method or architecture, or it does not do what the settings ask of it.
         NotFoundError, BagFileError: the bags are missing or damaged.
+        NotFoundError, WeightsFileError: the start weights are missing, damaged or another architecture's.
         ResumeError: with ``resume``, the interrupted run was another one; or its checkpoint is damaged.
         DivergedError: a loss became NaN or infinite.
     """
@@ -74,22 +77,29 @@ def pretrain(
     require_replaceable(settings.out, CARD_NAME)
     manifest = read_manifest(settings.bags)
     rows = manifest.select("train")
-    identity = RunIdentity(settings.model_dump(mode="json"), fingerprint(rows), _code_of(method))
+    start = _start(settings, method)
+    identity = _identity(settings, start, rows, method)
     if resume and (done := _finished(settings, identity)):
         return Pretrained(done, (), already_done=True)
     checkpoint = load_checkpoint(settings.out, identity, insist=resume)
     processes = processes or OneProcess(pick_device(settings.device))
     transform = CellTransform(settings.image_size, settings.center_crop)
     cells = _cells(settings, manifest, rows, transform, listener, processes)
-    _require_batch(cells, settings, processes)
+    if method.trains:
+        _require_batch(cells, settings, processes)
     make_method: Callable[..., Method] = partial(method, settings, cells=cells)
     if method.uses_instance_labels:
         make_method = partial(make_method, instance_labels=read_training_instance_labels(manifest, rows, cells))
-    run = Run(settings, identity, cells, processes, checkpoint, make_method)
+    run = Run(settings, identity, cells, processes, checkpoint, make_method, start)
     if checkpoint:
         listener.note(f"resuming after epoch {checkpoint.epoch} of {settings.epochs}")
-    for epoch in range(run.epoch, settings.epochs):
+    for epoch in range(run.epoch, settings.epochs) if method.trains else ():
         record = run.train_epoch(epoch, listener)
+        if on_epoch:
+            on_epoch(record)
+    if not method.trains:
+        listener.note("looking at the embeddings of up to a thousand cells")
+        record = run.look()
         if on_epoch:
             on_epoch(record)
     if not processes.is_first:
@@ -105,6 +115,19 @@ def pretrain(
     checkpoint_path(settings.out, identity).unlink(missing_ok=True)
     processes.wait()
     return Pretrained(bundle, cells.problems)
+
+
+def _start(settings: PretrainSettings, method: type[Method]) -> Start:
+    projection_dim = settings.projection_dim if method.trains else 0
+    architecture = resolve_architecture(settings.arch, settings.stem, projection_dim, settings.image_size)
+    return prepare_start(architecture, settings.image_size, settings.weights)
+
+
+def _identity(settings: PretrainSettings, start: Start, rows: tuple[BagRow, ...], method: type[Method]) -> RunIdentity:
+    shaping = settings.model_dump(mode="json")
+    if start.weights:
+        shaping["weights"] = start.weights.sha256  # wherever the file lies
+    return RunIdentity(shaping, fingerprint(rows), _code_of(method))
 
 
 def _code_of(method: type[Method]) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cytomil.encoders.architecture import Architecture, Encoder, resolve_stem
+from cytomil.encoders.architecture import Encoder
 from cytomil.encoders.engines.eager import to_unit_range
+from cytomil.encoders.start import Start
 from cytomil.errors import DivergedError
 from cytomil.pretrain.cells import TrainingCells
 from cytomil.pretrain.checkpoint import Checkpoint, RunIdentity, checkpoint_path, save_checkpoint
@@ -33,7 +34,8 @@ _STEPS_BETWEEN_LOOKS = 50
 class Run:
     """What changes from epoch to epoch.
 
-    ``make_method`` makes the method for a fresh encoder; ``checkpoint`` takes up an interrupted run of the same identity.
+    ``start`` is what the encoder starts from; ``make_method`` makes the method for it; ``checkpoint`` takes up an
+    interrupted run of the same identity.
     """
 
     def __init__(
@@ -44,19 +46,21 @@ class Run:
         processes: Processes,
         checkpoint: Checkpoint | None,
         make_method: Callable[[Encoder], Method],
+        start: Start,
     ) -> None:
         keep_freed_memory()
         torch.manual_seed(settings.seed)
         torch.backends.cudnn.deterministic = True
         self.settings, self.identity, self.cells = settings, identity, cells
         self.processes, self.device = processes, processes.device
-        stem = resolve_stem(settings.stem, settings.image_size)
-        architecture = Architecture(stem=stem, projection_dim=settings.projection_dim)
         self.precision = pick_precision(settings, self.device)
-        self.encoder = TrainingEncoder(architecture, self.precision, processes)
+        self.start = start
+        self.encoder = TrainingEncoder(start.architecture, self.precision, processes)
         mean, std = cells.channel_statistics()
         self.encoder.mean.copy_(mean.view(1, 3, 1, 1))
         self.encoder.std.copy_(std.view(1, 3, 1, 1))
+        if start.weights:
+            start.weights.put_into(self.encoder)
         self.method = make_method(self.encoder)
         for module in (self.encoder, self.method):
             module.to(self.device).to(memory_format=torch.channels_last)
@@ -108,6 +112,13 @@ class Run:
             save_checkpoint(checkpoint_path(self.settings.out, self.identity), self.identity, self._checkpoint())
         return record | {"images_per_second": n_images / seconds}
 
+    def look(self) -> dict[str, Any]:
+        """The state of the embeddings as the encoder starts, in place of an epoch. Returns its record, of epoch 0."""
+        self.method.before_epoch(0, self.encoder)
+        self.health = self._examine()
+        self.history = [{"epoch": 0, **vars(self.health)}]
+        return self.history[0]
+
     def facts(self) -> dict[str, Any]:
         """What the bundle says of this run; the first process alone knows."""
         last = self.history[-1]
@@ -116,6 +127,8 @@ class Run:
         reason = self.health.collapse_reason(margin, last.get("chance"), self.method.classes)
         return {
             "method": self.settings.method,
+            "start_weights": self.start.weights.facts() if self.start.weights else None,
+            "caveats": list(self.start.weights.caveats) if self.start.weights else [],
             "uses_instance_labels": self.method.uses_instance_labels,
             "collapsed": bool(reason),
             "collapse_reason": reason,
@@ -126,7 +139,7 @@ class Run:
             "settings": self.settings.model_dump(mode="json"),
             "fingerprint": self.identity.fingerprint,
             "history": self.history,
-            "versions": versions(),
+            "versions": versions(*self.start.libraries),
             "made": now(),
         }
 

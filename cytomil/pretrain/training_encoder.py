@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.errors import SettingsError
@@ -14,11 +15,14 @@ from cytomil.settings import PretrainSettings
 class TrainingEncoder(Encoder):
     """In training mode each process runs its share of the rows, in ``precision``, and returns the whole in float32.
 
-    In evaluation mode it is the plain encoder. Weights have the same names as the plain encoder's.
+    In evaluation mode it is the plain encoder. Weights have the same names as the plain encoder's. Raises
+    `SettingsError` for an architecture whose batch norms several processes cannot share.
     """
 
     def __init__(self, architecture: Architecture, precision: torch.dtype, processes: Processes) -> None:
         super().__init__(architecture)
+        if processes.count > 1:
+            _require_plain_batch_norms(self)
         self._precision, self._processes = precision, processes
         processes.share_statistics(self)
 
@@ -33,6 +37,16 @@ class TrainingEncoder(Encoder):
         if reduced:
             h, z = h.float(), z.float()
         return self._processes.gather(h, len(pixels)), self._processes.gather(z, len(pixels))
+
+
+def _require_plain_batch_norms(encoder: Encoder) -> None:
+    for module in encoder.modules():
+        if isinstance(module, _BatchNorm) and type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d):
+            # Putting another kind in its place would drop what else it does, such as the activation of timm's.
+            raise SettingsError(
+                f"{encoder.architecture.name} has batch norms of its own kind ({type(module).__name__}), whose statistics "
+                "several processes cannot share. Train it in one process, or use another --arch."
+            )
 
 
 def pick_precision(settings: PretrainSettings, device: torch.device) -> torch.dtype:

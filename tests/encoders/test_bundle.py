@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from cytomil.encoders.architecture import Architecture, Encoder
+from cytomil.encoders.architecture import Architecture, Encoder, resolve_architecture
 from cytomil.encoders.bundle import CARD_NAME, WEIGHTS_NAME, load_bundle, pick_device, read_card, save_bundle
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import CytomilError, EncoderBundleError, NotFoundError
@@ -51,7 +51,8 @@ class TestRoundTrip:
 
     def test_the_card_says_what_it_is_and_what_was_told(self, encoder_folder):
         card = read_card(encoder_folder)
-        assert card["architecture"] == {"name": "resnet18", "stem": "small", "projection_dim": 16}
+        built = {"name": "resnet18", "stem": "small", "projection_dim": 16, "image_size": None}
+        assert card["architecture"] == built
         assert card["transform"] == {"image_size": 24, "center_crop": 0.8}
         assert card["normalisation"] == {"mean": [0.5] * 3, "std": [0.25] * 3}
         assert card["method"] == "slam-ags"
@@ -68,6 +69,23 @@ class TestRoundTrip:
     def test_same_weights_same_name(self, make_encoder, encoder_folder, tmp_path):
         assert make_encoder(tmp_path / "a").sha256 == load_bundle(encoder_folder).sha256
         assert make_encoder(tmp_path / "b", seed=1).sha256 != load_bundle(encoder_folder).sha256
+
+    def test_a_bundle_written_before_there_were_other_architectures_opens(self, bundle_copy):
+        before = load_bundle(bundle_copy).encoder.state_dict()
+        rewrite_card(bundle_copy, architecture={"name": "resnet18", "stem": "small", "projection_dim": 16})
+        after = load_bundle(bundle_copy).encoder.state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+    @pytest.mark.parametrize("name", ["resnet50", "test_vit"])
+    def test_other_architectures_come_back_as_they_were(self, tmp_path, name):
+        pytest.importorskip("timm", reason="timm's models need the extra: pip install 'cytomil[timm]'")
+        encoder = Encoder(resolve_architecture(name, "auto", 8, 32)).eval()
+        save_bundle(tmp_path / "encoder", encoder, CellTransform(32, 0.8), {"method": "simclr"})
+        loaded = load_bundle(tmp_path / "encoder")
+        pixels = torch.rand(3, 3, 32, 32)
+        with torch.inference_mode():
+            for before, after in zip(encoder(pixels), loaded.encoder(pixels), strict=True):
+                assert torch.equal(before, after)
 
     def test_replaces_an_older_bundle_whole(self, make_encoder, bundle_copy):
         (bundle_copy / "engines").mkdir()
@@ -123,6 +141,10 @@ class TestDamage:
         other = make_encoder(tmp_path / "other", seed=1)
         shutil.copy(other.path / WEIGHTS_NAME, bundle_copy / WEIGHTS_NAME)
         assert "damaged or exchanged" in self.refused(bundle_copy)
+
+    def test_an_architecture_that_is_not_to_be_had_here(self, bundle_copy):
+        rewrite_card(bundle_copy, architecture={"name": "resnet19", "stem": "small", "projection_dim": 16})
+        assert "cannot be opened here: there is no arch 'resnet19'" in self.refused(bundle_copy)
 
     @pytest.mark.parametrize("schema", ["cytomil.encoder/2", "cytomil.triage-model/1", None, 1])
     def test_another_schema(self, bundle_copy, schema):

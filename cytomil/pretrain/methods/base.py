@@ -49,6 +49,11 @@ class Method(nn.Module):
     uses_instance_labels: ClassVar[bool] = False
     """True only of a ceiling: made with a fourth argument, the instance labels, and never without the user's consent."""
 
+    trains: ClassVar[bool] = True
+    """False only of `none`: the encoder is kept as it starts, and has no projector."""
+    keeps_start: ClassVar[bool] = True
+    """Whether weights that the encoder starts from survive: False of a method that takes some of them away."""
+
     combine: Callable[[Tensor], Tensor] | None = None
     """Turns the tasks' flat gradients, shape (T, P), into one update (P,). None: their plain sum."""
 

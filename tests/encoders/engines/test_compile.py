@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from cytomil.bags.bag_file import open_bag
-from cytomil.encoders.bundle import load_bundle
+from cytomil.encoders.architecture import Encoder, resolve_architecture
+from cytomil.encoders.bundle import load_bundle, save_bundle
 from cytomil.encoders.engines import agreement as agreement_module
 from cytomil.encoders.engines import compile as compile_module
 from cytomil.encoders.engines import open_engine
 from cytomil.encoders.engines.cells import training_cells
 from cytomil.encoders.engines.compile import compile_engine
 from cytomil.encoders.engines.record import read_record
+from cytomil.encoders.transform import CellTransform
 from cytomil.errors import EngineError, NotFoundError
 from cytomil.progress import Silent
 from cytomil.settings import CompileSettings
@@ -185,3 +187,20 @@ def test_torch_compile_is_kept_only_where_it_is_faster(make_encoder, bags_folder
     assert record.gain == 2
     assert json.loads((bundle.path / "engines/torch-compile/engine.json").read_text())["files"] == {}
     assert open_engine(bundle, "z", "auto", "cpu", silence).name == "torch-compile"
+
+
+@pytest.mark.parametrize("projection_dim", [8, 0])
+def test_a_vision_transformer_compiles_with_and_without_projector(bags_folder, tmp_path, projection_dim):
+    pytest.importorskip("openvino", reason="compiled engines need the extra: pip install 'cytomil[openvino]'")
+    pytest.importorskip("timm", reason="timm's models need the extra: pip install 'cytomil[timm]'")
+    torch.manual_seed(0)
+    encoder = Encoder(resolve_architecture("test_vit", "auto", projection_dim, 32))
+    bundle = save_bundle(tmp_path / "encoder", encoder, CellTransform(32, 0.8), {"method": "none"})
+    record = compile_engine(settings(bundle.path, bags_folder), Silent())
+    assert record.agreement["h"]["least_cosine"] > 0.9999
+    cells = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    for layer in ("h", "z"):
+        engine = open_engine(bundle, layer, "openvino-float32", "cpu", silence)
+        eager = open_engine(bundle, layer, "eager", "cpu", silence)
+        assert engine.dim == eager.dim == bundle.encoder.dim_of(layer)
+        np.testing.assert_allclose(engine.embed(cells), eager.embed(cells), rtol=1e-3, atol=1e-4)

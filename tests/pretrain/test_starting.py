@@ -1,0 +1,160 @@
+"""What pretraining starts from: other architectures, others' weights; and `none`, which takes no step."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from torchvision.models import resnet18
+
+from cytomil.encoders.architecture import Architecture, Encoder
+from cytomil.errors import ResumeError, SettingsError
+from cytomil.pretrain.loop import pretrain
+from cytomil.pretrain.processes import OneProcess
+from cytomil.pretrain.training_encoder import TrainingEncoder
+from cytomil.progress import Silent
+from cytomil.settings import PretrainSettings
+
+SMALL = {"epochs": 2, "batch_size": 32, "image_size": 32, "projection_dim": 8, "learning_rate": 0.01, "device": "cpu"}
+
+
+@pytest.fixture
+def timm():
+    return pytest.importorskip("timm", reason="timm's models need the extra: pip install 'cytomil[timm]'")
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """A ResNet-18 as torchvision ships them."""
+    torch.manual_seed(5)
+    path = tmp_path_factory.mktemp("weights") / "resnet18-imagenet.pth"
+    torch.save(resnet18(weights=None).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def run(bags_folder, tmp_path):
+    """``run("encoder", method="none")``: the bundle that pretrain writes there."""
+
+    def made(out, resume=False, on_epoch=None, **changed):
+        settings = PretrainSettings(**{**SMALL, "bags": bags_folder, "out": tmp_path / out, **changed})
+        return pretrain(settings, Silent(), on_epoch, resume).bundle
+
+    return made
+
+
+def same(first, second):
+    one, two = first.state_dict(), second.state_dict()
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+class TestNone:
+    def test_the_encoder_is_kept_as_it_starts(self, run):
+        bundle = run("encoder", method="none", seed=3)
+        torch.manual_seed(3)
+        assert same(bundle.encoder.backbone, Encoder(Architecture(projection_dim=0)).backbone)
+        pixels = torch.rand(2, 3, 32, 32)
+        with torch.inference_mode():
+            h, z = bundle.encoder(pixels)
+        assert torch.equal(h, z)
+        assert bundle.encoder.dim_of("z") == 512
+
+    def test_its_card_says_what_it_is(self, run, imagenet):
+        records = []
+        card = run("encoder", method="none", weights=imagenet, stem="standard", on_epoch=records.append).card
+        assert card["method"] == "none"
+        assert card["start_weights"]["file"] == "resnet18-imagenet.pth"
+        assert card["start_weights"]["tensors"] == 120
+        assert len(card["start_weights"]["sha256"]) == 64
+        assert card["caveats"] == []
+        assert card["architecture"]["projection_dim"] == 0
+        assert card["nt_xent_margin"] is None
+        assert card["data"]["n_cells"] == 60
+        assert [record["epoch"] for record in card["history"]] == [0]
+        assert records == card["history"]
+
+    def test_an_untrained_encoder_has_not_collapsed_but_a_dead_one_has(self, run, tmp_path):
+        assert run("untrained", method="none").card["collapsed"] is False
+        dead = {name: torch.zeros_like(tensor) for name, tensor in resnet18(weights=None).state_dict().items()}
+        torch.save(dead, tmp_path / "dead.pth")
+        card = run("dead", method="none", weights=tmp_path / "dead.pth", stem="standard").card
+        assert card["collapsed"] is True
+        assert card["collapse_reason"]
+
+    def test_a_finished_one_is_left_as_it_is(self, run, bags_folder, tmp_path):
+        run("encoder", method="none")
+        settings = PretrainSettings(**{**SMALL, "bags": bags_folder, "out": tmp_path / "encoder", "method": "none"})
+        assert pretrain(settings, Silent(), resume=True).already_done
+
+    def test_few_cells_are_enough(self, run):
+        assert run("encoder", method="none", batch_size=4096).card["data"]["n_cells"] == 60
+
+
+class TestWeights:
+    def test_training_starts_from_them_and_from_their_channel_statistics(self, run, imagenet):
+        bundle = run("encoder", method="simclr", weights=imagenet, stem="standard", epochs=1, learning_rate=1e-9)
+        start = torch.load(imagenet, weights_only=True)
+        trained = bundle.encoder.backbone.state_dict()
+        for name in ("conv1.weight", "layer4.1.conv2.weight", "bn1.bias"):
+            torch.testing.assert_close(trained[name], start[name], rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(bundle.encoder.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
+        torch.testing.assert_close(bundle.encoder.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
+        assert bundle.card["start_weights"]["file"] == imagenet.name
+
+    def test_without_them_the_statistics_are_the_cells(self, run):
+        card = run("encoder", method="none").card
+        assert card["start_weights"] is None
+        assert card["normalisation"]["mean"] != pytest.approx([0.485, 0.456, 0.406], abs=1e-3)
+
+    def test_a_run_goes_on_wherever_its_weights_lie_but_not_with_others(self, run, imagenet, tmp_path):
+        wanted = {"method": "simclr", "stem": "standard"}
+
+        def stop(record):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run("broken", weights=imagenet, on_epoch=stop, **wanted)
+        other = tmp_path / "other.pth"
+        torch.save(resnet18(weights=None).state_dict(), other)
+        with pytest.raises(ResumeError, match="weights"):
+            run("broken", weights=other, resume=True, **wanted)
+        moved = shutil.copy(imagenet, tmp_path / "moved.pth")
+        resumed = run("broken", weights=moved, resume=True, **wanted)
+        assert same(resumed.encoder, run("unbroken", weights=imagenet, **wanted).encoder)
+
+    def test_a_method_that_would_break_them_refuses_them(self, run, imagenet):
+        with pytest.raises(SettingsError, match=r"dsvdd.*--weights"):
+            run("encoder", method="dsvdd", weights=imagenet, stem="standard")
+
+
+class TestOtherArchitectures:
+    @pytest.mark.parametrize("method", ["slam-ags", "moco-v3"])
+    def test_a_vision_transformer_trains_and_resumes(self, timm, run, method):
+        wanted = {"method": method, "arch": "test_vit"}
+
+        def stop(record):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run("broken", on_epoch=stop, **wanted)
+        resumed, unbroken = run("broken", resume=True, **wanted), run("unbroken", **wanted)
+        assert same(resumed.encoder, unbroken.encoder)
+        assert not same(resumed.encoder, run("untrained", **(wanted | {"epochs": 1})).encoder)
+        assert resumed.card["architecture"]["name"] == "test_vit"
+        assert resumed.card["effective_rank"] <= resumed.encoder.dim_of("h") == 64
+        assert resumed.card["versions"]["timm"] == timm.__version__
+
+    def test_resnet50_trains(self, run):
+        bundle = run("encoder", method="simclr", arch="resnet50", epochs=1, image_size=16)
+        assert bundle.encoder.dim_of("h") == 2048
+        assert bundle.card["architecture"]["stem"] == "small"
+        assert "timm" not in bundle.card["versions"]
+
+    def test_several_processes_refuse_batch_norms_they_cannot_share(self, timm):
+        several = OneProcess(torch.device("cpu"))
+        several.count = 2
+        TrainingEncoder(Architecture(), torch.float32, several)
+        with pytest.raises(SettingsError, match=r"BatchNormAct2d.*one process"):
+            TrainingEncoder(Architecture("mobilenetv3_small_050", "standard"), torch.float32, several)
+        TrainingEncoder(Architecture("test_vit", "standard"), torch.float32, several)
