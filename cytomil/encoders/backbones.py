@@ -99,10 +99,10 @@ def _from_timm(name: str, image_size: int | None) -> Backbone:
     facts = _timm_facts(name)
     import timm
 
-    sized = {"img_size": image_size} if image_size and facts.fixed_input_size else {}
+    sized: dict[str, Any] = {"img_size": image_size} if image_size and facts.fixed_input_size else {}
     try:
         # pretrained=False: nothing is ever downloaded.
-        network = timm.create_model(name, pretrained=False, num_classes=0, **sized)
+        network: Any = timm.create_model(name, pretrained=False, num_classes=0, **sized)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise SettingsError(
             f"timm cannot build {name} for cells of {image_size} px ({_first_line(error)}). "

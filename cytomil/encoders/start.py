@@ -81,7 +81,9 @@ def prepare_start(architecture: Architecture, image_size: int, weights: Path | N
         return Start(architecture)  # it takes any image size
     backbone = make_backbone(architecture.name, architecture.stem, architecture.image_size)
     require_image_size(architecture.name, backbone.network, backbone.dim, image_size)
-    return Start(architecture, weights and _fitted(weights, _read(weights), architecture, backbone))
+    if weights is None:
+        return Start(architecture)
+    return Start(architecture, _fitted(weights, _read(weights), architecture, backbone))
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import pytest
 from cytomil.bags.make import make_bags
 from cytomil.encoders.bundle import load_bundle
 from cytomil.errors import FeatureFileError
+from cytomil.evaluate.record import name_of
 from cytomil.evaluate.run import evaluate
 from cytomil.features.embed import embed
 from cytomil.mil.fit import fit_mil
@@ -76,3 +77,16 @@ def test_features_of_another_layer_are_refused(made, tmp_path):
     embed(EmbedSettings(bags=made / "bags", encoder=made / "encoder", out=tmp_path / "h", layer="h"), Silent())
     with pytest.raises(FeatureFileError, match="another encoder, layer or engine"):
         evaluate(settings(made, tmp_path / "out", features=tmp_path / "h"), Silent())
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"method": "simclr"}, "simclr"),
+        ({"method": "slam-ags", "rescale": "paper", "arch": "resnet18", "weights": None}, "slam-ags"),
+        ({"method": "slam-ags", "rescale": "never", "arch": "resnet50"}, "slam-ags-never resnet50"),
+        ({"method": "none", "arch": "resnet18", "weights": "w/imagenet.pth"}, "none imagenet"),
+    ],
+)
+def test_runs_that_differ_in_encoder_or_start_weights_stand_in_different_rows(settings, name):
+    assert name_of(settings) == name
