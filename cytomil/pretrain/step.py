@@ -11,7 +11,7 @@ from cytomil.encoders.architecture import Encoder
 from cytomil.pretrain.flat import FlatWeights
 from cytomil.pretrain.methods import Batch, Method
 from cytomil.pretrain.processes import Processes
-from cytomil.pretrain.surgery import inner_products
+from cytomil.pretrain.surgery import combine, inner_products
 from cytomil.settings import PretrainSettings
 
 
@@ -56,7 +56,7 @@ class Step:
             self.processes.agree(*(flat.values for flat in (self.shared, self.own) if flat))
 
     def _update(self, losses: list[Tensor]) -> dict[str, Tensor]:
-        tasks = losses if self.method.combine else [torch.stack(losses).sum()]
+        tasks = losses if self.method.weigh else [torch.stack(losses).sum()]
         n_shared = len(self.shared.parameters)
         wanted = [*self.shared.parameters, *(self.own.parameters if self.own else ())]
         found = [
@@ -65,22 +65,27 @@ class Step:
             )
             for task in tasks
         ]
-        self.shared.values.grad = self.gradients_to_update([task[:n_shared] for task in found])
+        self.shared.values.grad, products = self.gradients_to_update([task[:n_shared] for task in found])
         if self.own:
             self.own.values.grad = self.own.write_gradients([task[n_shared:] for task in found]).sum(dim=0)
         self.optimizer.step()
-        return _conflict(self.shared.gradients) if len(tasks) == 2 else {}
+        return {} if products is None or len(tasks) != 2 else _conflict(products)
 
-    def gradients_to_update(self, tasks: Sequence[Sequence[Tensor]]) -> Tensor:
-        """One gradient a shared parameter for each task → the update, shape (P,): what surgery costs is spent here."""
+    def gradients_to_update(self, tasks: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor | None]:
+        """One gradient a shared parameter for each task → the update, shape (P,): what surgery costs is spent here.
+
+        With it, where the method weighs them, the tasks' inner products (T, T).
+        """
         gradients = self.shared.write_gradients(tasks)
         self.processes.add_up(gradients)
-        return self.method.combine(gradients) if self.method.combine else gradients[0]
+        if self.method.weigh is None:
+            return gradients[0], None
+        products = inner_products(gradients)
+        return combine(gradients, self.method.weigh(products)), products
 
 
-def _conflict(gradients: Tensor) -> dict[str, Tensor]:
-    """The two tasks' gradient norms and their cosine."""
-    products = inner_products(gradients)
+def _conflict(products: Tensor) -> dict[str, Tensor]:
+    """The two tasks' gradient norms and their cosine, from their inner products."""
     negative, positive = products.diagonal().sqrt()
     return {
         "gradient_norm_negative": negative,

@@ -13,6 +13,13 @@ from cytomil.settings import Rescale, Surgery
 
 CAGRAD_C = 0.5
 
+Weighting = Callable[[Tensor], Tensor]
+"""From the gradients' inner products, shape (T, T), in double precision, to what each counts in the update, shape (T,)."""
+
+_BLOCK = 512
+# Below this share of its parts' squared norms, an update's own is mostly what single precision's rounding left.
+_CANCELLED = 1e-8
+
 
 def pcgrad(gradients: Tensor) -> Tensor:
     """Project each task's gradient off those it conflicts with, then sum (PCGrad, arXiv 2001.06782, algorithm 1).
@@ -30,16 +37,7 @@ def pcgrad(gradients: Tensor) -> Tensor:
     Raises:
         ValueError: for another number of dimensions, or no task.
     """
-    _check(gradients)
-    # What is removed stays in the gradients' span, so their inner products say all that must be known of them: the long
-    # gradients are read twice in all, and no step waits for the device.
-    products = inner_products(gradients)
-    shares = torch.eye(len(gradients), dtype=gradients.dtype, device=gradients.device)
-    for j in range(len(gradients)):
-        inner = (shares @ products[j]).clamp(max=0) / products[j, j].clamp(min=torch.finfo(gradients.dtype).tiny)
-        inner[j] = 0
-        shares[:, j] -= inner
-    return shares.sum(dim=0) @ gradients
+    return combine(gradients, pcgrad_weights(inner_products(gradients)))
 
 
 def adaptive_gradient_surgery(gradients: Tensor, rescale: str = "paper") -> Tensor:
@@ -47,7 +45,8 @@ def adaptive_gradient_surgery(gradients: Tensor, rescale: str = "paper") -> Tens
 
     Of conflicting gradients, projection shrinks the sum where their norms differ much and lengthens it where they are
     alike. ``rescale`` says when its norm is set to that of the plain sum: ``paper`` only where it shrank (eq. 6),
-    ``always`` (the authors' code), or ``never`` (plain PCGrad). Gradients that cancel each other out stay zero.
+    ``always`` (the authors' code), or ``never`` (plain PCGrad). Gradients that cancel each other out, but for rounding,
+    are not rescaled.
 
     Args:
         gradients: one flat gradient a task, shape (T, P).
@@ -59,33 +58,73 @@ def adaptive_gradient_surgery(gradients: Tensor, rescale: str = "paper") -> Tens
     Raises:
         ValueError: for another number of dimensions, no task, or another ``rescale``.
     """
-    if rescale not in ("paper", "always", "never"):
-        raise ValueError(f"rescale must be 'paper', 'always' or 'never', got {rescale!r}")
-    _check(gradients)
-    projected = pcgrad(gradients)
-    if rescale == "never":
-        return projected
-    norm, wanted = torch.linalg.vector_norm(projected), torch.linalg.vector_norm(gradients.sum(dim=0))
-    unchanged = (norm == 0) | (norm >= wanted) if rescale == "paper" else norm == 0
-    return projected.mul_(torch.where(unchanged, 1.0, wanted / norm))
+    return combine(gradients, adaptive_weights(inner_products(gradients), rescale))
 
 
 def inner_products(gradients: Tensor) -> Tensor:
-    """Inner product of every pair of gradients, shape (T, P) → (T, T).
+    """Inner product of every pair of gradients, shape (T, P) → (T, T), in double precision.
 
-    Row by row: a matrix product of two rows with millions of columns is several times slower.
+    Summed block by block: as one product of rows with millions of columns, single precision is off by up to 3e-3 of them.
+
+    Raises:
+        ValueError: for another number of dimensions, or no task.
     """
-    return torch.stack([torch.mv(gradients, gradient) for gradient in gradients])
+    if gradients.ndim != 2 or len(gradients) == 0:
+        raise ValueError(f"gradients must have shape (T ≥ 1, P), got {tuple(gradients.shape)}")
+    n_blocks = gradients.shape[1] // _BLOCK
+    blocks = gradients[:, : n_blocks * _BLOCK].view(len(gradients), n_blocks, _BLOCK).transpose(0, 1)
+    tail = gradients[:, n_blocks * _BLOCK :]
+    return torch.bmm(blocks, blocks.mT).double().sum(dim=0) + tail.double() @ tail.double().T
 
 
-def surgeon(surgery: Surgery, rescale: Rescale) -> Callable[[Tensor], Tensor] | None:
-    """What turns the tasks' gradients, shape (T, P), into one update (P,); None for their plain sum.
+def combine(gradients: Tensor, weights: Tensor) -> Tensor:
+    """The update Σ w_i g_i of gradients (T, P) and weights (T,), shape (P,)."""
+    # Not weights @ gradients: a matrix product of one row takes twice as long.
+    first, *others = weights.to(gradients.dtype)
+    update = gradients[0] * first
+    for gradient, weight in zip(gradients[1:], others, strict=True):
+        update.addcmul_(gradient, weight)
+    return update
 
-    ``pcgrad`` and ``adaptive`` are this module's. The others are torchjd's, taken on the Gramian of the gradients in
-    double precision: ``cagrad`` (arXiv 2110.14048, c = `CAGRAD_C`) keeps within c times the mean gradient's norm of it
-    and takes the step there that serves the worst-off task best; ``mgda`` (Désidéri 2012; arXiv 1810.04650) is the convex
-    combination of least norm; ``imtl-g`` (Liu et al., ICLR 2021) has the same projection on every task's gradient. These
-    three are averages where the others are sums, so that their steps are shorter at the same learning rate.
+
+def pcgrad_weights(products: Tensor) -> Tensor:
+    """What each gradient counts in `pcgrad`'s update, shape (T,), from their inner products (T, T).
+
+    What is removed from a gradient stays in the gradients' span, so that nothing else need be known of them.
+    """
+    shares = torch.eye(len(products), dtype=products.dtype, device=products.device)
+    for j in range(len(products)):
+        inner = (shares @ products[j]).clamp(max=0) / products[j, j].clamp(min=torch.finfo(products.dtype).tiny)
+        inner[j] = 0
+        shares[:, j] -= inner
+    return shares.sum(dim=0)
+
+
+def adaptive_weights(products: Tensor, rescale: str = "paper") -> Tensor:
+    """What each gradient counts in `adaptive_gradient_surgery`'s update, shape (T,), from their inner products (T, T).
+
+    Raises:
+        ValueError: for another ``rescale``.
+    """
+    if rescale not in ("paper", "always", "never"):
+        raise ValueError(f"rescale must be 'paper', 'always' or 'never', got {rescale!r}")
+    weights = pcgrad_weights(products)
+    if rescale == "never":
+        return weights
+    squared, wanted = weights @ products @ weights, products.sum()
+    cancelled = squared <= _CANCELLED * (weights.square() @ products.diagonal())
+    unchanged = cancelled | (squared >= wanted) if rescale == "paper" else cancelled
+    return weights * torch.where(unchanged, 1.0, wanted / squared).clamp(min=0).sqrt()
+
+
+def surgeon(surgery: Surgery, rescale: Rescale) -> Weighting | None:
+    """What weighs the tasks' gradients in an update, from their inner products; None for their plain sum.
+
+    ``pcgrad`` and ``adaptive`` are this module's. The others are torchjd's: ``cagrad`` (arXiv 2110.14048, c = `CAGRAD_C`)
+    keeps within c times the mean gradient's norm of it and takes the step there that serves the worst-off task best;
+    ``mgda`` (Désidéri 2012; arXiv 1810.04650) is the convex combination of least norm; ``imtl-g`` (Liu et al., ICLR 2021)
+    has the same projection on every task's gradient. These three are averages where the others are sums, so that their
+    steps are shorter at the same learning rate.
 
     Raises:
         SettingsError: ``cagrad`` without the solver it needs.
@@ -93,33 +132,26 @@ def surgeon(surgery: Surgery, rescale: Rescale) -> Callable[[Tensor], Tensor] | 
     if surgery is Surgery.SUM:
         return None
     if surgery is Surgery.PCGRAD:
-        return pcgrad
+        return pcgrad_weights
     if surgery is Surgery.ADAPTIVE:
-        return partial(adaptive_gradient_surgery, rescale=rescale.value)
+        return partial(adaptive_weights, rescale=rescale.value)
     from torchjd.aggregation import CAGradWeighting, IMTLGWeighting, MGDAWeighting
 
     if surgery is Surgery.MGDA:
-        return partial(_weighted, MGDAWeighting())
+        return partial(_by_torchjd, MGDAWeighting())
     if surgery is Surgery.IMTL_G:
-        return partial(_weighted, IMTLGWeighting())
+        return partial(_by_torchjd, IMTLGWeighting())
     try:
         # Its own threshold, 1e-4, would take small gradients for a solution and stop the training without a word.
-        return partial(_weighted, CAGradWeighting(c=CAGRAD_C, norm_eps=1e-12))
+        return partial(_by_torchjd, CAGradWeighting(c=CAGRAD_C, norm_eps=1e-12))
     except ImportError:
         raise SettingsError(
             "--surgery cagrad needs a solver that is not installed. Install it with pip install 'cytomil[surgery]'."
         ) from None
 
 
-def _weighted(weighting: Callable[[Tensor], Tensor], gradients: Tensor) -> Tensor:
-    _check(gradients)
-    gramian = inner_products(gradients).double()
-    if not bool(torch.isfinite(gramian).all()):
+def _by_torchjd(weighting: Weighting, products: Tensor) -> Tensor:
+    if not bool(torch.isfinite(products).all()):
         # The solvers raise on NaN; the loop tells of divergence in words.
-        return gradients.sum(dim=0)
-    return weighting(gramian).to(gradients.dtype) @ gradients
-
-
-def _check(gradients: Tensor) -> None:
-    if gradients.ndim != 2 or len(gradients) == 0:
-        raise ValueError(f"gradients must have shape (T ≥ 1, P), got {tuple(gradients.shape)}")
+        return torch.ones_like(products[0])
+    return weighting(products)

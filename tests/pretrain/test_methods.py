@@ -8,7 +8,7 @@ from cytomil.pretrain.cells import TrainingCells
 from cytomil.pretrain.losses import nt_xent_loss, similarity_loss, supcon_loss
 from cytomil.pretrain.methods import Batch, load_method
 from cytomil.pretrain.methods.its2clr import FIRST_SHARE, LAST_SHARE
-from cytomil.pretrain.surgery import adaptive_gradient_surgery, pcgrad
+from cytomil.pretrain.surgery import adaptive_gradient_surgery, combine, inner_products, pcgrad
 from cytomil.registry import METHODS
 from cytomil.settings import PretrainSettings, Rescale
 
@@ -191,13 +191,15 @@ def test_its2clr_contrasts_all_cells_first_and_pseudo_labels_then(encoder, make,
 
 
 @pytest.mark.parametrize("rescale", list(Rescale))
-def test_slam_ags_combines_by_adaptive_surgery_unless_told_otherwise_and_the_others_by_the_sum(make, rescale):
+def test_slam_ags_weighs_by_adaptive_surgery_unless_told_otherwise_and_the_others_take_the_sum(make, rescale):
     gradients = torch.tensor([[10.0, 0.0], [-1.0, 0.1]])
-    combine = make("slam-ags", rescale=rescale).combine
-    assert torch.equal(combine(gradients), adaptive_gradient_surgery(gradients, rescale.value))
-    assert torch.equal(make("slam-ags", surgery="pcgrad", rescale=rescale).combine(gradients), pcgrad(gradients))
+    products = inner_products(gradients)
+    adaptive = make("slam-ags", rescale=rescale).weigh(products)
+    assert torch.equal(combine(gradients, adaptive), adaptive_gradient_surgery(gradients, rescale.value))
+    plain = make("slam-ags", surgery="pcgrad", rescale=rescale).weigh(products)
+    assert torch.equal(combine(gradients, plain), pcgrad(gradients))
     for name in ("weaksupcon", "simclr", "weakly-supervised"):
-        assert make(name).combine is None
+        assert make(name).weigh is None
 
 
 LOPSIDED = {"one negative": [False, True, True, True], "one positive": [False, False, False, True]}

@@ -7,7 +7,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cytomil.errors import SettingsError
-from cytomil.pretrain.surgery import CAGRAD_C, adaptive_gradient_surgery, pcgrad, surgeon
+from cytomil.pretrain.surgery import (
+    CAGRAD_C,
+    adaptive_gradient_surgery,
+    combine,
+    inner_products,
+    pcgrad,
+    surgeon,
+)
 from cytomil.settings import Rescale, Surgery
 
 
@@ -95,6 +102,23 @@ def test_zero_gradients_and_a_single_task_pass_through():
     assert torch.equal(adaptive_gradient_surgery(single), single[0])
 
 
+@pytest.mark.parametrize("rescale", ["paper", "always", "never"])
+@pytest.mark.parametrize("opposed", [-1.0, -0.37])
+def test_long_gradients_that_cancel_but_for_rounding_are_not_blown_up(rescale, opposed):
+    generator = torch.Generator().manual_seed(5)
+    gradient = torch.randn(100_003, generator=generator)
+    update = adaptive_gradient_surgery(torch.stack([gradient, opposed * gradient]), rescale)
+    assert float(update.norm()) < 1e-5 * float(gradient.norm())
+
+
+@pytest.mark.parametrize("p", [1, 511, 512, 513, 100_003])
+def test_inner_products_are_those_of_double_precision(p):
+    gradients = torch.randn(3, p, generator=torch.Generator().manual_seed(p))
+    exact = gradients.double() @ gradients.double().T
+    scale = exact.diagonal().sqrt()
+    assert float(((inner_products(gradients) - exact) / (scale[:, None] * scale)).abs().max()) < 5e-7
+
+
 def test_arguments_are_left_as_they_were():
     gradients = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
     before = gradients.clone()
@@ -115,7 +139,7 @@ BY_TORCHJD = [Surgery.CAGRAD, Surgery.MGDA, Surgery.IMTL_G]
 
 
 def operate(surgery, gradients):
-    return surgeon(surgery, Rescale.PAPER)(gradients)
+    return combine(gradients, surgeon(surgery, Rescale.PAPER)(inner_products(gradients)))
 
 
 @settings(max_examples=30, deadline=None)
@@ -133,7 +157,8 @@ def test_each_choice_is_the_operation_it_names():
     assert torch.equal(operate(Surgery.PCGRAD, gradients), pcgrad(gradients))
     for rescale in Rescale:
         expected = adaptive_gradient_surgery(gradients, rescale.value)
-        assert torch.equal(surgeon(Surgery.ADAPTIVE, rescale)(gradients), expected)
+        weights = surgeon(Surgery.ADAPTIVE, rescale)(inner_products(gradients))
+        assert torch.equal(combine(gradients, weights), expected)
 
 
 @settings(max_examples=60, deadline=None)

@@ -54,8 +54,10 @@ class Method(nn.Module):
     keeps_start: ClassVar[bool] = True
     """Whether weights that the encoder starts from survive: False of a method that takes some of them away."""
 
-    combine: Callable[[Tensor], Tensor] | None = None
-    """Turns the tasks' flat gradients, shape (T, P), into one update (P,). None: their plain sum."""
+    weigh: Callable[[Tensor], Tensor] | None = None
+    """What each task's gradient counts in the update, shape (T,), from their inner products (T, T), in double precision.
+
+    None: their plain sum."""
 
     def __init__(self, settings: PretrainSettings, encoder: Encoder, cells: TrainingCells) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ class SlamAgs(WeakSupCon):
 
     def __init__(self, settings: PretrainSettings, encoder: Encoder, cells: TrainingCells) -> None:
         super().__init__(settings, encoder, cells)
-        self.combine = surgeon(settings.surgery or Surgery.ADAPTIVE, settings.rescale)
+        self.weigh = surgeon(settings.surgery or Surgery.ADAPTIVE, settings.rescale)
 
     def project(self, encoder: Encoder, batch: Batch) -> tuple[Views, Views]:
         """The same from one forward pass a task, where surgery asks for each task's own gradient.
@@ -57,7 +57,7 @@ class SlamAgs(WeakSupCon):
         Each task's gradient then goes back through its own cells alone. Through one pass over both, batch norm would tie
         every cell to every other, and either gradient would have to go back through all of them.
         """
-        if self.combine is None:
+        if self.weigh is None:
             return super().project(encoder, batch)
         negatives, positives = (
             project_views(encoder, tuple(view[side] for view in batch.views))
