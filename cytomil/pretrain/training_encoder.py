@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.errors import SettingsError
 from cytomil.pretrain.processes import Processes
+from cytomil.pretrain.small_maps import replace_convolutions
 from cytomil.settings import PretrainSettings
 
 
@@ -25,6 +26,7 @@ class TrainingEncoder(Encoder):
             _require_plain_batch_norms(self)
         self._precision, self._processes = precision, processes
         processes.share_statistics(self)
+        replace_convolutions(self)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The whole batch's pixels (N, 3, S, S) in 0 to 1 → its h and z."""
