@@ -53,28 +53,32 @@ def build(encoder: Encoder, image_size: int, precision: str, calibration: np.nda
 
 
 def _quantize(model: Any, calibration: np.ndarray) -> Any:
+    import contextlib
+    import io
     import logging
 
     import nncf
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-    logging.getLogger("nncf").setLevel(logging.ERROR)  # else its bars and advice run through ours
-    return nncf.quantize(
-        model,
-        nncf.Dataset([calibration[i : i + 1] for i in range(len(calibration))]),
-        preset=nncf.QuantizationPreset.MIXED,
-        subset_size=len(calibration),
-        fast_bias_correction=False,
-        # The projector costs next to nothing beside the convolutions and loses the most.
-        ignored_scope=nncf.IgnoredScope(types=["MatMul"]),
-        advanced_parameters=AdvancedQuantizationParameters(
-            # The default range, the mean of single cells' extremes, cuts off the rarest cells: those that are looked for.
-            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
-            # Sums of 8-bit products overflow only where there is no unit for them; else a bit would be given away.
-            overflow_fix=OverflowFix.DISABLE if _sums_8_bit_products() else OverflowFix.FIRST_LAYER,
-        ),
-    )
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # else its advice runs through our progress
+    # nncf has no switch for its bars; they go to whatever standard output is at the time.
+    with contextlib.redirect_stdout(io.StringIO()):
+        return nncf.quantize(
+            model,
+            nncf.Dataset([calibration[i : i + 1] for i in range(len(calibration))]),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(calibration),
+            fast_bias_correction=False,
+            # The projector costs next to nothing beside the convolutions and loses the most.
+            ignored_scope=nncf.IgnoredScope(types=["MatMul"]),
+            advanced_parameters=AdvancedQuantizationParameters(
+                # The default range, the mean of single cells' extremes, cuts off the rarest cells: those that are looked for.
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+                # Sums of 8-bit products overflow only where there is no unit for them; else a bit would be given away.
+                overflow_fix=OverflowFix.DISABLE if _sums_8_bit_products() else OverflowFix.FIRST_LAYER,
+            ),
+        )
 
 
 def _sums_8_bit_products() -> bool:

@@ -81,7 +81,9 @@ def test_the_record_says_what_was_compiled_and_measured(compiled_folder):
     assert stored(compiled_folder) == ["openvino-float32"]
 
 
-def test_int8_is_calibrated_and_judged_on_different_training_cells(make_encoder, larger_bags, tmp_path, monkeypatch):
+def test_int8_is_calibrated_and_judged_on_different_training_cells(
+    make_encoder, larger_bags, tmp_path, monkeypatch, capfd
+):
     pytest.importorskip("nncf", reason="int8 needs nncf: pip install 'cytomil[openvino]'")
     # What agreement an untrained encoder reaches in 8 bits is not this test's matter.
     monkeypatch.setattr(agreement_module, "LEAST_OVERLAP_INT8", 0.0)
@@ -95,6 +97,7 @@ def test_int8_is_calibrated_and_judged_on_different_training_cells(make_encoder,
 
     monkeypatch.setattr(compile_module.openvino, "build", watched)
     record = compile_engine(settings(bundle.path, larger_bags, precision="int8"), Silent())
+    assert capfd.readouterr().out == "", "nncf's own bars"
     assert record.facts["calibration"]["cells"] == len(seen["calibration"]) == 48
     every = training_cells(larger_bags, bundle.transform, 1000, 40, 0)
     assert len(every) == 96
