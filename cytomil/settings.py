@@ -263,6 +263,10 @@ class FitMilSettings(Section):
     sensitivity: float = Field(
         0.95, gt=0, le=1, description="share of positive held-out bags kept out of 'low priority'"
     )
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto",
+        description="format of PAMIL's matrix products in fitting; auto: bf16 where the processor has it, else float32",
+    )
     workers: int = Field(0, ge=0, description="fits side by side; 0: one per core; the result is the same")
     seed: int = Field(0, ge=0, description="seed of folds, weights and order")
 

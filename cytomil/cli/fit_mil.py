@@ -26,6 +26,7 @@ def fit_mil(
     ensemble: Annotated[int | None, option("fit_mil", "ensemble")] = None,
     instance_score: Annotated[InstanceScore | None, option("fit_mil", "instance_score")] = None,
     sensitivity: Annotated[float | None, option("fit_mil", "sensitivity")] = None,
+    precision: Annotated[str | None, option("fit_mil", "precision")] = None,
     workers: Annotated[int | None, option("fit_mil", "workers")] = None,
     seed: Annotated[int | None, option("fit_mil", "seed")] = None,
     params: ParamsFile = None,

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from cytomil.mil.aggregators.attention import AttentionAggregator
 from cytomil.mil.bags import TrainingBag
 from cytomil.mil.prototypes import kmeans_prototypes
+from cytomil.mil.unit_hidden import UnitHidden
+from cytomil.precision import pick_precision
 from cytomil.settings import FitMilSettings, Prototypes
 
 
@@ -65,6 +67,11 @@ class PAMIL(AttentionAggregator):
             model.prototypes.data.copy_(torch.from_numpy(start))
         return model
 
+    @classmethod
+    def fitted_in(cls, settings: FitMilSettings) -> torch.dtype:
+        """See `LearnedAggregator`; weights, softmaxes and losses stay float32 in any case."""
+        return pick_precision(settings.precision, torch.device("cpu"))
+
     @property
     def branches(self) -> int:
         """One attention distribution a class."""
@@ -102,13 +109,19 @@ class PAMIL(AttentionAggregator):
         hidden = self._hidden(instances)
         affinity = self._affinity(hidden)
         attention = self.attention(affinity).T.softmax(dim=1)
-        return self._classify(attention @ hidden), attention, affinity
+        pooled = attention.to(hidden.dtype) @ hidden
+        return self._classify(pooled.float()), attention, affinity
 
     def _hidden(self, vectors: Tensor) -> Tensor:
-        return F.normalize(self.shared(vectors), dim=1)
+        layer = self.shared[0]
+        hidden: Tensor = UnitHidden.apply(vectors, layer.weight, layer.bias)
+        return hidden
 
     def _affinity(self, hidden: Tensor) -> Tensor:
-        return self.instance_gate(hidden) @ self.prototype_gate(self._hidden(self.prototypes)).T
+        layer, dtype = self.instance_gate[0], hidden.dtype
+        gate = F.linear(hidden, layer.weight.to(dtype), layer.bias.to(dtype)).sigmoid()
+        prototypes = self.prototype_gate(self._hidden(self.prototypes))
+        return (gate @ prototypes.to(dtype).T).float()
 
     def _classify(self, pooled: Tensor) -> Tensor:
         unit = F.normalize(pooled, dim=1)

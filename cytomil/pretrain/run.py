@@ -13,6 +13,7 @@ from cytomil.encoders.architecture import Encoder
 from cytomil.encoders.engines.eager import to_unit_range
 from cytomil.encoders.start import Start
 from cytomil.errors import DivergedError
+from cytomil.precision import pick_precision
 from cytomil.pretrain.cells import TrainingCells
 from cytomil.pretrain.checkpoint import Checkpoint, RunIdentity, checkpoint_path, save_checkpoint
 from cytomil.pretrain.diagnostics import Health, examine
@@ -21,7 +22,7 @@ from cytomil.pretrain.methods import Batch, Method
 from cytomil.pretrain.processes import Processes
 from cytomil.pretrain.schedule import learning_rate_at
 from cytomil.pretrain.step import Step
-from cytomil.pretrain.training_encoder import TrainingEncoder, pick_precision
+from cytomil.pretrain.training_encoder import TrainingEncoder
 from cytomil.pretrain.views import ViewMaker
 from cytomil.progress import Listener
 from cytomil.provenance import now, versions
@@ -53,7 +54,7 @@ class Run:
         torch.backends.cudnn.deterministic = True
         self.settings, self.identity, self.cells = settings, identity, cells
         self.processes, self.device = processes, processes.device
-        self.precision = pick_precision(settings, self.device)
+        self.precision = pick_precision(settings.precision, self.device)
         self.start = start
         self.encoder = TrainingEncoder(start.architecture, self.precision, processes)
         mean, std = cells.channel_statistics()

@@ -10,7 +10,6 @@ from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.errors import SettingsError
 from cytomil.pretrain.processes import Processes
 from cytomil.pretrain.small_maps import replace_convolutions
-from cytomil.settings import PretrainSettings
 
 
 class TrainingEncoder(Encoder):
@@ -49,23 +48,3 @@ def _require_plain_batch_norms(encoder: Encoder) -> None:
                 f"{encoder.architecture.name} has batch norms of its own kind ({type(module).__name__}), whose statistics "
                 "several processes cannot share. Train it in one process, or use another --arch."
             )
-
-
-def pick_precision(settings: PretrainSettings, device: torch.device) -> torch.dtype:
-    """What the network computes in. ``auto`` is bfloat16 where the GPU or the processor has it, float32 elsewhere.
-
-    Raises:
-        SettingsError: bfloat16 was asked for on a GPU that has none.
-    """
-    if settings.precision == "float32" or (settings.precision == "auto" and not _has_bfloat16(device)):
-        return torch.float32
-    if device.type == "cuda" and not _has_bfloat16(device):
-        raise SettingsError("this GPU does not compute in bfloat16. Use --precision float32.")
-    return torch.bfloat16
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Elsewhere a CPU emulates it, slower than float32. PyTorch has no public name for the question.
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

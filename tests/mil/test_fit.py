@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from cytomil.errors import FeatureFileError
 from cytomil.mil.bags import Standardiser, TrainingBag
@@ -12,7 +13,7 @@ from cytomil.mil.train import fit_side_by_side, positive_probability, training_e
 from cytomil.progress import Silent
 from cytomil.settings import FitMilSettings, InstanceScore
 
-SETTINGS = FitMilSettings(epochs=8, folds=3, ensemble=2, n_prototypes=4)
+SETTINGS = FitMilSettings(epochs=8, folds=3, ensemble=2, n_prototypes=4, precision="float32")
 
 
 def make_bags(n=12, size=30, witnesses=6, shift=3.0, seed=0, patients=None):
@@ -95,6 +96,22 @@ def test_any_number_of_workers_gives_the_same_to_the_bit():
     )
     assert np.array_equal(one.loss_by_epoch, three.loss_by_epoch)
     assert np.array_equal(one.probabilities, three.probabilities)
+
+
+def test_bfloat16_products_change_probabilities_and_ranks_little_and_weights_and_scores_stay_float32():
+    bags = make_bags(16, size=60, shift=2.0)
+
+    def fitted(precision):
+        settings = SETTINGS.model_copy(update={"precision": precision})
+        *_, (model, standardise) = training_epochs(bags, settings, 30, 0)
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        return [model.assess(standardise(bag.values)) for bag in make_bags(8, size=60, shift=2.0, seed=7)]
+
+    exact, reduced = fitted("float32"), fitted("bf16")
+    differ = [abs(one[0] - other[0]) for one, other in zip(exact, reduced, strict=True)]
+    assert 0 < max(differ) < 0.05
+    for (_, one), (_, other) in zip(exact, reduced, strict=True):
+        assert spearmanr(one, other).statistic > 0.95
 
 
 def test_a_failing_fit_ends_the_others_and_pytorchs_threads_are_as_before():

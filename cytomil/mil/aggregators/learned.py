@@ -30,9 +30,15 @@ class LearnedAggregator(Aggregator):
         """The loss (a scalar) of one bag, (N ≥ 1, D), with its label, int64 (); random choices are ``generator``'s."""
 
     @classmethod
+    def fitted_in(cls, settings: FitMilSettings) -> torch.dtype:
+        """What `loss` is given instances in: a narrower one halves the time of the products of those that can take it."""
+        return torch.float32
+
+    @classmethod
     def fit(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, seed: int) -> Iterator[Self]:
         """See `Aggregator.fit`."""
-        inputs = [(bag.values, torch.tensor(bag.label)) for bag in bags]
+        dtype = cls.fitted_in(settings)
+        inputs = [(bag.values.to(dtype), torch.tensor(bag.label)) for bag in bags]
         generator = torch.Generator().manual_seed(seed)
         with _SEEDING:  # fits run in threads side by side, and layers draw their weights from the one global generator
             torch.manual_seed(seed)

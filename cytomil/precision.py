@@ -1,0 +1,36 @@
+"""Whether a device multiplies matrices in bfloat16."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from cytomil.errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
+
+TrainingPrecision: TypeAlias = Literal["auto", "float32", "bf16"]
+
+
+def pick_precision(wanted: TrainingPrecision, device: torch.device) -> torch.dtype:
+    """What matrix products are computed in. ``auto`` is bfloat16 where the GPU or the processor has it, float32 elsewhere.
+
+    Raises:
+        SettingsError: bfloat16 was asked for on a GPU that has none.
+    """
+    import torch
+
+    if wanted == "float32" or (wanted == "auto" and not _has_bfloat16(device)):
+        return torch.float32
+    if device.type == "cuda" and not _has_bfloat16(device):
+        raise SettingsError("this GPU does not compute in bfloat16. Use --precision float32.")
+    return torch.bfloat16
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Elsewhere a CPU emulates it, slower than float32. PyTorch has no public name for the question.
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
