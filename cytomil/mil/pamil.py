@@ -114,11 +114,13 @@ class PAMIL(AttentionAggregator):
 
     def _hidden(self, vectors: Tensor) -> Tensor:
         layer = self.shared[0]
+        assert isinstance(layer, nn.Linear)
         hidden: Tensor = UnitHidden.apply(vectors, layer.weight, layer.bias)
         return hidden
 
     def _affinity(self, hidden: Tensor) -> Tensor:
         layer, dtype = self.instance_gate[0], hidden.dtype
+        assert isinstance(layer, nn.Linear)
         gate = F.linear(hidden, layer.weight.to(dtype), layer.bias.to(dtype)).sigmoid()
         prototypes = self.prototype_gate(self._hidden(self.prototypes))
         return (gate @ prototypes.to(dtype).T).float()
