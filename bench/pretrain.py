@@ -104,7 +104,9 @@ def own_step(encoded: list[bytes], size: int, precision: str, surgery: list[floa
     bag = is_positive.long()
     cells = TrainingCells(torch.from_numpy(pixels), is_positive, bag, bag, ())
     make_method = partial(load_method(settings.method), settings, cells=cells)
-    start = prepare_start(resolve_architecture(settings.arch, "auto", settings.projection_dim, size), size)
+    start = prepare_start(
+        resolve_architecture(settings.arch, "auto", settings.projection_dim, size, settings.projector), size
+    )
     run = Run(settings, RunIdentity({}, "", ""), cells, OneProcess(torch.device("cpu")), None, make_method, start)
     run.encoder.train()
     generator = torch.Generator().manual_seed(0)

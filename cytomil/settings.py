@@ -178,6 +178,10 @@ class PretrainSettings(Section):
     )
     crop_scale: float = Field(0.4, gt=0, le=1, description="least share of a cell's area that a view keeps")
     jitter: float = Field(0.5, ge=0, le=1, description="strength of a view's colour changes")
+    projector: Literal["standardised", "plain"] = Field(
+        "standardised",
+        description="standardised: batch norm after either layer, as SimCLR's; plain: as papers print it",
+    )
     projection_dim: int = Field(128, ge=2, description="length of the projection z")
     temperature: float = Field(0.2, gt=0, description="temperature τ of both contrastive losses")
     similarity_scale: float | Literal["tau"] = Field(

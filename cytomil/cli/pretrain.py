@@ -38,6 +38,7 @@ def pretrain(
     stem: Annotated[str | None, option("pretrain", "stem")] = None,
     crop_scale: Annotated[float | None, option("pretrain", "crop_scale")] = None,
     jitter: Annotated[float | None, option("pretrain", "jitter")] = None,
+    projector: Annotated[str | None, option("pretrain", "projector")] = None,
     projection_dim: Annotated[int | None, option("pretrain", "projection_dim")] = None,
     temperature: Annotated[float | None, option("pretrain", "temperature")] = None,
     similarity_scale: Annotated[str | None, option("pretrain", "similarity_scale")] = None,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cytomil.encoders.backbones import is_resnet, make_backbone, wants_image_size
+from cytomil.encoders.projector import make_projector
 from cytomil.errors import SettingsError
 
 SMALL_STEM_UP_TO = 64
@@ -18,13 +19,15 @@ class Architecture:
     """What an encoder is built from.
 
     ``name`` is resnet18, resnet50 or timm's; ``stem`` is ``standard`` (ImageNet's) or ``small`` (for small images);
-    ``projection_dim`` 0 is an encoder without projector, whose z is h; ``image_size`` is None where any will do.
+    ``projection_dim`` 0 is an encoder without projector, whose z is h; ``image_size`` is None where any will do;
+    ``projector`` is ``plain`` or ``standardised`` (see `make_projector`).
     """
 
     name: str = "resnet18"
     stem: str = "small"
     projection_dim: int = 128
     image_size: int | None = None
+    projector: str = "plain"
 
 
 def resolve_stem(stem: str, image_size: int) -> str:
@@ -34,17 +37,19 @@ def resolve_stem(stem: str, image_size: int) -> str:
     return "small" if image_size <= SMALL_STEM_UP_TO else "standard"
 
 
-def resolve_architecture(name: str, stem: str, projection_dim: int, image_size: int) -> Architecture:
+def resolve_architecture(
+    name: str, stem: str, projection_dim: int, image_size: int, projector: str = "plain"
+) -> Architecture:
     """The architecture that these settings ask for.
 
     Raises `SettingsError` for a name that nobody has, an absent extra, or a small stem where there is none.
     """
     if is_resnet(name):
-        return Architecture(name, resolve_stem(stem, image_size), projection_dim)
+        return Architecture(name, resolve_stem(stem, image_size), projection_dim, projector=projector)
     sized = wants_image_size(name)
     if stem == "small":
         raise SettingsError(f"--stem small is for resnet18 and resnet50; {name} has its own. Leave it out.")
-    return Architecture(name, "standard", projection_dim, image_size if sized else None)
+    return Architecture(name, "standard", projection_dim, image_size if sized else None, projector)
 
 
 class Encoder(nn.Module):
@@ -63,13 +68,9 @@ class Encoder(nn.Module):
         backbone = make_backbone(architecture.name, architecture.stem, architecture.image_size)
         self.embedding_dim = backbone.dim
         self.backbone = backbone.network
-        self.projector: nn.Module = nn.Identity()
-        if architecture.projection_dim:
-            self.projector = nn.Sequential(
-                nn.Linear(self.embedding_dim, self.embedding_dim),
-                nn.ReLU(inplace=True),
-                nn.Linear(self.embedding_dim, architecture.projection_dim),
-            )
+        self.projector, self.standardise = make_projector(
+            architecture.projector, self.embedding_dim, architecture.projection_dim
+        )
         self.architecture = architecture
         self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.5))
         self.register_buffer("std", torch.full((1, 3, 1, 1), 0.25))
@@ -80,5 +81,10 @@ class Encoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (N, 3, S, S) in 0 to 1 → h (N, embedding_dim), z (N, projection_dim)."""
+        h, raw = self.project(pixels)
+        return h, self.standardise(raw)
+
+    def project(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels as above → h, and z before it is brought to one scale; what training of cells apart starts from."""
         h = self.backbone((pixels - self.mean) / self.std)
         return h, self.projector(h)

@@ -119,7 +119,8 @@ def pretrain(
 
 def _start(settings: PretrainSettings, method: type[Method]) -> Start:
     projection_dim = settings.projection_dim if method.trains else 0
-    architecture = resolve_architecture(settings.arch, settings.stem, projection_dim, settings.image_size)
+    projector = settings.projector if method.standardises else "plain"
+    architecture = resolve_architecture(settings.arch, settings.stem, projection_dim, settings.image_size, projector)
     return prepare_start(architecture, settings.image_size, settings.weights)
 
 

@@ -27,17 +27,17 @@ class TrainingEncoder(Encoder):
         processes.share_statistics(self)
         replace_convolutions(self)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """The whole batch's pixels (N, 3, S, S) in 0 to 1 → its h and z."""
+    def project(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The whole batch's pixels (N, 3, S, S) in 0 to 1 → its h, and its z before standardising."""
         if not self.training:
-            return super().forward(pixels)
+            return super().project(pixels)
         own = self._processes.share(pixels)
         reduced = self._precision is not torch.float32
         with torch.autocast(pixels.device.type, dtype=self._precision, enabled=reduced):
-            h, z = super().forward(own)
+            h, raw = super().project(own)
         if reduced:
-            h, z = h.float(), z.float()
-        return self._processes.gather(h, len(pixels)), self._processes.gather(z, len(pixels))
+            h, raw = h.float(), raw.float()
+        return self._processes.gather(h, len(pixels)), self._processes.gather(raw, len(pixels))
 
 
 def _require_plain_batch_norms(encoder: Encoder) -> None:

@@ -51,7 +51,7 @@ class TestRoundTrip:
 
     def test_the_card_says_what_it_is_and_what_was_told(self, encoder_folder):
         card = read_card(encoder_folder)
-        built = {"name": "resnet18", "stem": "small", "projection_dim": 16, "image_size": None}
+        built = {"name": "resnet18", "stem": "small", "projection_dim": 16, "image_size": None, "projector": "plain"}
         assert card["architecture"] == built
         assert card["transform"] == {"image_size": 24, "center_crop": 0.8}
         assert card["normalisation"] == {"mean": [0.5] * 3, "std": [0.25] * 3}

@@ -54,6 +54,9 @@ class Method(nn.Module):
     keeps_start: ClassVar[bool] = True
     """Whether weights that the encoder starts from survive: False of a method that takes some of them away."""
 
+    standardises: ClassVar[bool] = True
+    """Whether z may be standardised over a batch, as the settings say; an objective of z's own scale forbids it."""
+
     weigh: Callable[[Tensor], Tensor] | None = None
     """What each task's gradient counts in the update, shape (T,), from their inner products (T, T), in double precision.
 

@@ -28,6 +28,7 @@ class DeepSVDD(Method):
 
     n_views = 1
     keeps_start = False
+    standardises = False
 
     def __init__(self, settings: PretrainSettings, encoder: Encoder, cells: TrainingCells) -> None:
         super().__init__(settings, encoder, cells)

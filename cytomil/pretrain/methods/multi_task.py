@@ -59,8 +59,15 @@ class SlamAgs(WeakSupCon):
         """
         if self.weigh is None:
             return super().project(encoder, batch)
-        negatives, positives = (
-            project_views(encoder, tuple(view[side] for view in batch.views))
-            for side in (~batch.is_positive, batch.is_positive)
-        )
-        return negatives, positives
+        sides = (~batch.is_positive, batch.is_positive)
+        negatives, positives = (encoder.project(torch.cat([view[side] for view in batch.views]))[1] for side in sides)
+        return _beside(encoder, negatives, positives), _beside(encoder, positives, negatives)
+
+
+def _beside(encoder: Encoder, own: Tensor, others: Tensor) -> Views:
+    """Both views' projections, standardised over both sides' cells, where only ``own`` carries a gradient.
+
+    Standardised by themselves the negatives would lie about zero, whatever the similarity loss did.
+    """
+    z_i, z_j = encoder.standardise(torch.cat([own, others.detach()]))[: len(own)].chunk(2)
+    return z_i, z_j
