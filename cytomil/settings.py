@@ -185,7 +185,8 @@ class PretrainSettings(Section):
     projection_dim: int = Field(128, ge=2, description="length of the projection z")
     temperature: float = Field(0.2, gt=0, description="temperature τ of both contrastive losses")
     similarity_scale: float | Literal["tau"] = Field(
-        0.004, description="factor on the similarity loss; 1: as printed; 'tau': undoes its 1/τ; both collapse"
+        0.04,
+        description="factor on the similarity loss; 1: as printed; 'tau': undoes its 1/τ; a plain projector collapses at both",
     )
     surgery: Surgery | None = Field(
         None, description="how slam-ags makes one update of its two tasks' gradients; none: adaptive"
