@@ -77,11 +77,11 @@ def inner_products(gradients: Tensor) -> Tensor:
     return torch.bmm(blocks, blocks.mT).double().sum(dim=0) + tail.double() @ tail.double().T
 
 
-def combine(gradients: Tensor, weights: Tensor) -> Tensor:
-    """The update Σ w_i g_i of gradients (T, P) and weights (T,), shape (P,)."""
+def combine(gradients: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
+    """The update Σ w_i g_i of gradients (T, P) and weights (T,), shape (P,); ``out`` may be the first gradient itself."""
     # Not weights @ gradients: a matrix product of one row was slower inside a step.
     first, *others = weights.to(gradients.dtype)
-    update = gradients[0] * first
+    update = torch.mul(gradients[0], first, out=out)
     for gradient, weight in zip(gradients[1:], others, strict=True):
         update.addcmul_(gradient, weight)
     return update
