@@ -248,7 +248,8 @@ class FitMilSettings(Section):
     out: Path = Field(Path("models/triage"), description="folder for the triage model")
     aggregator: str = Field(
         "pamil",
-        description="pamil, abmil, dtfd-mil, clam, transmil, mean, max, top-k; one-class: knn, mahalanobis, ocsvm, gaussian",
+        description="pamil, abmil, dtfd-mil, clam, transmil, mean, max, top-k, density-ratio; "
+        "one-class: knn, mahalanobis, ocsvm, gaussian",
     )
     n_prototypes: int = Field(10, ge=1, description="PAMIL's prototypes")
     prototypes: Prototypes = Field(Prototypes.RANDOM, description="how PAMIL's prototypes start")

@@ -7,13 +7,13 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from cytomil.mil.aggregators.one_class import OneClassScorer, subsample
+from cytomil.mil.aggregators.neighbours import nearest_distances
+from cytomil.mil.aggregators.one_class import OneClassScorer
+from cytomil.mil.aggregators.pooled_scorer import subsample
 from cytomil.settings import FitMilSettings, InstanceScore
 
 _NEIGHBOURS = 5
 _MOST_CELLS = 10_000
-_BLOCK = 2048
-_SAME = 3e-3  # of a cell's own length: distances by matrix products are no finer
 
 
 class NearestNeighbours(OneClassScorer):
@@ -40,11 +40,4 @@ class NearestNeighbours(OneClassScorer):
 
     def distances(self, instances: Tensor) -> Tensor:
         """See `OneClassScorer`."""
-        return torch.cat([self._of_block(block) for block in instances.split(_BLOCK)])
-
-    def _of_block(self, block: Tensor) -> Tensor:
-        # One more than asked for, and without itself where the cell is one of those learnt: else training cells would
-        # look closer to their like than new ones, and what counts as usual would be measured too short.
-        nearest = torch.cdist(block, self.cells).topk(min(self.neighbours + 1, len(self.cells)), largest=False).values
-        is_itself = nearest[:, :1] < _SAME * block.norm(dim=1, keepdim=True).clamp(min=1)
-        return torch.where(is_itself, nearest[:, -self.neighbours :], nearest[:, : self.neighbours]).mean(dim=1)
+        return nearest_distances(instances, self.cells, self.neighbours).mean(dim=1)

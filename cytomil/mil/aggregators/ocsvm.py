@@ -7,7 +7,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from cytomil.mil.aggregators.one_class import OneClassScorer, subsample
+from cytomil.mil.aggregators.one_class import OneClassScorer
+from cytomil.mil.aggregators.pooled_scorer import subsample
 from cytomil.settings import FitMilSettings, InstanceScore
 
 _MOST_CELLS = 2_000

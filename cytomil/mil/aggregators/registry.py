@@ -12,6 +12,7 @@ from cytomil.errors import SettingsError
 from cytomil.mil.aggregators.abmil import ABMIL
 from cytomil.mil.aggregators.base import Aggregator
 from cytomil.mil.aggregators.clam import CLAM
+from cytomil.mil.aggregators.density_ratio import DensityRatio
 from cytomil.mil.aggregators.dtfd import DTFDMIL
 from cytomil.mil.aggregators.gaussian import GaussianDensity
 from cytomil.mil.aggregators.knn import NearestNeighbours
@@ -31,6 +32,7 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "mean": MeanPooling,
     "max": MaxPooling,
     "top-k": TopPooling,
+    "density-ratio": DensityRatio,
     "knn": NearestNeighbours,
     "mahalanobis": Mahalanobis,
     "ocsvm": OneClassSVM,

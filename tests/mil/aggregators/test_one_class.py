@@ -14,7 +14,7 @@ from cytomil.mil.aggregators.gaussian import GaussianDensity
 from cytomil.mil.aggregators.knn import NearestNeighbours
 from cytomil.mil.aggregators.mahalanobis import Mahalanobis
 from cytomil.mil.aggregators.ocsvm import OneClassSVM
-from cytomil.mil.aggregators.one_class import subsample
+from cytomil.mil.aggregators.pooled_scorer import subsample
 from cytomil.mil.bags import TrainingBag
 from cytomil.settings import FitMilSettings
 
