@@ -1,4 +1,4 @@
-"""Whether a device multiplies matrices in bfloat16."""
+"""The number format a device multiplies matrices in: which of the short ones it has."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from cytomil.errors import SettingsError
 if TYPE_CHECKING:
     import torch
 
-TrainingPrecision: TypeAlias = Literal["auto", "float32", "bf16"]
+TrainingPrecision: TypeAlias = Literal["auto", "float32", "bf16", "float16"]
 
 
 def pick_precision(wanted: TrainingPrecision, device: torch.device) -> torch.dtype:
-    """What matrix products are computed in. ``auto`` is bfloat16 where the GPU or the processor has it, float32 elsewhere.
+    """What matrix products are computed in.
+
+    ``auto`` is bfloat16 where the GPU or the processor has it, float16 on other GPUs, float32 on other processors.
 
     Raises:
         SettingsError: bfloat16 was asked for on a GPU that has none.
     """
     import torch
 
-    if wanted == "float32" or (wanted == "auto" and not _has_bfloat16(device)):
-        return torch.float32
-    if device.type == "cuda" and not _has_bfloat16(device):
-        raise SettingsError("this GPU does not compute in bfloat16. Use --precision float32.")
-    return torch.bfloat16
+    if wanted == "auto":
+        if _has_bfloat16(device):
+            return torch.bfloat16
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if wanted == "bf16" and device.type == "cuda" and not _has_bfloat16(device):
+        raise SettingsError("this GPU does not compute in bfloat16. Use --precision float16 or float32.")
+    return {"float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}[wanted]
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -194,8 +194,10 @@ class PretrainSettings(Section):
     rescale: Rescale = Field(Rescale.PAPER, description="when adaptive surgery restores the plain sum's norm")
     seed: int = Field(0, ge=0, description="seed of weights, batches and views")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
-    precision: Literal["auto", "float32", "bf16"] = Field(
-        "auto", description="number format inside the network; auto: bf16 where GPU or processor has it, else float32"
+    precision: Literal["auto", "float32", "bf16", "float16"] = Field(
+        "auto",
+        description="number format inside the network; auto: bf16 where GPU or processor has it, else float16 on a "
+        "GPU (never run on one yet), float32 on a processor",
     )
     cache: Literal["ram", "disk"] = Field(
         "ram", description="where decoded cells are kept; disk: a file beside the bundle that the next run uses again"

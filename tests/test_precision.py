@@ -22,8 +22,9 @@ def test_auto_is_float32_where_it_would_be_emulated_and_bf16_is_to_be_had_all_th
     assert pick_precision("bf16", CPU) is torch.bfloat16
 
 
-def test_a_gpu_without_bfloat16_refuses_it_in_one_line(monkeypatch):
+def test_a_gpu_without_bfloat16_computes_in_float16_and_refuses_bfloat16_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    assert pick_precision("auto", CUDA) is torch.float32
-    with pytest.raises(SettingsError, match="--precision float32"):
+    assert pick_precision("auto", CUDA) is torch.float16
+    assert pick_precision("float16", CPU) is torch.float16
+    with pytest.raises(SettingsError, match="--precision float16 or float32"):
         pick_precision("bf16", CUDA)

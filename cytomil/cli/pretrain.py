@@ -108,6 +108,8 @@ def _line(record: dict[str, Any], epochs: int) -> str:
     parts.append(f"cos− {record['negatives_mean_cosine']:.2f}")
     parts.append(f"rank {record['effective_rank']:.0f}")
     parts.append(f"{record['images_per_second']:.0f} img/s")
+    if skipped := record.get("skipped_steps"):
+        parts.append(f"{skipped} steps skipped")
     return "  ".join(parts)
 
 

@@ -57,6 +57,7 @@ class Checkpoint:
     model: dict[str, Any]
     method: dict[str, Any]
     optimizer: dict[str, Any]
+    loss_scale: dict[str, Any]
     history: list[dict[str, Any]]
 
 

@@ -65,7 +65,7 @@ class Run:
         self.method = make_method(self.encoder)
         for module in (self.encoder, self.method):
             module.to(self.device).to(memory_format=torch.channels_last)
-        self.step = Step(self.encoder, self.method, settings, processes)
+        self.step = Step(self.encoder, self.method, settings, processes, self.precision)
         self.make_view = ViewMaker(settings.crop_scale, settings.jitter, self.method.turns)
         self.steps = len(self.method.batches(torch.Generator()))
         self.epoch = 0
@@ -103,8 +103,7 @@ class Run:
         if not self.step.weights_are_finite():
             raise self._diverged("a weight", (epoch + 1) * self.steps - 1)
         seconds = time.perf_counter() - started
-        means = {key: float(total) / self.steps for key, total in sums.items()}
-        record = {"epoch": epoch + 1, **means}
+        record = {"epoch": epoch + 1, **_over_an_epoch(sums, self.steps)}
         self.epoch = epoch + 1
         if self.processes.is_first:
             self.health = self._examine()
@@ -162,6 +161,8 @@ class Run:
         for number, finite in enumerate(torch.isfinite(losses).tolist()):
             if broken := [name for name, good in zip(names, finite, strict=True) if not good]:
                 raise self._diverged(", ".join(broken), first_step + number)
+        if self.step.loss_scale.is_spent():
+            raise self._diverged("a gradient", first_step + len(measured) - 1)
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         kept = checkpoint_path(self.settings.out, self.identity)
@@ -182,6 +183,7 @@ class Run:
             self.encoder.state_dict(),
             self.method.state_dict(),
             self.step.optimizer.state_dict(),
+            self.step.loss_scale.state_dict(),
             self.history,
         )
 
@@ -190,4 +192,15 @@ class Run:
         self.encoder.load_state_dict(checkpoint.model)
         self.method.load_state_dict(checkpoint.method)
         self.step.optimizer.load_state_dict(checkpoint.optimizer)
+        self.step.loss_scale.load_state_dict(checkpoint.loss_scale)
         self.health = self._examine()
+
+
+def _over_an_epoch(sums: dict[str, Tensor | float], steps: int) -> dict[str, float | int]:
+    """Means of what the steps measured, of gradients over the steps that were taken; and how many were skipped."""
+    skipped = int(sums.get("skipped_steps", 0))
+    taken = max(1, steps - skipped)
+    record: dict[str, float | int] = {
+        key: float(total) / (taken if key.startswith("gradient_") else steps) for key, total in sums.items()
+    }
+    return record | {"skipped_steps": skipped} if "skipped_steps" in sums else record

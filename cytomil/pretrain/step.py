@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cytomil.encoders.architecture import Encoder
 from cytomil.pretrain.flat import FlatWeights
+from cytomil.pretrain.loss_scale import LossScale
 from cytomil.pretrain.methods import Batch, Method
 from cytomil.pretrain.processes import Processes
 from cytomil.pretrain.surgery import combine, inner_products
@@ -21,7 +22,14 @@ class Step:
     Nothing here waits for the device: what a step measures stays a tensor on it.
     """
 
-    def __init__(self, encoder: Encoder, method: Method, settings: PretrainSettings, processes: Processes) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        method: Method,
+        settings: PretrainSettings,
+        processes: Processes,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
         self.encoder, self.method, self.processes = encoder, method, processes
         # A method may have frozen some of the encoder's weights, or keep weights of its own that are not trained.
         self.shared = FlatWeights(weight for weight in encoder.parameters() if weight.requires_grad)
@@ -34,9 +42,18 @@ class Step:
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        if settings.momentum:
+            # PyTorch allocates these in the first step, and leaves them as they come where that step is skipped.
+            for flat in self._flats():
+                self.optimizer.state[flat.values]["momentum_buffer"] = torch.zeros_like(flat.values)
+        self.loss_scale = LossScale(processes.device, precision)
 
     def __call__(self, batch: Batch, learning_rate: float) -> dict[str, Tensor | float]:
-        """Take one step. Returns scalars to be averaged over an epoch: ``loss_…`` a task, chance level, gradients."""
+        """Take one step. Returns scalars to be averaged over an epoch: ``loss_…`` a task, chance level, gradients.
+
+        Where losses are scaled, ``skipped_steps`` is 1 for a step that was not taken because a gradient overflowed; what
+        it says of gradients is then 0.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         losses = self.method.losses(self.encoder, batch)
@@ -48,15 +65,19 @@ class Step:
 
     def weights_are_finite(self) -> bool:
         """Whether no weight is NaN or infinite; waits for the device."""
-        return all(bool(torch.isfinite(flat.values).all()) for flat in (self.shared, self.own) if flat)
+        return all(bool(torch.isfinite(flat.values).all()) for flat in self._flats())
 
     def agree(self) -> None:
         """Give every process the first one's weights."""
         with torch.no_grad():
-            self.processes.agree(*(flat.values for flat in (self.shared, self.own) if flat))
+            self.processes.agree(*(flat.values for flat in self._flats()))
+
+    def _flats(self) -> list[FlatWeights]:
+        return [flat for flat in (self.shared, self.own) if flat]
 
     def _update(self, losses: list[Tensor]) -> dict[str, Tensor]:
         tasks = losses if self.method.weigh else [torch.stack(losses).sum()]
+        tasks = [self.loss_scale.scaled(task) for task in tasks]
         n_shared = len(self.shared.parameters)
         wanted = [*self.shared.parameters, *(self.own.parameters if self.own else ())]
         found = [
@@ -68,19 +89,24 @@ class Step:
         self.shared.values.grad, products = self.gradients_to_update([task[:n_shared] for task in found])
         if self.own:
             self.own.values.grad = self.own.write_gradients([task[n_shared:] for task in found]).sum(dim=0)
-        self.optimizer.step()
-        return {} if products is None or len(tasks) != 2 else _conflict(products)
+        skipped = self.loss_scale.step(self.optimizer)
+        measured = {} if products is None or len(tasks) != 2 else _conflict(products)
+        if skipped is None:
+            return measured
+        measured = {name: torch.where(skipped > 0, 0, value) for name, value in measured.items()}
+        return measured | {"skipped_steps": skipped}
 
     def gradients_to_update(self, tasks: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor | None]:
         """One gradient a shared parameter for each task → the update, shape (P,): what surgery costs is spent here.
 
-        With it, where the method weighs them, the tasks' inner products (T, T).
+        With it, where the method weighs them, the tasks' inner products (T, T). Where losses are scaled, gradients and
+        update are too, the inner products not: the optimiser undoes it, and weights (T,) are those of the true gradients.
         """
         gradients = self.shared.write_gradients(tasks)
         self.processes.add_up(gradients)
         if self.method.weigh is None:
             return gradients[0], None
-        products = inner_products(gradients)
+        products = inner_products(gradients) / self.loss_scale.value().double().square()
         # In the first one's place: millions of fresh numbers a step cost more than the surgery.
         return combine(gradients, self.method.weigh(products), out=gradients[0]), products
 
