@@ -150,8 +150,8 @@ def contents(folder):
 
 @pytest.mark.usefixtures("ray_here")
 class TestSameAsOneProcess:
-    def rank(self, slides, model, ray_address):
-        settings = RankSettings(model=model, out="triage", top=5, batch_size=1, ray_address=ray_address)
+    def rank(self, slides, model, ray_address, batch_size=1):
+        settings = RankSettings(model=model, out="triage", top=5, batch_size=batch_size, ray_address=ray_address)
         worklist = rank(slides, settings, Silent())
         write_worklist(worklist, settings.out)
         return worklist
@@ -183,6 +183,19 @@ class TestSameAsOneProcess:
         assert len(killed) == 1
         assert [slide.slide for slide in worklist.slides if slide.call is Call.NOT_ASSESSED] == ["words.svs"]
         assert len(worklist.slides) == 5
+        assert contents(tmp_path / "there" / "triage") == contents(tmp_path / "here" / "triage")
+
+    def test_rank_to_the_byte_with_two_threads_a_worker(self, make_slide_folders, model, tmp_path, monkeypatch):
+        # Of the batch sizes tried, seven is the one whose embeddings differ between one thread and two.
+        slides = make_slide_folders(tmp_path / "slides", ["a", "b"], cells=70)
+        torch.set_num_threads(2)
+        try:
+            for name, address in (("here", ""), ("there", "local")):
+                (tmp_path / name).mkdir()
+                monkeypatch.chdir(tmp_path / name)
+                self.rank(slides, model, address, batch_size=7)
+        finally:
+            torch.set_num_threads(1)
         assert contents(tmp_path / "there" / "triage") == contents(tmp_path / "here" / "triage")
 
     def test_a_slide_that_costs_three_workers_is_not_assessed_and_the_others_are(
