@@ -199,6 +199,9 @@ class PretrainSettings(Section):
         description="number format inside the network; auto: bf16 where GPU or processor has it, else float16 on a "
         "GPU (never run on one yet), float32 on a processor",
     )
+    compile: bool = Field(
+        False, description="train by torch.compile's code: a minute or more to make; needs g++, on a GPU Triton"
+    )
     cache: Literal["ram", "disk"] = Field(
         "ram", description="where decoded cells are kept; disk: a file beside the bundle that the next run uses again"
     )

@@ -47,6 +47,7 @@ def pretrain(
     seed: Annotated[int | None, option("pretrain", "seed")] = None,
     device: Annotated[str | None, option("pretrain", "device")] = None,
     precision: Annotated[str | None, option("pretrain", "precision")] = None,
+    compile: Annotated[bool | None, option("pretrain", "compile")] = None,  # noqa: A002
     cache: Annotated[str | None, option("pretrain", "cache")] = None,
     resume: Annotated[
         bool,

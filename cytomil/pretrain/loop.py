@@ -90,7 +90,7 @@ def pretrain(
     make_method: Callable[..., Method] = partial(method, settings, cells=cells)
     if method.uses_instance_labels:
         make_method = partial(make_method, instance_labels=read_training_instance_labels(manifest, rows, cells))
-    run = Run(settings, identity, cells, processes, checkpoint, make_method, start)
+    run = Run(settings, identity, cells, processes, checkpoint, make_method, start, listener.note)
     if checkpoint:
         listener.note(f"resuming after epoch {checkpoint.epoch} of {settings.epochs}")
     for epoch in range(run.epoch, settings.epochs) if method.trains else ():

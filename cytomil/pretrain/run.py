@@ -24,7 +24,7 @@ from cytomil.pretrain.schedule import learning_rate_at
 from cytomil.pretrain.step import Step
 from cytomil.pretrain.training_encoder import TrainingEncoder
 from cytomil.pretrain.views import ViewMaker
-from cytomil.progress import Listener
+from cytomil.progress import Listener, Silent
 from cytomil.provenance import now, versions
 from cytomil.settings import PretrainSettings
 
@@ -36,7 +36,7 @@ class Run:
     """What changes from epoch to epoch.
 
     ``start`` is what the encoder starts from; ``make_method`` makes the method for it; ``checkpoint`` takes up an
-    interrupted run of the same identity.
+    interrupted run of the same identity; ``note`` is told where the network cannot be compiled.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Run:
         checkpoint: Checkpoint | None,
         make_method: Callable[[Encoder], Method],
         start: Start,
+        note: Callable[[str], None] | None = None,
     ) -> None:
         keep_freed_memory()
         torch.manual_seed(settings.seed)
@@ -65,6 +66,9 @@ class Run:
         self.method = make_method(self.encoder)
         for module in (self.encoder, self.method):
             module.to(self.device).to(memory_format=torch.channels_last)
+        if settings.compile:
+            # After the method is made, which may have copied the encoder.
+            self.encoder.use_compiler(note or Silent().note)
         self.step = Step(self.encoder, self.method, settings, processes, self.precision)
         self.make_view = ViewMaker(settings.crop_scale, settings.jitter, self.method.turns)
         self.steps = len(self.method.batches(torch.Generator()))

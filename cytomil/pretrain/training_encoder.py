@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.errors import SettingsError
+from cytomil.pretrain.compiled import Network, compiled
 from cytomil.pretrain.processes import Processes
 from cytomil.pretrain.small_maps import replace_convolutions
 
@@ -26,6 +29,14 @@ class TrainingEncoder(Encoder):
         self._precision, self._processes = precision, processes
         processes.share_statistics(self)
         replace_convolutions(self)
+        self._network: Network = Encoder.project  # type: ignore[assignment]
+
+    def use_compiler(self, note: Callable[[str], None]) -> None:
+        """Train by torch.compile's code from now on, where it works; one line to ``note`` where it does not."""
+        if self._processes.count > 1:
+            note("the network is not compiled: several processes train it")
+            return
+        self._network = compiled(self._network, note)
 
     def project(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The whole batch's pixels (N, 3, S, S) in 0 to 1 → its h, and its z before standardising."""
@@ -34,7 +45,7 @@ class TrainingEncoder(Encoder):
         own = self._processes.share(pixels)
         reduced = self._precision is not torch.float32
         with torch.autocast(pixels.device.type, dtype=self._precision, enabled=reduced):
-            h, raw = super().project(own)
+            h, raw = self._network(self, own)
         if reduced:
             h, raw = h.float(), raw.float()
         return self._processes.gather(h, len(pixels)), self._processes.gather(raw, len(pixels))
