@@ -21,7 +21,8 @@ def compiled(network: Network, note: Callable[[str], None]) -> Network:
 
     # Several tasks may send their gradients back through one graph, whose buffers the first may then not reuse.
     of_autograd.donated_buffer = False
-    current = torch.compile(network)
+    # Code for each batch size by itself, lest it depend on which came first: a resumed run begins with another.
+    current = torch.compile(network, dynamic=False)
 
     def run(module: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal current
