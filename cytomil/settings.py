@@ -186,7 +186,7 @@ class PretrainSettings(Section):
     temperature: float = Field(0.2, gt=0, description="temperature τ of both contrastive losses")
     similarity_scale: float | Literal["tau"] = Field(
         0.04,
-        description="factor on the similarity loss; 1: as printed; 'tau': undoes its 1/τ; a plain projector collapses at both",
+        description="factor on the similarity loss; 1: as printed, which collapses; 'tau': undoes its 1/τ",
     )
     surgery: Surgery | None = Field(
         None, description="how slam-ags makes one update of its two tasks' gradients; none: adaptive"

@@ -15,8 +15,8 @@ class Standardise(nn.Module):
     """Each dimension to mean 0 and variance 1 over the rows given, without gain or shift (SimCLR's last batch norm).
 
     Cells look alike, so an untrained network's projections all point the same way, and their cosines, near 1, tell
-    nothing apart; and all cells at one point is the optimum of some objectives here. Seen from their mean the
-    projections point everywhere from the first step on, and one point is not to be had.
+    nothing apart. Seen from their mean the projections point everywhere from the first step on, and a batch cannot lie at
+    one point.
 
     In evaluation the running statistics of training are used.
     """
