@@ -15,9 +15,6 @@ from typing import Any
 
 from cytomil.errors import CytomilError
 
-# What h5py raises for a file that is truncated, damaged or laid out in another way.
-HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

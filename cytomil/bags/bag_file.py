@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,8 @@ import h5py
 import numpy as np
 
 from cytomil.errors import BagFileError
-from cytomil.files import HDF5_ERRORS, replacing
+from cytomil.files import replacing
+from cytomil.hdf5 import reading_hdf5
 from cytomil.slides.cutting import Cutting
 
 SCHEMA = "cytomil.bag/1"
@@ -161,18 +162,9 @@ def content_sha256(bag: Bag) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[h5py.File]:
+def reading(path: Path) -> AbstractContextManager[h5py.File]:
     """Open a bag file for reading. Raises `BagFileError` for whatever h5py cannot make sense of."""
-    if not path.is_file():
-        raise BagFileError(f"{path} does not exist. Make bags with `cytomil make-bags`.")
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except HDF5_ERRORS as error:
-        raise BagFileError(
-            f"{path} is truncated, damaged or not an HDF5 file ({error}). Make it again with `cytomil make-bags`."
-        ) from None
+    return reading_hdf5(path, BagFileError, "bags with `cytomil make-bags`")
 
 
 def _fault(file: h5py.File) -> str:

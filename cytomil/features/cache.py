@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import h5py
 import numpy as np
 
 from cytomil.errors import FeatureFileError
-from cytomil.files import HDF5_ERRORS, replacing
+from cytomil.files import replacing
+from cytomil.hdf5 import reading_hdf5
 
 SCHEMA = "cytomil.features/1"
 _PER_INSTANCE = ("features", "coords", "instance_id")
@@ -169,17 +170,8 @@ def is_valid(path: Path, key: FeatureKey) -> bool:
         return False
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[h5py.File]:
-    if not path.is_file():
-        raise FeatureFileError(f"{path} does not exist. Make features with `cytomil embed`.")
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except HDF5_ERRORS as error:
-        raise FeatureFileError(
-            f"{path} is truncated, damaged or not an HDF5 file ({error}). Make it again with `cytomil embed`."
-        ) from None
+def _reading(path: Path) -> AbstractContextManager[h5py.File]:
+    return reading_hdf5(path, FeatureFileError, "features with `cytomil embed`")
 
 
 def _fault(file: h5py.File) -> str:

@@ -17,7 +17,8 @@ import torch
 from cytomil.bags.manifest import BagRow, Manifest
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import CytomilError
-from cytomil.files import HDF5_ERRORS, replacing, sha256_of_json
+from cytomil.files import replacing, sha256_of_json
+from cytomil.hdf5 import HDF5_ERRORS
 from cytomil.pretrain.cells import TrainingCells, assemble, fill_cells
 from cytomil.progress import Listener, Problem
 

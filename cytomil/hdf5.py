@@ -1,0 +1,30 @@
+"""Opening HDF5 files that may be truncated, damaged or no HDF5 at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+
+from cytomil.errors import CytomilError
+
+# What h5py raises for a file that is truncated, damaged or laid out in another way.
+HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+
+
+@contextmanager
+def reading_hdf5(path: Path, error: type[CytomilError], made: str) -> Iterator[h5py.File]:
+    """Open ``path`` for reading; whatever h5py cannot make sense of, then or in the body, becomes one line of ``error``.
+
+    ``made`` says what such files are and who makes them: "bags with `cytomil make-bags`".
+    """
+    what, _, by = made.partition(" with ")
+    if not path.is_file():
+        raise error(f"{path} does not exist. Make {what} with {by}.")
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except HDF5_ERRORS as problem:
+        raise error(f"{path} is truncated, damaged or not an HDF5 file ({problem}). Make it again with {by}.") from None
