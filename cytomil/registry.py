@@ -6,7 +6,9 @@ entry point of the group ``cytomil.methods``; docs/methods.md shows how.
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
+
+from cytomil.plugins import find_foreign
 
 GROUP = "cytomil.methods"
 
@@ -26,20 +28,12 @@ _BUILT_IN = {
 METHODS = {name: EntryPoint(name, f"cytomil.pretrain.methods.{place}", GROUP) for name, place in _BUILT_IN.items()}
 
 
-def foreign_methods() -> dict[str, EntryPoint]:
-    """The methods that installed packages bring, by name; cytomil's own names cannot be taken."""
-    return {found.name: found for found in entry_points(group=GROUP) if found.name not in METHODS}
-
-
 def find_method(name: str) -> EntryPoint:
-    """The method of this name, not loaded yet. Raises `ValueError` naming those there are."""
+    """The method of this name, not loaded yet; cytomil's own cannot be taken. Raises `ValueError` naming those there are."""
     if name in METHODS:
         return METHODS[name]
     # Looked for only now: reading every installed package's entry points takes a moment.
-    foreign = foreign_methods()
-    if name not in foreign:
-        raise ValueError(f"there is no such method; there are: {', '.join([*METHODS, *foreign])}")
-    return foreign[name]
+    return find_foreign("method", GROUP, name, METHODS)
 
 
 def known_method(name: str) -> str:

@@ -90,7 +90,9 @@ def test_the_command_line_finds_it(package, bags, tmp_path):
 def test_a_name_nobody_has_lists_those_there_are(installed):
     with pytest.raises(SettingsError, match="barlow-twins") as caught:
         load({"pretrain": {"method": "barlow"}})
-    assert "command line: pretrain.method: there is no such method" in str(caught.value)
+    assert "command line: pretrain.method: there is no method 'barlow'. Did you mean 'barlow-twins'?" in str(
+        caught.value
+    )
     assert all(name in str(caught.value) for name in METHODS)
 
 

@@ -5,9 +5,6 @@ A package of its own adds one by an entry point in the group ``cytomil.aggregato
 
 from __future__ import annotations
 
-import difflib
-from importlib.metadata import entry_points
-
 from cytomil.errors import SettingsError
 from cytomil.mil.aggregators.abmil import ABMIL
 from cytomil.mil.aggregators.base import Aggregator
@@ -21,6 +18,7 @@ from cytomil.mil.aggregators.ocsvm import OneClassSVM
 from cytomil.mil.aggregators.pooling import MaxPooling, MeanPooling, TopPooling
 from cytomil.mil.aggregators.transmil import TransMIL
 from cytomil.mil.pamil import PAMIL
+from cytomil.plugins import find_foreign, load_kind
 from cytomil.settings import InstanceScore
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
@@ -45,21 +43,11 @@ def find_aggregator(name: str) -> type[Aggregator]:
     """The aggregator of this name, ours or an installed package's. Raises `SettingsError` where there is none."""
     if name in AGGREGATORS:
         return AGGREGATORS[name]
-    installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if name not in installed:
-        known = [*AGGREGATORS, *installed]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean '{close[0]}'?" if close else f"There are: {', '.join(known)}."
-        raise SettingsError(f"there is no aggregator '{name}'. {hint}")
     try:
-        found = installed[name].load()
-    except Exception as error:  # whatever a foreign package does at import is one line for the user
-        raise SettingsError(f"the aggregator '{name}' ({installed[name].value}) cannot be loaded: {error}") from None
-    if not (isinstance(found, type) and issubclass(found, Aggregator)):
-        raise SettingsError(
-            f"the aggregator '{name}' ({installed[name].value}) is no cytomil.mil.aggregators.Aggregator."
-        )
-    return found
+        entry = find_foreign("aggregator", ENTRY_POINTS, name, AGGREGATORS)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    return load_kind("aggregator", entry, Aggregator)  # type: ignore[type-abstract]
 
 
 def require_score(name: str, kind: InstanceScore) -> None:

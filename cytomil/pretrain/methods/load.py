@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cytomil.errors import SettingsError
+from cytomil.plugins import load_kind
 from cytomil.pretrain.methods.base import Method
 from cytomil.registry import find_method
 from cytomil.settings import PretrainSettings
@@ -13,17 +14,8 @@ def load_method(name: str) -> type[Method]:
     try:
         entry = find_method(name)
     except ValueError as error:
-        raise SettingsError(f"method '{name}': {error}.") from None
-    try:
-        found = entry.load()
-    except Exception as error:  # another package's code may fail in any way
-        raise SettingsError(
-            f"method '{name}' cannot be loaded from {entry.value} ({type(error).__name__}: {error}). "
-            "Repair or remove the package that brings it."
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        raise SettingsError(f"method '{name}': {entry.value} is not a subclass of cytomil.pretrain.methods.Method.")
-    return found
+        raise SettingsError(str(error)) from None
+    return load_kind("method", entry, Method)
 
 
 def require_consent(method: type[Method], settings: PretrainSettings) -> None:
