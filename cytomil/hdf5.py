@@ -15,16 +15,17 @@ HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 
 
 @contextmanager
-def reading_hdf5(path: Path, error: type[CytomilError], made: str) -> Iterator[h5py.File]:
+def reading_hdf5(path: Path, error: type[CytomilError], what: str, verb: str) -> Iterator[h5py.File]:
     """Open ``path`` for reading; whatever h5py cannot make sense of, then or in the body, becomes one line of ``error``.
 
-    ``made`` says what such files are and who makes them: "bags with `cytomil make-bags`".
+    ``what`` such files are, and the ``verb`` that makes them, is what the line says.
     """
-    what, _, by = made.partition(" with ")
     if not path.is_file():
-        raise error(f"{path} does not exist. Make {what} with {by}.")
+        raise error(f"{path} does not exist. Make {what} with `cytomil {verb}`.")
     try:
         with h5py.File(path, "r") as file:
             yield file
     except HDF5_ERRORS as problem:
-        raise error(f"{path} is truncated, damaged or not an HDF5 file ({problem}). Make it again with {by}.") from None
+        raise error(
+            f"{path} is truncated, damaged or not an HDF5 file ({problem}). Make it again with `cytomil {verb}`."
+        ) from None

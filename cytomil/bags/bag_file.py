@@ -164,7 +164,7 @@ def content_sha256(bag: Bag) -> str:
 
 def reading(path: Path) -> AbstractContextManager[h5py.File]:
     """Open a bag file for reading. Raises `BagFileError` for whatever h5py cannot make sense of."""
-    return reading_hdf5(path, BagFileError, "bags with `cytomil make-bags`")
+    return reading_hdf5(path, BagFileError, "bags", "make-bags")
 
 
 def _fault(file: h5py.File) -> str:

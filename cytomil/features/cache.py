@@ -171,7 +171,7 @@ def is_valid(path: Path, key: FeatureKey) -> bool:
 
 
 def _reading(path: Path) -> AbstractContextManager[h5py.File]:
-    return reading_hdf5(path, FeatureFileError, "features with `cytomil embed`")
+    return reading_hdf5(path, FeatureFileError, "features", "embed")
 
 
 def _fault(file: h5py.File) -> str:

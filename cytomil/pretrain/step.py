@@ -107,7 +107,7 @@ class Step:
         if self.method.weigh is None:
             return gradients[0], None
         products = inner_products(gradients) / self.loss_scale.value().double().square()
-        # In the first one's place: millions of fresh numbers a step cost more than the surgery.
+        # In the first one's place, which nobody reads again: no room for another gradient.
         return combine(gradients, self.method.weigh(products), out=gradients[0]), products
 
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cytomil.mil.aggregators.neighbours import nearest_distances
-from cytomil.mil.aggregators.pooled_scorer import PooledScorer, subsample
+from cytomil.mil.aggregators.pooled_scorer import INNER_FOLDS, PooledScorer, measure, subsample
 from cytomil.mil.bags import TrainingBag
 from cytomil.settings import FitMilSettings, InstanceScore
 
 _K = 10
 _MOST_CELLS = 10_000
-_INNER_FOLDS = 4
 _LEAST = 1e-6
 
 _Folds = list[tuple[list[TrainingBag], list[TrainingBag]]]
@@ -58,13 +56,10 @@ class DensityRatio(PooledScorer):
     def fit(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, seed: int) -> Iterator[Self]:
         """See `Aggregator.fit`; ``epochs`` do not matter."""
         model = cls.learn(bags, settings, seed).eval()
-        pooled, labels = [], []
-        for kept, held in _folds(bags):
-            scorer = cls.learn(kept, settings, seed)
-            for bag in held:
-                pooled.append(scorer.pool(scorer.distances(bag.values)))
-                labels.append(bag.label)
-        model.calibrate(np.array(pooled), np.array(labels))
+        held_out = (
+            (cls.learn(kept, settings, seed), [(bag.values, bag.label) for bag in held]) for kept, held in _folds(bags)
+        )
+        model.calibrate(*measure(held_out))
         yield model
 
     def distances(self, instances: Tensor) -> Tensor:
@@ -85,7 +80,7 @@ def _folds(bags: Sequence[TrainingBag]) -> _Folds:
     """
     for group_of in (lambda bag: bag.patient, lambda bag: bag.bag_id):
         groups = [list(dict.fromkeys(group_of(bag) for bag in bags if bag.label == label)) for label in (0, 1)]
-        n_folds = min(_INNER_FOLDS, *map(len, groups))
+        n_folds = min(INNER_FOLDS, *map(len, groups))
         # A patient with bags of both labels keeps the fold that its negative bags gave it.
         fold_of = {group: i % n_folds for side in reversed(groups) for i, group in enumerate(side)}
         folds: _Folds = [

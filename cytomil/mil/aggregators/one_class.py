@@ -10,11 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cytomil.mil.aggregators.pooled_scorer import PooledScorer
+from cytomil.mil.aggregators.pooled_scorer import INNER_FOLDS, PooledScorer, measure
 from cytomil.mil.bags import TrainingBag
 from cytomil.settings import FitMilSettings
-
-_INNER_FOLDS = 4
 
 
 class OneClassScorer(PooledScorer):
@@ -46,19 +44,13 @@ class OneClassScorer(PooledScorer):
         patients = sorted({bag.patient for bag in negatives})
         if len(patients) == 1:
             return cls._halved(bags, negatives, settings, seed)
-        n_folds = min(_INNER_FOLDS, len(patients))
+        n_folds = min(INNER_FOLDS, len(patients))
         fold_of = {patient: i % n_folds for i, patient in enumerate(patients)}
         others = sorted({bag.patient for bag in bags} - set(patients))
         fold_of |= {patient: i % n_folds for i, patient in enumerate(others)}
-        pooled, labels = [], []
-        for fold in range(n_folds):
-            kept = torch.cat([bag.values for bag in negatives if fold_of[bag.patient] != fold])
-            scorer = cls.learn(kept, settings, seed)
-            for bag in bags:
-                if fold_of[bag.patient] == fold:
-                    pooled.append(scorer.pool(scorer.distances(bag.values)))
-                    labels.append(bag.label)
-        return np.array(pooled), np.array(labels)
+        kept = [torch.cat([bag.values for bag in negatives if fold_of[bag.patient] != fold]) for fold in range(n_folds)]
+        held = [[(bag.values, bag.label) for bag in bags if fold_of[bag.patient] == fold] for fold in range(n_folds)]
+        return measure((cls.learn(cells, settings, seed), some) for cells, some in zip(kept, held, strict=True))
 
     @classmethod
     def _halved(
@@ -69,5 +61,4 @@ class OneClassScorer(PooledScorer):
         scorer = cls.learn(cells[::2], settings, seed)
         held = [bag.values if bag.label else bag.values[1::2] for bag in bags]
         some = [(values, bag.label) for values, bag in zip(held, bags, strict=True) if len(values)]
-        pooled = [scorer.pool(scorer.distances(values)) for values, _ in some]
-        return np.array(pooled), np.array([label for _, label in some])
+        return measure([(scorer, some)])

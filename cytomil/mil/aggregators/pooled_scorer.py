@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from cytomil.mil.aggregators.base import Aggregator, PooledReading, top_count
 from cytomil.settings import InstanceScore
 
+INNER_FOLDS = 4
 _LEAST = 1e-6
 
 
@@ -68,6 +70,12 @@ class PooledScorer(Aggregator):
 
     def _probability(self, distances: Tensor) -> float:
         return float((self.slope * self.pool(distances) + self.intercept).sigmoid())
+
+
+def measure(held_out: Iterable[tuple[PooledScorer, Iterable[tuple[Tensor, int]]]]) -> tuple[np.ndarray, np.ndarray]:
+    """Pooled distances and labels, both (n_bags,), of the (instances, label) that each scorer has not learnt from."""
+    found = [(scorer.pool(scorer.distances(values)), label) for scorer, bags in held_out for values, label in bags]
+    return np.array([pooled for pooled, _ in found]), np.array([label for _, label in found])
 
 
 def subsample(cells: Tensor, most: int, seed: int) -> Tensor:
