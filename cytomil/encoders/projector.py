@@ -29,9 +29,22 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("variance", torch.ones(dim))
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Rows (N, D) → (N, D); N ≥ 2 in training, where more than one row is needed for a variance."""
+    def forward(self, rows: Tensor, follow: bool = True) -> Tensor:
+        """Rows (N, D) → (N, D); N ≥ 2 in training, where more than one row is needed for a variance.
+
+        Without ``follow`` the running statistics stay as they are: for rows that were given before.
+        """
+        if self.training and not follow:
+            return F.batch_norm(rows, None, None, training=True)
         return F.batch_norm(rows, self.mean, self.variance, training=self.training, momentum=_MOMENTUM)
+
+
+class AsItIs(nn.Identity):
+    """Stands where a plain projector has nothing to standardise."""
+
+    def forward(self, rows: Tensor, follow: bool = True) -> Tensor:
+        """Rows (N, D), the same."""
+        return rows
 
 
 def make_projector(kind: str, embedding_dim: int, projection_dim: int) -> tuple[nn.Module, nn.Module]:
@@ -43,10 +56,10 @@ def make_projector(kind: str, embedding_dim: int, projection_dim: int) -> tuple[
     Raises `SettingsError` for another kind.
     """
     if not projection_dim:
-        return nn.Identity(), nn.Identity()
+        return nn.Identity(), AsItIs()
     if kind == "plain":
         first, last = nn.Linear(embedding_dim, embedding_dim), nn.Linear(embedding_dim, projection_dim)
-        return nn.Sequential(first, nn.ReLU(inplace=True), last), nn.Identity()
+        return nn.Sequential(first, nn.ReLU(inplace=True), last), AsItIs()
     if kind == "standardised":
         layers = (
             nn.Linear(embedding_dim, embedding_dim, bias=False),

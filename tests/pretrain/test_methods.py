@@ -68,6 +68,16 @@ def test_two_task_methods_take_similarity_from_negatives_and_contrast_from_posit
     torch.testing.assert_close(losses["nt_xent"], nt_xent_loss(z_i[3:], z_j[3:], 0.1))
 
 
+def test_a_step_of_slam_ags_moves_the_running_statistics_of_z_once(make):
+    encoder = Encoder(Architecture(projection_dim=8, projector="standardised")).train()
+    given = batch(HALVES)
+    make("slam-ags").losses(encoder, given)
+    moved = encoder.standardise.mean.clone()
+    sides = (~given.is_positive, given.is_positive)
+    raw = [encoder.project(torch.cat([view[side] for view in given.views]))[1] for side in sides]
+    torch.testing.assert_close(moved, 0.1 * torch.cat(raw).mean(dim=0))
+
+
 def test_simclr_contrasts_every_cell(encoder, make):
     given = batch(HALVES)
     losses = make("simclr", temperature=0.3).losses(encoder, given)

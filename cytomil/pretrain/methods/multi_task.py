@@ -61,13 +61,14 @@ class SlamAgs(WeakSupCon):
             return super().project(encoder, batch)
         sides = (~batch.is_positive, batch.is_positive)
         negatives, positives = (encoder.project(torch.cat([view[side] for view in batch.views]))[1] for side in sides)
-        return _beside(encoder, negatives, positives), _beside(encoder, positives, negatives)
+        return _beside(encoder, negatives, positives), _beside(encoder, positives, negatives, again=True)
 
 
-def _beside(encoder: Encoder, own: Tensor, others: Tensor) -> Views:
+def _beside(encoder: Encoder, own: Tensor, others: Tensor, again: bool = False) -> Views:
     """Both views' projections, standardised over both sides' cells, where only ``own`` carries a gradient.
 
-    Standardised by themselves the negatives would lie about zero, whatever the similarity loss did.
+    Standardised by themselves the negatives would lie about zero, whatever the similarity loss did. The running
+    statistics follow the first time, not when the same rows come ``again``.
     """
-    z_i, z_j = encoder.standardise(torch.cat([own, others.detach()]))[: len(own)].chunk(2)
+    z_i, z_j = encoder.standardise(torch.cat([own, others.detach()]), follow=not again)[: len(own)].chunk(2)
     return z_i, z_j
