@@ -258,6 +258,10 @@ class FitMilSettings(Section):
     )
     n_prototypes: int = Field(10, ge=1, description="PAMIL's prototypes")
     prototypes: Prototypes = Field(Prototypes.RANDOM, description="how PAMIL's prototypes start")
+    prototype_branch: bool = Field(
+        False, description="PAMIL: the original's prototypes classify the bag along with attention"
+    )
+    instance_branch: bool = Field(False, description="PAMIL: the original's pseudo labels of instances train it too")
     epochs: int = Field(60, ge=1, description="most epochs; cross-validation chooses how many of them")
     learning_rate: float = Field(1e-3, gt=0, description="learning rate of Adam")
     weight_decay: float = Field(0.0, ge=0, description="weight decay of Adam")

@@ -17,6 +17,8 @@ def fit_mil(
     aggregator: Annotated[str | None, option("fit_mil", "aggregator")] = None,
     n_prototypes: Annotated[int | None, option("fit_mil", "n_prototypes")] = None,
     prototypes: Annotated[Prototypes | None, option("fit_mil", "prototypes")] = None,
+    prototype_branch: Annotated[bool | None, option("fit_mil", "prototype_branch")] = None,
+    instance_branch: Annotated[bool | None, option("fit_mil", "instance_branch")] = None,
     epochs: Annotated[int | None, option("fit_mil", "epochs")] = None,
     learning_rate: Annotated[float | None, option("fit_mil", "learning_rate")] = None,
     weight_decay: Annotated[float | None, option("fit_mil", "weight_decay")] = None,

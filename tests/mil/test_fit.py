@@ -103,7 +103,8 @@ def test_bfloat16_products_change_probabilities_and_ranks_little_and_weights_and
 
     def fitted(precision):
         settings = SETTINGS.model_copy(update={"precision": precision})
-        *_, (model, standardise) = training_epochs(bags, settings, 30, 0)
+        # Few epochs: every one amplifies what rounding began, and what it comes to differs between processors.
+        *_, (model, standardise) = training_epochs(bags, settings, 10, 0)
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         return [model.assess(standardise(bag.values)) for bag in make_bags(8, size=60, shift=2.0, seed=7)]
 

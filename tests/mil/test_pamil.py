@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from cytomil.mil.pamil import PAMIL
+from cytomil.mil.pamil_branches import PrototypeBranch
 from cytomil.mil.prototypes import kmeans_prototypes
 from cytomil.settings import InstanceScore
 
@@ -72,6 +73,93 @@ def test_a_bag_read_in_blocks_of_any_size_gives_what_forward_gives(size):
     probability, scores = reading.result()
     assert probability == pytest.approx(float(logits.softmax(0)[1]), abs=1e-6)
     torch.testing.assert_close(scores.float(), attention[1] * 40)
+
+
+def without_branches(pamil):
+    """The same weights, attention branch alone."""
+    plain = model()
+    plain.load_state_dict(pamil.state_dict(), strict=False)
+    return plain
+
+
+def affinities(pamil, instances):
+    unit = [
+        F.normalize(F.relu(F.linear(rows, pamil.shared[0].weight, pamil.shared[0].bias)), dim=1)
+        for rows in (instances, pamil.prototypes)
+    ]
+    return unit, torch.sigmoid(pamil.instance_gate[0](unit[0])) @ torch.tanh(pamil.prototype_gate[0](unit[1])).T
+
+
+def test_the_prototype_branch_equals_its_equations_written_out():
+    pamil, instances = model(prototype_branch=True), bag(5)
+    (_, prototypes), affinity = affinities(pamil, instances)
+    presence = [max(float(affinity[n, p].detach()) for n in range(5)) for p in range(4)]
+    scaled = torch.tensor(presence) / abs(max(presence))
+    weights = scaled.exp() / scaled.exp().sum()
+    pooled = sum(weights[p] * prototypes[p] for p in range(4))
+    own = pamil.by_prototypes.classifier(pooled)
+    attended = without_branches(pamil)(instances)[0]
+    torch.testing.assert_close(pamil(instances)[0], 0.5 * attended + 0.5 * own)
+
+    q, p = own.softmax(0), attended.softmax(0)
+    divergence = sum(q[c] * (q[c] / p[c]).log() for c in range(2))
+    expected = -pamil(instances)[0].log_softmax(0)[1] + 0.1 * divergence
+    torch.testing.assert_close(pamil.training_loss(instances, torch.tensor(1), 0.0), expected)
+
+
+@pytest.mark.parametrize("shift", [0.0, -50.0])
+def test_the_prototype_that_is_most_present_counts_most_whatever_the_sign(shift):
+    branch = PrototypeBranch(3, 3)
+    greatest = torch.tensor([1.0, 3.0, 2.0]) + shift
+    torch.nn.init.eye_(branch.classifier.weight)
+    counted = branch(greatest, torch.eye(3)) - branch.classifier.bias
+    assert counted.argmax() == 1
+    assert (counted > 0).all()
+
+
+def test_agreeing_branches_have_nothing_to_reconcile_and_the_prototypes_take_no_gradient_of_it():
+    attended, own = torch.tensor([0.3, -1.0], requires_grad=True), torch.tensor([2.0, 0.7], requires_grad=True)
+    assert float(PrototypeBranch.consistency(attended, own).detach()) == pytest.approx(0, abs=1e-6)
+    PrototypeBranch.consistency(attended, own * 2).backward()
+    assert own.grad is None
+    assert attended.grad is not None
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_the_instance_branch_asks_its_pseudo_labels_of_every_class(label):
+    pamil, instances = model(instance_branch=True), bag(40)
+    plain = without_branches(pamil)
+    attention = plain(instances)[1]
+    (hidden, _), _ = affinities(pamil, instances)
+    losses = []
+    for c in range(2):
+        order = sorted(range(40), key=lambda n: -float(attention[c, n].detach()))
+        asked = [(n, int(c == label)) for n in order[:8]] + [(n, 0) for n in order[-8:] if c == label]
+        logits = [pamil.by_instances.classifiers[c](hidden[n]) for n, _ in asked]
+        losses.append(sum(-one.log_softmax(0)[y] for one, (_, y) in zip(logits, asked, strict=True)) / len(asked))
+    expected = plain.training_loss(instances, torch.tensor(label), 0.0) + 0.5 * (losses[0] + losses[1]) / 2
+    torch.testing.assert_close(pamil.training_loss(instances, torch.tensor(label), 0.0), expected)
+    torch.testing.assert_close(pamil(instances)[0], plain(instances)[0])
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+@torch.inference_mode()
+def test_a_bag_read_in_blocks_has_the_prototype_branchs_say(size):
+    pamil, instances = model(prototype_branch=True), bag(40)
+    reading = pamil.read(InstanceScore.EVIDENCE)
+    for block in instances.split(size):
+        reading.add(block)
+    probability, scores = reading.result()
+    assert probability == pytest.approx(float(pamil(instances)[0].softmax(0)[1]), abs=1e-6)
+    alone = torch.stack([pamil(instances[n : n + 1])[0] for n in range(40)])
+    torch.testing.assert_close(scores.float().log(), alone[:, 1] - alone[:, 0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 2, 15, 100])
+def test_both_branches_train_on_a_bag_of_any_size(n):
+    pamil = model(prototype_branch=True, instance_branch=True)
+    pamil.training_loss(bag(n), torch.tensor(1), 0.005).backward()
+    assert all(weight.grad is None or bool(weight.grad.isfinite().all()) for weight in pamil.parameters())
 
 
 def test_identical_instances_share_the_attention_evenly():

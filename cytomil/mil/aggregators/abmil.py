@@ -55,17 +55,21 @@ class ABMIL(AttentionAggregator):
         """One attention distribution."""
         return 1
 
-    def attend(self, instances: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(self, instances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `AttentionAggregator`."""
         hidden = self.embed(instances)
-        return hidden, self.attention(hidden)
+        return hidden, self.attention(hidden), hidden[:, :0]
 
-    def log_odds(self, pooled: Tensor) -> Tensor:
+    def log_odds(self, pooled: Tensor, marks: Tensor) -> Tensor:
         """See `AttentionAggregator`."""
         return self.classifier(pooled[:, 0]).squeeze(1)
 
     def loss(self, instances: Tensor, label: Tensor, settings: FitMilSettings, generator: torch.Generator) -> Tensor:
         """Cross entropy of the bag's label."""
-        hidden, raw = self.attend(instances)
-        pooled = raw.softmax(dim=0).T @ hidden
-        return F.binary_cross_entropy_with_logits(self.log_odds(pooled.unsqueeze(0)), label.float().view(1))
+        hidden, raw, _ = self.attend(instances)
+        return self.bag_loss(hidden, raw, label)
+
+    def bag_loss(self, hidden: Tensor, raw: Tensor, label: Tensor) -> Tensor:
+        """Cross entropy of the label () of a bag that `attend` read as (N, H), (N, 1)."""
+        logit = self.classifier(raw.softmax(dim=0).T @ hidden).view(1)
+        return F.binary_cross_entropy_with_logits(logit, label.float().view(1))

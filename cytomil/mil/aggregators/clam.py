@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cytomil.mil.aggregators.abmil import ABMIL
+from cytomil.mil.aggregators.attention import most_and_least
 from cytomil.settings import FitMilSettings
 
 
@@ -27,14 +28,13 @@ class CLAM(ABMIL):
 
     def loss(self, instances: Tensor, label: Tensor, settings: FitMilSettings, generator: torch.Generator) -> Tensor:
         """See the class."""
-        hidden, raw = self.attend(instances)
-        pooled = raw.softmax(dim=0).T @ hidden
-        bag = F.binary_cross_entropy_with_logits(self.log_odds(pooled.unsqueeze(0)), label.float().view(1))
-        k = min(self.n_sampled, max(1, len(instances) // 2))
-        order = raw.detach().squeeze(1).argsort(descending=True)
-        logits = self.clusters[int(label)](hidden[torch.cat([order[:k], order[-k:]])])
-        speaks = torch.tensor([1, 0]).repeat_interleave(k)
-        return self.bag_weight * bag + (1 - self.bag_weight) * smooth_svm_loss(logits, speaks)
+        hidden, raw, _ = self.attend(instances)
+        chosen = most_and_least(raw.squeeze(1), self.n_sampled)
+        logits = self.clusters[int(label)](hidden[torch.cat(chosen)])
+        speaks = torch.tensor([1, 0]).repeat_interleave(len(chosen[0]))
+        return self.bag_weight * self.bag_loss(hidden, raw, label) + (1 - self.bag_weight) * smooth_svm_loss(
+            logits, speaks
+        )
 
 
 def smooth_svm_loss(logits: Tensor, labels: Tensor) -> Tensor:
