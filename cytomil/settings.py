@@ -37,6 +37,7 @@ class Surgery(StrEnum):
     SUM = "sum"
     PCGRAD = "pcgrad"
     ADAPTIVE = "adaptive"
+    PRIORITY = "priority"
     CAGRAD = "cagrad"
     MGDA = "mgda"
     IMTL_G = "imtl-g"

@@ -100,6 +100,19 @@ def pcgrad_weights(products: Tensor) -> Tensor:
     return shares.sum(dim=0)
 
 
+def priority_weights(products: Tensor) -> Tensor:
+    """What each gradient counts, shape (T,), from their inner products (T, T), where the last task comes first.
+
+    Every other gradient loses its component along the last one's where it opposes it (A-GEM, arXiv 1812.00420, eq. 11),
+    and the last one stays whole. PCGrad projects both ways whatever the gradients' norms: the least of tasks may forbid
+    the greatest a direction. Here, to first order, the last task learns no slower than by itself.
+    """
+    weights = torch.ones_like(products[0])
+    opposed = products[:-1, -1].clamp(max=0).sum()
+    weights[-1] -= opposed / products[-1, -1].clamp(min=torch.finfo(products.dtype).tiny)
+    return weights
+
+
 def adaptive_weights(products: Tensor, rescale: str = "paper") -> Tensor:
     """What each gradient counts in `adaptive_gradient_surgery`'s update, shape (T,), from their inner products (T, T).
 
@@ -120,21 +133,23 @@ def adaptive_weights(products: Tensor, rescale: str = "paper") -> Tensor:
 def surgeon(surgery: Surgery, rescale: Rescale) -> Weighting | None:
     """What weighs the tasks' gradients in an update, from their inner products; None for their plain sum.
 
-    ``pcgrad`` and ``adaptive`` are this module's. The others are torchjd's: ``cagrad`` (arXiv 2110.14048, c = `CAGRAD_C`)
-    keeps within c times the mean gradient's norm of it and takes the step there that serves the worst-off task best;
-    ``mgda`` (Désidéri 2012; arXiv 1810.04650) is the convex combination of least norm; ``imtl-g`` (Liu et al., ICLR 2021)
-    has the same projection on every task's gradient. These three are averages where the others are sums, so that their
-    steps are shorter at the same learning rate.
+    ``pcgrad``, ``adaptive`` and ``priority`` are this module's. The others are torchjd's: ``cagrad`` (arXiv 2110.14048,
+    c = `CAGRAD_C`) keeps within c times the mean gradient's norm of it and takes the step there that serves the
+    worst-off task best; ``mgda`` (Désidéri 2012; arXiv 1810.04650) is the convex combination of least norm; ``imtl-g``
+    (Liu et al., ICLR 2021) has the same projection on every task's gradient. These three are averages where the others
+    are sums, so that their steps are shorter at the same learning rate.
 
     Raises:
         SettingsError: ``cagrad`` without the solver it needs.
     """
-    if surgery is Surgery.SUM:
-        return None
-    if surgery is Surgery.PCGRAD:
-        return pcgrad_weights
-    if surgery is Surgery.ADAPTIVE:
-        return partial(adaptive_weights, rescale=rescale.value)
+    ours = {
+        Surgery.SUM: None,
+        Surgery.PCGRAD: pcgrad_weights,
+        Surgery.ADAPTIVE: partial(adaptive_weights, rescale=rescale.value),
+        Surgery.PRIORITY: priority_weights,
+    }
+    if surgery in ours:
+        return ours[surgery]
     from torchjd.aggregation import CAGradWeighting, IMTLGWeighting, MGDAWeighting
 
     if surgery is Surgery.MGDA:

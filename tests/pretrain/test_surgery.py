@@ -13,6 +13,7 @@ from cytomil.pretrain.surgery import (
     combine,
     inner_products,
     pcgrad,
+    priority_weights,
     surgeon,
 )
 from cytomil.settings import Rescale, Surgery
@@ -117,6 +118,35 @@ def test_inner_products_are_those_of_double_precision(p):
     exact = gradients.double() @ gradients.double().T
     scale = exact.diagonal().sqrt()
     assert float(((inner_products(gradients) - exact) / (scale[:, None] * scale)).abs().max()) < 5e-7
+
+
+def by_priority(gradients):
+    return combine(gradients, priority_weights(inner_products(gradients)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(two_gradients())
+def test_priority_keeps_the_last_tasks_gradient_whole_and_takes_from_the_other_what_opposes_it(gradients):
+    a, b = gradients
+    kept = a - min(0.0, float(a @ b)) / (b @ b) * b
+    torch.testing.assert_close(by_priority(gradients), kept + b)
+    along = float(by_priority(gradients) @ b / (b @ b))
+    assert along >= 1 - 1e-9
+    assert along == pytest.approx(max(1.0, 1 + float(a @ b / (b @ b))))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 999), st.integers(1, 5))
+def test_priority_of_many_tasks_takes_each_by_itself(seed, n_tasks):
+    gradients = torch.randn(n_tasks, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    last = gradients[-1]
+    kept = [g - min(0.0, float(g @ last)) / (last @ last) * last for g in gradients[:-1]]
+    torch.testing.assert_close(by_priority(gradients), last + sum(kept, torch.zeros(7, dtype=torch.float64)))
+
+
+def test_priority_over_nothing_is_nothing():
+    gradients = torch.tensor([[1.0, -2.0], [0.0, 0.0]])
+    assert torch.equal(by_priority(gradients), gradients[0])
 
 
 def test_arguments_are_left_as_they_were():
