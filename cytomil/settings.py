@@ -296,6 +296,9 @@ class EvaluateSettings(Section):
     out: Path = Field(Path("reports"), description="folder for metrics, predictions and curves")
     split: Split = Field(Split.TEST, description="which bags to evaluate")
     k: int = Field(0, ge=0, description="cells reviewed for Recall@k; 0: 40 % of each bag")
+    redraw: int = Field(
+        0, ge=0, description="bags redrawn from the measured bags' cells, for bag figures over many; 0: none"
+    )
     name: str | None = Field(None, description="row of this run in tables; without one, the pretraining method's name")
     table: Names = Field((), description="folders of reports: make tables and figures of them, and evaluate nothing")
     against: str | None = Field("simclr", description="row that --table compares every other one with, run by run")

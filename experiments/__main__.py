@@ -1,4 +1,4 @@
-"""`python -m experiments bags|run FOLDER …`: what a stage of a grid's dvc.yaml does."""
+"""`python -m experiments bags|run FOLDER …`: what a stage of a grid's dvc.yaml does; `all FOLDER`: all of it, side by side."""
 
 from __future__ import annotations
 
@@ -26,16 +26,30 @@ def main() -> int:
         verb.add_argument("folder", type=Path, help="folder of the grid, such as experiments/cpu")
         verb.add_argument("--witness-rate", type=float, required=True)
         verb.add_argument("--seed", type=int, required=True)
+    every = verbs.add_parser("all", help="make all bags and run every cell that has no record, several at a time")
+    every.add_argument("folder", type=Path, help="folder of the grid, such as experiments/cpu")
+    every.add_argument("--jobs", type=int, default=1, help="cells at a time")
     run.add_argument("--method", required=True, help="a name among the grid's methods")
     given = parser.parse_args()
     try:
         grid = read_grid(given.folder)
+        if given.verb == "all":
+            return _all(grid, given.jobs)
         if given.verb == "bags":
             return _bags(grid, Cell("", round(given.witness_rate, 6), given.seed))
         return _run(grid, Cell(given.method, round(given.witness_rate, 6), given.seed))
     except CytomilError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _all(grid: Grid, jobs: int) -> int:
+    from experiments.side_by_side import run_all
+
+    failed = run_all(grid, max(1, jobs))
+    for cell in failed:
+        print(f"{grid.name_of(cell)}: failed, see {grid.record_of(cell)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _bags(grid: Grid, cell: Cell) -> int:

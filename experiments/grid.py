@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,12 @@ class Grid:
     def runs(self) -> Path:
         """The folder of the records, kept in git."""
         return self.folder / "runs"
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every cell, in the order of running: all methods of a witness rate and seed, then the next rate, then seed."""
+        axes = product(self.seeds, self.witness_rates, self.methods)
+        return [Cell(name, witness_rate, seed) for seed, witness_rate, name in axes]
 
     def record_of(self, cell: Cell) -> Path:
         """Where a cell's record lies."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
 from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
 from cytomil.progress import Problem
 from cytomil.settings import EvaluateSettings, Split, load
+
+if TYPE_CHECKING:
+    from cytomil.evaluate.redrawn import RedrawnMetrics
 
 _BAG_ROWS = (
     ("auroc", "AUROC", "0.5 is chance"),
@@ -36,6 +39,7 @@ def evaluate(
     out: Annotated[Path | None, option("evaluate", "out")] = None,
     split: Annotated[Split | None, option("evaluate", "split")] = None,
     k: Annotated[int | None, option("evaluate", "k")] = None,
+    redraw: Annotated[int | None, option("evaluate", "redraw")] = None,
     name: Annotated[str | None, option("evaluate", "name")] = None,
     table: Annotated[list[str] | None, option("evaluate", "table")] = None,
     against: Annotated[str | None, option("evaluate", "against")] = None,
@@ -63,12 +67,37 @@ def evaluate(
         title = f"bags ({bag['n_bags']}, {bag['n_positive']} positive)"
         print_table(title, columns, _rows(bag, _BAG_ROWS))
         print_table(f"cells (means over {instance['n_bags']} positive bags)", columns, _rows(instance, _INSTANCE_ROWS))
+        if done.redrawn:
+            _show_redrawn(done.redrawn)
         console.print(f"metrics.json, predictions.csv and plots in {settings.out}")
         if done.collapsed:
             print_warning(
                 "COLLAPSED", "The encoder under this model collapsed: these figures say nothing of the method."
             )
-    finish({"bag": bag, "instance": instance, "collapsed": done.collapsed}, done.problems, as_json)
+    found = {"bag": bag, "instance": instance, "collapsed": done.collapsed}
+    if done.redrawn:
+        found["redrawn"] = done.redrawn.to_dict()
+    finish(found, done.problems, as_json)
+
+
+def _show_redrawn(redrawn: RedrawnMetrics) -> None:
+    rows = [
+        *_rows(redrawn.bag.to_dict(), _BAG_ROWS),
+        (
+            "best F1",
+            f"{redrawn.best_f1:.3f}",
+            f"at the threshold these bags would choose, {redrawn.best_threshold:.3f}",
+        ),
+    ]
+    drawn = (
+        f"{redrawn.bag.n_bags} bags redrawn from {redrawn.n_normal:,} normal and {redrawn.n_abnormal:,} abnormal cells"
+    )
+    print_table(drawn, ("figure", "value", "what it says"), rows)
+    console.print(
+        f"{redrawn.bag_size} cells a bag, {redrawn.n_witnesses} of them abnormal in a positive one. The same cells come again "
+        "and again: it is no sample of new slides.",
+        style="dim",
+    )
 
 
 def _show_tables(settings: EvaluateSettings, as_json: bool) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from cytomil.bags.manifest import Manifest, fingerprint
 from cytomil.evaluate.curves import recall_by_k_points
 from cytomil.evaluate.metrics import BagMetrics, InstanceMetrics, bags_with_witness, instance_auroc, recall_at_share
+from cytomil.evaluate.redrawn import RedrawnMetrics
 from cytomil.provenance import now, versions
 from cytomil.settings import EvaluateSettings
 
@@ -65,6 +66,7 @@ def make_record(
     predictions: Sequence[Prediction],
     bag: BagMetrics,
     instance: InstanceMetrics,
+    redrawn: RedrawnMetrics | None = None,
 ) -> dict[str, Any]:
     """What evaluate.json holds. Shares are 0 to 1; a figure that is not defined is None."""
     card = model.encoder.card
@@ -72,6 +74,9 @@ def make_record(
     scored = [prediction.scored for prediction in predictions if prediction.scored is not None]
     recall = {row["share_reviewed"]: row["recall"] for row in recall_by_k_points(scored)}
     method = str(card["method"])
+    metrics = {"bag": bag.to_dict(), "instance": instance.to_dict(), "collapsed": bool(model.card["collapsed"])}
+    if redrawn:
+        metrics["redrawn"] = redrawn.to_dict()
     return {
         "schema": SCHEMA,
         "name": settings.name or name_of(card["settings"]),
@@ -82,7 +87,7 @@ def make_record(
         "seed": card["settings"]["seed"],
         "witness_rate": rates.pop() if len(rates) == 1 else None,
         "bags_fingerprint": fingerprint(manifest.rows),
-        "metrics": {"bag": bag.to_dict(), "instance": instance.to_dict(), "collapsed": bool(model.card["collapsed"])},
+        "metrics": metrics,
         "recall_by_share": {str(share): recall[share] for share in _CURVE_SHARES if share in recall},
         "bags": [_bag(prediction, bag.threshold) for prediction in predictions],
         "held_out": {key: model.card["held_out"][key] for key in ("auroc", "f1", "log_loss")},

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cytomil.evaluate.curves import pr_curve_points, recall_by_k_points, roc_cur
 from cytomil.evaluate.metrics import BagMetrics, InstanceMetrics, bag_metrics, instance_metrics
 from cytomil.evaluate.plots import plot_pr, plot_recall_by_k, plot_roc, plot_training, save_png
 from cytomil.evaluate.record import RECORD_NAME, Prediction, make_record
+from cytomil.evaluate.redrawn import RedrawnMetrics, redrawn_metrics
 from cytomil.features.cache import Features
 from cytomil.features.index import read_index
 from cytomil.files import write_json, write_text
@@ -36,6 +38,7 @@ class Measured:
     instance: InstanceMetrics
     record: dict[str, Any]
     problems: tuple[Problem, ...]
+    redrawn: RedrawnMetrics | None
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Evaluated:
     instance: InstanceMetrics
     collapsed: bool
     problems: tuple[Problem, ...]
+    redrawn: RedrawnMetrics | None
 
 
 def evaluate(settings: EvaluateSettings, listener: Listener) -> Evaluated:
@@ -57,7 +61,7 @@ def evaluate(settings: EvaluateSettings, listener: Listener) -> Evaluated:
     measured = measure(settings, listener)
     _write(settings.out, measured)
     collapsed = bool(measured.model.card["collapsed"])
-    return Evaluated(settings.out, measured.bag, measured.instance, collapsed, measured.problems)
+    return Evaluated(settings.out, measured.bag, measured.instance, collapsed, measured.problems, measured.redrawn)
 
 
 def measure(settings: EvaluateSettings, listener: Listener) -> Measured:
@@ -86,8 +90,29 @@ def measure(settings: EvaluateSettings, listener: Listener) -> Measured:
     threshold = float(model.card["thresholds"]["decision"])
     bag = bag_metrics([p.probability for p in predictions], [p.label for p in predictions], threshold)
     instance = instance_metrics([p.scored for p in predictions if p.scored is not None], settings.k or None)
-    record = make_record(settings, model, manifest, predictions, bag, instance)
-    return Measured(model, tuple(predictions), bag, instance, record, tuple(problems))
+    redrawn = _redraw(settings, model, [features for _, features in opened], predictions) if settings.redraw else None
+    record = make_record(settings, model, manifest, predictions, bag, instance, redrawn)
+    return Measured(model, tuple(predictions), bag, instance, record, tuple(problems), redrawn)
+
+
+def _redraw(
+    settings: EvaluateSettings, model: TriageModel, opened: Sequence[Features], predictions: Sequence[Prediction]
+) -> RedrawnMetrics:
+    known = [
+        (f.load(), p.instance_labels) for f, p in zip(opened, predictions, strict=True) if p.instance_labels is not None
+    ]
+    if not {0, 1} <= {label for _, labels in known for label in labels.tolist()}:
+        raise FeatureFileError(
+            f"{settings.bags} tells of no normal or no abnormal cell of this split, so that no bags can be redrawn. Leave out "
+            "--redraw."
+        )
+    threshold = float(model.card["thresholds"]["decision"])
+    call = partial(_probability, model)
+    return redrawn_metrics(known, call, threshold, settings.redraw, settings.seed)
+
+
+def _probability(model: TriageModel, values: np.ndarray) -> float:
+    return model.ensemble.assess(values).probability
 
 
 def _instance_labels(manifest: Manifest, bag_id: str, features: Features, problems: list[Problem]) -> np.ndarray | None:

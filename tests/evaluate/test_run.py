@@ -57,6 +57,16 @@ def test_the_same_evaluation_gives_the_same_bytes(made, tmp_path):
             assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes()
 
 
+def test_redrawn_bags_are_measured_only_when_asked_for(made, tmp_path):
+    assert evaluate(settings(made, tmp_path / "plain"), Silent()).redrawn is None
+    done = evaluate(settings(made, tmp_path / "redrawn", redraw=50), Silent())
+    metrics, plain = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("redrawn", "plain"))
+    assert metrics["redrawn"] == done.redrawn.to_dict()
+    assert metrics["redrawn"]["bag"]["n_bags"] == 50
+    assert (metrics["redrawn"]["bag_size"], metrics["redrawn"]["n_witnesses"]) == (12, 3)
+    assert {key: metrics[key] for key in plain} == plain
+
+
 def test_k_is_what_was_asked_for(made, tmp_path):
     asked = evaluate(settings(made, tmp_path, k=3), Silent()).instance
     assert asked.k == 3

@@ -15,7 +15,7 @@ CELL = Cell("simclr", 0.25, 0)
 def test_every_cell_of_the_grids_kept_here_has_settings(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     grid = read_grid(Path("experiments") / name)
-    cells = [Cell(m, rate, seed) for m in grid.methods for rate in grid.witness_rates for seed in grid.seeds]
+    cells = grid.cells
     assert len({grid.record_of(cell) for cell in cells}) == len(cells)
     assert len({grid.bags_of(cell) for cell in cells}) == len(grid.witness_rates) * len(grid.seeds)
     assert len({grid.identity_of(cell) for cell in cells}) == len(grid.methods) * len(grid.seeds)
