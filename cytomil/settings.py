@@ -254,7 +254,7 @@ class FitMilSettings(Section):
     out: Path = Field(Path("models/triage"), description="folder for the triage model")
     aggregator: str = Field(
         "pamil",
-        description="pamil, abmil, dtfd-mil, clam, transmil, mean, max, top-k, density-ratio; "
+        description="pamil, abmil, dtfd-mil, clam, transmil, mean, max, top-k, density-ratio, self-paced; "
         "one-class: knn, mahalanobis, ocsvm, gaussian",
     )
     n_prototypes: int = Field(10, ge=1, description="PAMIL's prototypes")

@@ -16,6 +16,7 @@ from cytomil.mil.aggregators.knn import NearestNeighbours
 from cytomil.mil.aggregators.mahalanobis import Mahalanobis
 from cytomil.mil.aggregators.ocsvm import OneClassSVM
 from cytomil.mil.aggregators.pooling import MaxPooling, MeanPooling, TopPooling
+from cytomil.mil.aggregators.self_paced import SelfPaced
 from cytomil.mil.aggregators.transmil import TransMIL
 from cytomil.mil.pamil import PAMIL
 from cytomil.plugins import find_foreign, load_kind
@@ -31,6 +32,7 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "max": MaxPooling,
     "top-k": TopPooling,
     "density-ratio": DensityRatio,
+    "self-paced": SelfPaced,
     "knn": NearestNeighbours,
     "mahalanobis": Mahalanobis,
     "ocsvm": OneClassSVM,

@@ -1,10 +1,8 @@
 import numpy as np
-import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
 from cytomil.mil.aggregators.density_ratio import DensityRatio
-from cytomil.mil.aggregators.neighbours import nearest_distances
 from cytomil.mil.bags import TrainingBag
 from cytomil.settings import FitMilSettings
 
@@ -54,45 +52,3 @@ def test_witnesses_come_before_cells_that_are_merely_odd():
     probability, scores = model.assess(new)
     assert set(scores.topk(3).indices.tolist()) == {0, 1, 2}
     assert probability > model.assess(new[3:])[0]
-
-
-class Recorder(DensityRatio):
-    """Notes which bags each scorer has learnt from, and whose cells it then measures."""
-
-    @classmethod
-    def learn(cls, bags, settings, seed):
-        model = super().learn(bags, settings, seed)
-        model.learnt = {tuple(row) for bag in bags for row in bag.values.tolist()}
-        return model
-
-    def distances(self, instances):
-        Recorder.seen.append((self.learnt, {tuple(row) for row in instances.tolist()}))
-        return super().distances(instances)
-
-
-@pytest.mark.parametrize(
-    "patients",
-    [
-        [f"p{i}" for i in range(8)],
-        ["n", "a", "n", "b", "n", "c", "n", "d"],  # one patient has all negative bags: bags are held out
-        ["a", "a", "b", "b", "c", "c", "d", "d"],  # every patient has bags of both labels
-    ],
-)
-def test_the_curve_is_fitted_to_distances_from_cells_other_than_the_bags_own(patients):
-    Recorder.seen = []
-    list(Recorder.fit(make_bags(patients), SETTINGS, 1, 0))
-    assert len(Recorder.seen) == 8
-    assert all(not learnt & measured for learnt, measured in Recorder.seen)
-
-
-def test_a_single_bag_of_a_label_is_measured_all_the_same():
-    model = fitted(make_bags(["a", "b"]))
-    probability, scores = model.assess(cells(20, 5))
-    assert 0 <= probability <= 1
-    assert torch.isfinite(scores).all()
-
-
-def test_neighbours_leave_out_the_cell_itself():
-    some = cells(50, 0)
-    among = NearestNeighbors(n_neighbors=4).fit(some.numpy()).kneighbors(some.numpy())[0]
-    np.testing.assert_allclose(nearest_distances(some, some, 3).numpy(), among[:, 1:], rtol=1e-3)

@@ -1,0 +1,58 @@
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestNeighbors
+
+from cytomil.mil.aggregators.self_paced import SelfPaced
+from cytomil.mil.bags import TrainingBag
+from cytomil.settings import FitMilSettings
+
+SETTINGS = FitMilSettings(top_share=0.05)
+
+
+def make_bags(n, size=100, witnesses=4, seed=0, d=8):
+    """Witnesses are alike; every bag holds five odd cells, far from all others and from each other."""
+    generator = torch.Generator().manual_seed(seed)
+    bags = []
+    for i in range(n):
+        values = torch.randn(size, d, generator=generator)
+        values[-5:] *= 2
+        if i % 2:
+            values[:witnesses] = torch.tensor([3.0, -3.0] * (d // 2)) + 0.5 * values[:witnesses]
+        bags.append(TrainingBag(f"b{i}", values, i % 2, f"p{i}"))
+    return bags
+
+
+def sides(bags):
+    return [torch.cat([bag.values for bag in bags if bag.label == label]) for label in (0, 1)]
+
+
+def test_it_equals_the_two_rounds_written_out():
+    negatives, positives = sides(make_bags(6))
+    n, p = negatives.double().numpy(), positives.double().numpy()
+    unit_n, unit_p = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (n, p))
+    to_n = NearestNeighbors(n_neighbors=10).fit(unit_n).kneighbors(unit_p)[0][:, -1]
+    to_p = NearestNeighbors(n_neighbors=11).fit(unit_p).kneighbors(unit_p)[0][:, -1]  # itself among them
+    order = np.argsort(-to_n / to_p)
+    for _ in range(2):
+        suspects = p[order[: round(0.06 * len(p))]]
+        model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000)
+        model.fit(np.vstack([n, suspects]), [0] * len(n) + [1] * len(suspects))
+        order = np.argsort(-model.decision_function(p))
+    new = torch.randn(20, 8, generator=torch.Generator().manual_seed(9))
+    expected = -np.log(model.predict_proba(new.double().numpy())[:, 0])
+    found = SelfPaced.learn(negatives, positives, SETTINGS).distances(new)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
+
+
+def test_few_witnesses_come_before_odd_cells_and_call_their_bags():
+    negatives, positives = sides(make_bags(12))
+    test = make_bags(12, seed=1)
+    cells = torch.cat([bag.values for bag in test if bag.label])
+    is_witness = torch.arange(len(cells)) % 100 < 4
+    found = SelfPaced.learn(negatives, positives, SETTINGS).distances(cells)
+    assert is_witness[found.topk(24).indices].float().mean() > 0.95
+
+    (model,) = SelfPaced.fit(make_bags(12), SETTINGS, 1, 0)
+    probabilities = [model.assess(bag.values)[0] for bag in test]
+    assert min(probabilities[1::2]) > max(probabilities[::2])
