@@ -104,7 +104,7 @@ def score(root: str, n: int) -> dict[str, float]:
     from cytomil.settings import InstanceScore
 
     path = Path(root) / "large.h5"
-    write_features(path, "large", FeatureKey("", "", "z", "", "eager", "float16"), _DIM, _slide(n))
+    write_features(path, "large", FeatureKey("", "", "z", "", "eager", "float16", "1"), _DIM, _slide(n))
     small = [np.random.default_rng(i).normal(size=(1_000, _DIM)).astype(np.float32) for i in range(4)]
     novelty = fit_novelty(small, np.array([0, 0, 1, 1]))
     standardise = Standardiser(torch.zeros(_DIM), torch.ones(_DIM))

@@ -109,6 +109,12 @@ def _split_names(value: Any) -> Any:
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
+def _a_group_of_turns(n: int) -> int:
+    if n not in (1, 2, 4, 8):
+        raise ValueError("must be 1, 2, 4 or 8")
+    return n
+
+
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
 
 
@@ -233,6 +239,9 @@ class EmbedSettings(Section):
     out: Path = Field(Path("data/features"), description="folder for the feature caches")
     layer: Layer = Field(Layer.Z, description="h: the encoder's output; z: the projector's")
     split: Split = Field(Split.ALL, description="which bags to embed")
+    orientations: Annotated[int, AfterValidator(_a_group_of_turns)] = Field(
+        1, description="turns and mirror images of a cell that its embedding averages; costs as many times the work"
+    )
     batch_size: int = Field(256, ge=1, description="cells per forward pass")
     dtype: Literal["float16", "float32"] = Field("float32", description="number format on disk")
     workers: int = Field(0, ge=0, description="threads that decode cells; 0: one per core")

@@ -16,6 +16,7 @@ def embed(
     out: Annotated[Path | None, option("embed", "out")] = None,
     layer: Annotated[Layer | None, option("embed", "layer")] = None,
     split: Annotated[Split | None, option("embed", "split")] = None,
+    orientations: Annotated[int | None, option("embed", "orientations")] = None,
     batch_size: Annotated[int | None, option("embed", "batch_size")] = None,
     dtype: Annotated[str | None, option("embed", "dtype")] = None,
     workers: Annotated[int | None, option("embed", "workers")] = None,

@@ -70,11 +70,11 @@ def measure(settings: EvaluateSettings, listener: Listener) -> Measured:
     model = load_triage_model(settings.model)
     key = opened[0][1].key
     # Cards of models fitted before there were engines do not name one.
-    fitted_with = (model.encoder.sha256, model.layer, model.card.get("engine", key.engine))
-    if (key.encoder_sha256, key.layer, key.engine) != fitted_with:
+    fitted_with = (model.encoder.sha256, model.layer, model.card.get("engine", key.engine), str(model.orientations))
+    if (key.encoder_sha256, key.layer, key.engine, key.orientations) != fitted_with:
         raise FeatureFileError(
-            f"{settings.features} was made by another encoder, layer or engine than {settings.model}'s. "
-            "Run `cytomil fit-mil` again."
+            f"{settings.features} was made by another encoder, layer, engine or number of orientations than "
+            f"{settings.model}'s. Run `cytomil fit-mil` again."
         )
     for caveat in model.encoder.caveats:
         listener.note(caveat)

@@ -32,6 +32,7 @@ class FeatureKey:
     transform_sha256: str
     engine: str
     dtype: str
+    orientations: str
 
 
 @dataclass(frozen=True)

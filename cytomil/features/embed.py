@@ -62,7 +62,7 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
     for caveat in bundle.caveats:
         listener.note(caveat)
     engine = open_engine(bundle, settings.layer.value, settings.engine.value, settings.device, listener.note)
-    embedder = Embedder(bundle, engine, settings.dtype)
+    embedder = Embedder(bundle, engine, settings.dtype, settings.orientations)
     job = _Embedding(settings, manifest, bundle.sha256, engine.name, engine.key, embedder)
     answers = open_workers(settings.ray_address).map(job, rows, listener, "embedding", "bags")
     outcomes = [
@@ -122,7 +122,7 @@ class _Embedding:
         if bundle.sha256 != self.encoder_sha256:
             raise EncoderBundleError(f"{settings.encoder} is not the same on all machines. Share it between them.")
         engine = open_same_engine(bundle, settings.layer.value, self.engine, self.engine_key, settings.device)
-        return Embedder(bundle, engine, settings.dtype)
+        return Embedder(bundle, engine, settings.dtype, settings.orientations)
 
 
 @dataclass(frozen=True)

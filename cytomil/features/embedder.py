@@ -12,20 +12,29 @@ from cytomil.encoders.engines import Engine
 from cytomil.errors import FeatureFileError
 from cytomil.features.cache import EmbeddedBlock, FeatureKey, write_features
 from cytomil.features.feeding import CellBlock
+from cytomil.features.orientations import embed_in_orientations
 from cytomil.progress import Problem
 
 
 class Embedder:
     """Embeds slides one after another with one engine."""
 
-    def __init__(self, bundle: EncoderBundle, engine: Engine, dtype: str) -> None:
+    def __init__(self, bundle: EncoderBundle, engine: Engine, dtype: str, orientations: int = 1) -> None:
         self.bundle = bundle
-        self._engine, self._dtype = engine, dtype
+        self._engine, self._dtype, self._orientations = engine, dtype, orientations
 
     def key(self, source_sha256: str) -> FeatureKey:
         """The key under which the features of a source with this fingerprint are kept."""
-        transform, engine = self.bundle.transform.sha256, self._engine
-        return FeatureKey(source_sha256, self.bundle.sha256, engine.layer, transform, engine.key, self._dtype)
+        bundle, engine = self.bundle, self._engine
+        return FeatureKey(
+            source_sha256,
+            bundle.sha256,
+            engine.layer,
+            bundle.transform.sha256,
+            engine.key,
+            self._dtype,
+            str(self._orientations),
+        )
 
     def embed(
         self,
@@ -45,7 +54,8 @@ class Embedder:
                 problems.extend(block.problems)
                 unreadable.extend(problem.where for problem in block.problems)
                 with np.errstate(over="ignore"):  # what does not fit the format is refused below
-                    values = self._engine.embed(block.pixels).astype(self._dtype)
+                    values = embed_in_orientations(self._engine.embed, block.pixels, self._orientations)
+                    values = values.astype(self._dtype)
                 if not np.isfinite(values).all():
                     raise FeatureFileError(
                         f"{bag_id}: embeddings are not finite in {self._dtype}. Use --dtype float32 or another encoder."

@@ -48,8 +48,8 @@ class FeatureIndex:
         for row, features in opened:
             if _made_by(features) != _made_by(first):
                 raise FeatureFileError(
-                    f"{self.folder}: {row.path} was made by another encoder, layer or engine than {rows[0].path}. "
-                    "Run `cytomil embed` again."
+                    f"{self.folder}: {row.path} was made by another encoder, layer, engine or number of orientations than "
+                    f"{rows[0].path}. Run `cytomil embed` again."
                 )
             if len(features) == 0:
                 raise FeatureFileError(
@@ -58,8 +58,9 @@ class FeatureIndex:
         return opened
 
 
-def _made_by(features: Features) -> tuple[str, str, str]:
-    return features.key.encoder_sha256, features.key.layer, features.key.engine
+def _made_by(features: Features) -> tuple[str, ...]:
+    key = features.key
+    return key.encoder_sha256, key.layer, key.engine, key.orientations
 
 
 def write_index(index: FeatureIndex) -> None:

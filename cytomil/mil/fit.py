@@ -55,6 +55,7 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
     novelty = fit_novelty([bag.values.numpy() for bag in bags], held_out.fold)
     facts = _facts(settings, encoder, bags, held_out, thresholds, ensemble) | {
         "layer": key.layer,
+        "orientations": int(key.orientations),
         "engine": key.engine,
         "cutting": encoder.card["data"].get("cutting"),
         "limits": [*_LIMITS, *encoder.caveats, _novelty_limit(novelty)],

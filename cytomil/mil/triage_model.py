@@ -43,6 +43,11 @@ class TriageModel:
         return str(self.card["layer"])
 
     @property
+    def orientations(self) -> int:
+        """Over how many orientations of a cell its embedding is averaged; models of before there was a choice: 1."""
+        return int(self.card.get("orientations", 1))
+
+    @property
     def cutting(self) -> Cutting | None:
         """How the training cells were cut out of slides; None where they came as images of their own."""
         known = self.card["cutting"]

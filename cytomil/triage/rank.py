@@ -162,7 +162,7 @@ class _Ranker:
         self, model: TriageModel, engine: Engine, settings: RankSettings, reading: SlideReading, listener: Listener
     ) -> None:
         self._model, self._settings, self._reading, self._listener = model, settings, reading, listener
-        self._embedder = Embedder(model.encoder, engine, "float32")
+        self._embedder = Embedder(model.encoder, engine, "float32", model.orientations)
         shaped_by = {
             "model": model.card,
             "top": settings.top,

@@ -12,7 +12,7 @@ from cytomil.errors import FeatureFileError
 from cytomil.features import open_features
 from cytomil.features.cache import EmbeddedBlock, FeatureKey, is_valid, write_features
 
-KEY = FeatureKey("bag", "encoder", "z", "transform", "eager", "float32")
+KEY = FeatureKey("bag", "encoder", "z", "transform", "eager", "float32", "1")
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=10)
 
 

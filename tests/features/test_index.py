@@ -18,7 +18,7 @@ def make_index(tmp_path):
         rows = []
         for name, split in splits.items():
             chosen = {"encoder_sha256": "e", "layer": "z"} | (keys or {}).get(name, {})
-            key = FeatureKey(name, chosen["encoder_sha256"], chosen["layer"], "t", "eager", "float32")
+            key = FeatureKey(name, chosen["encoder_sha256"], chosen["layer"], "t", "eager", "float32", "1")
             n = (sizes or {}).get(name, 3)
             block = EmbeddedBlock([f"c{i}" for i in range(n)], np.zeros((n, 2), int), np.ones((n, 4)))
             write_features(tmp_path / f"{name}.h5", name, key, 4, [block])
@@ -80,7 +80,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("other", [{"encoder_sha256": "f"}, {"layer": "h"}])
     def test_caches_of_different_encoders_or_layers(self, make_index, other):
-        with pytest.raises(FeatureFileError, match=r"b\.h5 was made by another encoder, layer or engine than a\.h5"):
+        with pytest.raises(FeatureFileError, match=r"b\.h5 was made by another encoder, layer, engine or number of orientations than a\.h5"):
             make_index(keys={"b": other}, a="train", b="train").open("train")
 
     def test_a_cache_without_cells(self, make_index):

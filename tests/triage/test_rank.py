@@ -7,6 +7,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from cytomil.bags import BagInfo, Instance, open_bag, read_manifest, write_bag
 from cytomil.bags.make import make_bags
@@ -109,6 +110,24 @@ def test_a_folder_of_cells_ranks_as_the_bag_it_was_made_from(road, slides, tmp_p
     worklist = rank(slides, settings(road, tmp_path / "out"), Silent())
     by_name = {slide.slide: slide for slide in worklist.slides}
     assert by_name[ODD_NAMES[0]].probability == pytest.approx(by_name[row.path].probability, abs=1e-5)
+
+
+def test_a_model_of_averaged_orientations_ranks_turned_cells_as_it_ranks_them(road, tmp_path):
+    places = {"bags": road / "bags", "encoder": road / "encoder", "out": tmp_path / "features"}
+    embed(EmbedSettings(**places, layer="h", orientations=8), Silent())
+    fit = {"epochs": 3, "folds": 2, "ensemble": 1, "out": tmp_path / "model"}
+    fit_mil(FitMilSettings(features=tmp_path / "features", encoder=road / "encoder", **fit), Silent())
+    manifest = read_manifest(road / "bags")
+    bag = open_bag(manifest.file_of(manifest.select("test")[0]))
+    turns = {"as-it-is": lambda image: image, "turned": ImageOps.mirror, "rotated": lambda image: image.rotate(90)}
+    for name, turn in turns.items():
+        (tmp_path / "slides" / name).mkdir(parents=True)
+        for i, encoded in enumerate(bag.images()):
+            turn(Image.open(io.BytesIO(encoded))).save(tmp_path / "slides" / name / f"{i:02d}.png")
+    worklist = rank(tmp_path / "slides", RankSettings(model=tmp_path / "model", out=tmp_path / "out"), Silent())
+    first, *others = (slide.probability for slide in worklist.slides)
+    assert others == pytest.approx([first, first], abs=1e-4)
+    assert load_triage_model(tmp_path / "model").orientations == 8
 
 
 def test_key_instances_are_the_highest_scores_and_show_their_own_cell(road, slides, tmp_path):
