@@ -116,7 +116,8 @@ def _notes(table: Table, judge: str, rows: tuple[tuple[tuple[str, ...], ...], ..
     if "±" in shown:
         what = "paired difference" if differs else "figure"
         notes.append(
-            f"mean ± sd of the {what} over {len(table.seeds)} seeds; [{LEVEL:.0%} bootstrap interval by patient or bag, of these seeds alone]"
+            f"mean ± sd of the {what} over {len(table.seeds)} seeds; "
+            f"[{LEVEL:.0%} bootstrap interval by patient or bag, of these seeds alone]"
         )
     if _without_width(shown):
         notes.append(
