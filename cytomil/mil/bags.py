@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 _FARTHEST = 1e12
+# Of the dimensions' typical spread: one that hardly moved in training must not outshout the others when it moves later.
+_LEAST_SPREAD = 0.1
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,15 @@ class Standardiser:
 
     @classmethod
     def of(cls, bags: Sequence[TrainingBag]) -> Standardiser:
-        """Measured over all instances of ``bags``."""
+        """Measured over all instances of ``bags``.
+
+        A dimension's spread counts for at least a tenth of the root mean square of all: networks have dimensions that are
+        silent in training, and a new slide may wake them.
+        """
         values = torch.cat([bag.values for bag in bags])
-        return cls(values.mean(dim=0), values.std(dim=0, correction=0).clamp(min=1e-6))
+        std = values.std(dim=0, correction=0)
+        least = _LEAST_SPREAD * float(std.square().mean().sqrt())
+        return cls(values.mean(dim=0), std.clamp(min=max(least, 1e-6)))
 
     def __call__(self, values: Tensor) -> Tensor:
         """Embeddings (N, D) → standardised embeddings (N, D).

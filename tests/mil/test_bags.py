@@ -1,0 +1,28 @@
+import torch
+
+from cytomil.mil.bags import Standardiser, TrainingBag
+
+
+def bags(values):
+    return [TrainingBag("a", values[:50], 0, "p"), TrainingBag("b", values[50:], 1, "q")]
+
+
+def test_training_cells_get_mean_0_and_variance_1():
+    values = torch.randn(100, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 3, 0.5, 2]) + 5
+    seen = Standardiser.of(bags(values))(values)
+    torch.testing.assert_close(seen.mean(dim=0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.std(dim=0, correction=0), torch.ones(4))
+
+
+def test_a_dimension_that_was_silent_in_training_does_not_outshout_the_others_when_it_wakes():
+    values = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    values[:, 3] = 0
+    standardise = Standardiser.of(bags(values))
+    woken = torch.zeros(1, 16)
+    woken[0, 3] = 1  # as far as any other dimension goes
+    assert 1 < float(standardise(woken)[0, 3]) < 15
+
+
+def test_cells_that_are_all_the_same_stay_finite():
+    standardise = Standardiser.of(bags(torch.ones(100, 4)))
+    assert torch.isfinite(standardise(torch.randn(5, 4) * 1e6)).all()
