@@ -22,11 +22,12 @@ from cytomil.settings import FitMilSettings, Prototypes
 
 @dataclass(frozen=True)
 class _Read:
-    """A bag read at once: hidden (N, H), affinity (N, P), attention (C, N), both branches' logits (C,)."""
+    """A bag read at once: hidden (N, H), affinity (N, P), attention (C, N), the bag's logits and each branch's (C,)."""
 
     hidden: Tensor
     affinity: Tensor
     attention: Tensor
+    logits: Tensor
     attended: Tensor
     by_prototypes: Tensor | None
 
@@ -82,7 +83,7 @@ class PAMIL(AttentionAggregator):
     def forward(self, instances: Tensor) -> tuple[Tensor, Tensor]:
         """Instances (N ≥ 1, in_dim) → logits (n_classes,), attention (n_classes, N) whose rows sum to 1."""
         read = self._read(instances)
-        return self._logits(read), read.attention
+        return read.logits, read.attention
 
     @classmethod
     def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
@@ -135,7 +136,7 @@ class PAMIL(AttentionAggregator):
         read = self._read(instances)
         share = read.affinity.softmax(dim=1)
         cluster = (1 - share.amax(dim=1).mean()) + (1 - share.amax(dim=0).mean())
-        loss = F.cross_entropy(self._logits(read).unsqueeze(0), label.view(1)) + cluster_weight * cluster
+        loss = F.cross_entropy(read.logits.unsqueeze(0), label.view(1)) + cluster_weight * cluster
         if self.by_prototypes and read.by_prototypes is not None:
             branch = self.by_prototypes
             loss = loss + branch.consistency_weight * branch.consistency(read.attended, read.by_prototypes)
@@ -153,15 +154,10 @@ class PAMIL(AttentionAggregator):
         pooled = attention.to(hidden.dtype) @ hidden
         unit = F.normalize(pooled.float(), dim=1)
         attended = torch.cat([classify(row) for classify, row in zip(self.classifiers, unit, strict=True)])
-        own = None
-        if self.by_prototypes:
-            own = self.by_prototypes(affinity.amax(dim=0), self._hidden(self.prototypes))
-        return _Read(hidden, affinity, attention, attended, own)
-
-    def _logits(self, read: _Read) -> Tensor:
-        if self.by_prototypes is None or read.by_prototypes is None:
-            return read.attended
-        return self.by_prototypes.mixed(read.attended, read.by_prototypes)
+        if self.by_prototypes is None:
+            return _Read(hidden, affinity, attention, attended, attended, None)
+        own = self.by_prototypes(affinity.amax(dim=0), self._hidden(self.prototypes))
+        return _Read(hidden, affinity, attention, self.by_prototypes.mixed(attended, own), attended, own)
 
     def _hidden(self, vectors: Tensor) -> Tensor:
         layer = self.shared[0]
