@@ -117,7 +117,7 @@ def _notes(table: Table, judge: str, rows: tuple[tuple[tuple[str, ...], ...], ..
         what = "paired difference" if differs else "figure"
         notes.append(
             f"mean ± sd of the {what} over {len(table.seeds)} seeds; "
-            f"[{LEVEL:.0%} bootstrap interval by patient or bag, of these seeds alone]"
+            f"[{LEVEL:.0%} bootstrap interval over seeds (where there are several), and patients or bags]"
         )
     if _without_width(shown):
         notes.append(

@@ -1,9 +1,9 @@
-"""Bootstrap intervals of a mean over runs, and of the difference of two such means, by patient or bag.
+"""Bootstrap intervals of a mean over runs, and of the difference of two such means, over runs and by patient or bag.
 
-The percentile bootstrap of `scipy.stats.bootstrap`. Positive and negative units are drawn apart, because half of the
-protocol's test bags are positive by design, and so are those of different bag sets. Runs on the same bags (methods; or
-encoders of several seeds) are given the same draw. What varies is the test bags: the interval does not speak of other
-seeds, whose spread is the table's standard deviation.
+The percentile bootstrap of `scipy.stats.bootstrap`, in two stages: runs (seeds) are drawn, and within them their test bags,
+so that the interval speaks of other seeds too; a single run has nothing to draw from, and its interval is of its bags alone.
+Positive and negative units are drawn apart, because half of the protocol's test bags are positive by design, and so are
+those of different bag sets. Runs on the same bags (methods; or encoders of several seeds) are given the same draw.
 """
 
 from __future__ import annotations
@@ -92,12 +92,18 @@ def _interval(
 
     def statistic(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
         counts = {name: np.zeros((*drawn[0].shape[:axis], len(units))) for name, units in sets.items()}
-        for (name, _), indices in zip(strata, drawn, strict=True):
+        for (name, _), indices in zip(strata, drawn, strict=False):
             counts[name] += _counts(indices, len(sets[name]))
-        return _mean_of_known(np.stack([figures(counts[name]) for name, figures in weighed]))
+        values = np.stack([figures(counts[name]) for name, figures in weighed])
+        if len(weighed) < 2:
+            return _mean_of_known(values)
+        runs = np.moveaxis(_counts(drawn[-1], len(weighed)), -1, 0)
+        return _mean_of_known(values, runs[:, None])
 
+    # scipy asks for two members at least in whatever is drawn.
+    runs = [np.arange(len(weighed))] if len(weighed) > 1 else []
     drawn = bootstrap(
-        tuple(indices for _, indices in strata),
+        (*(indices for _, indices in strata), *runs),
         statistic,
         n_resamples=resamples,
         vectorized=True,
@@ -123,10 +129,10 @@ def _percentile_of_known(values: np.ndarray, q: float) -> np.ndarray:
     return np.array([np.percentile(row[~np.isnan(row)], q) if (~np.isnan(row)).any() else np.nan for row in values])
 
 
-def _mean_of_known(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis, of the values that are defined; NaN where none is."""
-    known = ~np.isnan(values)
-    total, number = np.where(known, values, 0).sum(axis=0), known.sum(axis=0)
+def _mean_of_known(values: np.ndarray, weights: np.ndarray | float = 1.0) -> np.ndarray:
+    """Weighted mean over the first axis, of the values that are defined; NaN where none has any weight."""
+    known = np.where(np.isnan(values), 0.0, weights)
+    total, number = (known * np.nan_to_num(values)).sum(axis=0), known.sum(axis=0)
     with np.errstate(invalid="ignore"):
         return np.where(number > 0, total / number, np.nan)
 

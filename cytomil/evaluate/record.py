@@ -50,11 +50,13 @@ class Prediction:
 def name_of(encoder_settings: dict[str, Any]) -> str:
     """The row a run stands in, from its encoder's settings.
 
-    The method; how it rescales where not as the paper; the architecture where not resnet18; the start weights, if any.
+    The method; slam-ags's surgery, or how it rescales, where not as the paper; the architecture where not resnet18; the
+    start weights, if any.
     """
-    method, rescale = str(encoder_settings["method"]), encoder_settings.get("rescale", "paper")
+    method, surgery = str(encoder_settings["method"]), encoder_settings.get("surgery") or "adaptive"
     arch, weights = encoder_settings.get("arch", "resnet18"), encoder_settings.get("weights")
-    named = f"{method}-{rescale}" if method == "slam-ags" and rescale != "paper" else method
+    way = encoder_settings.get("rescale", "paper") if surgery == "adaptive" else surgery
+    named = f"{method}-{way}" if method == "slam-ags" and way != "paper" else method
     parts = (named, arch if arch != "resnet18" else "", Path(weights).stem if weights else "")
     return " ".join(part for part in parts if part)
 

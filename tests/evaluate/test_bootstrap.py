@@ -79,6 +79,30 @@ def test_the_interval_is_that_of_every_possible_draw(make_record):
     assert found.high == pytest.approx(np.percentile(means, 97.5, method="inverted_cdf"), abs=0.01)
 
 
+def test_the_interval_of_several_runs_is_over_runs_and_their_bags(make_record):
+    records = [make_record(lift=0.1, seed=0), make_record(lift=0.6, seed=1)]
+    recalls = [[b["recall_at_40pct"] for b in record["bags"] if b["label"]] for record in records]
+    by_set = [[np.mean(draw) for draw in itertools.product(values, repeat=len(values))] for values in recalls]
+    means = [
+        np.mean([pair[run] for run in drawn])
+        for pair in itertools.product(*by_set)
+        for drawn in itertools.product(range(2), repeat=2)
+    ]
+    found = estimate([run_of(one) for one in records], resamples=20_000, seed=0)["recall_at_40pct"]
+    assert found.mean == pytest.approx(np.mean(recalls))
+    assert found.low == pytest.approx(np.percentile(means, 2.5, method="inverted_cdf"), abs=0.01)
+    assert found.high == pytest.approx(np.percentile(means, 97.5, method="inverted_cdf"), abs=0.01)
+
+
+def test_the_interval_is_no_narrower_than_the_runs_lie_apart(make_record):
+    """Two seeds that disagree: their own bags are sure of each, and the interval must still span both."""
+    records = [make_record(seed=seed) for seed in range(2)]
+    for record, recall in zip(records, (0.2, 0.9), strict=True):
+        record["bags"] = [b | {"recall_at_40pct": recall if b["label"] else None} for b in record["bags"]]
+    found = estimate([run_of(one) for one in records], 1000, 0)["recall_at_40pct"]
+    assert (found.low, found.high) == pytest.approx((0.2, 0.9))
+
+
 def test_mean_and_sd_are_over_runs(make_record):
     records = [make_record(seed=seed) for seed in range(3)]
     single = [estimate([run_of(one)], 100, 0)["f1"].mean for one in records]

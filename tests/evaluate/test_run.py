@@ -96,8 +96,10 @@ def test_features_of_another_layer_or_number_of_orientations_are_refused(made, t
         ({"method": "simclr"}, "simclr"),
         ({"method": "slam-ags", "rescale": "paper", "arch": "resnet18", "weights": None}, "slam-ags"),
         ({"method": "slam-ags", "rescale": "never", "arch": "resnet50"}, "slam-ags-never resnet50"),
+        ({"method": "slam-ags", "rescale": "paper", "surgery": "adaptive"}, "slam-ags"),
+        ({"method": "slam-ags", "rescale": "paper", "surgery": "priority"}, "slam-ags-priority"),
         ({"method": "none", "arch": "resnet18", "weights": "w/imagenet.pth"}, "none imagenet"),
     ],
 )
-def test_runs_that_differ_in_encoder_or_start_weights_stand_in_different_rows(settings, name):
+def test_runs_that_differ_in_surgery_encoder_or_start_weights_stand_in_different_rows(settings, name):
     assert name_of(settings) == name
