@@ -1,14 +1,13 @@
 """The DVC pipeline, run for real at the smallest size."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.projects import commit, run
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -37,28 +36,10 @@ def project(tmp_path_factory):
     return root
 
 
-def run(root, *line):
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "DVC_NO_ANALYTICS": "1",
-        "GIT_AUTHOR_NAME": "test",
-        "GIT_AUTHOR_EMAIL": "test@example.org",
-        "GIT_COMMITTER_NAME": "test",
-        "GIT_COMMITTER_EMAIL": "test@example.org",
-    }
-    done = subprocess.run(line, cwd=root, env=environment, capture_output=True, text=True, check=False)
+def dvc(root, *line):
+    done = run(root, "dvc", *line)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def commit(root):
-    run(root, "git", "add", "-A")
-    run(root, "git", "commit", "-q", "-m", "state", "--allow-empty")
-
-
-def dvc(root, *line):
-    return run(root, sys.executable, "-m", "dvc", *line)
 
 
 def ran(output):

@@ -75,6 +75,11 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.5))
         self.register_buffer("std", torch.full((1, 3, 1, 1), 0.25))
 
+    def normalise_by(self, mean: Tensor, std: Tensor) -> None:
+        """Take these channel means and standard deviations, each (3,), of pixels in 0 to 1."""
+        self.mean.copy_(mean.view(1, 3, 1, 1))
+        self.std.copy_(std.view(1, 3, 1, 1))
+
     def dim_of(self, layer: str) -> int:
         """Length of ``layer``, h or z."""
         return self.embedding_dim if layer == "h" else self.architecture.projection_dim or self.embedding_dim

@@ -49,8 +49,7 @@ class StartWeights:
     def put_into(self, encoder: Encoder) -> None:
         """Give an encoder of that architecture these weights, and the channel statistics they go with."""
         encoder.backbone.load_state_dict(self.state)
-        encoder.mean.copy_(torch.tensor(self.mean).view(1, 3, 1, 1))
-        encoder.std.copy_(torch.tensor(self.std).view(1, 3, 1, 1))
+        encoder.normalise_by(torch.tensor(self.mean), torch.tensor(self.std))
 
 
 @dataclass(frozen=True)

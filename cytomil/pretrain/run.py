@@ -58,9 +58,7 @@ class Run:
         self.precision = pick_precision(settings.precision, self.device)
         self.start = start
         self.encoder = TrainingEncoder(start.architecture, self.precision, processes)
-        mean, std = cells.channel_statistics()
-        self.encoder.mean.copy_(mean.view(1, 3, 1, 1))
-        self.encoder.std.copy_(std.view(1, 3, 1, 1))
+        self.encoder.normalise_by(*cells.channel_statistics())
         if start.weights:
             start.weights.put_into(self.encoder)
         self.method = make_method(self.encoder)
