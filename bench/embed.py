@@ -35,8 +35,8 @@ from cytomil.features.embed import embed
 from cytomil.progress import Silent
 from cytomil.settings import EmbedSettings, EngineName, Layer
 
-ENGINES = ["eager", "torch-compile", "openvino-float32", "openvino-bf16", "openvino-int8"]
-FLOAT32 = ("eager", "torch-compile", "openvino-float32")
+ENGINES = ["eager", "torch-compile", "openvino-float32", "ncnn-float32", "openvino-bf16", "openvino-int8"]
+FLOAT32 = ("eager", "torch-compile", "openvino-float32", "ncnn-float32")
 LOOP = "one at a time"
 PRODUCT = "matrix product"
 # Of a round, in cells: enough that opening files and engines does not weigh more than it does on a slide.

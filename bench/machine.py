@@ -13,7 +13,19 @@ import psutil
 
 from bench.timing import interleaved
 
-PACKAGES = ("cytomil", "torch", "torchvision", "numpy", "h5py", "pillow", "openvino", "nncf", "ray", "simplejpeg")
+PACKAGES = (
+    "cytomil",
+    "torch",
+    "torchvision",
+    "numpy",
+    "h5py",
+    "pillow",
+    "openvino",
+    "nncf",
+    "ncnn",
+    "ray",
+    "simplejpeg",
+)
 # Those that decide how fast matrices are multiplied.
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
 

@@ -59,7 +59,7 @@ class Layer(StrEnum):
 
 
 class EngineName(StrEnum):
-    """What runs the encoder. ``openvino`` and ``tensorrt`` alone mean the fastest stored engine of that library."""
+    """What runs the encoder. ``openvino``, ``ncnn`` and ``tensorrt`` alone mean the fastest stored engine of that library."""
 
     AUTO = "auto"
     EAGER = "eager"
@@ -67,6 +67,8 @@ class EngineName(StrEnum):
     OPENVINO_FLOAT32 = "openvino-float32"
     OPENVINO_BF16 = "openvino-bf16"
     OPENVINO_INT8 = "openvino-int8"
+    NCNN = "ncnn"
+    NCNN_FLOAT32 = "ncnn-float32"
     TORCH_COMPILE = "torch-compile"
     TENSORRT = "tensorrt"
     TENSORRT_FP16 = "tensorrt-fp16"
@@ -77,6 +79,7 @@ class CompiledEngine(StrEnum):
     """What `cytomil compile` can make."""
 
     OPENVINO = "openvino"
+    NCNN = "ncnn"
     TENSORRT = "tensorrt"
     TORCH_COMPILE = "torch-compile"
 
@@ -221,10 +224,11 @@ class CompileSettings(Section):
     bags: Path = Field(Path("data/bags"), description="folder with bags.csv; the engine is tried on training cells")
     engine: CompiledEngine = Field(
         CompiledEngine.OPENVINO,
-        description="openvino: processors; tensorrt: NVIDIA GPUs (never run yet); torch-compile: either",
+        description="openvino, ncnn: processors; tensorrt: NVIDIA GPUs (never run yet); torch-compile: either",
     )
     precision: Precision = Field(
-        Precision.FLOAT32, description="openvino: float32, bf16, int8; tensorrt: fp16, float32; torch-compile: float32"
+        Precision.FLOAT32,
+        description="openvino: float32, bf16, int8; tensorrt: fp16, float32; ncnn, torch-compile: float32",
     )
     cells: int = Field(512, ge=40, description="training cells on which the engine is compared with eager")
     seed: int = Field(0, ge=0, description="seed of the choice of cells")

@@ -50,6 +50,7 @@ def _engines(settings: Settings) -> list[Finding]:
     libraries = [
         ("engine eager", "available", "PyTorch, any device"),
         ("engine openvino", _version("openvino"), nncf),
+        ("engine ncnn", _version("ncnn"), "float32 on processors"),
         (
             "engine tensorrt",
             _version("torch-tensorrt"),

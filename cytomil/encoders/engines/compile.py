@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cytomil.encoders.bundle import ENGINES_FOLDER, EncoderBundle, load_bundle, pick_device
-from cytomil.encoders.engines import openvino, tensorrt, torch_compile
+from cytomil.encoders.engines import ncnn, openvino, tensorrt, torch_compile
 from cytomil.encoders.engines.agreement import LEAST_CELLS, agreement, refusal
 from cytomil.encoders.engines.batches import batch_of
 from cytomil.encoders.engines.cells import training_cells
@@ -28,6 +28,7 @@ from cytomil.settings import CompileSettings
 
 _PRECISIONS = {
     "openvino": openvino.PRECISIONS,
+    "ncnn": ncnn.PRECISIONS,
     "tensorrt": tensorrt.PRECISIONS,
     "torch-compile": torch_compile.PRECISIONS,
 }
@@ -88,7 +89,7 @@ def _require_nncf() -> None:
 
 
 def _device_of(engine: str, asked: str) -> torch.device:
-    if engine == "openvino":
+    if engine in ("openvino", "ncnn"):
         return torch.device("cpu")
     device = pick_device(asked)
     if engine == "tensorrt" and device.type != "cuda":
@@ -104,6 +105,8 @@ def _build(
     encoder = copy.deepcopy(bundle.encoder)
     if engine == "openvino":
         return openvino.build(encoder, size, precision, calibration, folder)
+    if engine == "ncnn":
+        return ncnn.build(encoder, size, folder)
     if engine == "tensorrt":
         return tensorrt.build(encoder, size, precision, folder, device)
     return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from cytomil.encoders.architecture import Encoder
 from cytomil.encoders.engines.batches import batch_of, padded
+from cytomil.threads import usable_cores
 
 LIBRARIES = ("openvino",)
 PRECISIONS = ("float32", "bf16", "int8")
@@ -104,9 +104,7 @@ class OpenVinoEngine:
             # Two streams of one core were faster than one of two, and lose less where other work wants a core.
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
+            "INFERENCE_NUM_THREADS": usable_cores(),
             "ENABLE_CPU_PINNING": False,
         }
         self._queue = ov.AsyncInferQueue(core.compile_model(model, "CPU", options))

@@ -11,18 +11,19 @@ from typing import Any
 import torch
 
 from cytomil.encoders.bundle import ENGINE_CARD_NAME, EncoderBundle
-from cytomil.encoders.engines import openvino, tensorrt, torch_compile
+from cytomil.encoders.engines import ncnn, openvino, tensorrt, torch_compile
 from cytomil.errors import EngineError
 from cytomil.files import read_json_card, sha256_of_file, sha256_of_json, write_json
 
 SCHEMA = "cytomil.engine/1"
 _LIBRARIES = {
     "openvino": openvino.LIBRARIES,
+    "ncnn": ncnn.LIBRARIES,
     "tensorrt": tensorrt.LIBRARIES,
     "torch-compile": torch_compile.LIBRARIES,
 }
 # Where a library is not installed: the extra of this package that brings it.
-_EXTRAS = {"openvino": "openvino", "torch-tensorrt": "tensorrt"}
+_EXTRAS = {"openvino": "openvino", "ncnn": "ncnn", "pnnx": "ncnn", "torch-tensorrt": "tensorrt"}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 
 from cytomil.encoders.bundle import EncoderBundle
 from cytomil.encoders.engines.engine import Engine
+from cytomil.encoders.engines.ncnn import NcnnEngine
 from cytomil.encoders.engines.openvino import OpenVinoEngine
 from cytomil.encoders.engines.record import EngineRecord
 from cytomil.encoders.engines.tensorrt import TensorRtEngine
@@ -22,6 +23,8 @@ def start_engine(record: EngineRecord, folder: Path, bundle: EncoderBundle, laye
     try:
         if record.engine == "openvino":
             return OpenVinoEngine(record.name, record.key, folder, record.precision, size, layer)
+        if record.engine == "ncnn":
+            return NcnnEngine(record.name, record.key, folder, layer, encoder.dim_of(layer))
         if record.engine == "tensorrt":
             return TensorRtEngine(
                 record.name, record.key, folder, record.precision, layer, encoder.dim_of(layer), device
