@@ -47,7 +47,8 @@ def cross_validate(bags: Sequence[TrainingBag], settings: FitMilSettings, listen
     def fit(job: tuple[int, int], check: Callable[[], None]) -> list[list[float]]:
         fold, member = job
         seed, standardise = member_seed(settings, member), standardisers[fold]
-        held = [standardise(bag.values) for bag, other in zip(bags, folds, strict=True) if other == fold]
+        dtype = kind.fitted_in(settings)
+        held = [standardise(bag.values).to(dtype) for bag, other in zip(bags, folds, strict=True) if other == fold]
         by_epoch = []
         for model, _ in training_epochs(kept_by_fold[fold], settings, settings.epochs, seed, standardise):
             check()

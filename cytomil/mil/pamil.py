@@ -101,7 +101,7 @@ class PAMIL(AttentionAggregator):
 
     @classmethod
     def fitted_in(cls, settings: FitMilSettings) -> torch.dtype:
-        """See `LearnedAggregator`; weights, softmaxes and losses stay float32 in any case."""
+        """See `Aggregator`; weights, softmaxes and losses stay float32 in any case."""
         return pick_precision(settings.precision, torch.device("cpu"))
 
     @property

@@ -115,6 +115,21 @@ def test_bfloat16_products_change_probabilities_and_ranks_little_and_weights_and
         assert spearmanr(one, other).statistic > 0.95
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_held_out_bags_are_read_as_training_reads_its_own_and_next_to_exactly(precision):
+    bags = make_bags(16, size=60, shift=2.0)
+    settings = SETTINGS.model_copy(update={"precision": precision, "ensemble": 1})
+    found = cross_validate(bags, settings, Silent())
+    kept = [bag for bag, fold in zip(bags, found.fold, strict=True) if fold != 0]
+    seed = SETTINGS.seed * 1000
+    *_, (model, standardise) = training_epochs(kept, settings, found.n_epochs, seed)
+    held = [(bag, p) for bag, fold, p in zip(bags, found.fold, found.probabilities, strict=True) if fold == 0]
+    exact = [positive_probability(model, standardise(bag.values)) for bag, _ in held]
+    read = [positive_probability(model, standardise(bag.values).to(model.fitted_in(settings))) for bag, _ in held]
+    assert [p for _, p in held] == pytest.approx(read, abs=1e-6)
+    assert read == pytest.approx(exact, abs=0.01)
+
+
 def test_a_failing_fit_ends_the_others_and_pytorchs_threads_are_as_before():
     threads, started = torch.get_num_threads(), []
 

@@ -69,7 +69,7 @@ class AttentionReading:
         greatest = torch.maximum(self._greatest, raw.amax(dim=0))
         kept = (self._greatest - greatest).exp()
         weights = (raw - greatest).exp()
-        self._pooled = kept.unsqueeze(1) * self._pooled + weights.T @ hidden
+        self._pooled = kept.unsqueeze(1) * self._pooled + (weights.T.to(hidden.dtype) @ hidden).float()
         self._weight = kept * self._weight + weights.sum(dim=0)
         self._greatest = greatest
         self._marks = torch.maximum(self._marks, marks.amax(dim=0))

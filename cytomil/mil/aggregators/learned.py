@@ -30,11 +30,6 @@ class LearnedAggregator(Aggregator):
         """The loss (a scalar) of one bag, (N ≥ 1, D), with its label, int64 (); random choices are ``generator``'s."""
 
     @classmethod
-    def fitted_in(cls, settings: FitMilSettings) -> torch.dtype:
-        """What `loss` is given instances in: a narrower one halves the time of the products of those that can take it."""
-        return torch.float32
-
-    @classmethod
     def fit(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, seed: int) -> Iterator[Self]:
         """See `Aggregator.fit`."""
         dtype = cls.fitted_in(settings)
