@@ -23,7 +23,10 @@ _TRAINS_NOTHING = {
 
 @dataclass(frozen=True)
 class Grid:
-    """grid.yaml. ``variants`` give a method's name in the tables its pretraining settings, where the name is not enough.
+    """grid.yaml. ``variants`` give a method's name in the tables its settings, where the name is not enough.
+
+    They are pretraining's, and under ``embed`` and ``fit_mil`` those stages' own. Among the ``aggregators``, ``own`` is
+    that of the row's own fit_mil settings, so that whole recipes can be compared.
 
     Every method of one witness rate and seed has the same bags; ``work`` holds what can be made again, ``runs`` what is kept.
     """
@@ -70,12 +73,13 @@ class Grid:
         """All settings of a cell's run. Raises `SettingsError` where grid.yaml or params.yaml ask for what there is not."""
         bags, work = self.bags_of(cell), self.work_of(cell)
         encoder, features, model = work / "encoder", work / "features", work / "model"
-        pretrain = self.variants.get(cell.name, {"method": cell.name})
+        pretrain = dict(self.variants.get(cell.name, {"method": cell.name}))
+        own = {stage: pretrain.pop(stage, {}) for stage in ("embed", "fit_mil")}
         options = {
             "make_bags": {"out": bags, "witness_rate": cell.witness_rate, "seed": cell.seed},
             "pretrain": {**pretrain, "bags": bags, "out": encoder, "seed": cell.seed},
-            "embed": {"bags": bags, "encoder": encoder, "out": features},
-            "fit_mil": {"features": features, "encoder": encoder, "out": model, "seed": cell.seed},
+            "embed": {**own["embed"], "bags": bags, "encoder": encoder, "out": features},
+            "fit_mil": {**own["fit_mil"], "features": features, "encoder": encoder, "out": model, "seed": cell.seed},
             "evaluate": {"features": features, "model": model, "bags": bags, "name": cell.name},
         }
         return load(options, self.params, self.profile)

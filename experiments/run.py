@@ -1,4 +1,4 @@
-"""One cell of a grid: an encoder, judged by PAMIL and by the best other aggregator, and the record of it."""
+"""One cell of a grid: an encoder, judged by PAMIL and the best other aggregator, or by its own; and the record of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from cytomil.bags.manifest import fingerprint, read_manifest
 from cytomil.errors import CytomilError
-from cytomil.evaluate.runs import RUN_SCHEMA, Cell
+from cytomil.evaluate.runs import OWN, RUN_SCHEMA, Cell
 from cytomil.files import write_json
 from cytomil.progress import Listener
 from cytomil.settings import Settings
@@ -69,10 +69,12 @@ def _measure(grid: Grid, cell: Cell, listener: Listener) -> dict[str, Any]:
         embed(settings.embed, listener)
     with _timed(seconds, "judge"):
         judged = {name: _judge(settings, name, listener) for name in grid.aggregators}
-    if PAMIL not in judged or "failed" in judged[PAMIL]:
-        raise CytomilError(f"{PAMIL}: {judged.get(PAMIL, {}).get('failed', 'not among the aggregators')}")
-    evaluations = [judged[PAMIL]["record"]]
-    best = choose_best_other({name: one["held_out"] for name, one in judged.items() if "held_out" in one})
+    first = OWN if OWN in judged else PAMIL
+    if first not in judged or "failed" in judged[first]:
+        raise CytomilError(f"{first}: {judged.get(first, {}).get('failed', 'not among the aggregators')}")
+    evaluations = [judged[first]["record"] | {"judge": first}]
+    others = {name: one["held_out"] for name, one in judged.items() if name != first and "held_out" in one}
+    best = choose_best_other(others)
     if best is not None:
         evaluations.append(judged[best]["record"] | {"judge": BEST_OTHER})
     return {
@@ -84,13 +86,14 @@ def _measure(grid: Grid, cell: Cell, listener: Listener) -> dict[str, Any]:
 
 
 def _judge(settings: Settings, aggregator: str, listener: Listener) -> dict[str, Any]:
-    """Fit one aggregator and measure it. One that fails is said to, and is none of the candidates."""
+    """Fit one aggregator, or the settings' `OWN`, and measure it. One that fails is said to, and is no candidate."""
     from cytomil.evaluate.run import measure
     from cytomil.mil.fit import fit_mil
 
     try:
         section = settings.fit_mil
-        fitted = type(section)(**(section.model_dump() | {"aggregator": aggregator}))
+        chosen = section.aggregator if aggregator == OWN else aggregator
+        fitted = type(section)(**(section.model_dump() | {"aggregator": chosen}))
         model = fit_mil(fitted, listener)
         record = measure(settings.evaluate, listener).record
     except Exception as error:
@@ -103,12 +106,11 @@ def _judge(settings: Settings, aggregator: str, listener: Listener) -> dict[str,
 
 
 def choose_best_other(held_out: dict[str, dict[str, float]]) -> str | None:
-    """The aggregator other than PAMIL with the highest AUROC of held-out training bags, of equals that of least log loss.
+    """The aggregator with the highest AUROC of held-out training bags, of equals that of least log loss; None of none.
 
-    No test bag has a part in it. None where there is no other.
+    No test bag has a part in it.
     """
-    others = sorted(name for name in held_out if name != PAMIL)
-    return min(others, key=lambda name: (-held_out[name]["auroc"], held_out[name]["log_loss"]), default=None)
+    return min(sorted(held_out), key=lambda name: (-held_out[name]["auroc"], held_out[name]["log_loss"]), default=None)
 
 
 @contextmanager

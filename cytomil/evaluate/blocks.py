@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from cytomil.evaluate.bootstrap import LEVEL, Estimate
 from cytomil.evaluate.figures import FIGURES, Figure
 from cytomil.evaluate.paper import SOURCE, TITLES, published
+from cytomil.evaluate.runs import OWN
 from cytomil.evaluate.table import DONE, Entry, Table
 
 COLLAPSED, FAILED_SOME, CEILING = "†", "‡", "§"
@@ -27,16 +28,24 @@ class Block:
 
 
 def make_blocks(table: Table) -> tuple[Block, ...]:
-    """All tables: for each judge every figure and its differences, then the encoders' state."""
+    """All tables: for each judge every figure that the runs have and its differences, then the encoders' state."""
     blocks = []
     for judge in table.judges:
         for figure in FIGURES:
+            if not _has(table, judge, figure):
+                continue
             blocks.append(_figure_block(table, judge, figure))
             if table.against:
                 blocks.append(_difference_block(table, judge, figure))
     if table.judges:
         blocks.append(_encoder_block(table, table.judges[0]))
     return tuple(blocks)
+
+
+def _has(table: Table, judge: str, figure: Figure) -> bool:
+    """Whether any run has it; of what every evaluation has, a table of dashes says that it is not defined."""
+    found = (entry.estimates.get(figure.key) for entry in table.entries.values() if entry.judge == judge)
+    return figure.by_bags or any(one is not None and one.mean is not None for one in found)
 
 
 def title_of(table: Table, name: str) -> str:
@@ -148,4 +157,5 @@ def _chosen(table: Table, judge: str) -> str:
     if set(counts) <= {judge}:
         return ""
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return f"{judge}: chosen on held-out training bags: " + ", ".join(f"{name} {n}×" for name, n in ranked)
+    how = "each row's own aggregator" if judge == OWN else "chosen on held-out training bags"
+    return f"{judge}: {how}: " + ", ".join(f"{name} {n}×" for name, n in ranked)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cytomil.evaluate.figures import FIGURES, Counts, by_unit, units_of
+from cytomil.evaluate.figures import FIGURES, Counts, units_of
 from cytomil.evaluate.runs import Run
 
 LEVEL = 0.95
@@ -50,8 +50,10 @@ def _estimate(pairs: Sequence[tuple[Run, Run | None]], resamples: int, seed: int
     weighed = [(run.fingerprint, _weigh(run, other)) for run, other in pairs]
     as_it_is = {name: np.ones(len(units)) for name, units in sets.items()}
     by_run = np.array([figures(as_it_is[name]) for name, figures in weighed])
-    low, high = _interval(sets, weighed, resamples, seed)
     mean = _mean_of_known(by_run)
+    drawn = np.array([len(pairs) > 1 or figure.by_bags for figure in FIGURES]) & ~np.isnan(mean)
+    low, high = np.full((2, len(FIGURES)), np.nan)
+    low[drawn], high[drawn] = _interval(sets, weighed, drawn, resamples, seed)
     return {
         figure.key: Estimate(
             _known(mean[i]), _known(low[i]), _known(high[i]), tuple(_known(value) for value in by_run[:, i])
@@ -62,8 +64,8 @@ def _estimate(pairs: Sequence[tuple[Run, Run | None]], resamples: int, seed: int
 
 def _weigh(run: Run, other: Run | None) -> Callable[[Counts], np.ndarray]:
     """All figures of a run, or their differences from another's, from counts (…, U) to (F, …)."""
-    first = [figure.weigh(by_unit(run.record["bags"])) for figure in FIGURES]
-    second = [figure.weigh(by_unit(other.record["bags"])) for figure in FIGURES] if other else []
+    first = [figure.weigh(run.record) for figure in FIGURES]
+    second = [figure.weigh(other.record) for figure in FIGURES] if other else []
 
     def figures(counts: Counts) -> np.ndarray:
         values = np.stack([figure(counts) for figure in first])
@@ -75,9 +77,11 @@ def _weigh(run: Run, other: Run | None) -> Callable[[Counts], np.ndarray]:
 def _interval(
     sets: dict[str, list[tuple[str, int]]],
     weighed: Sequence[tuple[str, Callable[[Counts], np.ndarray]]],
+    wanted: np.ndarray,
     resamples: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends of the intervals of the ``wanted`` among the figures, a mask (F,); NaN where bags are too few to draw from."""
     from scipy.stats import bootstrap
 
     strata = [
@@ -86,15 +90,15 @@ def _interval(
         for side in (0, 1)
     ]
     strata = [(name, indices) for name, indices in strata if len(indices)]
-    if any(len(indices) < 2 for _, indices in strata):
-        unknown = np.full(len(FIGURES), np.nan)
+    if not wanted.any() or any(len(indices) < 2 for _, indices in strata):
+        unknown = np.full(wanted.sum(), np.nan)
         return unknown, unknown
 
     def statistic(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
         counts = {name: np.zeros((*drawn[0].shape[:axis], len(units))) for name, units in sets.items()}
         for (name, _), indices in zip(strata, drawn, strict=False):
             counts[name] += _counts(indices, len(sets[name]))
-        values = np.stack([figures(counts[name]) for name, figures in weighed])
+        values = np.stack([figures(counts[name])[wanted] for name, figures in weighed])
         if len(weighed) < 2:
             return _mean_of_known(values)
         runs = np.moveaxis(_counts(drawn[-1], len(weighed)), -1, 0)

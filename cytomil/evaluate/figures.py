@@ -17,11 +17,15 @@ Counts = np.ndarray
 
 @dataclass(frozen=True)
 class Figure:
-    """One column family of the tables. ``weigh`` turns a run's bags by unit into figure(counts (…, U)) → (…,)."""
+    """One column family of the tables. ``weigh`` turns a run's record into figure(counts (…, U)) → (…,).
+
+    ``by_bags`` is False of what does not follow from single bags: then only runs are drawn.
+    """
 
     key: str
     title: str
-    weigh: Callable[[Sequence[Sequence[dict[str, Any]]]], Callable[[Counts], np.ndarray]]
+    weigh: Callable[[dict[str, Any]], Callable[[Counts], np.ndarray]]
+    by_bags: bool = True
 
 
 def units_of(bags: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
@@ -43,8 +47,9 @@ def by_unit(bags: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return [[bag for bag in bags if unit_of(bag) == unit] for unit, _ in units_of(bags)]
 
 
-def _mean_of(key: str) -> Callable[[Sequence[Sequence[dict[str, Any]]]], Callable[[Counts], np.ndarray]]:
-    def weigh(units: Sequence[Sequence[dict[str, Any]]]) -> Callable[[Counts], np.ndarray]:
+def _mean_of(key: str) -> Callable[[dict[str, Any]], Callable[[Counts], np.ndarray]]:
+    def weigh(record: dict[str, Any]) -> Callable[[Counts], np.ndarray]:
+        units = by_unit(record["bags"])
         values = [[bag[key] for bag in unit if bag[key] is not None] for unit in units]
         sums, numbers = np.array([sum(v) for v in values], float), np.array([len(v) for v in values], float)
         return lambda counts: _share(counts @ sums, counts @ numbers)
@@ -52,14 +57,27 @@ def _mean_of(key: str) -> Callable[[Sequence[Sequence[dict[str, Any]]]], Callabl
     return weigh
 
 
-def _f1(units: Sequence[Sequence[dict[str, Any]]]) -> Callable[[Counts], np.ndarray]:
+def _redrawn(measure: Callable[[dict[str, Any]], float]) -> Callable[[dict[str, Any]], Callable[[Counts], np.ndarray]]:
+    """A figure of the bags redrawn from the measured ones' cells, where the record has any; counts do not change it."""
+
+    def weigh(record: dict[str, Any]) -> Callable[[Counts], np.ndarray]:
+        found = record["metrics"].get("redrawn")
+        value = measure(found) if found else np.nan
+        return lambda counts: np.full(counts.shape[:-1], value)
+
+    return weigh
+
+
+def _f1(record: dict[str, Any]) -> Callable[[Counts], np.ndarray]:
+    units = by_unit(record["bags"])
     hits = np.array([sum(b["label"] and b["called_positive"] for b in unit) for unit in units], float)
     both = np.array([sum(b["label"] + b["called_positive"] for b in unit) for unit in units], float)
     return lambda counts: _share(2 * counts @ hits, counts @ both)
 
 
-def _auroc(units: Sequence[Sequence[dict[str, Any]]]) -> Callable[[Counts], np.ndarray]:
+def _auroc(record: dict[str, Any]) -> Callable[[Counts], np.ndarray]:
     """Pairs of a positive and a negative bag in the right order, a tie half; pairs within a unit count too."""
+    units = by_unit(record["bags"])
     positive = [[b["probability"] for b in unit if b["label"]] for unit in units]
     negative = [[b["probability"] for b in unit if not b["label"]] for unit in units]
     wins = np.array([[sum((p > n) + 0.5 * (p == n) for p in ps for n in ns) for ns in negative] for ps in positive])
@@ -80,4 +98,12 @@ FIGURES = (
     Figure("recall_at_5pct", "Recall@5 %", _mean_of("recall_at_5pct")),
     Figure("instance_auroc", "instance AUROC", _mean_of("auroc")),
     Figure("bag_auroc", "bag AUROC", _auroc),
+    Figure("redrawn_auroc", "bag AUROC, redrawn bags", _redrawn(lambda found: found["bag"]["auroc"]), False),
+    Figure("redrawn_f1", "bag F1, redrawn bags", _redrawn(lambda found: found["bag"]["f1"]), False),
+    Figure(
+        "threshold_cost",
+        "bag F1 under the best threshold's, redrawn bags",
+        _redrawn(lambda found: found["best_f1"] - found["bag"]["f1"]),
+        by_bags=False,
+    ),
 )

@@ -15,6 +15,7 @@ from cytomil.evaluate.record import RECORD_NAME, SCHEMA
 
 GRID_NAME = "grid.yaml"
 RUN_SCHEMA = "cytomil.run/1"
+OWN = "own"
 _NEEDED = ("name", "judge", "seed", "bags_fingerprint", "metrics", "bags", "encoder")
 
 
@@ -29,7 +30,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation. ``judge`` is the aggregator's name, or ``best other``; ``record`` is what evaluate.json holds."""
+    """One evaluation. ``judge`` is the aggregator's name, ``best other``, or `OWN`; ``record`` is what evaluate.json holds.
+
+    `OWN` is each row's own aggregator, where rows are whole recipes.
+    """
 
     cell: Cell
     judge: str

@@ -51,13 +51,16 @@ def naive(bags):
     return [found.f1, means["recall_at_40pct"], means["recall_at_5pct"], means["auroc"], found.auroc]
 
 
+BY_BAGS = [figure for figure in FIGURES if figure.by_bags]
+
+
 @given(bag_lists(), st.lists(st.integers(0, 3), min_size=15, max_size=15))
 def test_weights_are_repetitions(bags, weights):
     units = by_unit(bags)
     counts = np.array(weights[: len(units)], float)
     repeated = [bag for unit, times in zip(units, weights, strict=False) for bag in unit * times]
-    for figure, expected in zip(FIGURES, naive(repeated), strict=True):
-        found = float(figure.weigh(units)(counts))
+    for figure, expected in zip(BY_BAGS, naive(repeated), strict=True):
+        found = float(figure.weigh({"bags": bags})(counts))
         assert np.isnan(found) if expected is None else found == pytest.approx(expected), figure.key
 
 
@@ -103,6 +106,17 @@ def test_the_interval_is_no_narrower_than_the_runs_lie_apart(make_record):
     assert (found.low, found.high) == pytest.approx((0.2, 0.9))
 
 
+def test_redrawn_figures_vary_over_runs_alone_and_are_absent_where_nothing_was_redrawn(make_record):
+    redrawn = [{"redrawn": {"bag": {"auroc": auroc, "f1": 0.6}, "best_f1": 0.7}} for auroc in (0.8, 0.9)]
+    records = [make_record(seed=seed, metrics=metrics) for seed, metrics in enumerate(redrawn)]
+    both = estimate([run_of(one) for one in records], 500, 0)
+    assert (both["redrawn_auroc"].mean, both["threshold_cost"].mean) == pytest.approx((0.85, 0.1))
+    assert (both["redrawn_auroc"].low, both["redrawn_auroc"].high) == pytest.approx((0.8, 0.9))
+    one = estimate([run_of(records[0])], 500, 0)["redrawn_auroc"]
+    assert (one.mean, one.low, one.high) == (0.8, None, None)
+    assert estimate([run_of(make_record())], 500, 0)["redrawn_auroc"].mean is None
+
+
 def test_mean_and_sd_are_over_runs(make_record):
     records = [make_record(seed=seed) for seed in range(3)]
     single = [estimate([run_of(one)], 100, 0)["f1"].mean for one in records]
@@ -114,7 +128,9 @@ def test_mean_and_sd_are_over_runs(make_record):
 
 def test_a_run_differs_from_itself_by_nothing(make_record):
     pairs = [(run_of(make_record(seed=seed)),) * 2 for seed in range(3)]
-    for found in estimate_differences(pairs, 200, 0).values():
+    differences = estimate_differences(pairs, 200, 0)
+    for figure in BY_BAGS:
+        found = differences[figure.key]
         assert (found.mean, found.low, found.high) == (0, 0, 0)
 
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from cytomil.cli.app import app
 from cytomil.errors import EvaluationError, NotFoundError
 from cytomil.evaluate.blocks import make_blocks
+from cytomil.evaluate.figures import FIGURES
 from cytomil.evaluate.paper import is_near, published
 from cytomil.evaluate.runs import Cell, read_runs
 from cytomil.evaluate.table import DONE, FAILED, NOT_RUN, make_table
@@ -154,7 +155,7 @@ def test_the_paper_is_quoted_where_it_has_a_figure():
 def test_csv_gives_every_figure_of_every_place(small_grid):
     table = table_of(small_grid)
     rows = list(csv.DictReader(io.StringIO(csv_of(table))))
-    assert len(rows) == 2 * 3 * 2 * 5
+    assert len(rows) == 2 * 3 * 2 * len(FIGURES)
     row = next(r for r in rows if (r["judge"], r["method"], r["witness_rate"]) == ("best other", "slam-ags", "0.1"))
     assert (row["n_runs"], row["n_collapsed"], row["aggregators"]) == ("2", "1", "mahalanobis 2")
     assert float(row["mean"]) == pytest.approx(table.at("best other", "slam-ags", 0.1).estimates["f1"].mean, abs=1e-6)

@@ -46,6 +46,17 @@ def test_a_variant_is_a_method_with_settings_of_its_own(tiny_grid):
     assert (pretrain.method, pretrain.rescale) == ("slam-ags", "never")
 
 
+def test_a_variant_may_be_a_whole_recipe(tiny_grid):
+    recipe = {"method": "simclr", "embed": {"layer": "h"}, "fit_mil": {"aggregator": "mean"}}
+    grid = tiny_grid(methods=["recipe", "simclr"], variants={"recipe": recipe})
+    cell = Cell("recipe", 0.25, 0)
+    settings = grid.settings_of(cell)
+    assert (settings.pretrain.method, settings.embed.layer, settings.fit_mil.aggregator) == ("simclr", "h", "mean")
+    assert settings.embed.out == settings.fit_mil.features == grid.work_of(cell) / "features"
+    assert grid.settings_of(CELL).embed.layer == "z"
+    assert grid.identity_of(cell) != grid.identity_of(CELL)
+
+
 @pytest.mark.parametrize(
     "section, key, value", [("pretrain", "epochs", 2), ("fit_mil", "folds", 3), ("embed", "layer", "h")]
 )
