@@ -14,6 +14,7 @@ from cytomil.errors import CytomilError, WorkersError
 from cytomil.progress import Listener, Silent
 from cytomil.provenance import code_fingerprint
 from cytomil.workers.cluster import Share, connected, require_ray, share
+from cytomil.workers.interrupts import kept_interrupts
 from cytomil.workers.job import Item, Job, Lost, Place, Result
 
 TRIES = 3
@@ -33,8 +34,8 @@ class OnRay:
         """See `Workers.map`. Raises `WorkersError` where the cluster cannot be reached or none of its workers starts."""
         if job.device.startswith("cuda:"):
             raise WorkersError(f"--device {job.device}: Ray gives each worker a GPU of its own. Use --device cuda.")
-        with connected(self._address, listener) as ray:
-            crew = _Crew(ray, job, items, listener)
+        with kept_interrupts() as check, connected(self._address, listener) as ray:
+            crew = _Crew(ray, job, items, listener, check)
             try:
                 results = dict(listener.track(crew.results(), description, len(items), unit))
             finally:
@@ -110,10 +111,12 @@ class _Worker:
 class _Crew:
     """The workers of one job and which of its items each has in hand."""
 
-    def __init__(self, ray: Any, job: Job[Item, Result], items: Sequence[Item], listener: Listener) -> None:
+    def __init__(
+        self, ray: Any, job: Job[Item, Result], items: Sequence[Item], listener: Listener, check: Callable[[], None]
+    ) -> None:
         import torch
 
-        self._ray, self._items, self._listener = ray, items, listener
+        self._ray, self._items, self._listener, self._check = ray, items, listener, check
         # As many threads as here: the last bits of PyTorch's results depend on their number, and the results must be the same.
         threads = torch.get_num_threads()
         self._share: Share = share(ray, len(items), job.device, threads)
@@ -134,6 +137,7 @@ class _Crew:
             self._hire()
         unfinished, patient = len(self._items), True
         while unfinished:
+            self._check()
             ready, _ = self._ray.wait(list(self._in_hand), num_returns=1, timeout=_PATIENCE_S if patient else None)
             patient = False
             if not ready:
