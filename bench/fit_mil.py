@@ -45,8 +45,7 @@ def measure(options: argparse.Namespace) -> Measured:
     parts = (
         f"{options.bags} bags of {options.bag_size:,} × {_DIM}, {options.epochs} epochs, 3 folds × {options.seeds} seeds:",
         Table.of(_shown(fits)),
-        "Four bags of growing size, one epoch, 2 folds × 2 seeds:",
-        Table.of(*map(_shown, curve)),
+        *(("Four bags of growing size, one epoch, 2 folds × 2 seeds:", Table.of(*map(_shown, curve))) if curve else ()),
         f"One bag of {options.scored:,} × {_DIM} float16, scored by three PAMIL models and looked at for novelty:",
         Table.of({name: f"{value:,.2f}" for name, value in scored.items()}),
     )
