@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from bench.tables import SkippedError, document
+from cytomil.threads import let_waiting_threads_sleep
 
 HERE = Path(__file__).parent
 
@@ -26,6 +27,7 @@ def benches() -> dict[str, str]:
 
 
 def main(line: list[str]) -> int:
+    let_waiting_threads_sleep()
     known = benches()
     if not line or line[0] in ("-h", "--help"):
         print("python -m bench NAME [--json FILE] [--markdown [FILE]] [options of NAME, listed by --help]")

@@ -22,6 +22,8 @@ from bench.timing import interleaved
 
 # Cells a step: what the memory of a small machine holds, two views each.
 BATCH_SIZES = {32: 128, 64: 64, 224: 16}
+_SCALE = 0.04
+_OBJECTIVE: dict[str, Any] = {"objective": "paper", "similarity_scale": _SCALE}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -77,9 +79,9 @@ def reference_step(encoded: list[bytes], size: int) -> Callable[[], object]:
     from cytomil.encoders.architecture import Architecture, Encoder, resolve_stem
     from cytomil.settings import PretrainSettings
 
-    settings = PretrainSettings()
+    settings = PretrainSettings(**_OBJECTIVE)
     encoder = Encoder(Architecture(stem=resolve_stem("auto", size)))
-    loop = ReferenceLoop(encoder, size, settings.crop_scale, settings.jitter, float(settings.similarity_scale))
+    loop = ReferenceLoop(encoder, size, settings.crop_scale, settings.jitter, _SCALE)
     half = len(encoded) // 2
     return lambda: loop.step(encoded[:half], encoded[half:])
 
@@ -100,7 +102,9 @@ def own_step(encoded: list[bytes], size: int, precision: str, surgery: list[floa
 
     pixels, _, _ = decode_cells(encoded, [str(i) for i in range(len(encoded))], CellTransform(size, 1.0))
     is_positive = torch.arange(len(encoded)) >= len(encoded) // 2
-    settings = PretrainSettings.model_validate({"image_size": size, "batch_size": len(encoded), "precision": precision})
+    settings = PretrainSettings.model_validate(
+        {**_OBJECTIVE, "image_size": size, "batch_size": len(encoded), "precision": precision}
+    )
     bag = is_positive.long()
     cells = TrainingCells(torch.from_numpy(pixels), is_positive, bag, bag, ())
     make_method = partial(load_method(settings.method), settings, cells=cells)

@@ -194,12 +194,19 @@ class PretrainSettings(Section):
     )
     projection_dim: int = Field(128, ge=2, description="length of the projection z")
     temperature: float = Field(0.2, gt=0, description="temperature τ of both contrastive losses")
-    similarity_scale: float | Literal["tau"] = Field(
-        0.04,
-        description="factor on the similarity loss; 1: as printed, which collapses; 'tau': undoes its 1/τ",
+    objective: Literal["stable", "paper"] = Field(
+        "stable",
+        description="slam-ags's tasks; stable: all cells are contrasted, and that task goes first; paper: positive slides' "
+        "cells alone, as printed, which collapses",
+    )
+    similarity_scale: float | Literal["tau"] | None = Field(
+        None,
+        description="factor on the similarity loss; none: 0.04, or 1 for --objective paper; 'tau': undoes its 1/τ",
     )
     surgery: Surgery | None = Field(
-        None, description="how slam-ags makes one update of its two tasks' gradients; none: adaptive"
+        None,
+        description="how slam-ags makes one update of its two tasks' gradients; none: priority, or adaptive for "
+        "--objective paper",
     )
     rescale: Rescale = Field(Rescale.PAPER, description="when adaptive surgery restores the plain sum's norm")
     seed: int = Field(0, ge=0, description="seed of weights, batches and views")

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from cytomil.errors import CytomilError
 from cytomil.evaluate.runs import Cell
 from cytomil.progress import Silent
+from cytomil.threads import let_waiting_threads_sleep
 from experiments.grid import Grid, read_grid
 from experiments.run import is_done, run_cell
 
 
 def main() -> int:
     """Exit status 0: done, or done before; 1: failed, and why is in the cell's record and on standard error."""
-    # Threads that wait by spinning make a busy machine many times slower; it must be said before PyTorch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    let_waiting_threads_sleep()
     parser = argparse.ArgumentParser(prog="python -m experiments", description="One stage of a grid, see README.md.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     bags = verbs.add_parser("bags", help="make the bags that all methods of a witness rate and seed share")

@@ -330,7 +330,7 @@ class TestRepositorysParams:
         assert (pretrain.learning_rate, pretrain.momentum, pretrain.weight_decay) == (0.001, 0.9, 1e-4)
         assert (pretrain.epochs, pretrain.warmup_epochs, pretrain.batch_size) == (150, 10, 256)
         assert (pretrain.image_size, pretrain.temperature, pretrain.similarity_scale) == (224, 0.07, 1.0)
-        assert pretrain.rescale is Rescale.PAPER
+        assert (pretrain.objective, pretrain.surgery, pretrain.rescale) == ("paper", None, Rescale.PAPER)
         assert (mil.epochs, mil.learning_rate, mil.n_prototypes) == (100, 1e-3, 10)
         assert paper.evaluate.k == 400
 

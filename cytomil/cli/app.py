@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import typer
 
 from cytomil import __version__
 from cytomil.cli import compile as compile_command
 from cytomil.cli import doctor, embed, evaluate, fit_mil, make_bags, pretrain, rank
+from cytomil.threads import let_waiting_threads_sleep
 
 app = typer.Typer(
     name="cytomil",
@@ -46,6 +45,5 @@ def cytomil(
 
 def main() -> None:
     """Run the command line."""
-    # Threads that wait by spinning make a busy machine many times slower; it must be said before PyTorch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    let_waiting_threads_sleep()
     app()

@@ -41,6 +41,7 @@ def pretrain(
     projector: Annotated[str | None, option("pretrain", "projector")] = None,
     projection_dim: Annotated[int | None, option("pretrain", "projection_dim")] = None,
     temperature: Annotated[float | None, option("pretrain", "temperature")] = None,
+    objective: Annotated[str | None, option("pretrain", "objective")] = None,
     similarity_scale: Annotated[str | None, option("pretrain", "similarity_scale")] = None,
     surgery: Annotated[Surgery | None, option("pretrain", "surgery")] = None,
     rescale: Annotated[Rescale | None, option("pretrain", "rescale")] = None,

@@ -31,6 +31,7 @@ TITLES = {
     "slam-ags-never": "SLAM-AGS, never",
     "slam-ags": "SLAM-AGS",
     "slam-ags-always": "SLAM-AGS, always",
+    "slam-ags-stable": "SLAM-AGS, stable",
     "supcon": "SupCon",
     "moco-v3": "MoCo v3",
     "its2clr": "ItS2CLR",

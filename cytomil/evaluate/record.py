@@ -50,15 +50,23 @@ class Prediction:
 def name_of(encoder_settings: dict[str, Any]) -> str:
     """The row a run stands in, from its encoder's settings.
 
-    The method; slam-ags's surgery, or how it rescales, where not as the paper; the architecture where not resnet18; the
-    start weights, if any.
+    The method; slam-ags's objective, and its surgery or how it rescales, where not as the paper; the architecture where
+    not resnet18; the start weights, if any.
     """
-    method, surgery = str(encoder_settings["method"]), encoder_settings.get("surgery") or "adaptive"
+    method = str(encoder_settings["method"])
     arch, weights = encoder_settings.get("arch", "resnet18"), encoder_settings.get("weights")
-    way = encoder_settings.get("rescale", "paper") if surgery == "adaptive" else surgery
-    named = f"{method}-{way}" if method == "slam-ags" and way != "paper" else method
+    named = "-".join([method, *_departures(encoder_settings)]) if method == "slam-ags" else method
     parts = (named, arch if arch != "resnet18" else "", Path(weights).stem if weights else "")
     return " ".join(part for part in parts if part)
+
+
+def _departures(settings: dict[str, Any]) -> list[str]:
+    stable = settings.get("objective", "paper") == "stable"
+    usual = "priority" if stable else "adaptive"
+    surgery = settings.get("surgery") or usual
+    if surgery == "adaptive":
+        surgery = settings.get("rescale", "paper")
+    return ["stable"] * stable + [surgery] * (surgery not in ("paper", usual))
 
 
 def make_record(

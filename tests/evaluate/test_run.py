@@ -98,6 +98,13 @@ def test_features_of_another_layer_or_number_of_orientations_are_refused(made, t
         ({"method": "slam-ags", "rescale": "never", "arch": "resnet50"}, "slam-ags-never resnet50"),
         ({"method": "slam-ags", "rescale": "paper", "surgery": "adaptive"}, "slam-ags"),
         ({"method": "slam-ags", "rescale": "paper", "surgery": "priority"}, "slam-ags-priority"),
+        ({"method": "slam-ags", "rescale": "paper", "objective": "stable", "surgery": None}, "slam-ags-stable"),
+        (
+            {"method": "slam-ags", "rescale": "never", "objective": "stable", "surgery": "adaptive"},
+            "slam-ags-stable-never",
+        ),
+        ({"method": "slam-ags", "rescale": "paper", "objective": "stable", "surgery": "sum"}, "slam-ags-stable-sum"),
+        ({"method": "slam-ags", "rescale": "paper", "objective": "paper", "surgery": None}, "slam-ags"),
         ({"method": "none", "arch": "resnet18", "weights": "w/imagenet.pth"}, "none imagenet"),
     ],
 )

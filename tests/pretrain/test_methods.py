@@ -8,7 +8,7 @@ from cytomil.pretrain.cells import TrainingCells
 from cytomil.pretrain.losses import nt_xent_loss, similarity_loss, supcon_loss
 from cytomil.pretrain.methods import Batch, load_method
 from cytomil.pretrain.methods.its2clr import FIRST_SHARE, LAST_SHARE
-from cytomil.pretrain.surgery import adaptive_gradient_surgery, combine, inner_products, pcgrad
+from cytomil.pretrain.surgery import adaptive_gradient_surgery, combine, inner_products, pcgrad, priority_weights
 from cytomil.registry import METHODS
 from cytomil.settings import PretrainSettings, Rescale
 
@@ -59,13 +59,44 @@ HALVES = [False, False, False, True, True, True]
 @pytest.mark.parametrize("scale", [1.0, 0.02, "tau"])
 def test_two_task_methods_take_similarity_from_negatives_and_contrast_from_positives(encoder, make, name, scale):
     given = batch(HALVES)
-    losses = make(name, temperature=0.1, similarity_scale=scale).losses(encoder, given)
+    losses = make(name, objective="paper", temperature=0.1, similarity_scale=scale).losses(encoder, given)
     _, z_i = encoder(given.views[0])
     _, z_j = encoder(given.views[1])
     factor = 0.1 if scale == "tau" else scale
     expected = factor * similarity_loss(torch.cat([z_i[:3], z_j[:3]]), 0.1)
     torch.testing.assert_close(losses["similarity"], expected)
     torch.testing.assert_close(losses["nt_xent"], nt_xent_loss(z_i[3:], z_j[3:], 0.1))
+
+
+@pytest.mark.parametrize(("objective", "scale"), [("paper", 1.0), ("stable", 0.04)])
+@pytest.mark.parametrize("name", ["slam-ags", "weaksupcon"])
+def test_the_objective_says_what_the_similarity_counts_unless_told(encoder, make, name, objective, scale):
+    given = batch(HALVES)
+    told, untold = (make(name, objective=objective, similarity_scale=one) for one in (scale, None))
+    assert torch.equal(told.losses(encoder, given)["similarity"], untold.losses(encoder, given)["similarity"])
+
+
+@pytest.mark.parametrize("surgery", [None, "sum"])
+def test_stable_slam_ags_contrasts_every_cell_beside_the_negatives_similarity(encoder, make, surgery):
+    given = batch(HALVES)
+    method = make("slam-ags", objective="stable", temperature=0.3, surgery=surgery)
+    losses = method.losses(encoder, given)
+    _, z_i = encoder(given.views[0])
+    _, z_j = encoder(given.views[1])
+    torch.testing.assert_close(losses["nt_xent"], nt_xent_loss(z_i, z_j, 0.3))
+    torch.testing.assert_close(losses["similarity"], 0.04 * similarity_loss(torch.cat([z_i[:3], z_j[:3]]), 0.3))
+    assert method.chance(given) == pytest.approx(math.log(2 * 6 - 1))
+
+
+@pytest.mark.parametrize(("objective", "seen"), [("stable", (True, True)), ("paper", (False, True))])
+def test_each_task_s_gradient_goes_back_through_its_own_cells(make, objective, seen):
+    encoder = Encoder(Architecture(projection_dim=8, projector="standardised")).train()
+    given = batch(HALVES)
+    views = tuple(view.requires_grad_() for view in given.views)
+    losses = make("slam-ags", objective=objective).losses(encoder, Batch(views, given.is_positive, given.indices))
+    for task, (negatives, positives) in (("similarity", (True, False)), ("nt_xent", seen)):
+        (reached,) = torch.autograd.grad(losses[task], views[0], retain_graph=True)
+        assert [bool(side.abs().sum() > 0) for side in (reached[:3], reached[3:])] == [negatives, positives]
 
 
 def test_a_step_of_slam_ags_moves_the_running_statistics_of_z_once(make):
@@ -201,13 +232,14 @@ def test_its2clr_contrasts_all_cells_first_and_pseudo_labels_then(encoder, make,
 
 
 @pytest.mark.parametrize("rescale", list(Rescale))
-def test_slam_ags_weighs_by_adaptive_surgery_unless_told_otherwise_and_the_others_take_the_sum(make, rescale):
+def test_slam_ags_weighs_by_its_objectives_surgery_unless_told_otherwise_and_the_others_take_the_sum(make, rescale):
     gradients = torch.tensor([[10.0, 0.0], [-1.0, 0.1]])
     products = inner_products(gradients)
-    adaptive = make("slam-ags", rescale=rescale).weigh(products)
+    adaptive = make("slam-ags", objective="paper", rescale=rescale).weigh(products)
     assert torch.equal(combine(gradients, adaptive), adaptive_gradient_surgery(gradients, rescale.value))
     plain = make("slam-ags", surgery="pcgrad", rescale=rescale).weigh(products)
     assert torch.equal(combine(gradients, plain), pcgrad(gradients))
+    assert torch.equal(make("slam-ags", rescale=rescale).weigh(products), priority_weights(products))
     for name in ("weaksupcon", "simclr", "weakly-supervised"):
         assert make(name).weigh is None
 

@@ -14,6 +14,8 @@ from cytomil.settings import PretrainSettings, Surgery
 
 Views = tuple[Tensor, Tensor]
 
+_PRINTED_SCALE, _STABLE_SCALE = 1.0, 0.04
+
 
 class WeakSupCon(Method):
     """WeakSupCon (Zhang et al., 2025) as SLAM-AGS compares with it: the plain sum of both tasks."""
@@ -22,20 +24,21 @@ class WeakSupCon(Method):
 
     def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
         """Similarity of the negatives' projections, NT-Xent of the positives'."""
-        settings = self.settings
-        temperature = settings.temperature
-        scale = temperature if settings.similarity_scale == "tau" else settings.similarity_scale
-        negatives, (z_i, z_j) = self.project(encoder, batch)
-        return {
-            "similarity": scale * similarity_loss(torch.cat(negatives), temperature),
-            "nt_xent": nt_xent_loss(z_i, z_j, temperature),
-        }
-
-    def project(self, encoder: Encoder, batch: Batch) -> tuple[Views, Views]:
-        """Both views' projections of the negatives, and of the positives, from one forward pass over all of them."""
         z_i, z_j = project_views(encoder, batch.views)
         positive = batch.is_positive
-        return (z_i[~positive], z_j[~positive]), (z_i[positive], z_j[positive])
+        return self.two_tasks((z_i[~positive], z_j[~positive]), (z_i[positive], z_j[positive]))
+
+    def two_tasks(self, negatives: Views, contrasted: Views) -> dict[str, Tensor]:
+        """The similarity loss of both views of ``negatives``, scaled, and NT-Xent of those ``contrasted``."""
+        settings = self.settings
+        temperature = settings.temperature
+        printed = settings.objective == "paper"
+        scale = settings.similarity_scale or (_PRINTED_SCALE if printed else _STABLE_SCALE)
+        return {
+            "similarity": (temperature if scale == "tau" else scale)
+            * similarity_loss(torch.cat(negatives), temperature),
+            "nt_xent": nt_xent_loss(*contrasted, temperature),
+        }
 
     def chance(self, batch: Batch) -> float:
         """ln(2B₊ − 1), where half of the batch is positive."""
@@ -43,32 +46,57 @@ class WeakSupCon(Method):
 
 
 class SlamAgs(WeakSupCon):
-    """SLAM-AGS (arXiv 2511.14639): both tasks, their gradients reconciled by surgery, adaptive unless another is chosen."""
+    """SLAM-AGS (arXiv 2511.14639): a coherent task on negatives, a contrastive one, their gradients reconciled by surgery.
+
+    As printed (``objective: paper``) only positives are contrasted, and a single point for all negatives is the objective's
+    optimum, whatever surgery does. The ``stable`` objective contrasts the cells of both sides, so that a collapse of the
+    negatives costs the contrastive task as much as it costs any other cell, and gives that task priority, so that the
+    coherent one shapes only what the contrast leaves open.
+    """
 
     reconciles = True
 
     def __init__(self, settings: PretrainSettings, encoder: Encoder, cells: TrainingCells) -> None:
         super().__init__(settings, encoder, cells)
-        self.weigh = surgeon(settings.surgery or Surgery.ADAPTIVE, settings.rescale)
+        self.contrasts_all = settings.objective == "stable"
+        usual = Surgery.PRIORITY if self.contrasts_all else Surgery.ADAPTIVE
+        self.weigh = surgeon(settings.surgery or usual, settings.rescale)
 
-    def project(self, encoder: Encoder, batch: Batch) -> tuple[Views, Views]:
-        """The same from one forward pass a task, where surgery asks for each task's own gradient.
+    def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
+        """Similarity of the negatives' projections, NT-Xent of all cells' or of the positives'.
 
-        Each task's gradient then goes back through its own cells alone. Through one pass over both, batch norm would tie
-        every cell to every other, and either gradient would have to go back through all of them.
+        Where surgery asks for each task's own gradient, there is one forward pass a side: the similarity's gradient then
+        goes back through its own cells alone. Through one pass over both, batch norm would tie every cell to every other,
+        and either gradient would have to go back through all of them.
         """
-        if self.weigh is None:
-            return super().project(encoder, batch)
         sides = (~batch.is_positive, batch.is_positive)
-        negatives, positives = (encoder.project(torch.cat([view[side] for view in batch.views]))[1] for side in sides)
-        return _beside(encoder, negatives, positives), _beside(encoder, positives, negatives, again=True)
+        if self.weigh is None:
+            z_i, z_j = project_views(encoder, batch.views)
+            negatives, positives = ((z_i[side], z_j[side]) for side in sides)
+            return self.two_tasks(negatives, (z_i, z_j) if self.contrasts_all else positives)
+        of_negatives, of_positives = (
+            encoder.project(torch.cat([view[side] for view in batch.views]))[1] for side in sides
+        )
+        negatives, _ = _standardised(encoder, of_negatives, of_positives.detach())
+        if self.contrasts_all:
+            beside, positives = _standardised(encoder, of_negatives, of_positives, again=True)
+            return self.two_tasks(
+                negatives, (torch.cat([beside[0], positives[0]]), torch.cat([beside[1], positives[1]]))
+            )
+        _, positives = _standardised(encoder, of_negatives.detach(), of_positives, again=True)
+        return self.two_tasks(negatives, positives)
+
+    def chance(self, batch: Batch) -> float:
+        """ln(2B − 1) of the cells contrasted."""
+        return chance_level(len(batch.is_positive)) if self.contrasts_all else super().chance(batch)
 
 
-def _beside(encoder: Encoder, own: Tensor, others: Tensor, again: bool = False) -> Views:
-    """Both views' projections, standardised over both sides' cells, where only ``own`` carries a gradient.
+def _standardised(encoder: Encoder, negatives: Tensor, positives: Tensor, again: bool = False) -> tuple[Views, Views]:
+    """Both views' projections of either side, standardised over both sides' cells.
 
     Standardised by themselves the negatives would lie about zero, whatever the similarity loss did. The running
     statistics follow the first time, not when the same rows come ``again``.
     """
-    z_i, z_j = encoder.standardise(torch.cat([own, others.detach()]), follow=not again)[: len(own)].chunk(2)
-    return z_i, z_j
+    z = encoder.standardise(torch.cat([negatives, positives]), follow=not again)
+    (n_i, n_j), (p_i, p_j) = (side.chunk(2) for side in (z[: len(negatives)], z[len(negatives) :]))
+    return (n_i, n_j), (p_i, p_j)
