@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 SCHEMA = "cytomil.evaluation/1"
 RECORD_NAME = "evaluate.json"
-# The one method that trains on instance labels: a ceiling, and never to be taken for a rival of the others.
-USES_INSTANCE_LABELS = frozenset({"fully-supervised"})
 _ENCODER_FACTS = ("collapsed", "collapse_reason", "effective_rank", "nt_xent_margin", "start_weights", "caveats")
 _CURVE_SHARES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -83,15 +81,14 @@ def make_record(
     rates = {row.witness_rate for row in manifest.rows if row.label and row.witness_rate is not None}
     scored = [prediction.scored for prediction in predictions if prediction.scored is not None]
     recall = {row["share_reviewed"]: row["recall"] for row in recall_by_k_points(scored)}
-    method = str(card["method"])
     metrics = {"bag": bag.to_dict(), "instance": instance.to_dict(), "collapsed": bool(model.card["collapsed"])}
     if redrawn:
         metrics["redrawn"] = redrawn.to_dict()
     return {
         "schema": SCHEMA,
         "name": settings.name or name_of(card["settings"]),
-        "method": method,
-        "uses_instance_labels": method in USES_INSTANCE_LABELS,
+        "method": str(card["method"]),
+        "uses_instance_labels": bool(card.get("uses_instance_labels")),
         "judge": model.card["aggregator"]["name"],
         "aggregator": model.card["aggregator"],
         "seed": card["settings"]["seed"],

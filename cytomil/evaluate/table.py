@@ -9,10 +9,11 @@ from statistics import fmean
 
 from cytomil.evaluate.bootstrap import Estimate, estimate, estimate_differences
 from cytomil.evaluate.paper import sort_key
-from cytomil.evaluate.record import USES_INSTANCE_LABELS
 from cytomil.evaluate.runs import Cell, Run, Runs
 
 NOT_RUN, FAILED, DONE = "not run", "failed", "done"
+# A row that has no record yet is known by its name alone.
+_CEILING_BY_NAME = "fully-supervised"
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,13 @@ def make_table(runs: Runs, against: str | None, resamples: int, seed: int) -> Ta
         for name in names
         for rate in rates
     }
-    ceilings = {run.cell.name for run in runs.done if run.record.get("uses_instance_labels")}
-    ceilings |= USES_INSTANCE_LABELS & set(names)
-    return Table(names, judges, rates, seeds, reference, frozenset(ceilings), entries, _notes(runs))
+    return Table(names, judges, rates, seeds, reference, _ceilings(runs, names), entries, _notes(runs))
+
+
+def _ceilings(runs: Runs, names: Sequence[str]) -> frozenset[str]:
+    without_record = set(names) - {run.cell.name for run in runs.done}
+    recorded = {run.cell.name for run in runs.done if run.record.get("uses_instance_labels")}
+    return frozenset(recorded | ({_CEILING_BY_NAME} & without_record))
 
 
 def _entry(

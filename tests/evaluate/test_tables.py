@@ -66,6 +66,18 @@ def test_every_place_of_the_grid_says_what_became_of_it(small_grid):
     assert table.ceilings == {"fully-supervised"}
 
 
+def test_a_ceiling_is_known_by_its_records_and_by_its_name_before_there_are_any(write_reports, make_record):
+    foreign = make_record("their-ceiling", uses_instance_labels=True)
+    only_called_so = make_record("fully-supervised", uses_instance_labels=False)
+    records = [make_record("simclr"), foreign, only_called_so]
+    table = table_of(write_reports(records))
+    assert table.ceilings == {"their-ceiling"}
+    assert "| their-ceiling § |" in markdown(make_blocks(table))
+    planned = write_reports([records[0]], "planned")
+    (planned / "grid.yaml").write_text("methods: [simclr, fully-supervised]\nwitness_rates: [0.1]\nseeds: [0]\n")
+    assert table_of(planned).ceilings == {"fully-supervised"}
+
+
 def test_marks_and_paper_stand_in_the_table_and_are_explained(small_grid):
     block = make_blocks(table_of(small_grid))[0]
     assert block.title == "bag F1, %, judged by pamil"

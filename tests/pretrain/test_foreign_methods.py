@@ -12,13 +12,24 @@ import pytest
 
 from cytomil.bags.make import make_bags
 from cytomil.errors import SettingsError
+from cytomil.evaluate.run import evaluate
+from cytomil.evaluate.runs import read_runs
+from cytomil.evaluate.table import make_table
+from cytomil.features.embed import embed
+from cytomil.mil.fit import fit_mil
 from cytomil.pretrain.loop import pretrain
 from cytomil.pretrain.methods import load_method
 from cytomil.progress import Silent
 from cytomil.registry import GROUP, METHODS, find_method
-from cytomil.settings import MakeBagsSettings, PretrainSettings, load
+from cytomil.settings import EmbedSettings, EvaluateSettings, FitMilSettings, MakeBagsSettings, PretrainSettings, load
 
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+CEILING = """
+from cytomil.pretrain.methods.classification import FullySupervised
+
+class Ceiling(FullySupervised):
+    pass
+"""
 SMALL = {"epochs": 1, "batch_size": 16, "image_size": 16, "projection_dim": 8}
 
 
@@ -35,12 +46,14 @@ def package(tmp_path):
     (folder / "my_package").mkdir(parents=True)
     (folder / "my_package" / "__init__.py").touch()
     (folder / "my_package" / "barlow.py").write_text(snippet("python"))
+    (folder / "my_package" / "ceiling.py").write_text(CEILING)
     info = folder / "my_package-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
     broken = "broken = my_package.no_such_module:Method\nnot-a-method = my_package.barlow:torch\n"
     (info / "entry_points.txt").write_text(
-        f"[{GROUP}]\n{name} = {place}\n{broken}simclr = my_package.barlow:BarlowTwins\n"
+        f"[{GROUP}]\n{name} = {place}\ntheir-ceiling = my_package.ceiling:Ceiling\n"
+        f"{broken}simclr = my_package.barlow:BarlowTwins\n"
     )
     return folder
 
@@ -76,6 +89,20 @@ def test_the_documented_method_trains_by_its_name(installed, bags, tmp_path):
     del sys.modules["my_package.barlow"]
     code.write_text(code.read_text().replace("0.005", "0.006"))
     assert not pretrain(settings, Silent(), resume=True).already_done
+
+
+def test_a_ceiling_of_another_package_is_marked_to_the_end(installed, bags, tmp_path):
+    chosen = SMALL | {"method": "their-ceiling", "bags": bags, "out": tmp_path / "e"}
+    with pytest.raises(SettingsError, match="--with-instance-labels"):
+        pretrain(PretrainSettings(**chosen), Silent())
+    pretrain(PretrainSettings(with_instance_labels=True, **chosen), Silent())
+    encoder, features, model = (tmp_path / name for name in ("e", "features", "model"))
+    embed(EmbedSettings(bags=bags, encoder=encoder, out=features), Silent())
+    fit_mil(FitMilSettings(features=features, encoder=encoder, out=model, epochs=1, folds=2, ensemble=1), Silent())
+    evaluate(EvaluateSettings(features=features, model=model, bags=bags, out=tmp_path / "reports"), Silent())
+    runs = read_runs([tmp_path / "reports"])
+    assert runs.done[0].record["uses_instance_labels"] is True
+    assert make_table(runs, None, 10, 0).ceilings == {"their-ceiling"}
 
 
 def test_the_command_line_finds_it(package, bags, tmp_path):
