@@ -70,11 +70,22 @@ def evaluate(
         if done.redrawn:
             _show_redrawn(done.redrawn)
         console.print(f"metrics.json, predictions.csv and plots in {settings.out}")
+        if done.uses_instance_labels:
+            print_warning(
+                "CEILING",
+                "The encoder under this model was shown instance labels: these figures are the ceiling, not a rival of "
+                "methods that learn from slide labels.",
+            )
         if done.collapsed:
             print_warning(
                 "COLLAPSED", "The encoder under this model collapsed: these figures say nothing of the method."
             )
-    found = {"bag": bag, "instance": instance, "collapsed": done.collapsed}
+    found = {
+        "bag": bag,
+        "instance": instance,
+        "collapsed": done.collapsed,
+        "uses_instance_labels": done.uses_instance_labels,
+    }
     if done.redrawn:
         found["redrawn"] = done.redrawn.to_dict()
     finish(found, done.problems, as_json)

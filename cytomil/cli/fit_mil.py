@@ -61,6 +61,11 @@ def fit_mil(
             ),
         ]
         print_table(f"triage model in {settings.out}", ("figure", "value", "what it says"), rows)
+        if model.card["uses_instance_labels"]:
+            print_warning(
+                "CEILING",
+                "The encoder under this model was shown instance labels: compare with it, never rank slides with it.",
+            )
         if model.card["collapsed"]:
             print_warning("COLLAPSED", "The encoder under this model collapsed: its ranking cannot be trusted.")
     finish({"model": settings.out, **model.card}, (), as_json)

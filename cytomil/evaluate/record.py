@@ -81,14 +81,20 @@ def make_record(
     rates = {row.witness_rate for row in manifest.rows if row.label and row.witness_rate is not None}
     scored = [prediction.scored for prediction in predictions if prediction.scored is not None]
     recall = {row["share_reviewed"]: row["recall"] for row in recall_by_k_points(scored)}
-    metrics = {"bag": bag.to_dict(), "instance": instance.to_dict(), "collapsed": bool(model.card["collapsed"])}
+    uses_instance_labels = bool(card.get("uses_instance_labels"))
+    metrics = {
+        "bag": bag.to_dict(),
+        "instance": instance.to_dict(),
+        "collapsed": bool(model.card["collapsed"]),
+        "uses_instance_labels": uses_instance_labels,
+    }
     if redrawn:
         metrics["redrawn"] = redrawn.to_dict()
     return {
         "schema": SCHEMA,
         "name": settings.name or name_of(card["settings"]),
         "method": str(card["method"]),
-        "uses_instance_labels": bool(card.get("uses_instance_labels")),
+        "uses_instance_labels": uses_instance_labels,
         "judge": model.card["aggregator"]["name"],
         "aggregator": model.card["aggregator"],
         "seed": card["settings"]["seed"],

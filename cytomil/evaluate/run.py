@@ -49,6 +49,7 @@ class Evaluated:
     bag: BagMetrics
     instance: InstanceMetrics
     collapsed: bool
+    uses_instance_labels: bool
     problems: tuple[Problem, ...]
     redrawn: RedrawnMetrics | None
 
@@ -60,8 +61,10 @@ def evaluate(settings: EvaluateSettings, listener: Listener) -> Evaluated:
     """
     measured = measure(settings, listener)
     _write(settings.out, measured)
-    collapsed = bool(measured.model.card["collapsed"])
-    return Evaluated(settings.out, measured.bag, measured.instance, collapsed, measured.problems, measured.redrawn)
+    collapsed, ceiling = (measured.record["metrics"][key] for key in ("collapsed", "uses_instance_labels"))
+    return Evaluated(
+        settings.out, measured.bag, measured.instance, collapsed, ceiling, measured.problems, measured.redrawn
+    )
 
 
 def measure(settings: EvaluateSettings, listener: Listener) -> Measured:
