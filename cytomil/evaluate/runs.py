@@ -62,7 +62,8 @@ def read_runs(folders: Sequence[Path]) -> Runs:
     Raises:
         NotFoundError: a folder is not there, or there is no record in any of them.
         EvaluationError: a record is damaged, two stand for the same run, or runs of one witness rate and seed were made on
-            different bags, so that a difference between them would be one of bags.
+            different bags, or those of one witness rate on bags not made alike, so that a difference between them would be
+            one of bags.
     """
     done: list[Run] = []
     failed: dict[Cell, str] = {}
@@ -87,6 +88,7 @@ def read_runs(folders: Sequence[Path]) -> Runs:
         raise NotFoundError(f"{where}: no {RECORD_NAME} of this version there. Make one with `cytomil evaluate`.")
     _refuse_twins(done)
     _refuse_other_bags(done)
+    _refuse_other_protocols(done)
     return Runs(tuple(sorted(done, key=lambda run: (run.cell, run.judge))), failed, frozenset(planned))
 
 
@@ -150,6 +152,36 @@ def _refuse_other_bags(runs: Sequence[Run]) -> None:
                 f"{other.file} and {run.file} have the same witness rate and seed but were made on different bags, so they "
                 "cannot be compared. Leave one out, or run both on the same bags."
             )
+
+
+def _refuse_other_protocols(runs: Sequence[Run]) -> None:
+    """Seeds have bags of their own, but a mean over them is of something only where the bags were made alike."""
+    first: dict[tuple[float, str], tuple[Run, str]] = {}
+    for run in runs:
+        rate = run.cell.witness_rate
+        for what, value in _protocol(run).items():
+            other, others = first.setdefault((rate, what), (run, value))
+            if others != value:
+                raise EvaluationError(
+                    f"{other.file} and {run.file} have the same witness rate but differ in {what} ({others} and {value}), so "
+                    "they cannot stand in one table. Leave one out, or run both on bags made with the same settings."
+                )
+
+
+def _protocol(run: Run) -> dict[str, str]:
+    """What bags of one witness rate share whatever their seed, as far as the record says it."""
+    data, tested = run.record.get("data") or {}, run.record["bags"]
+    found = {"sources": ", ".join(data["sources"])} if "sources" in data else {}
+    if run.cell.witness_rate < 0:
+        # Whole slides: they are of any size, and keeping patients together may give a split one slide more.
+        return found
+    splits = {"test": (len(tested), sum(bag["n_instances"] for bag in tested))}
+    if {"n_bags", "n_cells"} <= set(data):
+        splits["training"] = (data["n_bags"], data["n_cells"])
+    for split, (n_bags, n_cells) in splits.items():
+        # Cells a bag, to the nearest: a cell that could not be read is no other protocol.
+        found |= {f"{split} bags": str(n_bags), f"cells a {split} bag": f"{n_cells / max(1, n_bags):.0f}"}
+    return found
 
 
 def _said(run: Run) -> str:

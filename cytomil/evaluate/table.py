@@ -6,14 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 from cytomil.evaluate.bootstrap import Estimate, estimate, estimate_differences
-from cytomil.evaluate.paper import sort_key
+from cytomil.evaluate.paper import TITLES, sort_key
 from cytomil.evaluate.runs import Cell, Run, Runs
 
 NOT_RUN, FAILED, DONE = "not run", "failed", "done"
 # A row that has no record yet is known by its name alone.
 _CEILING_BY_NAME = "fully-supervised"
+# What may differ between the runs of a row: it says where things lie and what does the work. Start weights count by content.
+_NOT_OF_THE_RECIPE = {"seed", "bags", "out", "weights", "device", "precision", "compile", "cache"}
 
 
 @dataclass(frozen=True)
@@ -133,4 +136,29 @@ def _notes(runs: Runs) -> tuple[str, ...]:
     found = []
     if len(codes) > 1:
         found.append(f"These runs were made by {len(codes)} states of the code; each record names its own.")
-    return tuple(found)
+    rows: dict[tuple[str, str], list[Run]] = {}
+    for run in runs.done:
+        rows.setdefault((run.cell.name, run.judge), []).append(run)
+    found += [
+        f"{TITLES.get(name, name)}: its runs were pretrained with different settings: {said}."
+        for (name, _), here in rows.items()
+        if (said := _said_differences(here))
+    ]
+    # Judges judge the same encoders.
+    return tuple(dict.fromkeys(found))
+
+
+def _said_differences(here: Sequence[Run]) -> str:
+    """The settings of pretraining that differ, with their values; what not every record states is compared where it is."""
+    values: dict[str, set[str]] = {}
+    for run in here:
+        for key, value in _recipe(run).items():
+            values.setdefault(key, set()).add("none" if value is None else str(value))
+    return "; ".join(f"{key} {', '.join(sorted(said))}" for key, said in sorted(values.items()) if len(said) > 1)
+
+
+def _recipe(run: Run) -> dict[str, Any]:
+    encoder = run.record["encoder"]
+    settings = {key: value for key, value in (encoder.get("settings") or {}).items() if key not in _NOT_OF_THE_RECIPE}
+    weights = encoder.get("start_weights")
+    return settings | {"start weights": weights["sha256"][:12] if weights else None}

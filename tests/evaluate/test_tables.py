@@ -124,6 +124,66 @@ def test_runs_of_different_bags_are_refused(write_reports, make_record):
     assert len(read_runs([write_reports([records[0], other_seed], "fine")]).done) == 2
 
 
+BAGS_ALIKE = {"sources": ["blood-smear"], "n_bags": 18, "n_cells": 4680}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"sources": ["synthetic"]}, "differ in sources (blood-smear and synthetic)"),
+        ({"n_bags": 24, "n_cells": 24 * 260}, "differ in training bags (18 and 24)"),
+        ({"n_cells": 18 * 1000}, "differ in cells a training bag (260 and 1000)"),
+    ],
+)
+def test_runs_of_one_rate_whose_bags_were_not_made_alike_are_refused(write_reports, make_record, changed, said):
+    runs = [make_record(seed=0, data=BAGS_ALIKE), make_record(seed=1, data=BAGS_ALIKE | changed)]
+    with pytest.raises(EvaluationError, match=re.escape(said)) as caught:
+        read_runs([write_reports(runs)])
+    assert str(caught.value).count("evaluate.json") == 2
+    assert "\n" not in str(caught.value)
+    other_rate = make_record(rate=0.01, seed=1, data=BAGS_ALIKE | changed)
+    assert len(read_runs([write_reports([runs[0], other_rate], "fine")]).done) == 2
+
+
+def test_test_bags_not_made_alike_are_refused(write_reports, make_record):
+    first, fewer, longer = (make_record(seed=seed) for seed in (0, 1, 1))
+    fewer["bags"] = fewer["bags"][:4]
+    longer["bags"] = [bag | {"n_instances": 1000} for bag in longer["bags"]]
+    for other, said in ((fewer, r"test bags \(6 and 4\)"), (longer, r"cells a test bag \(260 and 1000\)")):
+        with pytest.raises(EvaluationError, match=said):
+            read_runs([write_reports([first, other], said)])
+
+
+def test_a_cell_that_could_not_be_read_or_a_whole_slide_s_size_is_no_other_protocol(write_reports, make_record):
+    spoilt = make_record(seed=1, data=BAGS_ALIKE | {"n_cells": 4679})
+    assert len(read_runs([write_reports([make_record(data=BAGS_ALIKE), spoilt])]).done) == 2
+    slides = [
+        make_record(seed=seed, witness_rate=None, data=BAGS_ALIKE | {"n_cells": 5000 + seed}) for seed in (0, 900)
+    ]
+    slides[1]["bags"] = slides[1]["bags"][:5]
+    assert len(read_runs([write_reports(slides, "slides")]).done) == 2
+    slides[1]["data"]["sources"] = ["elsewhere"]
+    with pytest.raises(EvaluationError, match="elsewhere"):
+        read_runs([write_reports(slides, "mixed")])
+
+
+def test_a_row_of_different_pretraining_settings_says_so(write_reports, make_record):
+    def run(seed, judge="pamil", start=None, **settings):
+        record = make_record("slam-ags", seed=seed, judge=judge)
+        record["encoder"] |= {"settings": {"seed": seed, "epochs": 10} | settings, "start_weights": start}
+        return record
+
+    trivial = [run(0, out="a", device="cpu", weights="a.pth"), run(1, out="b", device="cuda", weights="b/a.pth")]
+    assert table_of(write_reports(trivial, "alike")).notes == ()
+    imagenet = {"file": "imagenet.pth", "sha256": "0123456789abcdef", "tensors": 3}
+    mixed = [run(0, judge, epochs=3) for judge in ("pamil", "mean")]
+    mixed += [run(1, judge, temperature=0.1, start=imagenet) for judge in ("pamil", "mean")]
+    said = "SLAM-AGS: its runs were pretrained with different settings: epochs 10, 3; start weights 0123456789ab, none."
+    table = table_of(write_reports(mixed, "mixed"))
+    assert table.notes == (said,)
+    assert all(said in block.notes for block in make_blocks(table))
+
+
 def test_two_reports_of_one_run_are_refused(write_reports, make_record):
     with pytest.raises(EvaluationError, match="--name"):
         read_runs([write_reports([make_record(), make_record()])])
