@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cytomil.evaluate.blocks import CEILING, said_rate, title_of
 from cytomil.evaluate.plots import DASHED, GREY, new_figure, style
-from cytomil.evaluate.table import Table
+from cytomil.evaluate.table import Entry, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,13 +19,15 @@ _STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 _WIDTH_INCHES = 9.0
 _SHOWN = (("f1", "bag F1"), ("recall_at_40pct", "Recall@40 %"), ("recall_at_5pct", "Recall@5 %"))
 _PERCENTS = tuple(n / 100 for n in range(1, 101))
+_POINTS_A_MARK = 5
 _CHANCE = {"recall_at_40pct": 0.40, "recall_at_5pct": 0.05}
 
 
 def plot_by_rate(table: Table, judge: str) -> Figure:
     """Draw bag F1 and Recall@40 % and @5 % of every method by witness rate, means over seeds.
 
-    The bars are 95 % intervals of the test bags. A hollow mark is a mean over runs of which at least one collapsed.
+    The bars are the tables' bootstrap intervals, over seeds, and patients or bags. A hollow mark is a mean over runs of
+    which at least one collapsed.
     """
     figure = new_figure(4.8, _WIDTH_INCHES)
     places = range(len(table.rates))
@@ -40,28 +42,21 @@ def plot_by_rate(table: Table, judge: str) -> Figure:
         axes.set_xlabel("witness rate", fontsize=10)
         axes.set_title(title, fontsize=11, loc="left")
         style(axes, tick_size=9)
-    _explain(figure, table, f"judged by {judge}; dashed: random order; hollow: an encoder collapsed")
+    _explain(figure, table, judge)
     return figure
 
 
 def plot_by_share(table: Table, judge: str) -> Figure:
-    """Draw the share of witnesses found against the share of cells reviewed, one panel a witness rate, means over seeds."""
+    """Draw the share of witnesses found against the share of cells reviewed, one panel a witness rate, means over seeds.
+
+    Marks are hollow on a mean over runs of which at least one collapsed.
+    """
     figure = new_figure(4.8, _WIDTH_INCHES)
     for number, rate in enumerate(table.rates, start=1):
         axes = figure.add_subplot(1, max(2, len(table.rates)), number)
         axes.plot(_PERCENTS, _PERCENTS, color=GREY, linewidth=1.2, linestyle=DASHED)
         for row, name in enumerate(table.names):
-            entry = table.at(judge, name, rate)
-            shares = list(entry.recall_by_share)
-            colour, _, line = _look(row)
-            axes.plot(
-                shares,
-                list(entry.recall_by_share.values()),
-                color=colour,
-                linestyle=line,
-                linewidth=1.6,
-                label=title_of(table, name),
-            )
+            _draw_curve(axes, table.at(judge, name, rate), row, title_of(table, name))
         axes.set_xscale("log")
         axes.set(xlim=(0.01, 1), ylim=(0, 1.02))
         axes.set_xticks([0.01, 0.05, 0.1, 0.4, 1], ["1 %", "5", "10", "40", "100"])
@@ -69,8 +64,19 @@ def plot_by_share(table: Table, judge: str) -> Figure:
         axes.set_xlabel("cells reviewed", fontsize=10)
         axes.set_title(f"witness rate {said_rate(rate)}", fontsize=11, loc="left")
         style(axes, tick_size=9)
-    _explain(figure, table, f"witnesses found, judged by {judge}; dashed: random order")
+    figure.axes[0].set_ylabel("witnesses found", fontsize=10)
+    _explain(figure, table, judge)
     return figure
+
+
+def _draw_curve(axes: Axes, entry: Entry, row: int, title: str) -> None:
+    colour, mark, line = _look(row)
+    shares, found = list(entry.recall_by_share), list(entry.recall_by_share.values())
+    # Few marks, and rows' at different shares, or curves that lie close would be a band of them.
+    marks: dict[str, Any] = {"marker": mark, "markersize": 5, "markevery": (row % _POINTS_A_MARK, _POINTS_A_MARK)}
+    axes.plot(shares, found, color=colour, linestyle=line, linewidth=1.6, label=title, **marks)
+    if entry.n_collapsed:
+        axes.plot(shares, found, linestyle="none", zorder=3, **marks, **_hollow(colour))
 
 
 def _draw_row(axes: Axes, table: Table, judge: str, name: str, key: str, shift: float) -> None:
@@ -93,14 +99,21 @@ def _draw_row(axes: Axes, table: Table, judge: str, name: str, key: str, shift: 
         if estimate.low is not None and estimate.high is not None:
             axes.vlines(x, estimate.low, estimate.high, color=colour, linewidth=0.8, alpha=0.6)
         if entry.n_collapsed:
-            axes.plot([x], [mean], marker=mark, markersize=5, markerfacecolor="white", markeredgecolor=colour, zorder=3)
+            axes.plot([x], [mean], marker=mark, markersize=5, zorder=3, **_hollow(colour))
 
 
-def _explain(figure: Figure, table: Table, caption: str) -> None:
+def _explain(figure: Figure, table: Table, judge: str) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     ceiling = f"; {CEILING} trained on instance labels" if table.ceilings else ""
-    figure.suptitle(f"{len(table.seeds)} seeds, {caption}{ceiling}", fontsize=10, x=0.01, ha="left", color=GREY)
+    caption = (
+        f"{len(table.seeds)} seeds, judged by {judge}; dashed: random order; hollow: an encoder collapsed{ceiling}"
+    )
+    figure.suptitle(caption, fontsize=10, x=0.01, ha="left", color=GREY)
+
+
+def _hollow(colour: str) -> dict[str, Any]:
+    return {"markerfacecolor": "white", "markeredgecolor": colour}
 
 
 def _look(row: int) -> tuple[str, str, object]:

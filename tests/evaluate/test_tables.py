@@ -19,6 +19,7 @@ from cytomil.evaluate.figures import FIGURES
 from cytomil.evaluate.paper import is_near, published
 from cytomil.evaluate.runs import Cell, read_runs
 from cytomil.evaluate.table import DONE, FAILED, NOT_RUN, make_table
+from cytomil.evaluate.table_plots import plot_by_rate, plot_by_share
 from cytomil.evaluate.write_tables import csv_of, latex, markdown, write_tables
 from cytomil.settings import EvaluateSettings
 
@@ -256,6 +257,27 @@ def test_the_same_runs_give_the_same_bytes_and_pictures_that_open(small_grid, tm
         if file.suffix == ".png":
             with Image.open(places[0] / file) as picture:
                 assert picture.width == 1800
+
+
+@pytest.mark.parametrize("plot", [plot_by_rate, plot_by_share])
+def test_collapsed_runs_are_marked_in_every_figure(write_reports, make_record, plot):
+    def hollow(records, folder):
+        figure = plot(table_of(write_reports(records, folder)), "pamil")
+        assert "hollow: an encoder collapsed" in figure.get_suptitle()
+        return [
+            [line.get_markeredgecolor() for line in axes.lines if line.get_markerfacecolor() == "white"]
+            for axes in figure.axes
+        ]
+
+    places = [(name, rate, seed) for name in ("simclr", "slam-ags") for rate in (0.1, 0.01) for seed in (0, 1)]
+    sound = [make_record(*place) for place in places]
+    fallen = [make_record(*place, collapsed=place == ("slam-ags", 0.01, 1)) for place in places]
+    assert not any(hollow(sound, "sound"))
+    found = hollow(fallen, "fallen")
+    colours = {colour for panel in found for colour in panel}
+    assert len(colours) == 1
+    # Of the first, each panel is a figure; of the second, a witness rate.
+    assert list(map(len, found)) == ([1, 1, 1] if plot is plot_by_rate else [0, 1])
 
 
 def test_the_command_prints_tables_of_eighty_columns_and_lists_what_failed(small_grid, tmp_path):
