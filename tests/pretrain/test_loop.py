@@ -243,8 +243,8 @@ def test_slam_ags_as_printed_with_the_plain_sum_is_weaksupcon(bags, tmp_path):
     assert weights(tmp_path / "sum") == weights(tmp_path / "weaksupcon")
 
 
-@pytest.mark.parametrize("surgery", ["mgda", "imtl-g"])
-def test_slam_ags_trains_with_torchjds_surgery(bags, tmp_path, surgery):
+@pytest.mark.parametrize("surgery", ["pcgrad", "cagrad", "mgda", "imtl-g"])
+def test_slam_ags_trains_with_the_surgery_chosen(bags, tmp_path, surgery):
     records = []
     pretrain(settings(bags, tmp_path / "e", surgery=surgery, epochs=1), Silent(), records.append)
     assert math.isfinite(records[0]["loss_nt_xent"])
