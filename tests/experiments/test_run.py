@@ -30,6 +30,47 @@ def test_a_cell_is_run_once_and_its_record_is_all_that_stays(grid):
     assert runs.planned == {CELL, Cell("weakly-supervised", 0.25, 0)}
 
 
+class Watching(Silent):
+    """Keeps what is trained, and interrupts it in the middle of an epoch if told which."""
+
+    def __init__(self, interrupt=""):
+        self.interrupt, self.epochs, self.notes = interrupt, [], []
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def track(self, items, description, total=None, unit=""):
+        if description.startswith("epoch "):
+            self.epochs.append(description)
+        for item in items:
+            yield item
+            if description == self.interrupt:
+                raise KeyboardInterrupt
+
+
+def test_a_cell_interrupted_in_pretraining_goes_on_from_its_checkpoint(tiny_grid, params):
+    grid = tiny_grid(params=params | {"pretrain": params["pretrain"] | {"epochs": 3}})
+    make_bags(grid.settings_of(CELL).make_bags, Silent())
+    broken = Watching(interrupt="epoch 2/3")
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(grid, CELL, broken)
+    assert broken.epochs == ["epoch 1/3", "epoch 2/3"]
+    assert not grid.record_of(CELL).exists()
+    assert len(list(grid.work_of(CELL).rglob("checkpoints/*.pt"))) == 1
+
+    resumed = Watching()
+    record = run_cell(grid, CELL, resumed)
+    assert resumed.epochs == ["epoch 2/3", "epoch 3/3"]
+    assert "resuming after epoch 1 of 3" in resumed.notes
+    assert record["failed"] is None
+    assert is_done(grid, CELL)
+    assert not grid.work_of(CELL).exists()
+
+    unbroken = run_cell(grid, CELL, Silent())
+    shas = {one["evaluations"][0]["encoder_sha256"] for one in (record, unbroken)}
+    assert len(shas) == 1
+
+
 def test_a_record_of_other_settings_other_bags_or_half_a_record_is_run_again(grid, tiny_grid):
     file = grid.record_of(CELL)
     run_cell(grid, CELL, Silent())
