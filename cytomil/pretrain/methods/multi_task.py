@@ -32,8 +32,9 @@ class WeakSupCon(Method):
         """The similarity loss of both views of ``negatives``, scaled, and NT-Xent of those ``contrasted``."""
         settings = self.settings
         temperature = settings.temperature
-        printed = settings.objective == "paper"
-        scale = settings.similarity_scale or (_PRINTED_SCALE if printed else _STABLE_SCALE)
+        scale = settings.similarity_scale
+        if scale is None:
+            scale = _PRINTED_SCALE if settings.objective == "paper" else _STABLE_SCALE
         return {
             "similarity": (temperature if scale == "tau" else scale)
             * similarity_loss(torch.cat(negatives), temperature),
