@@ -56,6 +56,7 @@ class Layer(StrEnum):
 
     H = "h"
     Z = "z"
+    MULTI = "multi"
 
 
 class EngineName(StrEnum):
@@ -248,7 +249,10 @@ class EmbedSettings(Section):
     bags: Path = Field(Path("data/bags"), description="folder with bags.csv")
     encoder: Path = Field(Path("models/encoder"), description="folder of the encoder bundle")
     out: Path = Field(Path("data/features"), description="folder for the feature caches")
-    layer: Layer = Field(Layer.Z, description="h: the encoder's output; z: the projector's")
+    layer: Layer = Field(
+        Layer.Z,
+        description="h: the encoder's output; z: the projector's; multi: both, and what a ResNet's inner stages see",
+    )
     split: Split = Field(Split.ALL, description="which bags to embed")
     orientations: Annotated[int, AfterValidator(_a_group_of_turns)] = Field(
         1, description="turns and mirror images of a cell that its embedding averages; costs as many times the work"

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from cytomil.encoders.architecture import Encoder
+from cytomil.encoders.stages import MULTI, embed_multi, multi_dim
 
 
 class EagerEngine:
@@ -16,14 +17,17 @@ class EagerEngine:
         self.name = self.key = "eager"
         self.layer = layer
         self._device = device
-        self.dim = encoder.dim_of(layer)
+        self.dim = multi_dim(encoder) if layer == MULTI else encoder.dim_of(layer)
 
     @torch.inference_mode()
     def embed(self, pixels: np.ndarray) -> np.ndarray:
         """Decoded cells, uint8 (N, S, S, 3) → float32 (N, dim)."""
         if len(pixels) == 0:
             return np.zeros((0, self.dim), np.float32)
-        h, z = self._encoder(to_unit_range(pixels, self._device))
+        cells = to_unit_range(pixels, self._device)
+        if self.layer == MULTI:
+            return embed_multi(self._encoder, cells).float().cpu().numpy()
+        h, z = self._encoder(cells)
         return (h if self.layer == "h" else z).float().cpu().numpy()
 
 

@@ -12,7 +12,7 @@ class Engine(Protocol):
 
     ``name`` is for people: openvino-int8. ``key`` goes into every feature cache's key, so that two engines' embeddings
     never mix: the name, and a hash of the compiled form where there is one, because another calibration gives others.
-    ``layer`` is h or z, ``dim`` its length.
+    ``layer`` is h, z or multi, ``dim`` its length.
     """
 
     name: str

@@ -12,6 +12,7 @@ from cytomil.encoders.engines.eager import EagerEngine
 from cytomil.encoders.engines.engine import Engine
 from cytomil.encoders.engines.record import EngineRecord, read_record, require_valid
 from cytomil.encoders.engines.start import start_engine
+from cytomil.encoders.stages import MULTI
 from cytomil.errors import EngineError
 
 _AUTO = "auto"
@@ -19,7 +20,7 @@ _EAGER = "eager"
 
 
 def open_engine(bundle: EncoderBundle, layer: str, name: str, device: str, note: Callable[[str], None]) -> Engine:
-    """The engine that embeds ``layer`` (h or z) of ``bundle`` on ``device``.
+    """The engine that embeds ``layer`` (h, z or multi) of ``bundle`` on ``device``.
 
     ``name`` is ``auto`` (the fastest valid one of those stored that is faster than eager), ``eager``, a stored engine's
     name such as ``openvino-int8``, or a library's (``openvino``: its fastest valid one). Where what was asked for cannot
@@ -27,6 +28,10 @@ def open_engine(bundle: EncoderBundle, layer: str, name: str, device: str, note:
     is not there.
     """
     chosen = pick_device(device)
+    if layer == MULTI:
+        if name != _EAGER and stored_engines(bundle.path):
+            note("compiled engines give h and z alone, and this is layer multi. Running eager.")
+        return EagerEngine(bundle.encoder, layer, chosen)
     faults: dict[str, str] = {}
     if name != _EAGER:
         for record, folder in _valid(bundle, name, chosen, faults):

@@ -1,8 +1,8 @@
-"""Self-paced: what positive bags' most suspicious cells have in common, asked twice."""
+"""Self-paced: what positive bags' most suspicious cells have in common, asked twice, and how far a cell is from normal."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import torch
@@ -13,54 +13,110 @@ from cytomil.mil.aggregators.neighbours import distance_ratio
 from cytomil.mil.aggregators.two_sided import TwoSidedScorer
 from cytomil.settings import FitMilSettings, InstanceScore
 
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+
+_DIMENSIONS = 64
 _SUSPECTS = 0.06
 _ROUNDS = 2
 _C = 0.1
+_UPPER = 0.84  # about one standard deviation above the middle, were it a normal distribution
+_LEAST_SPREAD = 1e-6
 
 
 class SelfPaced(TwoSidedScorer):
-    """A linear classifier of suspects against the cells of negative bags, which names the next round's suspects itself.
+    """A linear classifier of suspects against the cells of negative bags, beside the distance from these cells.
+
+    Embeddings are brought to their first 64 principal components, each with variance 1, so that what few cells differ in
+    weighs as much as what all differ in.
 
     Most cells of a positive bag are normal: a classifier of bag labels spends itself on them. So the first suspects are
     those 6 % of the positive bags' cells that have most company in other positive bags and least in negative ones
     (`distance_ratio`, by direction); logistic regression learns what tells them from all cells of negative bags, both sides
     weighing the same, and its own top 6 % are the suspects of the second round. Ours, on the plan of self-paced learning
-    (Kumar et al., NeurIPS 2010) and ItS2CLR (arXiv 2210.09452). Shares, rounds and C were chosen on training bags; see
-    docs/research-log.md.
+    (Kumar et al., NeurIPS 2010) and ItS2CLR (arXiv 2210.09452).
 
-    An instance's suspicion is -ln P(normal) by that classifier. Being linear, it also suspects an odd cell that happens to
-    lie far out on the suspects' side.
+    Where witnesses are too few for that, the Mahalanobis distance from the negative bags' cells still finds them (Ledoit and
+    Wolf's shrunk covariance). A cell's suspicion is softplus of the mean of the classifier's log odds and of the distance,
+    each counted from the negative bags' median in units of their upper spread. Shares, rounds, C, dimensions and equal
+    weights were chosen on training bags; see docs/research-log.md.
     """
 
     meaning: ClassVar = {InstanceScore.EVIDENCE: "× as suspicious as a normal training slide's average cell"}
 
+    origin: Tensor
+    components: Tensor
     weight: Tensor
     bias: Tensor
+    centre: Tensor
+    precision: Tensor
+    usual: Tensor
+    spread: Tensor
 
-    def __init__(self, in_dim: int, share: float) -> None:
-        super().__init__(in_dim, share)
-        self.register_buffer("weight", torch.zeros(in_dim, dtype=torch.float64))
-        self.register_buffer("bias", torch.zeros((), dtype=torch.float64))
+    def __init__(self, in_dim: int, share: float, n_components: int) -> None:
+        super().__init__(in_dim, share, n_components=n_components)
+        for name, shape in {
+            "origin": (in_dim,),
+            "components": (in_dim, n_components),
+            "weight": (n_components,),
+            "bias": (),
+            "centre": (n_components,),
+            "precision": (n_components, n_components),
+            "usual": (2,),
+            "spread": (2,),
+        }.items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
 
     @classmethod
     def learn(cls, negatives: Tensor, positives: Tensor, settings: FitMilSettings) -> Self:
         """See `TwoSidedScorer`."""
-        from sklearn.linear_model import LogisticRegression
+        from sklearn.covariance import LedoitWolf
+        from sklearn.decomposition import PCA
 
-        unit = [F.normalize(side, dim=1) for side in (negatives, positives)]
-        scores = distance_ratio(unit[1], *unit).double().numpy()
-        normal, suspicious = negatives.double().numpy(), positives.double().numpy()
-        n_suspects = max(1, round(_SUSPECTS * len(positives)))
-        for _ in range(_ROUNDS):
-            suspects = suspicious[np.argsort(-scores, kind="stable")[:n_suspects]]
-            classifier = LogisticRegression(C=_C, class_weight="balanced", max_iter=1000)
-            classifier.fit(np.concatenate([normal, suspects]), np.repeat([0, 1], [len(normal), n_suspects]))
-            scores = classifier.decision_function(suspicious)
-        model = cls(negatives.shape[1], settings.top_share)
+        cells = torch.cat([negatives, positives]).double().numpy()
+        n_components = min(_DIMENSIONS, cells.shape[1], len(cells) - 1)
+        found = PCA(n_components, whiten=True, svd_solver="covariance_eigh").fit(cells)
+        model = cls(cells.shape[1], settings.top_share, n_components)
+        model.origin.copy_(torch.from_numpy(found.mean_))
+        # A direction in which nothing varies tells nothing, and is not to be blown up.
+        lengths = np.sqrt(np.maximum(found.explained_variance_, _LEAST_SPREAD * found.explained_variance_[0]))
+        model.components.copy_(torch.from_numpy(found.components_.T / lengths))
+        normal, suspicious = (model._whitened(side) for side in (negatives, positives))
+        classifier = _classify_suspects(normal, suspicious)
         model.weight.copy_(torch.from_numpy(classifier.coef_[0]))
         model.bias.fill_(float(classifier.intercept_[0]))
+        cloud = LedoitWolf().fit(normal.numpy())
+        model.centre.copy_(torch.from_numpy(cloud.location_))
+        model.precision.copy_(torch.from_numpy(cloud.precision_))
+        middle, upper = model._suspicions(normal).quantile(torch.tensor([0.5, _UPPER], dtype=torch.float64), dim=0)
+        model.usual.copy_(middle)
+        model.spread.copy_((upper - middle).clamp(min=_LEAST_SPREAD))
         return model
 
     def distances(self, instances: Tensor) -> Tensor:
         """See `PooledScorer`."""
-        return F.softplus(instances.double() @ self.weight + self.bias).float()
+        suspicions = (self._suspicions(self._whitened(instances)) - self.usual) / self.spread
+        return F.softplus(suspicions.mean(dim=1)).float()
+
+    def _whitened(self, instances: Tensor) -> Tensor:
+        return (instances.double() - self.origin) @ self.components
+
+    def _suspicions(self, whitened: Tensor) -> Tensor:
+        """The classifier's log odds, and the distance from the negative bags' cells: (N, K) → (N, 2)."""
+        centred = whitened - self.centre
+        distance = ((centred @ self.precision) * centred).sum(dim=1).clamp(min=0).sqrt()
+        return torch.stack([whitened @ self.weight + self.bias, distance], dim=1)
+
+
+def _classify_suspects(normal: Tensor, suspicious: Tensor) -> LogisticRegression:
+    from sklearn.linear_model import LogisticRegression
+
+    unit = [F.normalize(side, dim=1) for side in (normal, suspicious)]
+    scores = distance_ratio(unit[1], *unit).double().numpy()
+    n_suspects = max(1, round(_SUSPECTS * len(suspicious)))
+    for _ in range(_ROUNDS):
+        suspects = suspicious.numpy()[np.argsort(-scores, kind="stable")[:n_suspects]]
+        classifier = LogisticRegression(C=_C, class_weight="balanced", max_iter=1000)
+        classifier.fit(np.concatenate([normal.numpy(), suspects]), np.repeat([0, 1], [len(normal), n_suspects]))
+        scores = classifier.decision_function(suspicious.numpy())
+    return classifier

@@ -172,3 +172,12 @@ def test_engines_are_copied_only_to_their_own_weights_and_damaged_ones_not_at_al
     fresh = make_encoder(tmp_path / "fresh").path
     keep_engines(compiled, fresh)
     assert stored_engines(fresh) == []
+
+
+@pytest.mark.parametrize("asked", ["auto", NAME])
+def test_layer_multi_runs_on_eager_and_says_so_where_engines_are_stored(compiled, encoder_folder, asked):
+    said = []
+    assert open_engine(load_bundle(compiled), "multi", asked, "cpu", said.append).name == "eager"
+    assert said == ["compiled engines give h and z alone, and this is layer multi. Running eager."]
+    assert open_engine(load_bundle(encoder_folder), "multi", "eager", "cpu", said.append).layer == "multi"
+    assert len(said) == 1

@@ -1,0 +1,47 @@
+import pytest
+import torch
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from cytomil.encoders.architecture import Architecture, Encoder
+from cytomil.encoders.engines.eager import EagerEngine
+from cytomil.encoders.stages import embed_multi, multi_dim
+from cytomil.errors import SettingsError
+
+DIMS = {"resnet18": 2 * (64 + 128 + 256) + 512 + 8, "resnet50": 2 * (256 + 512 + 1024) + 2048 + 8}
+
+
+@pytest.mark.parametrize(("name", "dim"), DIMS.items())
+def test_multi_is_mean_and_spread_of_the_inner_stages_then_h_and_z(name, dim):
+    torch.manual_seed(0)
+    encoder = Encoder(Architecture(name, projection_dim=8)).eval()
+    pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    stages = ("layer1", "layer2", "layer3")
+    with torch.no_grad():
+        maps = create_feature_extractor(encoder.backbone, list(stages))((pixels - encoder.mean) / encoder.std)
+        expected = [
+            f for stage in stages for f in (maps[stage].mean((2, 3)), maps[stage].var((2, 3), correction=0).sqrt())
+        ]
+        expected += encoder(pixels)
+        found = embed_multi(encoder, pixels)
+    assert found.shape == (3, dim) == (3, multi_dim(encoder))
+    torch.testing.assert_close(found, torch.cat(expected, dim=1))
+
+
+def test_the_eager_engine_gives_it():
+    torch.manual_seed(0)
+    encoder = Encoder(Architecture(projection_dim=8))
+    engine = EagerEngine(encoder, "multi", torch.device("cpu"))
+    cells = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)).numpy()
+    found = engine.embed(cells)
+    assert found.shape == (4, engine.dim)
+    with torch.no_grad():
+        _, z = encoder(torch.from_numpy(cells).permute(0, 3, 1, 2) / 255)
+    torch.testing.assert_close(torch.from_numpy(found[:, -8:]), z)
+    assert engine.embed(cells[:0]).shape == (0, engine.dim)
+
+
+def test_an_encoder_without_such_stages_is_refused():
+    pytest.importorskip("timm")
+    encoder = Encoder(Architecture("convnext_atto", "standard", 8))
+    with pytest.raises(SettingsError, match="convnext_atto has other stages"):
+        EagerEngine(encoder, "multi", torch.device("cpu"))
