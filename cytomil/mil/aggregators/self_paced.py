@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cytomil.mil.aggregators.mahalanobis import Mahalanobis
 from cytomil.mil.aggregators.neighbours import distance_ratio
 from cytomil.mil.aggregators.two_sided import TwoSidedScorer
 from cytomil.settings import FitMilSettings, InstanceScore
@@ -36,10 +37,10 @@ class SelfPaced(TwoSidedScorer):
     weighing the same, and its own top 6 % are the suspects of the second round. Ours, on the plan of self-paced learning
     (Kumar et al., NeurIPS 2010) and ItS2CLR (arXiv 2210.09452).
 
-    Where witnesses are too few for that, the Mahalanobis distance from the negative bags' cells still finds them (Ledoit and
-    Wolf's shrunk covariance). A cell's suspicion is softplus of the mean of the classifier's log odds and of the distance,
-    each counted from the negative bags' median in units of their upper spread. Shares, rounds, C, dimensions and equal
-    weights were chosen on training bags; see docs/research-log.md.
+    Where witnesses are too few for that, the distance from the negative bags' cells (`Mahalanobis`) still finds some. A
+    cell's suspicion is softplus of the mean of the classifier's log odds and of the distance, each counted from the
+    negative bags' median in units of their upper spread. Shares, rounds, C, dimensions and equal weights were chosen on
+    training bags; see docs/research-log.md.
     """
 
     meaning: ClassVar = {InstanceScore.EVIDENCE: "× as suspicious as a normal training slide's average cell"}
@@ -48,8 +49,6 @@ class SelfPaced(TwoSidedScorer):
     components: Tensor
     weight: Tensor
     bias: Tensor
-    centre: Tensor
-    precision: Tensor
     usual: Tensor
     spread: Tensor
 
@@ -60,17 +59,15 @@ class SelfPaced(TwoSidedScorer):
             "components": (in_dim, n_components),
             "weight": (n_components,),
             "bias": (),
-            "centre": (n_components,),
-            "precision": (n_components, n_components),
             "usual": (2,),
             "spread": (2,),
         }.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+        self.cloud = Mahalanobis(n_components, share)
 
     @classmethod
     def learn(cls, negatives: Tensor, positives: Tensor, settings: FitMilSettings) -> Self:
         """See `TwoSidedScorer`."""
-        from sklearn.covariance import LedoitWolf
         from sklearn.decomposition import PCA
 
         cells = torch.cat([negatives, positives]).double().numpy()
@@ -85,9 +82,7 @@ class SelfPaced(TwoSidedScorer):
         classifier = _classify_suspects(normal, suspicious)
         model.weight.copy_(torch.from_numpy(classifier.coef_[0]))
         model.bias.fill_(float(classifier.intercept_[0]))
-        cloud = LedoitWolf().fit(normal.numpy())
-        model.centre.copy_(torch.from_numpy(cloud.location_))
-        model.precision.copy_(torch.from_numpy(cloud.precision_))
+        model.cloud = Mahalanobis.learn(normal, settings, settings.seed)
         middle, upper = model._suspicions(normal).quantile(torch.tensor([0.5, _UPPER], dtype=torch.float64), dim=0)
         model.usual.copy_(middle)
         model.spread.copy_((upper - middle).clamp(min=_LEAST_SPREAD))
@@ -103,9 +98,7 @@ class SelfPaced(TwoSidedScorer):
 
     def _suspicions(self, whitened: Tensor) -> Tensor:
         """The classifier's log odds, and the distance from the negative bags' cells: (N, K) → (N, 2)."""
-        centred = whitened - self.centre
-        distance = ((centred @ self.precision) * centred).sum(dim=1).clamp(min=0).sqrt()
-        return torch.stack([whitened @ self.weight + self.bias, distance], dim=1)
+        return torch.stack([whitened @ self.weight + self.bias, self.cloud.distances(whitened).double()], dim=1)
 
 
 def _classify_suspects(normal: Tensor, suspicious: Tensor) -> LogisticRegression:

@@ -54,7 +54,7 @@ def test_it_equals_both_parts_written_out():
     seen = parts((new.double().numpy() - both.mean(0)) @ whiten)
     expected = np.log1p(np.exp(((seen.T - middle) / (upper - middle)).mean(1)))
     found = SelfPaced.learn(negatives, positives, SETTINGS).distances(new)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
 
 
 def test_a_direction_in_which_nothing_varies_is_left_as_it_is():
