@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from cytomil.bags.manifest import fingerprint, read_manifest
-from cytomil.errors import CytomilError
+from cytomil.errors import CytomilError, ResumeError
 from cytomil.evaluate.runs import OWN, RUN_SCHEMA, Cell
 from cytomil.files import write_json
 from cytomil.progress import Listener
-from cytomil.settings import Settings
+from cytomil.settings import PretrainSettings, Settings
 from experiments.grid import Grid
 
 PAMIL = "pamil"
@@ -38,6 +38,9 @@ def is_done(grid: Grid, cell: Cell) -> bool:
 def run_cell(grid: Grid, cell: Cell, listener: Listener) -> dict[str, Any]:
     """Run a cell to its end and write its record; an interrupted one goes on from its last checkpoint.
 
+    Encoder and features stay in the working folder, so that a run with other aggregators need not make them again; its
+    ``seconds`` are then of what was left to do.
+
     Whatever goes wrong is kept in the record under ``failed``, so that the table can say so, and the grid goes on.
     """
     record: dict[str, Any] = {
@@ -52,19 +55,16 @@ def run_cell(grid: Grid, cell: Cell, listener: Listener) -> dict[str, Any]:
     except Exception as error:  # whatever fails in one cell, the grid goes on and the table shows it
         record["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
     write_json(grid.record_of(cell), record)
-    if not record["failed"]:
-        shutil.rmtree(grid.work_of(cell), ignore_errors=True)
     return record
 
 
 def _measure(grid: Grid, cell: Cell, listener: Listener) -> dict[str, Any]:
     from cytomil.features.embed import embed
-    from cytomil.pretrain.loop import pretrain
 
     settings = grid.settings_of(cell)
     seconds: dict[str, float] = {}
     with _timed(seconds, "pretrain"):
-        pretrain(settings.pretrain, listener)
+        _train(settings.pretrain, listener)
     with _timed(seconds, "embed"):
         embed(settings.embed, listener)
     with _timed(seconds, "judge"):
@@ -83,6 +83,16 @@ def _measure(grid: Grid, cell: Cell, listener: Listener) -> dict[str, Any]:
         "evaluations": [one | {"witness_rate": cell.witness_rate} for one in evaluations],
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
     }
+
+
+def _train(settings: PretrainSettings, listener: Listener) -> None:
+    """Train the encoder, or go on, or leave it where it is finished: other aggregators may want it again."""
+    from cytomil.pretrain.loop import pretrain
+
+    try:
+        pretrain(settings, listener, resume=True)
+    except ResumeError:  # what lies there is another run's
+        pretrain(settings, listener)
 
 
 def _judge(settings: Settings, aggregator: str, listener: Listener) -> dict[str, Any]:

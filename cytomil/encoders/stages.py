@@ -1,8 +1,8 @@
 """Layer ``multi``: what every stage of a ResNet sees of a cell, beside h and z.
 
 Training brings the last layers to what its loss asks for; how dark, coarse or large a cell is stands in the stages before.
-Taken over the whole cell, as mean and spread of each map, that tells an odd cell from the usual ones where h and z alone
-do not (PaDiM, arXiv 2011.08785, joins stages so, place by place). docs/research-log.md has what was measured.
+Taken over the whole cell, as mean, spread and maximum of each map, that tells an odd cell from the usual ones where h and z
+alone do not (PaDiM, arXiv 2011.08785, joins stages so, place by place). docs/research-log.md has what was measured.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ _INNER = ("layer1", "layer2", "layer3")
 def multi_dim(encoder: Encoder) -> int:
     """Length of layer ``multi``. Raises `SettingsError` for an encoder that is no ResNet."""
     _require_stages(encoder)
-    return encoder.dim_of("h") + encoder.dim_of("z") + 2 * sum(map(_width, _inner(encoder)))
+    return encoder.dim_of("h") + encoder.dim_of("z") + 3 * sum(map(_width, _inner(encoder)))
 
 
 def embed_multi(encoder: Encoder, pixels: Tensor) -> Tensor:
-    """Pixels (N, 3, S, S) in 0 to 1 → (N, `multi_dim`): mean and spread of each inner stage's maps, then h, then z.
+    """Pixels (N, 3, S, S) in 0 to 1 → (N, `multi_dim`): mean, spread and maximum of each inner stage's
+    maps, then h, then z.
 
     Raises `SettingsError` for an encoder that is no ResNet.
     """
@@ -38,7 +39,7 @@ def embed_multi(encoder: Encoder, pixels: Tensor) -> Tensor:
 
     def see(_stage: nn.Module, _given: object, maps: Tensor) -> None:
         places = maps.flatten(2)
-        seen.extend((places.mean(dim=2), places.std(dim=2, correction=0)))
+        seen.extend((places.mean(dim=2), places.std(dim=2, correction=0), places.amax(dim=2)))
 
     hooks = [stage.register_forward_hook(see) for stage in _inner(encoder)]
     try:

@@ -7,11 +7,11 @@ from cytomil.encoders.engines.eager import EagerEngine
 from cytomil.encoders.stages import embed_multi, multi_dim
 from cytomil.errors import SettingsError
 
-DIMS = {"resnet18": 2 * (64 + 128 + 256) + 512 + 8, "resnet50": 2 * (256 + 512 + 1024) + 2048 + 8}
+DIMS = {"resnet18": 3 * (64 + 128 + 256) + 512 + 8, "resnet50": 3 * (256 + 512 + 1024) + 2048 + 8}
 
 
 @pytest.mark.parametrize(("name", "dim"), DIMS.items())
-def test_multi_is_mean_and_spread_of_the_inner_stages_then_h_and_z(name, dim):
+def test_multi_is_mean_spread_and_maximum_of_the_inner_stages_then_h_and_z(name, dim):
     torch.manual_seed(0)
     encoder = Encoder(Architecture(name, projection_dim=8)).eval()
     pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -19,7 +19,13 @@ def test_multi_is_mean_and_spread_of_the_inner_stages_then_h_and_z(name, dim):
     with torch.no_grad():
         maps = create_feature_extractor(encoder.backbone, list(stages))((pixels - encoder.mean) / encoder.std)
         expected = [
-            f for stage in stages for f in (maps[stage].mean((2, 3)), maps[stage].var((2, 3), correction=0).sqrt())
+            figure
+            for stage in stages
+            for figure in (
+                maps[stage].mean((2, 3)),
+                maps[stage].var((2, 3), correction=0).sqrt(),
+                maps[stage].amax((2, 3)),
+            )
         ]
         expected += encoder(pixels)
         found = embed_multi(encoder, pixels)

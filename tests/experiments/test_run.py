@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -17,12 +18,11 @@ def grid(tiny_grid):
     return grid
 
 
-def test_a_cell_is_run_once_and_its_record_is_all_that_stays(grid):
+def test_a_cell_is_run_once_and_leaves_a_record(grid):
     assert not is_done(grid, CELL)
     record = run_cell(grid, CELL, Silent())
     assert record["failed"] is None
     assert is_done(grid, CELL)
-    assert not grid.work_of(CELL).exists()
     assert grid.record_of(CELL).stat().st_size < 30_000
     runs = read_runs([grid.folder])
     (run,) = runs.done
@@ -64,11 +64,27 @@ def test_a_cell_interrupted_in_pretraining_goes_on_from_its_checkpoint(tiny_grid
     assert "resuming after epoch 1 of 3" in resumed.notes
     assert record["failed"] is None
     assert is_done(grid, CELL)
-    assert not grid.work_of(CELL).exists()
 
+    shutil.rmtree(grid.work_of(CELL))
     unbroken = run_cell(grid, CELL, Silent())
     shas = {one["evaluations"][0]["encoder_sha256"] for one in (record, unbroken)}
     assert len(shas) == 1
+
+
+def test_other_aggregators_are_fitted_to_the_encoder_that_is_there(grid, tiny_grid):
+    record = run_cell(grid, CELL, Silent())
+    again = Watching()
+    other = run_cell(tiny_grid(aggregators=["pamil", "mean"]), CELL, again)
+    assert not any(epoch.endswith("/1") for epoch in again.epochs)
+    assert set(other["candidates"]) == {"pamil", "mean"}
+    assert other["evaluations"][0]["encoder_sha256"] == record["evaluations"][0]["encoder_sha256"]
+
+
+def test_a_finished_encoder_of_other_settings_is_trained_anew(grid, tiny_grid, params):
+    record = run_cell(grid, CELL, Silent())
+    changed = run_cell(tiny_grid(params=params | {"pretrain": params["pretrain"] | {"epochs": 2}}), CELL, Silent())
+    assert changed["failed"] is None
+    assert changed["evaluations"][0]["encoder_sha256"] != record["evaluations"][0]["encoder_sha256"]
 
 
 def test_a_record_of_other_settings_other_bags_or_half_a_record_is_run_again(grid, tiny_grid):
@@ -89,7 +105,7 @@ def test_a_record_of_other_settings_other_bags_or_half_a_record_is_run_again(gri
 
 
 def test_a_cell_that_fails_says_why_and_is_tried_again(grid, monkeypatch):
-    def fall_over(*_):
+    def fall_over(*_, **__):
         raise RuntimeError("no luck\ntoday")
 
     with monkeypatch.context() as context:

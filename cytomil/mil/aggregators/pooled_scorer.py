@@ -15,6 +15,7 @@ from cytomil.settings import InstanceScore
 
 INNER_FOLDS = 4
 _LEAST = 1e-6
+_LEAST_SLOPE = 0.05
 
 
 class PooledScorer(Aggregator):
@@ -22,7 +23,8 @@ class PooledScorer(Aggregator):
 
     A bag's pooled distance is the logarithm of the mean over its top ``share`` of instances: the single farthest cell is
     a worse witness than some together. The logistic curve is fitted to pooled distances of the training bags, none of
-    which had a part in the distances that it was measured by.
+    which had a part in the distances that it was measured by. It always rises: where the training bags show no such thing,
+    chance alone would turn it round, and then it rises next to nothing, so that bags keep their order and no call looks sure.
 
     ``config`` holds whatever fitting chose beside the buffers; a subclass's constructor takes it and makes buffers of
     that shape.
@@ -52,7 +54,7 @@ class PooledScorer(Aggregator):
         # In units of their spread, so that the fit's slight shrinking does not depend on the distances' scale.
         centre, spread = pooled.mean(), max(float(pooled.std()), _LEAST)
         curve = LogisticRegression().fit((pooled[:, None] - centre) / spread, labels)
-        slope = float(curve.coef_[0, 0]) / spread
+        slope = max(float(curve.coef_[0, 0]), _LEAST_SLOPE) / spread
         self.slope.fill_(slope)
         self.intercept.fill_(float(curve.intercept_[0]) - slope * centre)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cytomil.mil.aggregators.components import Components
 from cytomil.mil.aggregators.mahalanobis import Mahalanobis
 from cytomil.mil.aggregators.neighbours import distance_ratio
 from cytomil.mil.aggregators.two_sided import TwoSidedScorer
@@ -28,25 +29,24 @@ _LEAST_SPREAD = 1e-6
 class SelfPaced(TwoSidedScorer):
     """A linear classifier of suspects against the cells of negative bags, beside the distance from these cells.
 
-    Embeddings are brought to their first 64 principal components, each with variance 1, so that what few cells differ in
-    weighs as much as what all differ in.
-
-    Most cells of a positive bag are normal: a classifier of bag labels spends itself on them. So the first suspects are
+    The classifier sees the first 64 principal components of the embeddings (`Components`). Most cells of a positive bag
+    are normal: a classifier of bag labels spends itself on them. So the first suspects are
     those 6 % of the positive bags' cells that have most company in other positive bags and least in negative ones
     (`distance_ratio`, by direction); logistic regression learns what tells them from all cells of negative bags, both sides
     weighing the same, and its own top 6 % are the suspects of the second round. Ours, on the plan of self-paced learning
     (Kumar et al., NeurIPS 2010) and ItS2CLR (arXiv 2210.09452).
 
-    Where witnesses are too few for that, the distance from the negative bags' cells (`Mahalanobis`) still finds some. A
-    cell's suspicion is softplus of the mean of the classifier's log odds and of the distance, each counted from the
-    negative bags' median in units of their upper spread. Shares, rounds, C, dimensions and equal weights were chosen on
-    training bags; see docs/research-log.md.
+    Where witnesses are too few for that, the distance from the negative bags' cells (`Mahalanobis`) still finds some. It is
+    measured in the first 64 principal components of the embeddings' signed squares x·|x|: a cell that is far out in one
+    thing then lies farther than one that is a little out in many.
+
+    A cell's suspicion is softplus of the mean of the classifier's log odds and of the distance, each counted from the
+    negative bags' median in units of their upper spread. Shares, rounds, C, dimensions, squares and equal weights were
+    chosen on training bags; see docs/research-log.md.
     """
 
     meaning: ClassVar = {InstanceScore.EVIDENCE: "× as suspicious as a normal training slide's average cell"}
 
-    origin: Tensor
-    components: Tensor
     weight: Tensor
     bias: Tensor
     usual: Tensor
@@ -54,51 +54,43 @@ class SelfPaced(TwoSidedScorer):
 
     def __init__(self, in_dim: int, share: float, n_components: int) -> None:
         super().__init__(in_dim, share, n_components=n_components)
-        for name, shape in {
-            "origin": (in_dim,),
-            "components": (in_dim, n_components),
-            "weight": (n_components,),
-            "bias": (),
-            "usual": (2,),
-            "spread": (2,),
-        }.items():
+        for name, shape in {"weight": (n_components,), "bias": (), "usual": (2,), "spread": (2,)}.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+        self.plain = Components(in_dim, n_components)
+        self.squared = Components(in_dim, n_components)
         self.cloud = Mahalanobis(n_components, share)
 
     @classmethod
     def learn(cls, negatives: Tensor, positives: Tensor, settings: FitMilSettings) -> Self:
         """See `TwoSidedScorer`."""
-        from sklearn.decomposition import PCA
-
-        cells = torch.cat([negatives, positives]).double().numpy()
-        n_components = min(_DIMENSIONS, cells.shape[1], len(cells) - 1)
-        found = PCA(n_components, whiten=True, svd_solver="covariance_eigh").fit(cells)
-        model = cls(cells.shape[1], settings.top_share, n_components)
-        model.origin.copy_(torch.from_numpy(found.mean_))
-        # A direction in which nothing varies tells nothing, and is not to be blown up.
-        lengths = np.sqrt(np.maximum(found.explained_variance_, _LEAST_SPREAD * found.explained_variance_[0]))
-        model.components.copy_(torch.from_numpy(found.components_.T / lengths))
-        normal, suspicious = (model._whitened(side) for side in (negatives, positives))
-        classifier = _classify_suspects(normal, suspicious)
+        cells = torch.cat([negatives, positives])
+        plain = Components.learn(cells, _DIMENSIONS)
+        model = cls(cells.shape[1], settings.top_share, plain.directions.shape[1])
+        model.plain, model.squared = plain, Components.learn(_signed_squares(cells), _DIMENSIONS)
+        classifier = _classify_suspects(plain(negatives), plain(positives))
         model.weight.copy_(torch.from_numpy(classifier.coef_[0]))
         model.bias.fill_(float(classifier.intercept_[0]))
-        model.cloud = Mahalanobis.learn(normal, settings, settings.seed)
-        middle, upper = model._suspicions(normal).quantile(torch.tensor([0.5, _UPPER], dtype=torch.float64), dim=0)
+        model.cloud = Mahalanobis.learn(model.squared(_signed_squares(negatives)), settings, settings.seed)
+        middle, upper = model._suspicions(negatives).quantile(torch.tensor([0.5, _UPPER], dtype=torch.float64), dim=0)
         model.usual.copy_(middle)
         model.spread.copy_((upper - middle).clamp(min=_LEAST_SPREAD))
         return model
 
     def distances(self, instances: Tensor) -> Tensor:
         """See `PooledScorer`."""
-        suspicions = (self._suspicions(self._whitened(instances)) - self.usual) / self.spread
+        suspicions = (self._suspicions(instances) - self.usual) / self.spread
         return F.softplus(suspicions.mean(dim=1)).float()
 
-    def _whitened(self, instances: Tensor) -> Tensor:
-        return (instances.double() - self.origin) @ self.components
+    def _suspicions(self, instances: Tensor) -> Tensor:
+        """The classifier's log odds, and the distance from the negative bags' cells: (N, D) → (N, 2)."""
+        log_odds = self.plain(instances) @ self.weight + self.bias
+        distance = self.cloud.distances(self.squared(_signed_squares(instances)))
+        return torch.stack([log_odds, distance.double()], dim=1)
 
-    def _suspicions(self, whitened: Tensor) -> Tensor:
-        """The classifier's log odds, and the distance from the negative bags' cells: (N, K) → (N, 2)."""
-        return torch.stack([whitened @ self.weight + self.bias, self.cloud.distances(whitened).double()], dim=1)
+
+def _signed_squares(instances: Tensor) -> Tensor:
+    values = instances.double()
+    return values * values.abs()
 
 
 def _classify_suspects(normal: Tensor, suspicious: Tensor) -> LogisticRegression:

@@ -1,0 +1,44 @@
+"""Embeddings in few directions, each of variance 1."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_LEAST_VARIANCE = 1e-6
+
+
+class Components(nn.Module):
+    """The first principal components of some cells, each brought to variance 1 over them.
+
+    What few cells differ in then weighs as much as what all differ in.
+    """
+
+    origin: Tensor
+    directions: Tensor
+
+    def __init__(self, in_dim: int, n_components: int) -> None:
+        super().__init__()
+        self.register_buffer("origin", torch.zeros(in_dim, dtype=torch.float64))
+        self.register_buffer("directions", torch.zeros((in_dim, n_components), dtype=torch.float64))
+
+    @classmethod
+    def learn(cls, cells: Tensor, most: int) -> Self:
+        """Learn at most ``most`` components of ``cells``, (N ≥ 2, D)."""
+        from sklearn.decomposition import PCA
+
+        n_components = min(most, cells.shape[1], len(cells) - 1)
+        found = PCA(n_components, svd_solver="covariance_eigh").fit(cells.double().numpy())
+        # A direction in which nothing varies tells nothing, and is not to be blown up.
+        lengths = np.sqrt(np.maximum(found.explained_variance_, _LEAST_VARIANCE * found.explained_variance_[0]))
+        model = cls(cells.shape[1], n_components)
+        model.origin.copy_(torch.from_numpy(found.mean_))
+        model.directions.copy_(torch.from_numpy(found.components_.T / lengths))
+        return model
+
+    def forward(self, instances: Tensor) -> Tensor:
+        """(N, D) → float64 (N, n_components)."""
+        return (instances.double() - self.origin) @ self.directions

@@ -1,0 +1,26 @@
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+
+from cytomil.mil.aggregators.components import Components
+
+
+def cells(n=50, d=6, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * torch.linspace(0.5, 3, d) + 7
+
+
+def test_they_are_scikit_learns_whitened_components():
+    model = Components.learn(cells(), 4)
+    expected = PCA(4, whiten=True, svd_solver="covariance_eigh").fit(cells().double().numpy())
+    np.testing.assert_allclose(
+        model(cells(9, seed=1)), expected.transform(cells(9, seed=1).double().numpy()), rtol=1e-9
+    )
+    torch.testing.assert_close(model(cells()).var(dim=0), torch.ones(4, dtype=torch.float64))
+
+
+def test_there_are_no_more_than_the_cells_have_and_what_does_not_vary_stays_small():
+    assert Components.learn(cells(3), 64)(cells()).shape == (50, 2)
+    flat = torch.cat([cells(), torch.ones(50, 2)], dim=1)
+    model = Components.learn(flat, 64)
+    assert model(flat).shape == (50, 8)
+    assert model(flat).abs().max() < 10
