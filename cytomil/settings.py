@@ -52,8 +52,9 @@ class Rescale(StrEnum):
 
 
 class Layer(StrEnum):
-    """Which of the encoder's outputs is embedded."""
+    """Which of the encoder's outputs is embedded; ``auto`` is multi where the encoder has it, else z."""
 
+    AUTO = "auto"
     H = "h"
     Z = "z"
     MULTI = "multi"
@@ -250,8 +251,9 @@ class EmbedSettings(Section):
     encoder: Path = Field(Path("models/encoder"), description="folder of the encoder bundle")
     out: Path = Field(Path("data/features"), description="folder for the feature caches")
     layer: Layer = Field(
-        Layer.MULTI,
-        description="h: the encoder's output; z: the projector's; multi: both, and what a ResNet's inner stages see",
+        Layer.AUTO,
+        description="h: the encoder's output; z: the projector's; multi: both, and what a ResNet's inner stages see; "
+        "auto: multi of a ResNet, z of others",
     )
     split: Split = Field(Split.ALL, description="which bags to embed")
     orientations: Annotated[int, AfterValidator(_a_group_of_turns)] = Field(

@@ -15,11 +15,12 @@ from cytomil.encoders.backbones import is_resnet
 from cytomil.errors import SettingsError
 
 MULTI = "multi"
+_STEM = ("conv1", "bn1", "relu", "maxpool")
 _INNER = ("layer1", "layer2", "layer3")
 
 
 def layers_of(encoder: Encoder) -> tuple[str, ...]:
-    """The layers that can be had of ``encoder``: h, z, and ``multi`` of a ResNet."""
+    """The layers that can be had of ``encoder``, the one that tells most last: h, z, and ``multi`` of a ResNet."""
     return ("h", "z", MULTI) if is_resnet(encoder.architecture.name) else ("h", "z")
 
 
@@ -50,17 +51,19 @@ class AllLayers(nn.Module):
         encoder = self.encoder
         if MULTI not in layers_of(encoder):
             return tuple(encoder(pixels))
-        network = encoder.backbone
-        maps = network.maxpool(network.relu(network.bn1(network.conv1((pixels - encoder.mean) / encoder.std))))
+        part = encoder.backbone.get_submodule
+        maps = (pixels - encoder.mean) / encoder.std
+        for name in _STEM:
+            maps = part(name)(maps)
         seen: list[Tensor] = []
-        for stage in _INNER:
-            maps = network.get_submodule(stage)(maps)
+        for name in _INNER:
+            maps = part(name)(maps)
             places = maps.flatten(2)
             mean = places.mean(dim=2, keepdim=True)
             # Written out, because ncnn knows no standard deviation.
             spread = (places - mean).square().mean(dim=2).sqrt()
             seen.extend((mean.flatten(1), spread, places.amax(dim=2)))
-        h = network.avgpool(network.layer4(maps)).flatten(1)
+        h = part("avgpool")(part("layer4")(maps)).flatten(1)
         z = encoder.standardise(encoder.projector(h))
         return h, z, torch.cat([*seen, h, z], dim=1)
 

@@ -5,6 +5,7 @@ import yaml
 
 from cytomil.errors import NotFoundError, SettingsError
 from cytomil.evaluate.runs import Cell
+from cytomil.settings import EmbedSettings
 from experiments.grid import read_grid
 
 ROOT = Path(__file__).parents[2]
