@@ -52,8 +52,9 @@ class Rescale(StrEnum):
 
 
 class Layer(StrEnum):
-    """Which of the encoder's outputs is embedded."""
+    """Which of the encoder's outputs is embedded; ``auto`` is multi where the encoder has it, else z."""
 
+    AUTO = "auto"
     H = "h"
     Z = "z"
     MULTI = "multi"
@@ -174,7 +175,7 @@ class PretrainSettings(Section):
     out: Path = Field(Path("models/encoder"), description="folder for the encoder bundle")
     epochs: int = Field(10, ge=1, description="passes over the training cells")
     warmup_epochs: float = Field(1, ge=0, description="epochs of linear warm-up before the cosine schedule")
-    batch_size: int = Field(128, ge=4, description="cells per step, half from each side")
+    batch_size: int = Field(64, ge=4, description="cells per step, half from each side")
     learning_rate: float = Field(0.06, gt=0, description="peak learning rate of SGD")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(1e-4, ge=0, description="weight decay of SGD")
@@ -250,12 +251,13 @@ class EmbedSettings(Section):
     encoder: Path = Field(Path("models/encoder"), description="folder of the encoder bundle")
     out: Path = Field(Path("data/features"), description="folder for the feature caches")
     layer: Layer = Field(
-        Layer.Z,
-        description="h: the encoder's output; z: the projector's; multi: both, and what a ResNet's inner stages see",
+        Layer.AUTO,
+        description="h: the encoder's output; z: the projector's; multi: both, and what a ResNet's inner stages see; "
+        "auto: multi of a ResNet, z of others",
     )
     split: Split = Field(Split.ALL, description="which bags to embed")
     orientations: Annotated[int, AfterValidator(_a_group_of_turns)] = Field(
-        1, description="turns and mirror images of a cell that its embedding averages; costs as many times the work"
+        8, description="turns and mirror images of a cell that its embedding averages; costs as many times the work"
     )
     batch_size: int = Field(256, ge=1, description="cells per forward pass")
     dtype: Literal["float16", "float32"] = Field("float32", description="number format on disk")
@@ -277,8 +279,8 @@ class FitMilSettings(Section):
     encoder: Path = Field(Path("models/encoder"), description="encoder bundle that made them; copied into the model")
     out: Path = Field(Path("models/triage"), description="folder for the triage model")
     aggregator: str = Field(
-        "pamil",
-        description="pamil, abmil, dtfd-mil, clam, transmil, mean, max, top-k, density-ratio, self-paced; "
+        "self-paced",
+        description="self-paced, density-ratio, pamil, abmil, dtfd-mil, clam, transmil, mean, max, top-k; "
         "one-class: knn, mahalanobis, ocsvm, gaussian",
     )
     n_prototypes: int = Field(10, ge=1, description="PAMIL's prototypes")
@@ -292,7 +294,10 @@ class FitMilSettings(Section):
     weight_decay: float = Field(0.0, ge=0, description="weight decay of Adam")
     cluster_weight: float = Field(0.005, ge=0, description="weight of each of PAMIL's two cluster losses")
     top_share: float = Field(
-        0.03, gt=0, le=1, description="share of a bag's cells that top-k and one-class scorers pool"
+        0.03,
+        gt=0,
+        le=1,
+        description="share of a bag's cells that top-k, density-ratio, self-paced and one-class scorers pool",
     )
     folds: int = Field(3, ge=2, description="cross-validation folds, by patient where known")
     ensemble: int = Field(3, ge=1, description="models from different seeds, averaged")

@@ -148,5 +148,8 @@ def features_folder(bags_folder, encoder_folder, tmp_path_factory):
     from cytomil.settings import EmbedSettings
 
     folder = tmp_path_factory.mktemp("embedded") / "features"
-    embed(EmbedSettings(bags=bags_folder, encoder=encoder_folder, out=folder, device="cpu"), Silent())
+    settings = EmbedSettings(
+        bags=bags_folder, encoder=encoder_folder, out=folder, layer="z", orientations=1, device="cpu"
+    )
+    embed(settings, Silent())
     return folder

@@ -36,7 +36,7 @@ def embed(
         done = run(settings, RichListener())
         console.print(
             f"{done.n_instances:,} cells of {done.n_new + done.n_kept} bags in {done.folder} "
-            f"(layer {settings.layer.value}, engine {done.engine}; {done.n_new} embedded now, {done.n_kept} done before)",
+            f"(layer {done.layer}, engine {done.engine}; {done.n_new} embedded now, {done.n_kept} done before)",
             soft_wrap=True,
         )
     document = {

@@ -7,59 +7,67 @@ alone do not (PaDiM, arXiv 2011.08785, joins stages so, place by place). docs/re
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
+from cytomil.encoders.architecture import Encoder
 from cytomil.encoders.backbones import is_resnet
 from cytomil.errors import SettingsError
 
-if TYPE_CHECKING:
-    from cytomil.encoders.architecture import Encoder
-
 MULTI = "multi"
+_STEM = ("conv1", "bn1", "relu", "maxpool")
 _INNER = ("layer1", "layer2", "layer3")
 
 
-def multi_dim(encoder: Encoder) -> int:
-    """Length of layer ``multi``. Raises `SettingsError` for an encoder that is no ResNet."""
-    _require_stages(encoder)
-    return encoder.dim_of("h") + encoder.dim_of("z") + 3 * sum(map(_width, _inner(encoder)))
+def layers_of(encoder: Encoder) -> tuple[str, ...]:
+    """The layers that can be had of ``encoder``, the one that tells most last: h, z, and ``multi`` of a ResNet."""
+    return ("h", "z", MULTI) if is_resnet(encoder.architecture.name) else ("h", "z")
 
 
-def embed_multi(encoder: Encoder, pixels: Tensor) -> Tensor:
-    """Pixels (N, 3, S, S) in 0 to 1 → (N, `multi_dim`): mean, spread and maximum of each inner stage's
-    maps, then h, then z.
+def layer_dim(encoder: Encoder, layer: str) -> int:
+    """Length of h, z or multi. Raises `SettingsError` for multi of an encoder that is no ResNet."""
+    if layer != MULTI:
+        return encoder.dim_of(layer)
+    name = encoder.architecture.name
+    if MULTI not in layers_of(encoder):
+        raise SettingsError(f"layer multi is for resnet18 and resnet50; {name} has other stages. Use --layer h.")
+    widths = (_width(encoder.backbone.get_submodule(stage)) for stage in _INNER)
+    return encoder.dim_of("h") + encoder.dim_of("z") + 3 * sum(widths)
 
-    Raises `SettingsError` for an encoder that is no ResNet.
+
+class AllLayers(nn.Module):
+    """An encoder that gives all of its `layers_of` at once: what engines are compiled from.
+
+    ``forward`` takes pixels (N, 3, S, S) in 0 to 1. ``multi``, shape (N, `layer_dim`), is mean, spread and maximum of each
+    inner stage's maps, then h, then z.
     """
-    _require_stages(encoder)
-    seen: list[Tensor] = []
 
-    def see(_stage: nn.Module, _given: object, maps: Tensor) -> None:
-        places = maps.flatten(2)
-        seen.extend((places.mean(dim=2), places.std(dim=2, correction=0), places.amax(dim=2)))
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
 
-    hooks = [stage.register_forward_hook(see) for stage in _inner(encoder)]
-    try:
-        h, z = encoder(pixels)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.cat([*seen, h, z], dim=1)
-
-
-def _inner(encoder: Encoder) -> list[nn.Module]:
-    return [encoder.backbone.get_submodule(name) for name in _INNER]
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Pixels (N, 3, S, S) → one (N, D) each."""
+        encoder = self.encoder
+        if MULTI not in layers_of(encoder):
+            return tuple(encoder(pixels))
+        part = encoder.backbone.get_submodule
+        maps = (pixels - encoder.mean) / encoder.std
+        for name in _STEM:
+            maps = part(name)(maps)
+        seen: list[Tensor] = []
+        for name in _INNER:
+            maps = part(name)(maps)
+            places = maps.flatten(2)
+            mean = places.mean(dim=2, keepdim=True)
+            # Written out, because ncnn knows no standard deviation.
+            spread = (places - mean).square().mean(dim=2).sqrt()
+            seen.extend((mean.flatten(1), spread, places.amax(dim=2)))
+        h = part("avgpool")(part("layer4")(maps)).flatten(1)
+        z = encoder.standardise(encoder.projector(h))
+        return h, z, torch.cat([*seen, h, z], dim=1)
 
 
 def _width(stage: nn.Module) -> int:
     last = list(stage.children())[-1]
     return int((last.conv3 if hasattr(last, "conv3") else last.conv2).out_channels)  # type: ignore[union-attr,arg-type]
-
-
-def _require_stages(encoder: Encoder) -> None:
-    name = encoder.architecture.name
-    if not is_resnet(name):
-        raise SettingsError(f"layer multi is for resnet18 and resnet50; {name} has other stages. Use --layer h.")

@@ -106,10 +106,17 @@ def _explain(figure: Figure, table: Table, judge: str) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     ceiling = f"; {CEILING} trained on instance labels" if table.ceilings else ""
-    caption = (
-        f"{len(table.seeds)} seeds, judged by {judge}; dashed: random order; hollow: an encoder collapsed{ceiling}"
-    )
+    caption = f"{_seeds(table, judge)}, judged by {judge}; dashed: random order; hollow: an encoder collapsed{ceiling}"
     figure.suptitle(caption, fontsize=10, x=0.01, ha="left", color=GREY)
+
+
+def _seeds(table: Table, judge: str) -> str:
+    """How many seeds the means are over, where runs are still missing from the fewest to the most."""
+    measured = [table.at(judge, name, rate).n_done for name in table.names for rate in table.rates]
+    wanted, fewest, most = len(table.seeds), min(measured), max(measured)
+    if fewest == wanted:
+        return f"{wanted} seeds"
+    return f"{most if fewest == most else f'{fewest} to {most}'} of {wanted} seeds"
 
 
 def _hollow(colour: str) -> dict[str, Any]:

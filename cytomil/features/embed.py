@@ -14,6 +14,7 @@ from cytomil.bags.bag_file import Bag, open_bag
 from cytomil.bags.manifest import BagRow, Manifest, read_manifest
 from cytomil.encoders.bundle import load_bundle
 from cytomil.encoders.engines import open_engine, open_same_engine
+from cytomil.encoders.stages import layers_of
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import BagFileError, EncoderBundleError
 from cytomil.features.cache import is_valid, open_features
@@ -21,7 +22,7 @@ from cytomil.features.embedder import Embedder
 from cytomil.features.feeding import CellBlock, EncodedCells, feed, spans
 from cytomil.features.index import FeatureIndex, IndexRow, write_index
 from cytomil.progress import Listener, Problem
-from cytomil.settings import EmbedSettings
+from cytomil.settings import EmbedSettings, Layer
 from cytomil.threads import ahead
 from cytomil.workers import Lost, Place, open_workers
 
@@ -34,6 +35,7 @@ class Embedded:
     n_new: int
     n_kept: int
     n_instances: int
+    layer: str
     engine: str
     problems: tuple[Problem, ...]
 
@@ -61,6 +63,8 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
         raise BagFileError(f"{settings.bags} has no bags in split '{settings.split}'. Choose another --split.")
     for caveat in bundle.caveats:
         listener.note(caveat)
+    if settings.layer is Layer.AUTO:
+        settings = settings.model_copy(update={"layer": Layer(layers_of(bundle.encoder)[-1])})
     engine = open_engine(bundle, settings.layer.value, settings.engine.value, settings.device, listener.note)
     embedder = Embedder(bundle, engine, settings.dtype, settings.orientations)
     job = _Embedding(settings, manifest, bundle.sha256, engine.name, engine.key, embedder)
@@ -82,7 +86,7 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
     if not n_done:
         raise BagFileError(f"none of the {len(rows)} bags in {settings.bags} could be embedded: {problems[0].reason}")
     write_index(FeatureIndex(settings.out, tuple(done)))
-    return Embedded(settings.out, n_done - n_kept, n_kept, n_instances, engine.key, tuple(problems))
+    return Embedded(settings.out, n_done - n_kept, n_kept, n_instances, engine.layer, engine.key, tuple(problems))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.encoders.engines.eager import EagerEngine
-from cytomil.encoders.stages import embed_multi, multi_dim
+from cytomil.encoders.stages import AllLayers, layer_dim, layers_of
 from cytomil.errors import SettingsError
 
 DIMS = {"resnet18": 3 * (64 + 128 + 256) + 512 + 8, "resnet50": 3 * (256 + 512 + 1024) + 2048 + 8}
@@ -28,8 +28,10 @@ def test_multi_is_mean_spread_and_maximum_of_the_inner_stages_then_h_and_z(name,
             )
         ]
         expected += encoder(pixels)
-        found = embed_multi(encoder, pixels)
-    assert found.shape == (3, dim) == (3, multi_dim(encoder))
+        h, z, found = AllLayers(encoder)(pixels)
+    assert found.shape == (3, dim) == (3, layer_dim(encoder, "multi"))
+    assert layers_of(encoder) == ("h", "z", "multi")
+    torch.testing.assert_close((h, z), encoder(pixels))
     torch.testing.assert_close(found, torch.cat(expected, dim=1))
 
 

@@ -280,6 +280,20 @@ def test_collapsed_runs_are_marked_in_every_figure(write_reports, make_record, p
     assert list(map(len, found)) == ([1, 1, 1] if plot is plot_by_rate else [0, 1])
 
 
+@pytest.mark.parametrize(
+    ("left_out", "said"),
+    [
+        ([], "2 seeds, judged"),
+        ([("simclr", 0.1, 1)], "1 to 2 of 2 seeds, judged"),
+        ([("simclr", 0.1, 0), ("simclr", 0.1, 1)], "0 to 2 of 2 seeds, judged"),
+    ],
+)
+def test_a_figure_says_how_many_seeds_it_is_of(write_reports, make_record, left_out, said):
+    places = [(name, rate, seed) for name in ("simclr", "slam-ags") for rate in (0.1, 0.01) for seed in (0, 1)]
+    records = [make_record(*place) for place in places if place not in left_out]
+    assert plot_by_share(table_of(write_reports(records)), "pamil").get_suptitle().startswith(said)
+
+
 def test_the_command_prints_tables_of_eighty_columns_and_lists_what_failed(small_grid, tmp_path):
     line = ["evaluate", "--table", str(small_grid), "--out", str(tmp_path), "--resamples", "100", "--json"]
     done = CliRunner().invoke(app, line, env={"COLUMNS": "80"})

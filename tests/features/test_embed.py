@@ -27,6 +27,7 @@ def run(encoder_folder, bags_folder, tmp_path):
 
     def embed_with(listener=None, **changes):
         chosen = {"bags": bags_folder, "encoder": encoder_folder, "out": tmp_path / "features", "device": "cpu"}
+        chosen |= {"layer": "z", "orientations": 1}
         return embed(EmbedSettings(**(chosen | changes)), listener or Silent())
 
     return embed_with
@@ -119,9 +120,12 @@ class TestCaches:
             assert features.instance_ids == at_once.instance_ids
             np.testing.assert_allclose(features.load(), at_once.load(), rtol=1e-4, atol=1e-5)
 
-    @pytest.mark.parametrize(("layer", "dim"), [("h", 512), ("z", 16)])
-    def test_hold_the_asked_layer(self, run, tmp_path, layer, dim):
-        run(layer=layer, split="test")
+    @pytest.mark.parametrize(
+        ("asked", "layer", "dim"), [("h", "h", 512), ("z", "z", 16), ("multi", "multi", 1872), ("auto", "multi", 1872)]
+    )
+    def test_hold_the_asked_layer(self, run, tmp_path, asked, layer, dim):
+        assert run(layer=asked, split="test").layer == layer
+        assert {f.key.layer for _, f in read_index(tmp_path / "features").open("test")} == {layer}
         assert {f.shape for _, f in read_index(tmp_path / "features").open("test")} == {(10, dim)}
 
     def test_half_precision_is_close(self, run, features_folder, tmp_path):

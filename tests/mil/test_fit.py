@@ -13,7 +13,7 @@ from cytomil.mil.train import fit_side_by_side, positive_probability, training_e
 from cytomil.progress import Silent
 from cytomil.settings import FitMilSettings, InstanceScore
 
-SETTINGS = FitMilSettings(epochs=8, folds=3, ensemble=2, n_prototypes=4, precision="float32")
+SETTINGS = FitMilSettings(aggregator="pamil", epochs=8, folds=3, ensemble=2, n_prototypes=4, precision="float32")
 
 
 def make_bags(n=12, size=30, witnesses=6, shift=3.0, seed=0, patients=None):

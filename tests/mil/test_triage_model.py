@@ -44,7 +44,7 @@ def test_a_model_of_an_unknown_aggregator_is_one_clear_line(features_folder, enc
 
 
 def test_a_model_made_before_there_was_a_choice_is_still_read(features_folder, encoder_folder, tmp_path):
-    made = fit(features_folder, encoder_folder, tmp_path / "model")
+    made = fit(features_folder, encoder_folder, tmp_path / "model", aggregator="pamil")
     card = json.loads((tmp_path / "model" / CARD_NAME).read_text())
     known = ("name", "members", "in_dim", "n_prototypes", "instance_score")
     card["aggregator"] = {key: card["aggregator"][key] for key in known}

@@ -20,6 +20,7 @@ from cytomil.encoders.engines.engine import Engine
 from cytomil.encoders.engines.record import EngineRecord, engine_name, machine, versions_of
 from cytomil.encoders.engines.speed import images_per_second
 from cytomil.encoders.engines.start import start_engine
+from cytomil.encoders.stages import layers_of
 from cytomil.errors import EngineError
 from cytomil.files import replacing_folder, sha256_of_file
 from cytomil.progress import Listener
@@ -34,7 +35,6 @@ _PRECISIONS = {
 }
 _CALIBRATION_CELLS = 300
 _TIMED_BATCHES = 8
-LAYERS = ("h", "z")
 
 
 def compile_engine(settings: CompileSettings, listener: Listener) -> EngineRecord:
@@ -122,7 +122,7 @@ def _measured(
 ) -> EngineRecord:
     """The record with agreement and speed. Raises `EngineError` where the engine is refused."""
     found: dict[str, dict[str, float]] = {}
-    for layer in listener.track(LAYERS, f"comparing {record.name} with eager", unit="layers"):
+    for layer in listener.track(layers_of(bundle.encoder), f"comparing {record.name} with eager", unit="layers"):
         engine, eager = _pair(record, bundle, folder, layer, device)
         found[layer] = agreement(eager.embed(cells), engine.embed(cells))
         why = refusal(found[layer], record.precision)

@@ -6,29 +6,29 @@ import numpy as np
 import torch
 
 from cytomil.encoders.architecture import Encoder
-from cytomil.encoders.stages import MULTI, embed_multi, multi_dim
+from cytomil.encoders.stages import MULTI, AllLayers, layer_dim, layers_of
 
 
 class EagerEngine:
     """Runs an encoder on blocks of decoded cells and gives the chosen layer."""
 
     def __init__(self, encoder: Encoder, layer: str, device: torch.device) -> None:
-        self._encoder = encoder.to(device).to(memory_format=torch.channels_last).eval()
+        self.dim = layer_dim(encoder, layer)
+        # h and z alone cost less than all layers.
+        module = AllLayers(encoder) if layer == MULTI else encoder
+        self._module = module.to(device).to(memory_format=torch.channels_last).eval()
+        self._output = layers_of(encoder).index(layer)
         self.name = self.key = "eager"
         self.layer = layer
         self._device = device
-        self.dim = multi_dim(encoder) if layer == MULTI else encoder.dim_of(layer)
 
     @torch.inference_mode()
     def embed(self, pixels: np.ndarray) -> np.ndarray:
         """Decoded cells, uint8 (N, S, S, 3) → float32 (N, dim)."""
         if len(pixels) == 0:
             return np.zeros((0, self.dim), np.float32)
-        cells = to_unit_range(pixels, self._device)
-        if self.layer == MULTI:
-            return embed_multi(self._encoder, cells).float().cpu().numpy()
-        h, z = self._encoder(cells)
-        return (h if self.layer == "h" else z).float().cpu().numpy()
+        values: torch.Tensor = self._module(to_unit_range(pixels, self._device))[self._output]
+        return values.float().cpu().numpy()
 
 
 def to_unit_range(pixels: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:

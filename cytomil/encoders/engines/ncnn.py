@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from cytomil.encoders.architecture import Encoder
+from cytomil.encoders.stages import AllLayers
 from cytomil.errors import EngineError
 from cytomil.threads import usable_cores
 
@@ -29,14 +30,16 @@ GRAPH_NAME, WEIGHTS_NAME = "encoder.param", "encoder.bin"
 def build(encoder: Encoder, image_size: int, folder: Path) -> dict[str, Any]:
     """Convert ``encoder`` by pnnx and write it into ``folder``; returns facts for its record, of which there are none.
 
-    The stored graph takes one cell, 0 to 1, and gives h and z. Raises `EngineError` for a network that pnnx cannot convert
-    or ncnn cannot run.
+    The stored graph takes one cell, 0 to 1, and gives all of the encoder's layers. Raises `EngineError` for a network that
+    pnnx cannot convert or ncnn cannot run.
     """
     import pnnx
 
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, of constants that are meant to be constant
-        traced = torch.jit.trace(encoder.eval(), torch.zeros(1, 3, image_size, image_size), check_trace=False)
+        traced = torch.jit.trace(
+            AllLayers(encoder).eval(), torch.zeros(1, 3, image_size, image_size), check_trace=False
+        )
         traced.save(str(Path(scratch) / "encoder.pt"))
         line = (pnnx.EXEC_PATH, "encoder.pt", f"inputshape=[1,3,{image_size},{image_size}]", "fp16=0")
         done = subprocess.run(line, cwd=scratch, capture_output=True, text=True, check=False)
@@ -69,12 +72,12 @@ def _load(folder: Path) -> ncnn.Net:
 class NcnnEngine:
     """Runs a stored graph cell by cell, on as many cells at a time as this process may use cores."""
 
-    def __init__(self, name: str, key: str, folder: Path, layer: str, dim: int) -> None:
+    def __init__(self, name: str, key: str, folder: Path, layer: str, dim: int, output: int) -> None:
         self.name, self.key = name, key
         self.layer, self.dim = layer, dim
         self._net = _load(folder)
         self._input = self._net.input_names()[0]
-        self._output = self._net.output_names()[0 if layer == "h" else 1]
+        self._output = self._net.output_names()[output]
         self._pool = ThreadPoolExecutor(usable_cores())
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:

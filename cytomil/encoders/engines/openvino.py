@@ -11,6 +11,7 @@ import torch
 
 from cytomil.encoders.architecture import Encoder
 from cytomil.encoders.engines.batches import batch_of, padded
+from cytomil.encoders.stages import AllLayers
 from cytomil.threads import usable_cores
 
 LIBRARIES = ("openvino",)
@@ -23,7 +24,8 @@ _HINTS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}
 def build(encoder: Encoder, image_size: int, precision: str, calibration: np.ndarray, folder: Path) -> dict[str, Any]:
     """Convert ``encoder`` and write it into ``folder``; returns facts for its record.
 
-    The stored graph takes cells as they are decoded, uint8 (N, S, S, 3), and gives h and z. ``calibration``, uint8
+    The stored graph takes cells as they are decoded, uint8 (N, S, S, 3), and gives all of the
+    encoder's layers. ``calibration``, uint8
     (M, S, S, 3), is looked at for int8 alone.
     """
     import openvino as ov
@@ -32,7 +34,7 @@ def build(encoder: Encoder, image_size: int, precision: str, calibration: np.nda
     example = torch.zeros(2, 3, image_size, image_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, of constants that are meant to be constant
-        model = ov.convert_model(encoder, example_input=example, input=[-1, 3, image_size, image_size])
+        model = ov.convert_model(AllLayers(encoder), example_input=example, input=[-1, 3, image_size, image_size])
     steps = PrePostProcessor(model)
     steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
     steps.input().model().set_layout(ov.Layout("NCHW"))
@@ -89,13 +91,15 @@ def _sums_8_bit_products() -> bool:
 class OpenVinoEngine:
     """Runs a stored graph on all cores this process may use, several batches at a time."""
 
-    def __init__(self, name: str, key: str, folder: Path, precision: str, image_size: int, layer: str) -> None:
+    def __init__(
+        self, name: str, key: str, folder: Path, precision: str, image_size: int, layer: str, output: int
+    ) -> None:
         import openvino as ov
 
         self.name, self.key = name, key
         self.layer = layer
         self._batch = batch_of(image_size)
-        self._output = 0 if layer == "h" else 1
+        self._output = output
         core = ov.Core()
         model = core.read_model(folder / MODEL_NAME)
         model.reshape([self._batch, image_size, image_size, 3])

@@ -12,7 +12,6 @@ from cytomil.encoders.engines.eager import EagerEngine
 from cytomil.encoders.engines.engine import Engine
 from cytomil.encoders.engines.record import EngineRecord, read_record, require_valid
 from cytomil.encoders.engines.start import start_engine
-from cytomil.encoders.stages import MULTI
 from cytomil.errors import EngineError
 
 _AUTO = "auto"
@@ -28,13 +27,9 @@ def open_engine(bundle: EncoderBundle, layer: str, name: str, device: str, note:
     is not there.
     """
     chosen = pick_device(device)
-    if layer == MULTI:
-        if name != _EAGER and stored_engines(bundle.path):
-            note("compiled engines give h and z alone, and this is layer multi. Running eager.")
-        return EagerEngine(bundle.encoder, layer, chosen)
     faults: dict[str, str] = {}
     if name != _EAGER:
-        for record, folder in _valid(bundle, name, chosen, faults):
+        for record, folder in _valid(bundle, layer, name, chosen, faults):
             if name == _AUTO and record.gain <= 1:
                 continue
             try:
@@ -62,7 +57,7 @@ def open_same_engine(bundle: EncoderBundle, layer: str, name: str, key: str, dev
 
 
 def _valid(
-    bundle: EncoderBundle, name: str, device: torch.device, faults: dict[str, str]
+    bundle: EncoderBundle, layer: str, name: str, device: torch.device, faults: dict[str, str]
 ) -> list[tuple[EngineRecord, Path]]:
     """The stored engines of that name that can run here, fastest first; the others go into ``faults``, with the reason."""
     found = []
@@ -75,6 +70,8 @@ def _valid(
             if record.name != stored:
                 raise EngineError(f"its {folder.name} folder holds {record.name}")
             require_valid(record, folder, bundle, device)
+            if layer not in record.agreement:
+                raise EngineError(f"does not give layer {layer}")
             found.append((record, folder))
         except EngineError as error:
             faults[stored] = str(error)

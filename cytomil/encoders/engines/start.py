@@ -14,21 +14,21 @@ from cytomil.encoders.engines.openvino import OpenVinoEngine
 from cytomil.encoders.engines.record import EngineRecord
 from cytomil.encoders.engines.tensorrt import TensorRtEngine
 from cytomil.encoders.engines.torch_compile import TorchCompileEngine
+from cytomil.encoders.stages import layer_dim, layers_of
 from cytomil.errors import EngineError
 
 
 def start_engine(record: EngineRecord, folder: Path, bundle: EncoderBundle, layer: str, device: torch.device) -> Engine:
     """Load the compiled form in ``folder``. Raises `EngineError` where its library cannot, whatever the library raises."""
     size, encoder = bundle.transform.image_size, bundle.encoder
+    dim, output = layer_dim(encoder, layer), layers_of(encoder).index(layer)
     try:
         if record.engine == "openvino":
-            return OpenVinoEngine(record.name, record.key, folder, record.precision, size, layer)
+            return OpenVinoEngine(record.name, record.key, folder, record.precision, size, layer, output)
         if record.engine == "ncnn":
-            return NcnnEngine(record.name, record.key, folder, layer, encoder.dim_of(layer))
+            return NcnnEngine(record.name, record.key, folder, layer, dim, output)
         if record.engine == "tensorrt":
-            return TensorRtEngine(
-                record.name, record.key, folder, record.precision, layer, encoder.dim_of(layer), device
-            )
+            return TensorRtEngine(record.name, record.key, folder, record.precision, layer, dim, output, device)
         return TorchCompileEngine(record.name, record.key, copy.deepcopy(encoder), size, layer, device)
     # The libraries below raise errors of their own kinds for a missing driver, compiler or instruction.
     except (RuntimeError, OSError, ImportError, ValueError, TypeError) as error:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from cytomil.encoders.architecture import Encoder
+from cytomil.encoders.stages import AllLayers
 from cytomil.errors import EngineError
 
 LIBRARIES = ("torch-tensorrt", "torch")
@@ -24,7 +25,7 @@ def build(encoder: Encoder, image_size: int, precision: str, folder: Path, devic
 
     dtype = _DTYPES[precision]
     # The precision is the model's own: `enabled_precisions` is swallowed without effect and leaves float32.
-    module = encoder.to(device=device, dtype=dtype).eval()
+    module = AllLayers(encoder).to(device=device, dtype=dtype).eval()
     cell = (3, image_size, image_size)
     inputs = [
         torch_tensorrt.Input(
@@ -40,13 +41,21 @@ class TensorRtEngine:
     """Runs a stored module on the GPU it was compiled for."""
 
     def __init__(
-        self, name: str, key: str, folder: Path, precision: str, layer: str, dim: int, device: torch.device
+        self,
+        name: str,
+        key: str,
+        folder: Path,
+        precision: str,
+        layer: str,
+        dim: int,
+        output: int,
+        device: torch.device,
     ) -> None:
         import torch_tensorrt
 
         self.name, self.key = name, key
         self.layer = layer
-        self.dim = dim
+        self.dim, self._output = dim, output
         self._device, self._dtype = device, _DTYPES[precision]
         self._module = torch_tensorrt.load(str(folder / MODEL_NAME)).module()
 
@@ -57,8 +66,7 @@ class TensorRtEngine:
         for start in range(0, len(pixels), MOST_CELLS):
             # Bytes cross to the GPU as bytes, a quarter of what float32 would take, and become numbers there.
             cells = torch.as_tensor(pixels[start : start + MOST_CELLS]).to(self._device).permute(0, 3, 1, 2)
-            h, z = self._module(cells.to(self._dtype).contiguous().div_(255))
-            values = h if self.layer == "h" else z
+            values: torch.Tensor = self._module(cells.to(self._dtype).contiguous().div_(255))[self._output]
             if values.dtype != self._dtype:
                 raise EngineError(
                     f"{self.name} computes in {values.dtype}, not in {self._dtype} as it was compiled for."

@@ -8,6 +8,7 @@ import torch
 from cytomil.encoders.architecture import Encoder
 from cytomil.encoders.engines.batches import batch_of, padded
 from cytomil.encoders.engines.eager import to_unit_range
+from cytomil.encoders.stages import AllLayers, layer_dim, layers_of
 
 LIBRARIES = ("torch",)
 PRECISIONS = ("float32",)
@@ -21,10 +22,11 @@ class TorchCompileEngine:
     ) -> None:
         self.name, self.key = name, key
         self.layer = layer
-        self.dim = encoder.dim_of(layer)
+        self.dim = layer_dim(encoder, layer)
+        self._output = layers_of(encoder).index(layer)
         self._device = device
         self._batch = batch_of(image_size)
-        module = encoder.to(device).to(memory_format=torch.channels_last).eval()
+        module = AllLayers(encoder).to(device).to(memory_format=torch.channels_last).eval()
         self._module = torch.compile(module, options={"freezing": True})
         self.embed(np.zeros((1, image_size, image_size, 3), np.uint8))  # compiles here, where a failure can be told
 
@@ -33,7 +35,6 @@ class TorchCompileEngine:
         """Decoded cells, uint8 (N, S, S, 3) → float32 (N, dim)."""
         out = np.empty((len(pixels), self.dim), np.float32)
         for start in range(0, len(pixels), self._batch):
-            h, z = self._module(to_unit_range(padded(pixels, start, self._batch), self._device))
-            values = (h if self.layer == "h" else z).float().cpu().numpy()
-            out[start : start + self._batch] = values[: len(pixels) - start]
+            values = self._module(to_unit_range(padded(pixels, start, self._batch), self._device))[self._output]
+            out[start : start + self._batch] = values.float().cpu().numpy()[: len(pixels) - start]
         return out

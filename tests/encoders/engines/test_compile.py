@@ -42,7 +42,7 @@ def silence(message):
     raise AssertionError(f"nothing should be said, but: {message}")
 
 
-@pytest.mark.parametrize("layer", ["h", "z"])
+@pytest.mark.parametrize("layer", ["h", "z", "multi"])
 def test_a_stored_engine_gives_what_eager_gives(compiled_folder, pixels, layer):
     bundle = load_bundle(compiled_folder)
     engine = open_engine(bundle, layer, "openvino-float32", "cpu", silence)
@@ -72,7 +72,7 @@ def test_the_record_says_what_was_compiled_and_measured(compiled_folder):
     assert set(record.files) == {"encoder.xml", "encoder.bin"}
     assert set(record.versions) == {"openvino"}
     assert record.machine["processor"]
-    assert set(record.agreement) == {"h", "z"}
+    assert set(record.agreement) == {"h", "z", "multi"}
     for figures in record.agreement.values():
         assert figures["cells"] == 48
         assert 0.999 <= figures["least_cosine"] <= figures["mean_cosine"] <= 1.0001

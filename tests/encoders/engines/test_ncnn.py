@@ -43,7 +43,7 @@ def pixels():
     return np.random.default_rng(0).integers(0, 256, (30, 24, 24, 3), np.uint8)
 
 
-@pytest.mark.parametrize("layer", ["h", "z"])
+@pytest.mark.parametrize("layer", ["h", "z", "multi"])
 def test_it_gives_what_eager_gives_whatever_the_company(bundle, pixels, layer):
     engine = open_engine(bundle, layer, "ncnn", "cpu", silence)
     eager = open_engine(bundle, layer, "eager", "cpu", silence)

@@ -175,9 +175,13 @@ def test_engines_are_copied_only_to_their_own_weights_and_damaged_ones_not_at_al
 
 
 @pytest.mark.parametrize("asked", ["auto", NAME])
-def test_layer_multi_runs_on_eager_and_says_so_where_engines_are_stored(compiled, encoder_folder, asked):
+def test_an_engine_that_does_not_give_the_layer_is_left_aside(compiled, asked):
+    card = compiled / "engines" / NAME / "engine.json"
+    record = json.loads(card.read_text())
+    del record["agreement"]["multi"]
+    card.write_text(json.dumps(record))
     said = []
     assert open_engine(load_bundle(compiled), "multi", asked, "cpu", said.append).name == "eager"
-    assert said == ["compiled engines give h and z alone, and this is layer multi. Running eager."]
-    assert open_engine(load_bundle(encoder_folder), "multi", "eager", "cpu", said.append).layer == "multi"
+    assert "openvino-float32 (does not give layer multi). Running eager." in said[0]
+    assert open_engine(load_bundle(compiled), "z", NAME, "cpu", said.append).name == NAME
     assert len(said) == 1

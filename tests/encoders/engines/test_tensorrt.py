@@ -63,7 +63,7 @@ def test_the_model_itself_is_cast_and_the_batch_is_dynamic(library, encoder_fold
     assert path == str(tmp_path / tensorrt.MODEL_NAME)
 
 
-@pytest.mark.parametrize("layer", ["h", "z"])
+@pytest.mark.parametrize("layer", ["h", "z", "multi"])
 def test_cells_go_through_in_pieces_that_fit(library, encoder_folder, tmp_path, monkeypatch, layer):
     monkeypatch.setattr(tensorrt, "MOST_CELLS", 4)
     bundle = load_bundle(encoder_folder)
@@ -71,7 +71,9 @@ def test_cells_go_through_in_pieces_that_fit(library, encoder_folder, tmp_path, 
     pixels = np.random.default_rng(0).integers(0, 256, (9, 24, 24, 3), np.uint8)
     wanted = eager.embed(pixels)
     build(bundle.encoder, 24, "float32", tmp_path, CPU)
-    engine = TensorRtEngine("tensorrt-float32", "key", tmp_path, "float32", layer, eager.dim, CPU)
+    engine = TensorRtEngine(
+        "tensorrt-float32", "key", tmp_path, "float32", layer, eager.dim, ["h", "z", "multi"].index(layer), CPU
+    )
     np.testing.assert_allclose(engine.embed(pixels), wanted, rtol=1e-3, atol=1e-4)
     assert engine.embed(pixels[:0]).shape == (0, eager.dim)
 
@@ -80,7 +82,7 @@ def test_a_module_that_computes_in_float32_in_silence_is_refused(library, encode
     bundle = load_bundle(encoder_folder)
     build(bundle.encoder, 24, "fp16", tmp_path, CPU)
     library.calls[0][1].forward = lambda pixels: (torch.zeros(len(pixels), 512), torch.zeros(len(pixels), 16))
-    engine = TensorRtEngine("tensorrt-fp16", "key", tmp_path, "fp16", "z", 16, CPU)
+    engine = TensorRtEngine("tensorrt-fp16", "key", tmp_path, "fp16", "z", 16, 1, CPU)
     with pytest.raises(EngineError, match=r"tensorrt-fp16 computes in torch.float32, not in torch.float16"):
         engine.embed(np.zeros((2, 24, 24, 3), np.uint8))
 
