@@ -78,16 +78,16 @@ def train(data: Path, run: Path, method: str, seed: int) -> None:
         return
     cytomil("make-bags", str(data), *BAGS, "--seed", str(seed), "--out", str(places["bags"]))
     line = ["--method", method, "--seed", str(seed), "--bags", str(places["bags"]), "--out", str(places["encoder"])]
-    cytomil("pretrain", *line)
+    cytomil("pretrain", *line, "--batch-size", "128")
     line = ["--bags", str(places["bags"]), "--encoder", str(places["encoder"]), "--out", str(places["features"])]
-    cytomil("embed", *line)
+    cytomil("embed", *line, "--layer", "z", "--orientations", "1")
 
 
 def evaluate(run: Path, score: str, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     reports, model, features = run / f"reports-{score}", run / f"models/{score}", run / "features"
     if not (reports / "metrics.json").is_file():
         line = ["--features", str(features), "--encoder", str(run / "models/encoder"), "--seed", str(seed)]
-        cytomil("fit-mil", *line, "--instance-score", score, "--out", str(model))
+        cytomil("fit-mil", *line, "--aggregator", "pamil", "--instance-score", score, "--out", str(model))
         line = ["--features", str(features), "--model", str(model), "--bags", str(run / "bags")]
         cytomil("evaluate", *line, "--out", str(reports))
     card = json.loads((run / "models/encoder/encoder.json").read_text())

@@ -170,7 +170,13 @@ def _whole(name: str, bags: Path, encoder: Path, out: Path) -> Callable[[], obje
         # A folder of its own every time: finished caches would be kept.
         folder = out / f"{name}-{next(fresh)}"
         settings = EmbedSettings(
-            bags=bags, encoder=encoder, out=folder, layer=Layer.H, engine=EngineName(name), device="cpu"
+            bags=bags,
+            encoder=encoder,
+            out=folder,
+            layer=Layer.H,
+            orientations=1,
+            engine=EngineName(name),
+            device="cpu",
         )
         embed(settings, Silent())
 

@@ -67,7 +67,7 @@ def compare(root: Path, n: int, size: int, epochs: int, seeds: int, repeats: int
         path = root / f"{size}-{i}.h5"
         write(path, size, "float32", seed=i, shift=i % 2)
         files.append(FeatureFile(path, i % 2))
-    settings = FitMilSettings(epochs=epochs, ensemble=seeds, folds=3 if n > 4 else 2)
+    settings = FitMilSettings(aggregator="pamil", epochs=epochs, ensemble=seeds, folds=3 if n > 4 else 2)
 
     def loaded() -> list[TrainingBag]:
         return [TrainingBag(str(i), file.read(), file.label, str(i)) for i, file in enumerate(files)]

@@ -70,7 +70,7 @@ def measure(options: argparse.Namespace) -> Measured:
             raise SkippedError(f"{ENGINE} could not be had: {refused[ENGINE]}")
         eager, compiled = (embedded(options, bags, bundle, name, root / name) for name in ("eager", ENGINE))
         print("int8_cost: fitting the triage model", file=sys.stderr, flush=True)
-        fit_mil(FitMilSettings(features=eager, encoder=bundle.path, out=root / "model"), Silent())
+        fit_mil(FitMilSettings(aggregator="pamil", features=eager, encoder=bundle.path, out=root / "model"), Silent())
         ensemble = load_triage_model(root / "model").ensemble
         pool = test_cells(bags, eager, compiled)
     print("int8_cost: judging resampled bags", file=sys.stderr, flush=True)
@@ -83,14 +83,22 @@ def encoder(options: argparse.Namespace, bags: Path, out: Path) -> EncoderBundle
     if options.encoder:
         return copied_bundle(options.encoder, out, options.compiled)
     print(f"int8_cost: training {options.epochs} epochs at {options.image_size} px", file=sys.stderr, flush=True)
-    settings = PretrainSettings(bags=bags, out=out, epochs=options.epochs, image_size=options.image_size, device="cpu")
+    settings = PretrainSettings(
+        bags=bags, out=out, epochs=options.epochs, batch_size=128, image_size=options.image_size, device="cpu"
+    )
     return pretrain(settings, Silent()).bundle
 
 
 def embedded(options: argparse.Namespace, bags: Path, bundle: EncoderBundle, engine: str, out: Path) -> Path:
     """Feature caches by ``engine``. Raises `SkippedError` where another one ran in its place."""
     settings = EmbedSettings(
-        bags=bags, encoder=bundle.path, out=out, layer=Layer(options.layer), engine=EngineName(engine), device="cpu"
+        bags=bags,
+        encoder=bundle.path,
+        out=out,
+        layer=Layer(options.layer),
+        orientations=1,
+        engine=EngineName(engine),
+        device="cpu",
     )
     embed(settings, Silent())
     ran = read_index(out).open("test")[0][1].key.engine

@@ -24,9 +24,8 @@ _HINTS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}
 def build(encoder: Encoder, image_size: int, precision: str, calibration: np.ndarray, folder: Path) -> dict[str, Any]:
     """Convert ``encoder`` and write it into ``folder``; returns facts for its record.
 
-    The stored graph takes cells as they are decoded, uint8 (N, S, S, 3), and gives all of the
-    encoder's layers. ``calibration``, uint8
-    (M, S, S, 3), is looked at for int8 alone.
+    The stored graph takes cells as they are decoded, uint8 (N, S, S, 3), and gives all of the encoder's
+    layers. ``calibration``, uint8 (M, S, S, 3), is looked at for int8 alone.
     """
     import openvino as ov
     from openvino.preprocess import PrePostProcessor

@@ -30,11 +30,11 @@ class SelfPaced(TwoSidedScorer):
     """A linear classifier of suspects against the cells of negative bags, beside the distance from these cells.
 
     The classifier sees the first 64 principal components of the embeddings (`Components`). Most cells of a positive bag
-    are normal: a classifier of bag labels spends itself on them. So the first suspects are
-    those 6 % of the positive bags' cells that have most company in other positive bags and least in negative ones
-    (`distance_ratio`, by direction); logistic regression learns what tells them from all cells of negative bags, both sides
-    weighing the same, and its own top 6 % are the suspects of the second round. Ours, on the plan of self-paced learning
-    (Kumar et al., NeurIPS 2010) and ItS2CLR (arXiv 2210.09452).
+    are normal: a classifier of bag labels spends itself on them. So the first suspects are those 6 % of the positive bags'
+    cells that have most company in other positive bags and least in negative ones (`distance_ratio`, by direction); logistic
+    regression learns what tells them from all cells of negative bags, both sides weighing the same, and its own top 6 % are
+    the suspects of the second round. Ours, on the plan of self-paced learning (Kumar et al., NeurIPS 2010) and ItS2CLR
+    (arXiv 2210.09452).
 
     Where witnesses are too few for that, the distance from the negative bags' cells (`Mahalanobis`) still finds some. It is
     measured in the first 64 principal components of the embeddings' signed squares x·|x|: a cell that is far out in one
