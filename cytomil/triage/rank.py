@@ -54,7 +54,9 @@ def rank(slide_dir: Path, settings: RankSettings, listener: Listener) -> Worklis
     if ignored:
         listener.note(f"not slides, left alone: {', '.join(ignored)}")
     reading = _reading(model, settings, found, listener)
-    engine = open_engine(model.encoder, encoder_layer(model.layer), settings.engine.value, settings.device, listener.note)
+    engine = open_engine(
+        model.encoder, encoder_layer(model.layer), settings.engine.value, settings.device, listener.note
+    )
     if model.card.get("engine", engine.key) != engine.key:
         listener.note(
             f"cells are embedded with {engine.key}; the model was fitted to embeddings of {model.card['engine']}"
