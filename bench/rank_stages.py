@@ -54,7 +54,7 @@ def _measure(root: Path, options: argparse.Namespace) -> Measured:
     save_bundle(root / "encoder", encoder, transform, {"method": "none"})
     bundle = load_bundle(root / "encoder")
     engine = open_engine(bundle, "h", options.engine, "auto", print)
-    embedder = Embedder(bundle, engine, "float32")
+    embedder = Embedder(bundle, engine, "h", "float32")
     cutting = Cutting(12.0, math.ceil(options.image_size / transform.center_crop))
 
     def slide(cache: Path) -> WholeSlide:
@@ -62,13 +62,13 @@ def _measure(root: Path, options: argparse.Namespace) -> Measured:
 
     found = slide(root / "found")
     n = len(found.cells())
-    block = next(found.blocks(transform, _BATCH))
+    block = next(found.blocks(embedder.preparation, _BATCH))
     values = engine.embed(block.pixels)
     n_blocks = math.ceil(n / _BATCH)
     written = EmbeddedBlock(block.instance_ids, block.coords, values)
 
     def feed() -> None:
-        for _ in slide(root / "found").blocks(transform, _BATCH):
+        for _ in slide(root / "found").blocks(embedder.preparation, _BATCH):
             pass
 
     def infer() -> None:
@@ -80,7 +80,7 @@ def _measure(root: Path, options: argparse.Namespace) -> Measured:
 
     def together() -> None:
         with tempfile.TemporaryDirectory(dir=root) as cache:
-            embedder.embed(Path(cache) / "t.h5", "t", "t", slide(Path(cache)).blocks(transform, _BATCH))
+            embedder.embed(Path(cache) / "t.h5", "t", "t", slide(Path(cache)).blocks(embedder.preparation, _BATCH))
 
     stages = {
         "find": lambda: find_cells(root / "slide.tif", cutting.finding),

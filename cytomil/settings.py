@@ -52,12 +52,13 @@ class Rescale(StrEnum):
 
 
 class Layer(StrEnum):
-    """Which of the encoder's outputs is embedded; ``auto`` is multi where the encoder has it, else z."""
+    """What is kept of a cell: outputs of the encoder, and its morphology; ``auto`` is morphology of a ResNet, z of others."""
 
     AUTO = "auto"
     H = "h"
     Z = "z"
     MULTI = "multi"
+    MORPHOLOGY = "morphology"
 
 
 class EngineName(StrEnum):
@@ -253,7 +254,7 @@ class EmbedSettings(Section):
     layer: Layer = Field(
         Layer.AUTO,
         description="h: the encoder's output; z: the projector's; multi: both, and what a ResNet's inner stages see; "
-        "auto: multi of a ResNet, z of others",
+        "morphology: multi, and nucleus and cytoplasm measured; auto: morphology of a ResNet, z of others",
     )
     split: Split = Field(Split.ALL, description="which bags to embed")
     orientations: Annotated[int, AfterValidator(_a_group_of_turns)] = Field(

@@ -17,11 +17,11 @@ PACKAGE = Path(cytomil.__file__).parent
 
 # What each room may import, besides itself. "base" are the modules that lie in no room.
 BASE = {"base"}
-WORKERS = SLIDES = BASE
+WORKERS = SLIDES = MORPHOLOGY = BASE
 BAGS = BASE | {"slides"}
 ENCODERS = BAGS | {"bags"}
 PRETRAIN = ENCODERS | {"encoders"}
-FEATURES = PRETRAIN | {"workers"}
+FEATURES = PRETRAIN | {"workers", "morphology"}
 MIL = FEATURES | {"features", "pretrain"}
 EVALUATE = MIL | {"mil"}
 TRIAGE = EVALUATE | {"evaluate"}
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "base": set(),
     "workers": WORKERS,
     "slides": SLIDES,
+    "morphology": MORPHOLOGY,
     "bags": BAGS,
     "encoders": ENCODERS,
     "pretrain": PRETRAIN,

@@ -14,13 +14,12 @@ from cytomil.bags.bag_file import Bag, open_bag
 from cytomil.bags.manifest import BagRow, Manifest, read_manifest
 from cytomil.encoders.bundle import load_bundle
 from cytomil.encoders.engines import open_engine, open_same_engine
-from cytomil.encoders.stages import layers_of
-from cytomil.encoders.transform import CellTransform
 from cytomil.errors import BagFileError, EncoderBundleError
 from cytomil.features.cache import is_valid, open_features
 from cytomil.features.embedder import Embedder
-from cytomil.features.feeding import CellBlock, EncodedCells, feed, spans
+from cytomil.features.feeding import CellBlock, EncodedCells, Preparation, feed, spans
 from cytomil.features.index import FeatureIndex, IndexRow, write_index
+from cytomil.features.layers import default_layer, encoder_layer
 from cytomil.progress import Listener, Problem
 from cytomil.settings import EmbedSettings, Layer
 from cytomil.threads import ahead
@@ -40,10 +39,10 @@ class Embedded:
     problems: tuple[Problem, ...]
 
 
-def bag_blocks(bag: Bag, transform: CellTransform, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
+def bag_blocks(bag: Bag, preparation: Preparation, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
     """Decode a bag's cells in threads, ``batch_size`` at a time; see `cytomil.features.feeding.feed`."""
     pieces = (partial(_read_piece, bag, *span) for span in spans(len(bag), batch_size))
-    return feed(pieces, transform, batch_size, workers)
+    return feed(pieces, preparation, batch_size, workers)
 
 
 def _read_piece(bag: Bag, start: int, stop: int) -> EncodedCells:
@@ -64,9 +63,10 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
     for caveat in bundle.caveats:
         listener.note(caveat)
     if settings.layer is Layer.AUTO:
-        settings = settings.model_copy(update={"layer": Layer(layers_of(bundle.encoder)[-1])})
-    engine = open_engine(bundle, settings.layer.value, settings.engine.value, settings.device, listener.note)
-    embedder = Embedder(bundle, engine, settings.dtype, settings.orientations)
+        settings = settings.model_copy(update={"layer": default_layer(bundle.encoder)})
+    layer = settings.layer.value
+    engine = open_engine(bundle, encoder_layer(layer), settings.engine.value, settings.device, listener.note)
+    embedder = Embedder(bundle, engine, layer, settings.dtype, settings.orientations)
     job = _Embedding(settings, manifest, bundle.sha256, engine.name, engine.key, embedder)
     answers = open_workers(settings.ray_address).map(job, rows, listener, "embedding", "bags")
     outcomes = [
@@ -86,7 +86,7 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
     if not n_done:
         raise BagFileError(f"none of the {len(rows)} bags in {settings.bags} could be embedded: {problems[0].reason}")
     write_index(FeatureIndex(settings.out, tuple(done)))
-    return Embedded(settings.out, n_done - n_kept, n_kept, n_instances, engine.layer, engine.key, tuple(problems))
+    return Embedded(settings.out, n_done - n_kept, n_kept, n_instances, layer, engine.key, tuple(problems))
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,9 @@ class _Embedding:
         bundle = load_bundle(settings.encoder)
         if bundle.sha256 != self.encoder_sha256:
             raise EncoderBundleError(f"{settings.encoder} is not the same on all machines. Share it between them.")
-        engine = open_same_engine(bundle, settings.layer.value, self.engine, self.engine_key, settings.device)
-        return Embedder(bundle, engine, settings.dtype, settings.orientations)
+        layer = settings.layer.value
+        engine = open_same_engine(bundle, encoder_layer(layer), self.engine, self.engine_key, settings.device)
+        return Embedder(bundle, engine, layer, settings.dtype, settings.orientations)
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _embed_bags(
             return row, None
         try:
             bag = _open_listed(manifest.file_of(row), row)
-            blocks = bag_blocks(bag, embedder.bundle.transform, settings.batch_size, settings.workers)
+            blocks = bag_blocks(bag, embedder.preparation, settings.batch_size, settings.workers)
             return row, _Begun(bag, _started(blocks))
         except BagFileError as error:
             return row, error

@@ -11,17 +11,23 @@ from cytomil.encoders.bundle import EncoderBundle
 from cytomil.encoders.engines import Engine
 from cytomil.errors import FeatureFileError
 from cytomil.features.cache import EmbeddedBlock, FeatureKey, write_features
-from cytomil.features.feeding import CellBlock
+from cytomil.features.feeding import CellBlock, Preparation
+from cytomil.features.layers import n_described
 from cytomil.features.orientations import embed_in_orientations
 from cytomil.progress import Problem
 
 
 class Embedder:
-    """Embeds slides one after another with one engine."""
+    """Embeds slides one after another with one engine; ``layer`` is the engine's, or morphology where that is multi."""
 
-    def __init__(self, bundle: EncoderBundle, engine: Engine, dtype: str, orientations: int = 1) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: EncoderBundle, engine: Engine, layer: str, dtype: str, orientations: int = 1) -> None:
+        self.bundle, self.layer = bundle, layer
         self._engine, self._dtype, self._orientations = engine, dtype, orientations
+
+    @property
+    def preparation(self) -> Preparation:
+        """What `embed` needs of each cell."""
+        return Preparation(self.bundle.transform, n_described(self.layer) > 0)
 
     def key(self, source_sha256: str) -> FeatureKey:
         """The key under which the features of a source with this fingerprint are kept."""
@@ -29,7 +35,7 @@ class Embedder:
         return FeatureKey(
             source_sha256,
             bundle.sha256,
-            engine.layer,
+            self.layer,
             bundle.transform.sha256,
             engine.key,
             self._dtype,
@@ -54,8 +60,8 @@ class Embedder:
                 problems.extend(block.problems)
                 unreadable.extend(problem.where for problem in block.problems)
                 with np.errstate(over="ignore"):  # what does not fit the format is refused below
-                    values = embed_in_orientations(self._engine.embed, block.pixels, self._orientations)
-                    values = values.astype(self._dtype)
+                    embeddings = embed_in_orientations(self._engine.embed, block.pixels, self._orientations)
+                    values = np.concatenate([embeddings, block.morphology], axis=1).astype(self._dtype)
                 if not np.isfinite(values).all():
                     raise FeatureFileError(
                         f"{bag_id}: embeddings are not finite in {self._dtype}. Use --dtype float32 or another encoder."
@@ -63,5 +69,6 @@ class Embedder:
                 yield EmbeddedBlock(block.instance_ids, block.coords, values)
 
         key, made_of = self.key(source_sha256), self.bundle.made_of
-        write_features(path, bag_id, key, self._engine.dim, embedded(), mpp, unreadable, crop_px, made_of)
+        dim = self._engine.dim + n_described(self.layer)
+        write_features(path, bag_id, key, dim, embedded(), mpp, unreadable, crop_px, made_of)
         return problems

@@ -11,6 +11,7 @@ from itertools import cycle
 import numpy as np
 
 from cytomil.encoders.transform import CellTransform, decode_cells
+from cytomil.morphology.descriptors import SIDE, describe
 from cytomil.progress import Problem
 from cytomil.threads import ahead, usable_cores
 
@@ -27,16 +28,26 @@ class EncodedCells:
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """What is made of a cell's image: pixels for the encoder, and, if ``described``, its morphology."""
+
+    transform: CellTransform
+    described: bool = False
+
+
+@dataclass(frozen=True)
 class CellBlock:
     """Some cells of a slide, ready for the encoder.
 
-    ``pixels`` uint8 (n, S, S, 3) of the readable cells, ``instance_ids`` and ``coords`` (n, 2) theirs; ``problems`` are
-    the unreadable ones, each named by its instance id.
+    ``pixels`` uint8 (n, S, S, 3) of the readable cells, ``instance_ids`` and ``coords`` (n, 2) theirs, ``morphology`` float32
+    (n, 109), or (n, 0) where it was not asked for; ``problems`` are the unreadable ones, each named by its
+    instance id.
     """
 
     instance_ids: list[str]
     coords: np.ndarray
     pixels: np.ndarray
+    morphology: np.ndarray
     problems: list[Problem]
 
 
@@ -57,7 +68,7 @@ def spans(n: int, batch_size: int) -> Iterator[tuple[int, int]]:
 
 
 def feed(
-    pieces: Iterable[Callable[[], EncodedCells]], transform: CellTransform, batch_size: int, workers: int = 0
+    pieces: Iterable[Callable[[], EncodedCells]], preparation: Preparation, batch_size: int, workers: int = 0
 ) -> Iterator[CellBlock]:
     """Yield blocks of ``batch_size`` cells, the unreadable ones counted, the last one smaller.
 
@@ -67,7 +78,7 @@ def feed(
     """
     begun = -(-batch_size // _PIECE) + 2 * (workers or usable_cores())
     parts: list[CellBlock] = []
-    with closing(ahead((partial(_decoded, piece, transform) for piece in pieces), workers, begun)) as decoded:
+    with closing(ahead((partial(_decoded, piece, preparation) for piece in pieces), workers, begun)) as decoded:
         for part in decoded:
             parts.append(part)
             if sum(len(one.instance_ids) + len(one.problems) for one in parts) >= batch_size:
@@ -77,11 +88,16 @@ def feed(
         yield _joined(parts)
 
 
-def _decoded(piece: Callable[[], EncodedCells], transform: CellTransform) -> CellBlock:
+def _decoded(piece: Callable[[], EncodedCells], preparation: Preparation) -> CellBlock:
     cells = piece()
-    pixels, kept, problems = decode_cells(cells.images, cells.instance_ids, transform)
+    pixels, kept, problems = decode_cells(cells.images, cells.instance_ids, preparation.transform)
     ids = [cells.instance_ids[i] for i in kept]
-    return CellBlock(ids, cells.coords[np.array(kept, int)].reshape(-1, 2), pixels, problems)
+    morphology = np.empty((len(ids), 0), np.float32)
+    if preparation.described:
+        # The encoder's pixels are too few to see a nucleus' shape in, so the cells are decoded once more, as much of them.
+        larger = CellTransform(SIDE, preparation.transform.center_crop)
+        morphology = describe(decode_cells([cells.images[i] for i in kept], ids, larger)[0])
+    return CellBlock(ids, cells.coords[np.array(kept, int)].reshape(-1, 2), pixels, morphology, problems)
 
 
 def _joined(parts: list[CellBlock]) -> CellBlock:
@@ -91,5 +107,6 @@ def _joined(parts: list[CellBlock]) -> CellBlock:
         [name for part in parts for name in part.instance_ids],
         np.concatenate([part.coords for part in parts]),
         np.concatenate([part.pixels for part in parts]),
+        np.concatenate([part.morphology for part in parts]),
         [problem for part in parts for problem in part.problems],
     )

@@ -15,12 +15,27 @@ _LEAST_SPREAD = 0.1
 
 @dataclass(frozen=True)
 class TrainingBag:
-    """One bag's embeddings, float32 (N, D), its label and its patient (the bag's own id where unknown)."""
+    """One bag's features, float32 (N, D), its label and its patient (the bag's own id where unknown).
+
+    The last ``n_described`` columns are the cells' morphology, those before the encoder's.
+    """
 
     bag_id: str
     values: Tensor
     label: int
     patient: str
+    n_described: int = 0
+
+
+def split(columns: Tensor, n_described: int) -> tuple[Tensor, Tensor]:
+    """What the encoder gave and what describes the cells' morphology, (…, D) → (…, D - n), (…, n); the latter may be empty."""
+    n_embedded = columns.shape[-1] - n_described
+    return columns[..., :n_embedded], columns[..., n_embedded:]
+
+
+def _with_least(std: Tensor) -> Tensor:
+    least = _LEAST_SPREAD * float(std.square().mean().sqrt()) if len(std) else 0.0
+    return std.clamp(min=max(least, 1e-6))
 
 
 @dataclass(frozen=True)
@@ -34,13 +49,12 @@ class Standardiser:
     def of(cls, bags: Sequence[TrainingBag]) -> Standardiser:
         """Measured over all instances of ``bags``.
 
-        A dimension's spread counts for at least a tenth of the root mean square of all: networks have dimensions that are
-        silent in training, and a new slide may wake them.
+        A dimension's spread counts for at least a tenth of the root mean square of all, the encoder's and the morphology's
+        each by themselves: networks have dimensions that are silent in training, and a new slide may wake them.
         """
         values = torch.cat([bag.values for bag in bags])
         std = values.std(dim=0, correction=0)
-        least = _LEAST_SPREAD * float(std.square().mean().sqrt())
-        return cls(values.mean(dim=0), std.clamp(min=max(least, 1e-6)))
+        return cls(values.mean(dim=0), torch.cat([_with_least(part) for part in split(std, bags[0].n_described)]))
 
     def __call__(self, values: Tensor) -> Tensor:
         """Embeddings (N, D) → standardised embeddings (N, D).

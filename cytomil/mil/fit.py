@@ -13,6 +13,7 @@ from cytomil.encoders.bundle import EncoderBundle, load_bundle
 from cytomil.errors import FeatureFileError, require_replaceable
 from cytomil.features.cache import Features
 from cytomil.features.index import IndexRow, read_index
+from cytomil.features.layers import n_described
 from cytomil.mil.aggregators.registry import find_aggregator, require_score
 from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.mil.cross_validate import HeldOut, cross_validate, member_seed, n_members
@@ -65,7 +66,8 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
 
 def _training_bag(row: IndexRow, features: Features) -> TrainingBag:
     values = torch.from_numpy(features.load())
-    return TrainingBag(row.bag_id, values, row.label, row.patient_id or f"bag:{row.bag_id}")
+    patient = row.patient_id or f"bag:{row.bag_id}"
+    return TrainingBag(row.bag_id, values, row.label, patient, n_described(features.key.layer))
 
 
 def _refit(bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, listener: Listener) -> Ensemble:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Event
 from typing import TypeVar
 
@@ -34,7 +35,7 @@ def training_epochs(
     ``standardise`` is that of these bags where it is known already.
     """
     standardise = standardise or Standardiser.of(bags)
-    inputs = [TrainingBag(bag.bag_id, standardise(bag.values), bag.label, bag.patient) for bag in bags]
+    inputs = [replace(bag, values=standardise(bag.values)) for bag in bags]
     for aggregator in find_aggregator(settings.aggregator).fit(inputs, settings, epochs, seed):
         yield aggregator, standardise
 

@@ -39,7 +39,7 @@ class TriageModel:
 
     @property
     def layer(self) -> str:
-        """The encoder's output that the aggregators read, h or z."""
+        """What the aggregators read of a cell: h, z, multi or morphology."""
         return str(self.card["layer"])
 
     @property

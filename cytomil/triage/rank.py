@@ -17,6 +17,7 @@ from cytomil.encoders.engines import Engine, open_engine, open_same_engine
 from cytomil.errors import CytomilError, NoCellsError, SlideUnreadableError, TriageModelError, WorkersError
 from cytomil.features.cache import Features, is_valid, open_features
 from cytomil.features.embedder import Embedder
+from cytomil.features.layers import encoder_layer, seen_px
 from cytomil.files import sha256_of_json
 from cytomil.mil.ensemble import score_shares
 from cytomil.mil.triage_model import TriageModel, load_triage_model
@@ -53,7 +54,9 @@ def rank(slide_dir: Path, settings: RankSettings, listener: Listener) -> Worklis
     if ignored:
         listener.note(f"not slides, left alone: {', '.join(ignored)}")
     reading = _reading(model, settings, found, listener)
-    engine = open_engine(model.encoder, model.layer, settings.engine.value, settings.device, listener.note)
+    engine = open_engine(
+        model.encoder, encoder_layer(model.layer), settings.engine.value, settings.device, listener.note
+    )
     if model.card.get("engine", engine.key) != engine.key:
         listener.note(
             f"cells are embedded with {engine.key}; the model was fitted to embeddings of {model.card['engine']}"
@@ -90,8 +93,8 @@ def _reading(model: TriageModel, settings: RankSettings, found: Sequence[Found],
     cutting = model.cutting
     if cutting is None and settings.crop_um is not None:
         transform = model.encoder.transform
-        # As fine as the encoder's input, the part that its transform cuts off included.
-        crop_px = math.ceil(transform.image_size / transform.center_crop)
+        # As fine as what is looked at, the part that the encoder's transform cuts off included.
+        crop_px = math.ceil(seen_px(model.layer, transform.image_size) / transform.center_crop)
         cutting = Cutting(settings.crop_um, crop_px, settings.diameter_um or Cutting.diameter_um)
     elif settings.crop_um is not None or settings.diameter_um is not None:
         carried = (
@@ -152,7 +155,8 @@ class _Ranking:
         model = load_triage_model(self.settings.model)
         if model.card != self.card:
             raise TriageModelError(f"{self.settings.model} is not the same on all machines. Share it between them.")
-        return model, open_same_engine(model.encoder, model.layer, self.engine, self.engine_key, self.settings.device)
+        layer = encoder_layer(model.layer)
+        return model, open_same_engine(model.encoder, layer, self.engine, self.engine_key, self.settings.device)
 
 
 class _Ranker:
@@ -162,7 +166,7 @@ class _Ranker:
         self, model: TriageModel, engine: Engine, settings: RankSettings, reading: SlideReading, listener: Listener
     ) -> None:
         self._model, self._settings, self._reading, self._listener = model, settings, reading, listener
-        self._embedder = Embedder(model.encoder, engine, "float32", model.orientations)
+        self._embedder = Embedder(model.encoder, engine, model.layer, "float32", model.orientations)
         shaped_by = {
             "model": model.card,
             "top": settings.top,
@@ -205,7 +209,7 @@ class _Ranker:
     def _features(self, found: Found, source: SlideSource, fingerprint: str) -> Features:
         cache = self._reading.cache / f"{sha256_of_json(found.name)[:16]}.h5"
         if not is_valid(cache, self._embedder.key(fingerprint)):
-            blocks = source.blocks(self._model.encoder.transform, self._settings.batch_size, self._settings.workers)
+            blocks = source.blocks(self._embedder.preparation, self._settings.batch_size, self._settings.workers)
             crop_px = round(source.crop_side_px) if isinstance(source, WholeSlide) else 0
             told = self._listener.track(blocks, found.name, unit="blocks of cells")
             self._embedder.embed(cache, found.name, fingerprint, told, source.mpp, crop_px)

@@ -15,10 +15,9 @@ from cytomil.bags.bag_file import Bag, open_bag
 from cytomil.bags.images import find_images, printable
 from cytomil.bags.make import QC_FOLDER
 from cytomil.bags.manifest import MANIFEST_NAME
-from cytomil.encoders.transform import CellTransform
 from cytomil.errors import CytomilError, NoCellsError, NotFoundError
 from cytomil.features.embed import bag_blocks
-from cytomil.features.feeding import CellBlock, EncodedCells, feed, spans
+from cytomil.features.feeding import CellBlock, EncodedCells, Preparation, feed, spans
 from cytomil.slides import is_slide_file
 from cytomil.triage.whole_slide import SlideReading, WholeSlide
 
@@ -44,7 +43,7 @@ class SlideSource(Protocol):
         """Names the slide's content: a cache made under another one is not used."""
         ...
 
-    def blocks(self, transform: CellTransform, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
+    def blocks(self, preparation: Preparation, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
         """Decode the cells block by block, in ``workers`` threads (0: one per core) on which the blocks do not depend."""
         ...
 
@@ -115,9 +114,9 @@ class BagSource:
         """The bag's own SHA-256."""
         return self._bag.sha256
 
-    def blocks(self, transform: CellTransform, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
+    def blocks(self, preparation: Preparation, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
         """See `SlideSource`."""
-        return bag_blocks(self._bag, transform, batch_size, workers)
+        return bag_blocks(self._bag, preparation, batch_size, workers)
 
     def images(self, instance_ids: list[str], least_px: int) -> list[bytes]:
         """See `SlideSource`."""
@@ -144,11 +143,11 @@ class CellFolder:
             digest.update(_read(file))
         return digest.hexdigest()
 
-    def blocks(self, transform: CellTransform, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
+    def blocks(self, preparation: Preparation, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
         """See `SlideSource`."""
         names = list(self._files)
         pieces = (partial(self._read_piece, names[start:stop]) for start, stop in spans(len(names), batch_size))
-        return feed(pieces, transform, batch_size, workers)
+        return feed(pieces, preparation, batch_size, workers)
 
     def _read_piece(self, names: list[str]) -> EncodedCells:
         return EncodedCells(names, np.full((len(names), 2), -1), [_read(self._files[name]) for name in names])

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from cytomil.bags.whole_slides import cell_id, cut_cells
-from cytomil.encoders.transform import CellTransform
 from cytomil.errors import TriageModelError
-from cytomil.features.feeding import CellBlock, EncodedCells, feed, piece_sizes
+from cytomil.features.feeding import CellBlock, EncodedCells, Preparation, feed, piece_sizes
 from cytomil.files import replacing, sha256_of_json
 from cytomil.slides import Cells, Cutting, Handles, Resolutions, Slide, iter_cells, require_enough_cells
 
@@ -90,7 +89,7 @@ class WholeSlide:
             self._cells = Cells.joined(self._iter_cells())
         return self._cells
 
-    def blocks(self, transform: CellTransform, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
+    def blocks(self, preparation: Preparation, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
         """Cut and decode the cells block by block, as make-bags does, while more are looked for; see `SlideSource`.
 
         Raises `NoCellsError` at the end where there are too few, and as `cells` does.
@@ -98,7 +97,7 @@ class WholeSlide:
         with closing(Handles(self.path, self.mpp)) as handles:
             some = _regrouped(self._iter_cells(), piece_sizes(batch_size))
             yield from feed(
-                (partial(self._cut_piece, handles, cells) for cells in some), transform, batch_size, workers
+                (partial(self._cut_piece, handles, cells) for cells in some), preparation, batch_size, workers
             )
         require_enough_cells(self.path, self.cells(), self.cutting.finding)
 

@@ -121,7 +121,11 @@ class TestCaches:
             np.testing.assert_allclose(features.load(), at_once.load(), rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize(
-        ("asked", "layer", "dim"), [("h", "h", 512), ("z", "z", 16), ("multi", "multi", 1872), ("auto", "multi", 1872)]
+        ("asked", "layer", "dim"),
+        [
+            *(("h", "h", 512), ("z", "z", 16), ("multi", "multi", 1872)),
+            *(("morphology", "morphology", 1981), ("auto", "morphology", 1981)),
+        ],
     )
     def test_hold_the_asked_layer(self, run, tmp_path, asked, layer, dim):
         assert run(layer=asked, split="test").layer == layer

@@ -10,6 +10,8 @@ from cytomil.errors import FeatureFileError
 from cytomil.features import open_features
 from cytomil.features.embedder import Embedder
 from cytomil.features.feeding import CellBlock
+from cytomil.features.layers import encoder_layer
+from cytomil.morphology.descriptors import N_DESCRIPTORS
 from cytomil.progress import Problem
 
 
@@ -19,13 +21,13 @@ def bundle(encoder_folder):
 
 
 def make_embedder(bundle, layer, dtype):
-    return Embedder(bundle, open_engine(bundle, layer, "eager", "cpu", print), dtype)
+    return Embedder(bundle, open_engine(bundle, encoder_layer(layer), "eager", "cpu", print), layer, dtype)
 
 
-def block(n, start=0, problems=()):
+def block(n, start=0, problems=(), described=0):
     pixels = np.random.default_rng(start).integers(0, 256, (n, 24, 24, 3), np.uint8)
     ids = [f"cell-{i}" for i in range(start, start + n)]
-    return CellBlock(ids, np.full((n, 2), start), pixels, list(problems))
+    return CellBlock(ids, np.full((n, 2), start), pixels, np.full((n, described), start, np.float32), list(problems))
 
 
 def test_the_key_names_everything_that_shapes_the_features(bundle, make_encoder, tmp_path):
@@ -37,12 +39,14 @@ def test_the_key_names_everything_that_shapes_the_features(bundle, make_encoder,
     )
     others = [
         make_embedder(bundle, "h", "float32").key("source"),
+        make_embedder(bundle, "multi", "float32").key("source"),
+        make_embedder(bundle, "morphology", "float32").key("source"),
         make_embedder(bundle, "z", "float16").key("source"),
         make_embedder(bundle, "z", "float32").key("another source"),
         make_embedder(make_encoder(tmp_path / "a", seed=1), "z", "float32").key("source"),
         make_embedder(make_encoder(tmp_path / "b", image_size=32), "z", "float32").key("source"),
     ]
-    assert len({base, *others}) == 6
+    assert len({base, *others}) == 8
 
 
 @pytest.mark.parametrize(("layer", "dim"), [("h", 512), ("z", 16)])
@@ -58,6 +62,16 @@ def test_blocks_become_one_cache(bundle, tmp_path, layer, dim):
     assert features.mpp == 0.5
     assert features.unreadable == ("bad-1",)
     assert problems == faults
+
+
+def test_morphology_follows_the_encoders_columns(bundle, tmp_path):
+    parts = [(3, 0), (2, 3)]
+    for layer, described in (("multi", 0), ("morphology", N_DESCRIPTORS)):
+        cells = [block(n, start, described=described) for n, start in parts]
+        make_embedder(bundle, layer, "float32").embed(tmp_path / f"{layer}.h5", "x", "s", cells)
+    multi, both = (open_features(tmp_path / f"{layer}.h5").load() for layer in ("multi", "morphology"))
+    assert np.array_equal(both[:, :-N_DESCRIPTORS], multi)
+    assert both[:, -N_DESCRIPTORS:].tolist() == [[start] * N_DESCRIPTORS for n, start in parts for _ in range(n)]
 
 
 def test_embeddings_that_are_not_finite_are_refused(bundle, tmp_path):

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytomil.encoders.transform import CellTransform
-from cytomil.features.feeding import EncodedCells, feed, spans
+from cytomil.encoders.transform import CellTransform, decode_cells
+from cytomil.features.feeding import EncodedCells, Preparation, feed, spans
+from cytomil.morphology.descriptors import SIDE, describe
 
 
 @given(n=st.integers(0, 700), batch_size=st.integers(1, 300))
@@ -27,13 +28,13 @@ def encoded(cell_image):
     return images
 
 
-def blocks(encoded, batch_size, workers):
+def blocks(encoded, batch_size, workers, described=False):
     def piece(start, stop):
         names = [f"c{i}" for i in range(start, stop)]
         return EncodedCells(names, np.column_stack([np.arange(start, stop)] * 2), encoded[start:stop])
 
     pieces = (partial(piece, *span) for span in spans(len(encoded), batch_size))
-    return list(feed(pieces, CellTransform(16, 1.0), batch_size, workers))
+    return list(feed(pieces, Preparation(CellTransform(16, 1.0), described), batch_size, workers))
 
 
 @pytest.mark.parametrize("batch_size", [1, 64, 100, 149, 400])
@@ -50,3 +51,15 @@ def test_blocks_are_the_same_whatever_the_threads(encoded, batch_size):
     assert ids == [f"c{i}" for i in range(150) if i not in (3, 70, 149)]
     assert [f"c{x}" for block in one for x, _ in block.coords] == ids
     assert [problem.where for block in one for problem in block.problems] == ["c3", "c70", "c149"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 100, 400])
+def test_cells_are_described_at_their_own_size_where_asked(encoded, batch_size):
+    plain, described = blocks(encoded, batch_size, 2), blocks(encoded, batch_size, 3, described=True)
+    assert all(block.morphology.shape == (len(block.instance_ids), 0) for block in plain)
+    assert [block.instance_ids for block in plain] == [block.instance_ids for block in described]
+    assert [block.problems for block in plain] == [block.problems for block in described]
+    pixels, kept, _ = decode_cells(encoded, [""] * len(encoded), CellTransform(SIDE, 1.0))
+    found = np.concatenate([block.morphology for block in described])
+    assert len(kept) == len(found) == 147
+    assert np.array_equal(found, describe(pixels))

@@ -1,6 +1,6 @@
 import torch
 
-from cytomil.mil.bags import Standardiser, TrainingBag
+from cytomil.mil.bags import Standardiser, TrainingBag, split
 
 
 def bags(values):
@@ -26,3 +26,19 @@ def test_a_dimension_that_was_silent_in_training_does_not_outshout_the_others_wh
 def test_cells_that_are_all_the_same_stay_finite():
     standardise = Standardiser.of(bags(torch.ones(100, 4)))
     assert torch.isfinite(standardise(torch.randn(5, 4) * 1e6)).all()
+
+
+def test_columns_of_morphology_are_measured_by_themselves():
+    values = torch.randn(100, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e3, 1e3, 1.0, 1.0, 1e-3])
+    described = Standardiser.of([TrainingBag("a", values, 0, "p", n_described=3)])
+    by_parts = [Standardiser.of([TrainingBag("a", part, 0, "p")]).std for part in (values[:, :2], values[:, 2:])]
+    assert torch.equal(described.std, torch.cat(by_parts))
+    assert Standardiser.of([TrainingBag("a", values, 0, "p")]).std[2] > 50 * described.std[2]
+
+
+def test_a_split_is_joined_to_what_it_was():
+    values = torch.arange(20.0).reshape(2, 10)
+    for n in (0, 4, 10):
+        embedded, described = split(values, n)
+        assert described.shape == (2, n)
+        assert torch.equal(torch.cat([embedded, described], dim=1), values)

@@ -1,4 +1,4 @@
-"""Embeddings in few directions, each of variance 1."""
+"""Features in few directions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _LEAST_VARIANCE = 1e-6
 
 
 class Components(nn.Module):
-    """The first principal components of some cells, each brought to variance 1 over them.
+    """The first principal components of some cells.
 
-    What few cells differ in then weighs as much as what all differ in.
+    Whitened, each is brought to variance 1 over them: what few cells differ in then weighs as much as what all differ in.
     """
 
     origin: Tensor
@@ -26,14 +26,15 @@ class Components(nn.Module):
         self.register_buffer("directions", torch.zeros((in_dim, n_components), dtype=torch.float64))
 
     @classmethod
-    def learn(cls, cells: Tensor, most: int) -> Self:
+    def learn(cls, cells: Tensor, most: int, whiten: bool) -> Self:
         """Learn at most ``most`` components of ``cells``, (N ≥ 2, D)."""
         from sklearn.decomposition import PCA
 
         n_components = min(most, cells.shape[1], len(cells) - 1)
         found = PCA(n_components, svd_solver="covariance_eigh").fit(cells.double().numpy())
-        # A direction in which nothing varies tells nothing, and is not to be blown up.
-        lengths = np.sqrt(np.maximum(found.explained_variance_, _LEAST_VARIANCE * found.explained_variance_[0]))
+        lengths = np.ones(n_components)
+        if whiten:  # a direction in which nothing varies tells nothing, and is not to be blown up
+            lengths = np.sqrt(np.maximum(found.explained_variance_, _LEAST_VARIANCE * found.explained_variance_[0]))
         model = cls(cells.shape[1], n_components)
         model.origin.copy_(torch.from_numpy(found.mean_))
         model.directions.copy_(torch.from_numpy(found.components_.T / lengths))

@@ -34,7 +34,7 @@ class DensityRatio(TwoSidedScorer):
         self.register_buffer("positives", torch.zeros(n_positives, in_dim))
 
     @classmethod
-    def learn(cls, negatives: Tensor, positives: Tensor, settings: FitMilSettings) -> Self:
+    def learn(cls, negatives: Tensor, positives: Tensor, settings: FitMilSettings, n_described: int = 0) -> Self:
         """Remember the cells."""
         model = cls(negatives.shape[1], settings.top_share, len(negatives), len(positives))
         model.negatives.copy_(F.normalize(negatives, dim=1))

@@ -10,7 +10,7 @@ def cells(n=50, d=6, seed=0):
 
 
 def test_they_are_scikit_learns_whitened_components():
-    model = Components.learn(cells(), 4)
+    model = Components.learn(cells(), 4, whiten=True)
     expected = PCA(4, whiten=True, svd_solver="covariance_eigh").fit(cells().double().numpy())
     np.testing.assert_allclose(
         model(cells(9, seed=1)), expected.transform(cells(9, seed=1).double().numpy()), rtol=1e-9
@@ -18,9 +18,17 @@ def test_they_are_scikit_learns_whitened_components():
     torch.testing.assert_close(model(cells()).var(dim=0), torch.ones(4, dtype=torch.float64))
 
 
+def test_unwhitened_they_keep_the_cells_own_spread():
+    model = Components.learn(cells(), 4, whiten=False)
+    expected = PCA(4, svd_solver="covariance_eigh").fit(cells().double().numpy())
+    np.testing.assert_allclose(
+        model(cells(9, seed=1)), expected.transform(cells(9, seed=1).double().numpy()), rtol=1e-9
+    )
+
+
 def test_there_are_no_more_than_the_cells_have_and_what_does_not_vary_stays_small():
-    assert Components.learn(cells(3), 64)(cells()).shape == (50, 2)
+    assert Components.learn(cells(3), 64, whiten=True)(cells()).shape == (50, 2)
     flat = torch.cat([cells(), torch.ones(50, 2)], dim=1)
-    model = Components.learn(flat, 64)
+    model = Components.learn(flat, 64, whiten=True)
     assert model(flat).shape == (50, 8)
     assert model(flat).abs().max() < 10

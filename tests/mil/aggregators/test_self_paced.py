@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import torch
 from sklearn.covariance import LedoitWolf
@@ -34,13 +37,16 @@ def whitening(cells):
     return lambda x: (x - cells.mean(0)) @ (vectors / np.sqrt(values))
 
 
-def test_it_equals_both_parts_written_out():
-    negatives, positives = sides(make_bags(6))
-    n, p = negatives.double().numpy(), positives.double().numpy()
-    both = np.vstack([n, p])
-    whiten = whitening(both)
-    squares = whitening(both * abs(both))
-    cloud = LedoitWolf().fit(squares(n * abs(n)))
+def principal(cells):
+    vectors = np.linalg.eigh(np.cov(cells.T))[1]
+    return lambda x: (x - cells.mean(0)) @ vectors
+
+
+def opinions(n, p, new, bend):
+    """Written out: both opinions on ``new`` of a scorer that has seen ``n`` and ``p``, in the negatives' units."""
+    bent = principal(bend(np.vstack([n, p])))
+    cloud = LedoitWolf().fit(bent(bend(n)))
+    whiten = whitening(np.vstack([n, p]))
     raw_n, n, p = n, whiten(n), whiten(p)
     unit_n, unit_p = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (n, p))
     to_n = NearestNeighbors(n_neighbors=10).fit(unit_n).kneighbors(unit_p)[0][:, -1]
@@ -52,15 +58,52 @@ def test_it_equals_both_parts_written_out():
         model.fit(np.vstack([n, suspects]), [0] * len(n) + [1] * len(suspects))
         order = np.argsort(-model.decision_function(p))
 
-    def parts(x):
-        return np.stack([model.decision_function(whiten(x)), np.sqrt(cloud.mahalanobis(squares(x * abs(x))))])
+    def both(x):
+        return np.stack([model.decision_function(whiten(x)), np.sqrt(cloud.mahalanobis(bent(bend(x))))], axis=1)
 
-    middle, upper = np.quantile(parts(raw_n), [0.5, 0.84], axis=1)
+    middle, upper = np.quantile(both(raw_n), [0.5, 0.84], axis=0)
+    return (both(new) - middle) / (upper - middle)
+
+
+def test_it_equals_all_opinions_written_out():
+    negatives, positives = sides(make_bags(6))
     new = torch.randn(20, 8, generator=torch.Generator().manual_seed(9))
-    seen = parts(new.double().numpy())
-    expected = np.log1p(np.exp(((seen.T - middle) / (upper - middle)).mean(1)))
-    found = SelfPaced.learn(negatives, positives, SETTINGS).distances(new)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
+    n, p, x = (cells.double().numpy() for cells in (negatives, positives, new))
+    for n_described in (0, 3):
+        asked = [opinions(*(cells[:, : 8 - n_described] for cells in (n, p, x)), lambda cells: cells * abs(cells))]
+        if n_described:
+            asked.append(opinions(*(cells[:, -n_described:] for cells in (n, p, x)), lambda cells: cells))
+        expected = np.log1p(np.exp(np.concatenate(asked, axis=1).mean(1)))
+        found = SelfPaced.learn(negatives, positives, SETTINGS, n_described).distances(new)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
+
+
+def test_witnesses_that_only_their_morphology_shows_are_found():
+    def bags(seed):
+        made = make_bags(12, seed=seed)
+        blind = torch.Generator().manual_seed(seed + 100)
+        return [
+            replace(bag, values=torch.cat([torch.randn(100, 6, generator=blind), bag.values], dim=1), n_described=8)
+            for bag in made
+        ]
+
+    (model,) = SelfPaced.fit(bags(0), SETTINGS, 1, 0)
+    (blind,) = SelfPaced.fit([replace(b, values=b.values[:, :6], n_described=0) for b in bags(0)], SETTINGS, 1, 0)
+    cells = torch.cat([bag.values for bag in bags(1) if bag.label])
+    is_witness = torch.arange(len(cells)) % 100 < 4
+    found = int(is_witness[model.distances(cells).topk(24).indices].sum())
+    found_blind = int(is_witness[blind.distances(cells[:, :6]).topk(24).indices].sum())
+    assert found > 16
+    assert found_blind < 4
+
+
+def test_a_model_is_the_same_after_its_weights_went_through_a_file():
+    negatives, positives = sides(make_bags(6))
+    for n_described in (0, 3):
+        model = SelfPaced.learn(negatives, positives, SETTINGS, n_described)
+        again = SelfPaced(**json.loads(json.dumps(model.config)))
+        again.load_state_dict(model.state_dict())
+        assert torch.equal(model.distances(positives), again.distances(positives))
 
 
 def test_a_direction_in_which_nothing_varies_is_left_as_it_is():

@@ -66,7 +66,7 @@ def test_of_huge_bags_ten_thousand_cells_a_side_are_drawn(kind):
         counts: ClassVar = []
 
         @classmethod
-        def learn(cls, negatives, positives, settings):
+        def learn(cls, negatives, positives, settings, n_described=0):
             cls.counts.append((len(negatives), len(positives)))
             return super().learn(negatives[:50], positives[:50], settings)
 
