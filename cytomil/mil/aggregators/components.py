@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 _LEAST_VARIANCE = 1e-6
+_FEW = 4
 
 
 class Components(nn.Module):
@@ -31,7 +32,9 @@ class Components(nn.Module):
         from sklearn.decomposition import PCA
 
         n_components = min(most, cells.shape[1], len(cells) - 1)
-        found = PCA(n_components, svd_solver="covariance_eigh").fit(cells.double().numpy())
+        # Of few cells in thousands of dimensions the cells are decomposed; of more of them their covariance is, in less time.
+        solver = "full" if _FEW * len(cells) < cells.shape[1] else "covariance_eigh"
+        found = PCA(n_components, svd_solver=solver).fit(cells.double().numpy())
         lengths = np.ones(n_components)
         if whiten:  # a direction in which nothing varies tells nothing, and is not to be blown up
             lengths = np.sqrt(np.maximum(found.explained_variance_, _LEAST_VARIANCE * found.explained_variance_[0]))
