@@ -24,7 +24,7 @@ def test_fit_mil_and_evaluate_say_so(facts, bags_copy, make_encoder, tmp_path, m
     (tmp_path / "data").mkdir()
     bags_copy.rename("data/bags")
     make_encoder(tmp_path / "models" / "encoder", **facts)
-    run("embed")
+    run("embed", "--layer", "z")
     for line in (["fit-mil", "--epochs", "1", "--folds", "2", "--ensemble", "1"], ["evaluate"]):
         found, shown = run(*line)
         assert found["uses_instance_labels"] is ("uses_instance_labels" in facts)
