@@ -57,7 +57,7 @@ def _measure(root: Path, options: argparse.Namespace) -> Measured:
     small, large = (decode_cells(images, names, CellTransform(side, _CROP))[0] for side in (options.image_size, SIDE))
     timings = interleaved(
         {
-            "decoded again, at 64 px": lambda: decode_cells(images, names, CellTransform(SIDE, _CROP)),
+            f"decoded again, at {SIDE} px": lambda: decode_cells(images, names, CellTransform(SIDE, _CROP)),
             "described": lambda: describe(large),
             "embedded": lambda: embed_in_orientations(engine.embed, small, options.orientations),
         },

@@ -10,7 +10,7 @@ from cytomil.settings import Layer
 
 def default_layer(encoder: Encoder) -> Layer:
     """The layer that tells most: morphology of a ResNet, z of others."""
-    return Layer.MORPHOLOGY if MULTI in layers_of(encoder) else Layer(layers_of(encoder)[-1])
+    return Layer.MORPHOLOGY if MULTI in layers_of(encoder) else Layer.Z
 
 
 def encoder_layer(layer: str) -> str:

@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cytomil.morphology.masks import CellMasks, Mask, find_masks
+from cytomil.optical_density import optical_density
 
 SIDE = 64
 """Pixels a side that cells are described at."""
-_TABLE = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 _SCALES = (0.7, 1.4, 2.8)  # pixels: between them lie chromatin's grain, granules, lobes
 _LEAST_GRAIN = 0.01  # optical density: less is the camera's and the file format's
 _RIM = 3  # pixels of cytoplasm about the nucleus
@@ -24,7 +24,7 @@ def describe(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     Sizes and grain as logarithms, colours as optical densities, so that all vary by tenths to ones. Turning or
     mirroring a cell changes nothing but rounding.
     """
-    density = _TABLE[pixels]
+    density = optical_density(pixels)
     smooth = [_smooth(density, scale) for scale in _SCALES]
     bands = np.stack([density - smooth[0], smooth[0] - smooth[1], smooth[1] - smooth[2]], axis=-1)
     rows = [_describe_one(density[i], smooth[0][i], bands[i]) for i in range(len(pixels))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cytomil.optical_density import optical_density
 from cytomil.slides.reconstruct import reconstruct
 
 FloatImage = npt.NDArray[np.float32]
@@ -33,7 +34,7 @@ def reach_px(diameter_px: float) -> int:
 
 def has_foreground(rgb: npt.NDArray[np.uint8]) -> bool:
     """Whether a low-power tile (h, w, 3) holds anything darker than its background at all."""
-    density = _optical_density(rgb)
+    density = optical_density(rgb)
     return bool((density.max((0, 1)) - density.min((0, 1))).max() > _LEAST_CONTRAST / 3)
 
 
@@ -67,11 +68,6 @@ def detect(rgb: npt.NDArray[np.uint8], diameter_px: float) -> tuple[npt.NDArray[
     return centre[keep], radius[keep]
 
 
-def _optical_density(rgb: npt.NDArray[np.uint8]) -> FloatImage:
-    table = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
-    return table[rgb]
-
-
 def _contrast(rgb: npt.NDArray[np.uint8], diameter_px: float) -> FloatImage:
     """Optical density above the local background, the Euclidean norm over R, G and B (any stain counts)."""
     from scipy import ndimage as ndi
@@ -81,7 +77,7 @@ def _contrast(rgb: npt.NDArray[np.uint8], diameter_px: float) -> FloatImage:
     window = 2 * max(1, round(_BACKGROUND_WINDOW * diameter_px / BLOCK_PX / 2)) + 1
     padding = ((0, -height % BLOCK_PX), (0, -width % BLOCK_PX))
     for channel in range(3):
-        density = _optical_density(rgb[..., channel])
+        density = optical_density(rgb[..., channel])
         blocks = np.pad(density, padding, mode="edge")
         blocks = blocks.reshape(blocks.shape[0] // BLOCK_PX, BLOCK_PX, -1, BLOCK_PX).mean((1, 3))
         blocks = ndi.gaussian_filter(blocks, 0.6, mode="nearest")

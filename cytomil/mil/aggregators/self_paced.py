@@ -13,6 +13,8 @@ from cytomil.mil.aggregators.two_sided import TwoSidedScorer
 from cytomil.mil.bags import split
 from cytomil.settings import FitMilSettings, InstanceScore
 
+_SQUARED = (True, False)  # the encoder's columns, the morphology's
+
 
 class SelfPaced(TwoSidedScorer):
     """A linear classifier of suspects against the cells of negative bags, beside the distance from these cells.
@@ -40,13 +42,13 @@ class SelfPaced(TwoSidedScorer):
         super().__init__(in_dim, share, n_components=n_components, n_described=n_described)
         self.n_described = n_described
         dims = (in_dim - n_described, n_described)
-        parts = zip(dims, n_components, (True, False), strict=False)
+        parts = zip(dims, n_components, _SQUARED, strict=False)
         self.parts = nn.ModuleList(Suspicion(*part) for part in parts)
 
     @classmethod
     def learn(cls, negatives: Tensor, positives: Tensor, settings: FitMilSettings, n_described: int = 0) -> Self:
         """See `TwoSidedScorer`."""
-        sides = zip(split(negatives, n_described), split(positives, n_described), (True, False), strict=True)
+        sides = zip(split(negatives, n_described), split(positives, n_described), _SQUARED, strict=True)
         parts = [Suspicion.learn(*side, settings) for side in sides if side[0].shape[1]]
         n_components = [len(part.weight) for part in parts]
         model = cls(negatives.shape[1], settings.top_share, n_components, n_described)
