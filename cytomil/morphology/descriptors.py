@@ -16,6 +16,7 @@ _RIM = 3  # pixels of cytoplasm about the nucleus
 _CORE = 1  # pixels of the nucleus left off, where its edge is blurred
 
 Floats = npt.NDArray[np.float64]
+Images = npt.NDArray[np.float32]
 
 
 def describe(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -31,15 +32,15 @@ def describe(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return np.array(rows, np.float32).reshape(len(pixels), N_DESCRIPTORS)
 
 
-def _describe_one(density: Floats, smooth: Floats, bands: Floats) -> Floats:
+def _describe_one(density: Images, smooth: Images, bands: Images) -> Floats:
     masks = find_masks(smooth[..., 0], smooth[..., 1])
     return np.concatenate([_shape(masks), *(_stain(region, density, bands) for region in _regions(masks))])
 
 
-def _smooth(density: Floats, scale: float) -> Floats:
+def _smooth(density: Images, scale: float) -> Images:
     from scipy import ndimage as ndi
 
-    smoothed: Floats = ndi.gaussian_filter(density, (0, scale, scale, 0), truncate=3)
+    smoothed: Images = ndi.gaussian_filter(density, (0, scale, scale, 0), truncate=3)
     return smoothed
 
 
@@ -83,7 +84,7 @@ def _shape(masks: CellMasks) -> Floats:
     )
 
 
-def _stain(region: Mask, density: Floats, bands: Floats) -> Floats:
+def _stain(region: Mask, density: Images, bands: Images) -> Floats:
     """Mean, spread, 5th and 95th percentile of each colour; each band's spread a colour; the middle band's extremes."""
     colours, grain = density[region].astype(np.float64), bands[region].astype(np.float64)
     tails = np.percentile(colours, [5, 95], axis=0)
