@@ -22,6 +22,7 @@ from cytomil.evaluate.record import RECORD_NAME, Prediction, make_record
 from cytomil.evaluate.redrawn import RedrawnMetrics, redrawn_metrics
 from cytomil.features.cache import Features
 from cytomil.features.index import read_index
+from cytomil.features.layers import preparation_sha256
 from cytomil.files import write_json, write_text
 from cytomil.mil.triage_model import TriageModel, load_triage_model
 from cytomil.progress import Listener, Problem
@@ -73,11 +74,17 @@ def measure(settings: EvaluateSettings, listener: Listener) -> Measured:
     model = load_triage_model(settings.model)
     key = opened[0][1].key
     # Cards of models fitted before there were engines do not name one.
-    fitted_with = (model.encoder.sha256, model.layer, model.card.get("engine", key.engine), str(model.orientations))
-    if (key.encoder_sha256, key.layer, key.engine, key.orientations) != fitted_with:
+    fitted_with = (
+        model.encoder.sha256,
+        model.layer,
+        preparation_sha256(model.layer, model.encoder.transform.sha256),
+        model.card.get("engine", key.engine),
+        str(model.orientations),
+    )
+    if (key.encoder_sha256, key.layer, key.transform_sha256, key.engine, key.orientations) != fitted_with:
         raise FeatureFileError(
             f"{settings.features} was made by another encoder, layer, engine or number of orientations than "
-            f"{settings.model}'s. Run `cytomil fit-mil` again."
+            f"{settings.model}'s, or by another version of cytomil. Run `cytomil fit-mil` again."
         )
     for caveat in model.encoder.caveats:
         listener.note(caveat)

@@ -12,7 +12,7 @@ from cytomil.encoders.engines import Engine
 from cytomil.errors import FeatureFileError
 from cytomil.features.cache import EmbeddedBlock, FeatureKey, write_features
 from cytomil.features.feeding import CellBlock, Preparation
-from cytomil.features.layers import n_described
+from cytomil.features.layers import n_described, preparation_sha256
 from cytomil.features.orientations import embed_in_orientations
 from cytomil.progress import Problem
 
@@ -36,7 +36,7 @@ class Embedder:
             source_sha256,
             bundle.sha256,
             self.layer,
-            bundle.transform.sha256,
+            preparation_sha256(self.layer, bundle.transform.sha256),
             engine.key,
             self._dtype,
             str(self._orientations),

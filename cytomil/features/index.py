@@ -60,7 +60,7 @@ class FeatureIndex:
 
 def _made_by(features: Features) -> tuple[str, ...]:
     key = features.key
-    return key.encoder_sha256, key.layer, key.engine, key.orientations
+    return key.encoder_sha256, key.layer, key.transform_sha256, key.engine, key.orientations
 
 
 def write_index(index: FeatureIndex) -> None:

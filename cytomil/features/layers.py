@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from cytomil.encoders.architecture import Encoder
 from cytomil.encoders.stages import MULTI, layers_of
-from cytomil.morphology.descriptors import N_DESCRIPTORS, SIDE
+from cytomil.files import sha256_of_json
+from cytomil.morphology.descriptors import DESCRIPTION, N_DESCRIPTORS, SIDE
 from cytomil.settings import Layer
 
 
@@ -21,6 +22,11 @@ def encoder_layer(layer: str) -> str:
 def n_described(layer: str) -> int:
     """How many of a feature's last columns are the cell's morphology and not the encoder's."""
     return N_DESCRIPTORS if layer == Layer.MORPHOLOGY else 0
+
+
+def preparation_sha256(layer: str, transform_sha256: str) -> str:
+    """Names all that is done to a cell's image: the encoder's transform, and how the cell is described, where it is."""
+    return sha256_of_json([transform_sha256, DESCRIPTION]) if n_described(layer) else transform_sha256
 
 
 def seen_px(layer: str, image_size: int) -> int:

@@ -13,7 +13,7 @@ from cytomil.encoders.bundle import EncoderBundle, load_bundle
 from cytomil.errors import FeatureFileError, require_replaceable
 from cytomil.features.cache import Features
 from cytomil.features.index import IndexRow, read_index
-from cytomil.features.layers import n_described
+from cytomil.features.layers import n_described, preparation_sha256
 from cytomil.mil.aggregators.registry import find_aggregator, require_score
 from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.mil.cross_validate import HeldOut, cross_validate, member_seed, n_members
@@ -44,7 +44,8 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
     opened = read_index(settings.features).open("train")
     encoder = load_bundle(settings.encoder)
     key = opened[0][1].key
-    if key.encoder_sha256 != encoder.sha256 or key.transform_sha256 != encoder.transform.sha256:
+    made_with = preparation_sha256(key.layer, encoder.transform.sha256)
+    if key.encoder_sha256 != encoder.sha256 or key.transform_sha256 != made_with:
         raise FeatureFileError(
             f"{settings.features} was made by another encoder than {settings.encoder}. Run `cytomil embed` again."
         )
@@ -56,6 +57,7 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
     novelty = fit_novelty([bag.values.numpy() for bag in bags], held_out.fold)
     facts = _facts(settings, encoder, bags, held_out, thresholds, ensemble) | {
         "layer": key.layer,
+        "preparation_sha256": key.transform_sha256,
         "orientations": int(key.orientations),
         "engine": key.engine,
         "cutting": encoder.card["data"].get("cutting"),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cytomil.encoders.bundle import EncoderBundle, keep_engines, load_bundle, save_bundle
 from cytomil.errors import EncoderBundleError, NotFoundError, SettingsError, TriageModelError, require_folder
+from cytomil.features.layers import preparation_sha256
 from cytomil.files import read_json_card, replacing_folder, sha256_of_file, write_json
 from cytomil.mil.aggregators.registry import find_aggregator
 from cytomil.mil.bags import Standardiser
@@ -109,6 +110,12 @@ def load_triage_model(path: Path) -> TriageModel:
         raise TriageModelError(f"{path} does not hold what its {CARD_NAME} describes ({error}).") from None
     if encoder.sha256 != card.get("encoder_sha256"):
         raise TriageModelError(f"the encoder inside {path} is not the one {CARD_NAME} speaks of. Fit again.")
+    made_with = preparation_sha256(str(card.get("layer")), encoder.transform.sha256)
+    if card.get("preparation_sha256", encoder.transform.sha256) != made_with:
+        raise TriageModelError(
+            f"{path} was fitted to cells described in another way than this version of cytomil describes them. "
+            "Embed and fit again: `cytomil embed`, `cytomil fit-mil`."
+        )
     return TriageModel(path, encoder, ensemble, novelty, card)
 
 

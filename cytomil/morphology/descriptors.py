@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cytomil.morphology.isolate import isolate
 from cytomil.morphology.masks import CellMasks, Mask, find_masks
 from cytomil.optical_density import optical_density
 
+DESCRIPTION = "one cell alone, 64 px"
+"""Names what `describe` does; any change of it must change the name, so that what others made is never taken for its own."""
 SIDE = 64
 """Pixels a side that cells are described at."""
 _SCALES = (0.7, 1.4, 2.8)  # pixels: between them lie chromatin's grain, granules, lobes
@@ -22,10 +25,12 @@ Images = npt.NDArray[np.float32]
 def describe(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Cells, uint8 (N, `SIDE`, `SIDE`, 3), each in the middle of its picture → float32 (N, `N_DESCRIPTORS`), finite.
 
-    Sizes and grain as logarithms, colours as optical densities, so that all vary by tenths to ones. Turning or
-    mirroring a cell changes nothing but rounding.
+    The cell is looked at alone (`isolate`). Sizes and grain as logarithms, colours as optical densities over the
+    background's, so that all vary by tenths to ones. Turning or mirroring a cell changes nothing but rounding.
     """
-    density = optical_density(pixels)
+    seen = optical_density(pixels)
+    density = np.array([isolate(*pair) for pair in zip(seen, _smooth(seen, _SCALES[0]), strict=True)], np.float32)
+    density = density.reshape(seen.shape)
     smooth = [_smooth(density, scale) for scale in _SCALES]
     bands = np.stack([density - smooth[0], smooth[0] - smooth[1], smooth[1] - smooth[2]], axis=-1)
     rows = [_describe_one(density[i], smooth[0][i], bands[i]) for i in range(len(pixels))]

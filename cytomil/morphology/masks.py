@@ -9,18 +9,30 @@ import numpy.typing as npt
 
 Mask = npt.NDArray[np.bool_]
 
+REACH = 0.19
+"""Of the side: how far from its nucleus' hull a cell may reach, so that a neighbour stays out."""
 _CENTRAL = 0.62  # of half the side: a nucleus whose middle lies farther out belongs to a neighbour
 _LEAST_NUCLEUS = 0.002  # of the picture's area; less is a grain of dirt
+_LEAST_OTHER = 0.005  # the same of what is held for a neighbour's nucleus
 _STAND_IN = 0.4  # of half the side: the disc taken where no nucleus is found
-_CYTOPLASM = 0.19  # of the side: how far from the nucleus' hull the cell may reach, so that a neighbour stays out
+
+
+@dataclass(frozen=True)
+class Nuclei:
+    """The nucleus in the middle, its convex hull, and all other nuclei, bool (S, S) each; only ``others`` may be empty.
+
+    ``found`` is False where no nucleus stands out near the centre, and a disc about it was taken in its place.
+    """
+
+    own: Mask
+    hull: Mask
+    others: Mask
+    found: bool
 
 
 @dataclass(frozen=True)
 class CellMasks:
-    """Nucleus, its convex hull, and the whole cell with the nucleus, bool (S, S) each, none of them empty.
-
-    ``found`` is False where no nucleus stands out near the centre, and a disc about it was taken in its place.
-    """
+    """Nucleus, its convex hull, the whole cell with the nucleus: bool (S, S), none empty; ``found`` as in `Nuclei`."""
 
     nucleus: Mask
     hull: Mask
@@ -28,11 +40,10 @@ class CellMasks:
     found: bool
 
 
-def find_masks(red: npt.NDArray[np.floating], green: npt.NDArray[np.floating]) -> CellMasks:
-    """Masks of the cell in the middle, from its optical density in red and in green light, (S ≥ 16, S) each, smoothed.
+def find_nuclei(red: npt.NDArray[np.floating]) -> Nuclei:
+    """Nuclei, from optical density in red light, (S ≥ 16, S), smoothed.
 
-    Blue to violet stain, the nucleus', is what red light shows; all stains show in green. Both are parted by Otsu's
-    threshold (1979): the nucleus from everything else, then, around it, cell from background.
+    Blue to violet stain, the nucleus', is what red light shows: Otsu's threshold (1979) parts it from everything else.
     """
     from scipy import ndimage as ndi
     from skimage.morphology import convex_hull_image
@@ -40,16 +51,29 @@ def find_masks(red: npt.NDArray[np.floating], green: npt.NDArray[np.floating]) -
     side = len(red)
     out = _distance_from_centre(side)
     dark = ndi.binary_opening(red > _otsu(red[out < 1]))
-    nucleus = _central_parts(dark, side)
-    found = nucleus is not None
-    if nucleus is None:
-        nucleus = out < _STAND_IN
-    hull = convex_hull_image(nucleus) | nucleus
-    near = ndi.distance_transform_edt(~hull) < _CYTOPLASM * side
+    own = _central_parts(dark, side)
+    found = own is not None
+    if own is None:
+        own = out < _STAND_IN
+    others = _large_parts(ndi.binary_opening(dark & ~own), _LEAST_OTHER * side**2)
+    return Nuclei(own, convex_hull_image(own) | own, others, found)
+
+
+def find_masks(red: npt.NDArray[np.floating], green: npt.NDArray[np.floating]) -> CellMasks:
+    """Masks of the cell in the middle, from its optical density in red and in green light, (S ≥ 16, S) each, smoothed.
+
+    The nucleus as `find_nuclei` has it; around it, Otsu's threshold in green, where all stains show, parts cell from
+    background.
+    """
+    from scipy import ndimage as ndi
+
+    nuclei = find_nuclei(red)
+    nucleus = nuclei.own
+    near = ndi.distance_transform_edt(~nuclei.hull) < REACH * len(red)
     stained = (green > _otsu(green[~nucleus])) & near
     cell = ndi.binary_opening(ndi.binary_fill_holes(stained | nucleus), iterations=2) | nucleus
     labels, _ = ndi.label(cell)
-    return CellMasks(nucleus, hull, np.isin(labels, np.unique(labels[nucleus])), found)
+    return CellMasks(nucleus, nuclei.hull, np.isin(labels, np.unique(labels[nucleus])), nuclei.found)
 
 
 def _central_parts(dark: Mask, side: int) -> Mask | None:
@@ -64,6 +88,15 @@ def _central_parts(dark: Mask, side: int) -> Mask | None:
     middles = np.array(ndi.center_of_mass(dark, labels, numbers)) - (side - 1) / 2
     kept = numbers[(areas >= _LEAST_NUCLEUS * side**2) & (np.hypot(*middles.T) < _CENTRAL * side / 2)]
     return ndi.binary_fill_holes(np.isin(labels, kept)) if len(kept) else None
+
+
+def _large_parts(mask: Mask, least: float) -> Mask:
+    from scipy import ndimage as ndi
+
+    labels, _ = ndi.label(mask)
+    large = np.bincount(labels.ravel()) >= least
+    large[0] = False
+    return large[labels]
 
 
 def _distance_from_centre(side: int) -> npt.NDArray[np.float64]:
