@@ -2,7 +2,7 @@ import pytest
 
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.encoders.stages import layers_of
-from cytomil.features.layers import default_layer, encoder_layer, n_described, seen_px
+from cytomil.features.layers import default_layer, encoder_layer, n_described, preparation_sha256, seen_px
 from cytomil.morphology.descriptors import N_DESCRIPTORS, SIDE
 from cytomil.settings import Layer
 
@@ -24,3 +24,11 @@ def test_the_encoders_own_layers_are_what_they_were(layer):
 @pytest.mark.parametrize(("image_size", "seen"), [(32, SIDE), (SIDE, SIDE), (224, 224)])
 def test_the_finest_picture_decides_how_finely_cells_are_cut(image_size, seen):
     assert seen_px("morphology", image_size) == seen
+
+
+def test_only_a_described_layers_preparation_names_the_description(monkeypatch):
+    before = {layer: preparation_sha256(layer, "pixels") for layer in ("z", "morphology")}
+    monkeypatch.setattr("cytomil.features.layers.DESCRIPTION", "another")
+    after = {layer: preparation_sha256(layer, "pixels") for layer in ("z", "morphology")}
+    assert before["z"] == after["z"] == "pixels"
+    assert len({before["morphology"], after["morphology"], "pixels"}) == 3

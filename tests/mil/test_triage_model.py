@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from cytomil.errors import SettingsError, TriageModelError
+from cytomil.errors import FeatureFileError, SettingsError, TriageModelError
+from cytomil.features.embed import embed
 from cytomil.features.index import read_index
 from cytomil.files import sha256_of_file
 from cytomil.mil.aggregators.registry import AGGREGATORS
 from cytomil.mil.fit import fit_mil
 from cytomil.mil.triage_model import CARD_NAME, load_triage_model
 from cytomil.progress import Silent
-from cytomil.settings import FitMilSettings, InstanceScore
+from cytomil.settings import EmbedSettings, FitMilSettings, InstanceScore
 
 
 def fit(features_folder, encoder_folder, out, **changes):
@@ -41,6 +42,24 @@ def test_a_model_of_an_unknown_aggregator_is_one_clear_line(features_folder, enc
     (tmp_path / "model" / CARD_NAME).write_text(json.dumps(card))
     with pytest.raises(TriageModelError, match="there is no aggregator 'someone-elses'"):
         load_triage_model(tmp_path / "model")
+
+
+def test_a_model_of_cells_described_in_another_way_is_refused(
+    bags_folder, encoder_folder, features_folder, tmp_path, monkeypatch
+):
+    features = tmp_path / "features"
+    settings = EmbedSettings(
+        bags=bags_folder, encoder=encoder_folder, out=features, layer="morphology", orientations=1, device="cpu"
+    )
+    embed(settings, Silent())
+    fit(features, encoder_folder, tmp_path / "model", aggregator="mahalanobis")
+    fit(features_folder, encoder_folder, tmp_path / "undescribed", aggregator="mahalanobis")
+    monkeypatch.setattr("cytomil.features.layers.DESCRIPTION", "another")
+    load_triage_model(tmp_path / "undescribed")
+    with pytest.raises(TriageModelError, match="fitted to cells described in another way"):
+        load_triage_model(tmp_path / "model")
+    with pytest.raises(FeatureFileError, match="made by another"):
+        fit(features, encoder_folder, tmp_path / "again", aggregator="mahalanobis")
 
 
 def test_a_model_made_before_there_was_a_choice_is_still_read(features_folder, encoder_folder, tmp_path):

@@ -37,10 +37,16 @@ def test_areas_are_what_was_drawn():
     assert found[SHARE] == pytest.approx(10**2 / 18**2, abs=0.05)
 
 
-def test_colours_are_the_optical_densities_that_were_drawn():
+def test_colours_are_the_optical_densities_over_the_background_that_were_drawn():
     found = one(ROUND)
-    assert found[NUCLEUS_GREEN] == pytest.approx(-np.log(41 / 256), abs=0.1)
-    assert found[CYTOPLASM_GREEN] == pytest.approx(-np.log(151 / 256), abs=0.1)
+    assert found[NUCLEUS_GREEN] == pytest.approx(np.log(236 / 41), abs=0.07)
+    assert found[CYTOPLASM_GREEN] == pytest.approx(np.log(236 / 151), abs=0.07)
+
+
+def test_a_neighbour_that_touches_changes_little():
+    pair = picture(disc(31, 22, 7) | disc(31, 53, 7), disc(31, 22, 15) | disc(31, 53, 15))
+    single = picture(disc(31, 22, 7), disc(31, 22, 15))
+    np.testing.assert_allclose(one(pair)[[AREA, CELL_AREA, SHARE]], one(single)[[AREA, CELL_AREA, SHARE]], atol=0.1)
 
 
 def test_what_is_drawn_otherwise_is_described_otherwise():

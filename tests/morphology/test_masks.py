@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
-from cytomil.morphology.masks import find_masks
+from cytomil.morphology.masks import find_masks, find_nuclei
 
 SIDE = 64
 ROW, COLUMN = np.mgrid[:SIDE, :SIDE]
@@ -42,6 +42,14 @@ def test_all_lobes_of_a_nucleus_count_and_a_neighbours_does_not():
     assert overlap(masks.nucleus, lobes) > 0.9
     assert overlap(masks.hull, masks.nucleus) < 0.9
     assert not masks.nucleus[neighbour].any()
+
+
+def test_other_nuclei_are_told_apart_and_grains_of_dirt_are_none():
+    neighbour, grain = disc(32, 61, 8), disc(8, 8, 2)
+    nuclei = find_nuclei(densities(disc(32, 28, 9), disc(32, 28, 15), neighbour | grain)[0])
+    assert overlap(nuclei.others, neighbour) > 0.8
+    assert not nuclei.others[grain].any()
+    assert not (nuclei.own & nuclei.others).any()
 
 
 def test_a_cell_that_touches_another_does_not_swallow_it():
