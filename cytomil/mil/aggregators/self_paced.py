@@ -13,6 +13,7 @@ from cytomil.mil.aggregators.two_sided import TwoSidedScorer
 from cytomil.mil.bags import split
 from cytomil.settings import FitMilSettings, InstanceScore
 
+_SINGLE = 4  # spreads above normal: what one opinion says beyond counts as its logarithm does
 _SQUARED = (True, False)  # the encoder's columns, the morphology's
 
 
@@ -33,7 +34,8 @@ class SelfPaced(TwoSidedScorer):
     Both are asked of the encoder's columns, and again, of their own suspects, of the columns that describe a cell's
     morphology, where there are any (there without squares): what is odd to one may be hidden from the other.
 
-    A cell's suspicion is softplus of the mean of all these opinions (`Suspicion`).
+    A cell's suspicion is softplus of the mean of all these opinions (`Suspicion`), each squeezed as 4·asinh(x/4): a
+    distance may be any number of spreads, and one opinion alone shall not outshout three that see nothing.
     """
 
     meaning: ClassVar = {InstanceScore.EVIDENCE: "× as suspicious as a normal training slide's average cell"}
@@ -59,4 +61,5 @@ class SelfPaced(TwoSidedScorer):
         """See `PooledScorer`."""
         columns = split(instances, self.n_described)
         opinions = [part(values) for part, values in zip(self.parts, columns, strict=False)]
-        return F.softplus(torch.cat(opinions, dim=1).mean(dim=1)).float()
+        squeezed = _SINGLE * torch.asinh(torch.cat(opinions, dim=1) / _SINGLE)
+        return F.softplus(squeezed.mean(dim=1)).float()

@@ -73,7 +73,7 @@ def test_it_equals_all_opinions_written_out():
         asked = [opinions(*(cells[:, : 8 - n_described] for cells in (n, p, x)), lambda cells: cells * abs(cells))]
         if n_described:
             asked.append(opinions(*(cells[:, -n_described:] for cells in (n, p, x)), lambda cells: cells))
-        expected = np.log1p(np.exp(np.concatenate(asked, axis=1).mean(1)))
+        expected = np.log1p(np.exp((4 * np.arcsinh(np.concatenate(asked, axis=1) / 4)).mean(1)))
         found = SelfPaced.learn(negatives, positives, SETTINGS, n_described).distances(new)
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
 
@@ -104,6 +104,16 @@ def test_a_model_is_the_same_after_its_weights_went_through_a_file():
         again = SelfPaced(**json.loads(json.dumps(model.config)))
         again.load_state_dict(model.state_dict())
         assert torch.equal(model.distances(positives), again.distances(positives))
+
+
+def test_what_lies_far_out_counts_by_its_logarithm():
+    negatives, positives = sides(make_bags(6))
+    model = SelfPaced.learn(negatives, positives, SETTINGS)
+    far, farther = (torch.full((1, 8), value) for value in (1e2, 1e4))
+    usual = model.distances(negatives).median()
+    assert model.distances(far) > usual
+    assert model.distances(farther) > model.distances(far)
+    assert model.distances(farther) < 4 * model.distances(far)
 
 
 def test_a_direction_in_which_nothing_varies_is_left_as_it_is():
