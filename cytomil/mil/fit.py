@@ -53,7 +53,7 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
     labels = np.array([bag.label for bag in bags])
     held_out = cross_validate(bags, settings, listener)
     ensemble = _refit(bags, settings, held_out.n_epochs, listener)
-    thresholds = choose_thresholds(held_out, labels, settings.sensitivity)
+    thresholds = choose_thresholds(held_out, labels, settings.sensitivity, settings.seed)
     novelty = fit_novelty([bag.values.numpy() for bag in bags], held_out.fold)
     facts = _facts(settings, encoder, bags, held_out, thresholds, ensemble) | {
         "layer": key.layer,

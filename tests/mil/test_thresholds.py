@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from cytomil.mil.cross_validate import HeldOut
-from cytomil.mil.thresholds import best_f1_threshold, choose_thresholds, sensitivity_threshold
+from cytomil.mil.thresholds import best_f1_threshold, choose_thresholds, sensitivity_threshold, steady_f1_threshold
 
 BAGS = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 1)), min_size=2, max_size=14).filter(
     lambda bags: any(label for _, label in bags)
@@ -44,15 +44,34 @@ def test_low_never_exceeds_decision_and_ranges_hold_every_fold():
     probabilities = np.array([0.9, 0.2, 0.8, 0.3, 0.7, 0.6])
     labels = np.array([1, 0, 1, 0, 1, 0])
     fold = np.array([0, 0, 1, 1, 2, 2])
-    found = choose_thresholds(HeldOut(probabilities, fold, 1, np.zeros(1)), labels, 0.95)
+    found = choose_thresholds(HeldOut(probabilities, fold, 1, np.zeros(1)), labels, 0.95, 0)
     assert found.low <= found.decision
-    assert found.decision == pytest.approx(0.65)
+    # A fold of one bag a label is its own only bootstrap.
     assert found.decision_range == pytest.approx((0.55, 0.65))
     assert found.low_range == pytest.approx((0.55, 0.65))
+    assert 0.6 < found.decision < 0.8
 
 
 def test_separable_bags_are_cut_in_the_middle_of_the_gap():
     assert best_f1_threshold(np.array([0.1, 0.3, 0.7, 0.9]), np.array([0, 0, 1, 1])) == pytest.approx(0.5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(BAGS, st.integers(0, 9))
+def test_the_steady_threshold_lies_among_the_bags_and_hangs_on_the_seed_alone(bags, seed):
+    probabilities, labels = arrays(bags)
+    chosen = steady_f1_threshold(probabilities, labels, seed)
+    assert probabilities.min() / 2 <= chosen <= probabilities.max()
+    assert steady_f1_threshold(probabilities, labels, seed) == chosen
+
+
+def test_the_steady_threshold_moves_less_from_sample_to_sample():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 9)
+    samples = [(rng.normal(0.15 * labels + 0.4, 0.12)).clip(0, 1) for _ in range(60)]
+    best = [best_f1_threshold(sample, labels) for sample in samples]
+    steady = [steady_f1_threshold(sample, labels, 0) for sample in samples]
+    assert np.std(steady) < 0.8 * np.std(best)
 
 
 def test_every_order_of_bags_gives_the_same_threshold():
