@@ -35,7 +35,7 @@ def fit_mil(
     profile: Profile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the aggregator on the training bags and choose its thresholds by cross-validation over them."""
+    """Fit the aggregator on the training bags and choose its thresholds by held-out ones among them."""
     options = given("fit_mil", locals())
     with plain_errors():
         settings = load(options, params, profile).fit_mil

@@ -37,6 +37,8 @@ def make_blocks(table: Table) -> tuple[Block, ...]:
             blocks.append(_figure_block(table, judge, figure))
             if table.against:
                 blocks.append(_difference_block(table, judge, figure))
+        if any(entry.pooled_f1 for entry in table.entries.values() if entry.judge == judge):
+            blocks.append(_pooled_block(table, judge))
     if table.judges:
         blocks.append(_encoder_block(table, table.judges[0]))
     return tuple(blocks)
@@ -76,6 +78,18 @@ def _difference_block(table: Table, judge: str, figure: Figure) -> Block:
 
     title = f"{figure.title}, points more than {TITLES.get(str(table.against), table.against)}, judged by {judge}"
     return _block(table, judge, title, lines, figure.key in MAIN_FIGURES, differs=True)
+
+
+def _pooled_block(table: Table, judge: str) -> Block:
+    def lines(entry: Entry) -> tuple[str, ...]:
+        if entry.state != DONE or entry.pooled_f1 is None:
+            return (entry.state if entry.state != DONE else "–",)
+        found = entry.pooled_f1
+        short = f" ({found.n_runs}/{entry.n_wanted})" if found.n_runs < entry.n_wanted else ""
+        return (f"{100 * found.f1:.1f}{short}", f"best {100 * found.best:.1f}")
+
+    title = f"bag F1, redrawn bags of all seeds together, %, judged by {judge}"
+    return _block(table, judge, title, lines, is_main=False, differs=False)
 
 
 def _encoder_block(table: Table, judge: str) -> Block:
@@ -134,6 +148,7 @@ def _notes(table: Table, judge: str, rows: tuple[tuple[tuple[str, ...], ...], ..
         )
     explained = {
         "paper ": f"paper: {SOURCE}, other cells and bags",
+        "best ": "each model's bags called by its own threshold; best: by the one threshold that is best for all of them",
         COLLAPSED: f"{COLLAPSED} the encoder of at least one run collapsed",
         FAILED_SOME: f"{FAILED_SOME} at least one run failed",
         CEILING: f"{CEILING} trained on instance labels: the ceiling, not a rival",

@@ -20,7 +20,8 @@ class RedrawnMetrics:
     """What a model makes of bags drawn anew; ``bag`` are its figures at the model's own threshold.
 
     ``best_f1`` is F1 at ``best_threshold``, the one that these bags would choose: how far ``bag.f1`` lies under it is what
-    a threshold chosen on training bags costs. ``bag_size`` and ``n_witnesses`` are those of a drawn positive bag,
+    a threshold chosen on training bags costs. ``probabilities`` and ``labels`` are those of each bag, so that runs can be
+    put together. ``bag_size`` and ``n_witnesses`` are those of a drawn positive bag,
     ``n_normal`` and ``n_abnormal`` the cells they are drawn from. The same cells come again and again, so that the bags are
     no sample of new slides: more of them settle the draw, not what other cells would give.
     """
@@ -32,10 +33,12 @@ class RedrawnMetrics:
     n_witnesses: int
     n_normal: int
     n_abnormal: int
+    probabilities: tuple[float, ...]
+    labels: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as plain types that `json` can write."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"probabilities": list(self.probabilities), "labels": list(self.labels)}
 
 
 def redrawn_metrics(
@@ -74,13 +77,15 @@ def redrawn_metrics(
         cells = np.concatenate([drawn(normal, size - witnesses), drawn(abnormal, witnesses)])
         truth.append(i % 2)
         probabilities.append(call(values[cells]))
-    best_f1, best_threshold = _best_f1(np.array(probabilities), np.array(truth))
+    best, best_threshold = best_f1(np.array(probabilities), np.array(truth))
     metrics = bag_metrics(probabilities, truth, threshold)
-    return RedrawnMetrics(metrics, best_f1, best_threshold, size, n_witnesses, len(normal), len(abnormal))
+    counts_and_sizes = size, n_witnesses, len(normal), len(abnormal)
+    return RedrawnMetrics(metrics, best, best_threshold, *counts_and_sizes, tuple(probabilities), tuple(truth))
 
 
-def _best_f1(probabilities: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+def best_f1(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """The highest F1 that a threshold gives, and the lowest such threshold; both (n_bags,), some label 1."""
     thresholds = np.unique(probabilities)
     called = probabilities >= thresholds[:, None]
-    f1 = 2 * (called & (truth == 1)).sum(axis=1) / (called.sum(axis=1) + truth.sum())
+    f1 = 2 * (called & (labels == 1)).sum(axis=1) / (called.sum(axis=1) + labels.sum())
     return float(f1.max()), float(thresholds[f1.argmax()])

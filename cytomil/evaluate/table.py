@@ -10,6 +10,7 @@ from typing import Any
 
 from cytomil.evaluate.bootstrap import Estimate, estimate, estimate_differences
 from cytomil.evaluate.paper import TITLES, sort_key
+from cytomil.evaluate.pooled import PooledF1, pool_f1
 from cytomil.evaluate.runs import Cell, Run, Runs
 
 NOT_RUN, FAILED, DONE = "not run", "failed", "done"
@@ -39,6 +40,7 @@ class Entry:
     aggregators: dict[str, int]
     estimates: dict[str, Estimate] = field(default_factory=dict)
     differences: dict[str, Estimate] = field(default_factory=dict)
+    pooled_f1: PooledF1 | None = None
     recall_by_share: dict[float, float] = field(default_factory=dict)
 
 
@@ -113,6 +115,7 @@ def _entry(
         aggregators=dict(sorted(Counter(str(run.record["aggregator"]["name"]) for run in here).items())),
         estimates=estimate(here, *bootstrap) if here else {},
         differences=estimate_differences(pairs, *bootstrap) if pairs else {},
+        pooled_f1=pool_f1(here),
         recall_by_share=_mean_curve(here),
     )
 

@@ -53,7 +53,9 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
     labels = np.array([bag.label for bag in bags])
     held_out = cross_validate(bags, settings, listener)
     ensemble = _refit(bags, settings, held_out.n_epochs, listener)
-    thresholds = choose_thresholds(held_out, labels, settings.sensitivity, settings.seed)
+    # An ensemble of several has none: only what is trained over epochs is averaged.
+    own = ensemble.members[0].aggregator.judged
+    thresholds = choose_thresholds(held_out, labels, own, settings.sensitivity, settings.seed)
     novelty = fit_novelty([bag.values.numpy() for bag in bags], held_out.fold)
     facts = _facts(settings, encoder, bags, held_out, thresholds, ensemble) | {
         "layer": key.layer,
@@ -113,7 +115,7 @@ def _facts(
         "thresholds": asdict(thresholds)
         | {
             "sensitivity_wanted": settings.sensitivity,
-            "chosen_by": f"{held_out.fold.max() + 1}-fold cross-validation over the training bags, split by patient",
+            "chosen_by": f"{_chosen_by(ensemble, held_out)}, split by patient",
         },
         "epochs_chosen": held_out.n_epochs if find_aggregator(settings.aggregator).by_epochs else None,
         "score_bin_edges": list(SCORE_BIN_EDGES),
@@ -121,6 +123,12 @@ def _facts(
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
     }
+
+
+def _chosen_by(ensemble: Ensemble, held_out: HeldOut) -> str:
+    if ensemble.members[0].aggregator.judged is not None:
+        return "the training bags that the model's curve of probability was fitted to, each held out"
+    return f"{held_out.fold.max() + 1}-fold cross-validation over the training bags"
 
 
 def _novelty_limit(novelty: Novelty) -> str:

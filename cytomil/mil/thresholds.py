@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cytomil.mil.aggregators.base import JudgedBags
 from cytomil.mil.cross_validate import HeldOut
 
 _BOOTSTRAPS = 200
@@ -17,7 +18,7 @@ class Thresholds:
     """Where the three calls part.
 
     ``decision``: positive from here on (``review first``). ``low``: below it, ``low priority``; at most ``decision``.
-    The ranges are the least and greatest value that single folds would have chosen.
+    The ranges are the least and greatest value that these and single folds would have chosen.
     """
 
     decision: float
@@ -26,20 +27,33 @@ class Thresholds:
     low_range: tuple[float, float]
 
 
-def choose_thresholds(held_out: HeldOut, labels: np.ndarray, sensitivity: float, seed: int) -> Thresholds:
-    """``decision`` is `steady_f1_threshold` of the held-out bags; ``low`` keeps ``sensitivity`` of the positive ones above it.
+def choose_thresholds(
+    held_out: HeldOut, labels: np.ndarray, own: JudgedBags | None, sensitivity: float, seed: int
+) -> Thresholds:
+    """``decision`` is `steady_f1_threshold` of held-out bags; ``low`` keeps ``sensitivity`` of the positive ones above it.
 
-    ``seed`` is of the bootstraps.
+    The bags are the model's ``own`` judged ones where it has any, else cross-validation's: each fold's model has a scale of
+    probability of its own, learnt from fewer bags (docs/research-log.md, 69).
+
+    Args:
+        held_out: cross-validation's bags.
+        labels: theirs, (n_bags,), 0 or 1.
+        own: `Aggregator.judged` of the model that the thresholds are for.
+        sensitivity: 0 to 1.
+        seed: of the bootstraps.
     """
-    decision = steady_f1_threshold(held_out.probabilities, labels, seed)
-    low = min(sensitivity_threshold(held_out.probabilities, labels, sensitivity), decision)
+    judged = own or JudgedBags(held_out.probabilities, labels)
+    decision = steady_f1_threshold(judged.probabilities, judged.labels, seed)
+    low = min(sensitivity_threshold(judged.probabilities, judged.labels, sensitivity), decision)
     folds = [held_out.fold == number for number in range(held_out.fold.max() + 1)]
     decisions = [steady_f1_threshold(held_out.probabilities[fold], labels[fold], seed) for fold in folds]
     lows = [
         min(sensitivity_threshold(held_out.probabilities[fold], labels[fold], sensitivity), upper)
         for fold, upper in zip(folds, decisions, strict=True)
     ]
-    return Thresholds(decision, low, (min(decisions), max(decisions)), (min(lows), max(lows)))
+    return Thresholds(
+        decision, low, (min(decision, *decisions), max(decision, *decisions)), (min(low, *lows), max(low, *lows))
+    )
 
 
 def steady_f1_threshold(probabilities: np.ndarray, labels: np.ndarray, seed: int) -> float:

@@ -24,6 +24,7 @@ def by_share(values):
 def test_a_model_that_sees_the_witnesses_is_perfect_and_one_that_sees_nothing_is_chance():
     perfect = redrawn_metrics(bags(), by_share, 0.05, 200, 0)
     assert (perfect.bag.auroc, perfect.bag.f1, perfect.best_f1) == (1, 1, 1)
+    assert np.array_equal(np.array(perfect.probabilities) >= 0.05, np.array(perfect.labels) == 1)
     assert perfect.bag.n_bags == 2 * perfect.bag.n_positive == 200
     blind = redrawn_metrics(bags(), lambda values: 0.5, 0.6, 200, 0)
     assert blind.bag.auroc == 0.5

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
+from cytomil.mil.aggregators.base import JudgedBags
 from cytomil.mil.cross_validate import HeldOut
 from cytomil.mil.thresholds import best_f1_threshold, choose_thresholds, sensitivity_threshold, steady_f1_threshold
 
@@ -44,12 +45,21 @@ def test_low_never_exceeds_decision_and_ranges_hold_every_fold():
     probabilities = np.array([0.9, 0.2, 0.8, 0.3, 0.7, 0.6])
     labels = np.array([1, 0, 1, 0, 1, 0])
     fold = np.array([0, 0, 1, 1, 2, 2])
-    found = choose_thresholds(HeldOut(probabilities, fold, 1, np.zeros(1)), labels, 0.95, 0)
+    found = choose_thresholds(HeldOut(probabilities, fold, 1, np.zeros(1)), labels, None, 0.95, 0)
     assert found.low <= found.decision
     # A fold of one bag a label is its own only bootstrap.
-    assert found.decision_range == pytest.approx((0.55, 0.65))
-    assert found.low_range == pytest.approx((0.55, 0.65))
+    assert found.decision_range == pytest.approx((0.55, max(0.65, found.decision)))
+    assert found.low_range == pytest.approx((0.55, max(0.65, found.low)))
     assert 0.6 < found.decision < 0.8
+
+
+def test_the_models_own_judged_bags_come_before_those_of_the_folds_and_the_ranges_hold_both():
+    held_out = HeldOut(np.array([0.9, 0.2, 0.8, 0.3]), np.array([0, 0, 1, 1]), 1, np.zeros(1))
+    own = JudgedBags(np.array([0.5, 0.3, 0.4, 0.2]), np.array([1, 0, 1, 0]))
+    found = choose_thresholds(held_out, np.array([1, 0, 1, 0]), own, 1.0, 0)
+    assert found.decision == steady_f1_threshold(own.probabilities, own.labels, 0) < 0.5
+    assert found.low <= found.decision
+    assert found.decision_range == pytest.approx((found.decision, 0.55))
 
 
 def test_separable_bags_are_cut_in_the_middle_of_the_gap():

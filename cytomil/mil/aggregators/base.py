@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +37,14 @@ class Reading(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class JudgedBags:
+    """Training bags' ``probabilities`` and ``labels``, both (n_bags,)."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+
+
 class Aggregator(nn.Module, ABC):
     """A fitted aggregator or one-class scorer; parameters and buffers are all that it knows.
 
@@ -42,6 +52,9 @@ class Aggregator(nn.Module, ABC):
     score that it can give, what such a score is, in a clinician's words that follow a number: "14 × the average cell".
     ``by_epochs``: whether it is fitted over epochs, of which cross-validation chooses the number. ``averaged``: whether
     the ensemble holds several of it, from different seeds.
+
+    ``judged`` is known of one that was just fitted and whose fitting holds bags out: the bags on its own scale of
+    probability, each as if it had not learnt from its patient.
     """
 
     meaning: ClassVar[Mapping[InstanceScore, str]] = {InstanceScore.EVIDENCE: EVIDENCE_MEANING}
@@ -49,6 +62,7 @@ class Aggregator(nn.Module, ABC):
     averaged: ClassVar[bool] = True
 
     config: dict[str, Any]
+    judged: JudgedBags | None = None
 
     @classmethod
     @abstractmethod

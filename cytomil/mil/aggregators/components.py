@@ -37,7 +37,8 @@ class Components(nn.Module):
         found = PCA(n_components, svd_solver=solver).fit(cells.double().numpy())
         lengths = np.ones(n_components)
         if whiten:  # a direction in which nothing varies tells nothing, and is not to be blown up
-            lengths = np.sqrt(np.maximum(found.explained_variance_, _LEAST_VARIANCE * found.explained_variance_[0]))
+            most_varied = found.explained_variance_[0] or 1.0  # of cells that are all the same, nothing is
+            lengths = np.sqrt(np.maximum(found.explained_variance_, _LEAST_VARIANCE * most_varied))
         model = cls(cells.shape[1], n_components)
         model.origin.copy_(torch.from_numpy(found.mean_))
         model.directions.copy_(torch.from_numpy(found.components_.T / lengths))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cytomil.mil.aggregators.base import Aggregator, PooledReading, top_count
+from cytomil.mil.aggregators.base import Aggregator, JudgedBags, PooledReading, top_count
 from cytomil.settings import InstanceScore
 
 INNER_FOLDS = 4
@@ -57,6 +57,7 @@ class PooledScorer(Aggregator):
         slope = max(float(curve.coef_[0, 0]), _LEAST_SLOPE) / spread
         self.slope.fill_(slope)
         self.intercept.fill_(float(curve.intercept_[0]) - slope * centre)
+        self.judged = JudgedBags(self._curve(torch.from_numpy(pooled)).numpy(), labels)
 
     def pool(self, distances: Tensor) -> float:
         """The log of the mean of a bag's top distances, (N,) → a number."""
@@ -71,7 +72,10 @@ class PooledScorer(Aggregator):
         return self.distances(instances).clamp(min=_LEAST)
 
     def _probability(self, distances: Tensor) -> float:
-        return float((self.slope * self.pool(distances) + self.intercept).sigmoid())
+        return float(self._curve(torch.tensor(self.pool(distances), dtype=torch.float64)))
+
+    def _curve(self, pooled: Tensor) -> Tensor:
+        return (self.slope * pooled + self.intercept).sigmoid()
 
 
 def measure(held_out: Iterable[tuple[PooledScorer, Iterable[tuple[Tensor, int]]]]) -> tuple[np.ndarray, np.ndarray]:

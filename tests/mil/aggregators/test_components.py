@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from sklearn.decomposition import PCA
 
@@ -31,4 +32,19 @@ def test_there_are_no_more_than_the_cells_have_and_what_does_not_vary_stays_smal
     flat = torch.cat([cells(), torch.ones(50, 2)], dim=1)
     model = Components.learn(flat, 64, whiten=True)
     assert model(flat).shape == (50, 8)
+    assert model(flat).abs().max() < 10
+
+
+def test_few_components_among_many_are_the_same_as_by_full_decomposition():
+    many = cells(120, 90)
+    model = Components.learn(many, 5, whiten=True)
+    expected = PCA(5, whiten=True, svd_solver="full").fit(many.double().numpy())
+    np.testing.assert_allclose(model(many), expected.transform(many.double().numpy()), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_cells_that_vary_in_less_than_there_are_components_give_finite_ones(rank):
+    flat = cells(100, 90) * (torch.arange(90) < rank) + 5
+    model = Components.learn(flat, 8, whiten=True)
+    assert model(flat).isfinite().all()
     assert model(flat).abs().max() < 10

@@ -200,6 +200,20 @@ def test_cross_validation_tells_positive_bags(name):
 
 
 @EVERY
+def test_what_holds_bags_out_to_fit_its_curve_gives_them_back_on_its_own_scale(name, fitted):
+    judged = fitted[name][0].judged
+    if AGGREGATORS[name].by_epochs:
+        assert judged is None
+        return
+    assert sorted(judged.labels) == [0] * 6 + [1] * 6
+    assert roc_auc_score(judged.labels, judged.probabilities) > 0.9
+    model, standardise = fitted[name]
+    seen = [model.assess(standardise(bag.values))[0] for bag in make_bags()]
+    assert not set(seen) & set(judged.probabilities.tolist())
+    assert np.mean(judged.probabilities[judged.labels == 0]) < 0.5 < np.mean(judged.probabilities[judged.labels == 1])
+
+
+@EVERY
 def test_each_says_what_its_score_means(name):
     for text in AGGREGATORS[name].meaning.values():
         assert text.startswith("× ")
