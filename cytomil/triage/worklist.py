@@ -79,9 +79,9 @@ class SlideResult:
 class Worklist:
     """A folder of slides in the order in which to read them.
 
-    The two ranges are what single folds of the cross-validation would have chosen for the thresholds. ``score_bin_edges``
-    has one more entry than each ``score_shares``; ``reference_shares`` are the mean shares over the negative training bags.
-    ``model_card`` is what the triage model says of itself.
+    The two ranges are what the model itself and single folds of the cross-validation would have chosen for the thresholds.
+    ``score_bin_edges`` has one more entry than each ``score_shares``; ``reference_shares`` are the mean shares over the
+    negative training bags. ``model_card`` is what the triage model says of itself.
     """
 
     folder: str
