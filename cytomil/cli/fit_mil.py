@@ -48,7 +48,7 @@ def fit_mil(
         rows = [
             *([("epochs", str(epochs), "least log loss on held-out training bags")] if epochs else []),
             ("AUROC", f"{held_out['auroc']:.2f}", "held-out training bags; 0.5 is chance"),
-            ("F1", f"{held_out['f1']:.2f}", "held-out training bags, at the threshold chosen on them"),
+            ("F1", f"{held_out['f1']:.2f}", "held-out training bags, at the chosen threshold"),
             (
                 "threshold",
                 f"{thresholds['decision']:.3f}",
