@@ -9,6 +9,7 @@ import numpy as np
 
 BAGS = ["--bag-size", "40", "--train-bags", "12", "--test-bags", "4", "--cell-size", "24", "--difficulty", "0"]
 TRAIN = ["--epochs", "1", "--batch-size", "64", "--image-size", "16", "--method", "simclr"]
+SLOWLY = ["--batch-size", "1", "--layer", "z", "--orientations", "1"]  # long enough to be killed, by one cell at a time
 
 
 def test_a_killed_embed_goes_on_and_ends_with_the_features_of_an_unbroken_run(tmp_path):
@@ -20,7 +21,7 @@ def test_a_killed_embed_goes_on_and_ends_with_the_features_of_an_unbroken_run(tm
     for line in (["make-bags", *BAGS], ["pretrain", *TRAIN]):
         subprocess.run(cytomil(*line), cwd=tmp_path, env=environment, check=True, capture_output=True)
     killed, unbroken = tmp_path / "killed", tmp_path / "unbroken"
-    line = cytomil("embed", "--out", "killed", "--batch-size", "1")
+    line = cytomil("embed", "--out", "killed", *SLOWLY)
     process = subprocess.Popen(
         line, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -37,7 +38,7 @@ def test_a_killed_embed_goes_on_and_ends_with_the_features_of_an_unbroken_run(tm
 
     subprocess.run(line, cwd=tmp_path, env=environment, check=True, capture_output=True)
     subprocess.run(
-        cytomil("embed", "--out", "unbroken", "--batch-size", "1"),
+        cytomil("embed", "--out", "unbroken", *SLOWLY),
         cwd=tmp_path,
         env=environment,
         check=True,
