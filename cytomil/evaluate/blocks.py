@@ -83,10 +83,9 @@ def _difference_block(table: Table, judge: str, figure: Figure) -> Block:
 def _pooled_block(table: Table, judge: str) -> Block:
     def lines(entry: Entry) -> tuple[str, ...]:
         if entry.state != DONE or entry.pooled_f1 is None:
-            return (entry.state if entry.state != DONE else "–",)
+            return _unmeasured(entry)
         found = entry.pooled_f1
-        short = f" ({found.n_runs}/{entry.n_wanted})" if found.n_runs < entry.n_wanted else ""
-        return (f"{100 * found.f1:.1f}{short}", f"best {100 * found.best:.1f}")
+        return (f"{100 * found.f1:.1f}{_of_wanted(found.n_runs, entry)}", f"best {100 * found.best:.1f}")
 
     title = f"bag F1, redrawn bags of all seeds together, %, judged by {judge}"
     return _block(table, judge, title, lines, is_main=False, differs=False)
@@ -95,7 +94,7 @@ def _pooled_block(table: Table, judge: str) -> Block:
 def _encoder_block(table: Table, judge: str) -> Block:
     def lines(entry: Entry) -> tuple[str, ...]:
         if entry.state != DONE or entry.effective_rank is None:
-            return (entry.state if entry.state != DONE else "–",)
+            return _unmeasured(entry)
         said = f"{entry.effective_rank:.1f}"
         return (f"{said}, {entry.n_collapsed} of {entry.n_done} collapsed" if entry.n_collapsed else said,)
 
@@ -114,18 +113,23 @@ def _block(
 
 
 def _measured(entry: Entry, estimate: Estimate | None, signed: bool = False) -> tuple[str, ...]:
-    if entry.state != DONE:
-        return (entry.state,)
-    if estimate is None or estimate.mean is None:
-        return ("–",)
+    if entry.state != DONE or estimate is None or estimate.mean is None:
+        return _unmeasured(entry)
     marks = "".join(mark for mark, there in ((COLLAPSED, entry.n_collapsed), (FAILED_SOME, entry.n_failed)) if there)
     n_runs = sum(value is not None for value in estimate.by_run)
-    short = f" ({n_runs}/{entry.n_wanted})" if n_runs < entry.n_wanted else ""
-    first = f"{_mean_sd(estimate.mean, estimate.sd, signed)}{marks}{short}"
+    first = f"{_mean_sd(estimate.mean, estimate.sd, signed)}{marks}{_of_wanted(n_runs, entry)}"
     if estimate.low is None or estimate.high is None:
         return (first,)
     sign = "+" if signed else ""
     return (first, f"[{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]")
+
+
+def _unmeasured(entry: Entry) -> tuple[str, ...]:
+    return (entry.state if entry.state != DONE else "–",)
+
+
+def _of_wanted(n_runs: int, entry: Entry) -> str:
+    return f" ({n_runs}/{entry.n_wanted})" if n_runs < entry.n_wanted else ""
 
 
 def _mean_sd(mean: float, sd: float | None, signed: bool = False) -> str:

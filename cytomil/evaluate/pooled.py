@@ -22,12 +22,14 @@ class PooledF1:
 
 def pool_f1(runs: Sequence[Run]) -> PooledF1 | None:
     """Of the runs whose records hold the redrawn bags' probabilities; None where there are none."""
+    from sklearn.metrics import f1_score
+
     redrawn = [found for run in runs if (found := run.record["metrics"].get("redrawn")) and "probabilities" in found]
     if not redrawn:
         return None
     probabilities = np.concatenate([found["probabilities"] for found in redrawn])
     labels = np.concatenate([found["labels"] for found in redrawn])
     thresholds = np.concatenate([[found["bag"]["threshold"]] * len(found["labels"]) for found in redrawn])
-    called = probabilities >= thresholds
-    f1 = 2 * (called & (labels == 1)).sum() / (called.sum() + labels.sum())
-    return PooledF1(float(f1), best_f1(probabilities, labels)[0], len(redrawn))
+    return PooledF1(
+        float(f1_score(labels, probabilities >= thresholds)), best_f1(probabilities, labels)[0], len(redrawn)
+    )

@@ -21,9 +21,9 @@ class RedrawnMetrics:
 
     ``best_f1`` is F1 at ``best_threshold``, the one that these bags would choose: how far ``bag.f1`` lies under it is what
     a threshold chosen on training bags costs. ``probabilities`` and ``labels`` are those of each bag, so that runs can be
-    put together. ``bag_size`` and ``n_witnesses`` are those of a drawn positive bag,
-    ``n_normal`` and ``n_abnormal`` the cells they are drawn from. The same cells come again and again, so that the bags are
-    no sample of new slides: more of them settle the draw, not what other cells would give.
+    put together. ``bag_size`` and ``n_witnesses`` are those of a drawn positive bag, ``n_normal`` and ``n_abnormal`` the
+    cells they are drawn from. The same cells come again and again, so that the bags are no sample of new slides: more of
+    them settle the draw, not what other cells would give.
     """
 
     bag: BagMetrics
@@ -33,12 +33,12 @@ class RedrawnMetrics:
     n_witnesses: int
     n_normal: int
     n_abnormal: int
-    probabilities: tuple[float, ...]
-    labels: tuple[int, ...]
+    probabilities: list[float]
+    labels: list[int]
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as plain types that `json` can write."""
-        return dataclasses.asdict(self) | {"probabilities": list(self.probabilities), "labels": list(self.labels)}
+        return dataclasses.asdict(self)
 
 
 def redrawn_metrics(
@@ -79,8 +79,9 @@ def redrawn_metrics(
         probabilities.append(call(values[cells]))
     best, best_threshold = best_f1(np.array(probabilities), np.array(truth))
     metrics = bag_metrics(probabilities, truth, threshold)
-    counts_and_sizes = size, n_witnesses, len(normal), len(abnormal)
-    return RedrawnMetrics(metrics, best, best_threshold, *counts_and_sizes, tuple(probabilities), tuple(truth))
+    return RedrawnMetrics(
+        metrics, best, best_threshold, size, n_witnesses, len(normal), len(abnormal), probabilities, truth
+    )
 
 
 def best_f1(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cytomil.mil.aggregators.base import Aggregator
+from cytomil.mil.aggregators.base import Aggregator, JudgedBags
 from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.settings import InstanceScore
 
@@ -64,6 +64,11 @@ class Ensemble:
         units = [member.reference if evidence else 1.0 for member in self.members]
         shared = [score.div(unit).numpy() for score, unit in zip(scores, units, strict=True)]
         return Assessment(float(np.mean(probabilities)), np.mean(shared, axis=0))
+
+    @property
+    def judged(self) -> JudgedBags | None:
+        """`Aggregator.judged`; where several are averaged, none has any."""
+        return self.members[0].aggregator.judged
 
     @property
     def meaning(self) -> str:

@@ -53,9 +53,7 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
     labels = np.array([bag.label for bag in bags])
     held_out = cross_validate(bags, settings, listener)
     ensemble = _refit(bags, settings, held_out.n_epochs, listener)
-    # An ensemble of several has none: only what is trained over epochs is averaged.
-    own = ensemble.members[0].aggregator.judged
-    thresholds = choose_thresholds(held_out, labels, own, settings.sensitivity, settings.seed)
+    thresholds = choose_thresholds(held_out, labels, ensemble.judged, settings.sensitivity, settings.seed)
     novelty = fit_novelty([bag.values.numpy() for bag in bags], held_out.fold)
     facts = _facts(settings, encoder, bags, held_out, thresholds, ensemble) | {
         "layer": key.layer,
@@ -126,7 +124,7 @@ def _facts(
 
 
 def _chosen_by(ensemble: Ensemble, held_out: HeldOut) -> str:
-    if ensemble.members[0].aggregator.judged is not None:
+    if ensemble.judged is not None:
         return "the training bags that the model's curve of probability was fitted to, each held out"
     return f"{held_out.fold.max() + 1}-fold cross-validation over the training bags"
 

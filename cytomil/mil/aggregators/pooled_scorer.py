@@ -72,9 +72,9 @@ class PooledScorer(Aggregator):
         return self.distances(instances).clamp(min=_LEAST)
 
     def _probability(self, distances: Tensor) -> float:
-        return float(self._curve(torch.tensor(self.pool(distances), dtype=torch.float64)))
+        return float(self._curve(self.pool(distances)))
 
-    def _curve(self, pooled: Tensor) -> Tensor:
+    def _curve(self, pooled: Tensor | float) -> Tensor:
         return (self.slope * pooled + self.intercept).sigmoid()
 
 
