@@ -52,7 +52,7 @@ def fit_mil(
             (
                 "threshold",
                 f"{thresholds['decision']:.3f}",
-                f"'review first' from here; single folds {low:.3f} to {high:.3f}",
+                f"'review first' from here; uncertain: {low:.3f} to {high:.3f}",
             ),
             (
                 "low threshold",

@@ -90,6 +90,10 @@ def _thresholds(worklist: Worklist) -> list[str]:
         ("review first from", worklist.threshold, worklist.threshold_range),
         ("low priority below", worklist.low_threshold, worklist.low_threshold_range),
     ):
-        single = f" (single folds of the training slides: {reach[0]:.3f} to {reach[1]:.3f})" if reach else ""
-        lines.append(f"{name} {value:.3f}{single}")
+        spread = (
+            f" (uncertain: from {reach[0]:.3f} to {reach[1]:.3f}, depending on the training slides asked)"
+            if reach
+            else ""
+        )
+        lines.append(f"{name} {value:.3f}{spread}")
     return lines

@@ -66,7 +66,7 @@ def test_separable_bags_are_cut_in_the_middle_of_the_gap():
     assert best_f1_threshold(np.array([0.1, 0.3, 0.7, 0.9]), np.array([0, 0, 1, 1])) == pytest.approx(0.5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(BAGS, st.integers(0, 9))
 def test_the_steady_threshold_lies_among_the_bags_and_hangs_on_the_seed_alone(bags, seed):
     probabilities, labels = arrays(bags)

@@ -52,14 +52,14 @@ def test_a_model_of_cells_described_in_another_way_is_refused(
         bags=bags_folder, encoder=encoder_folder, out=features, layer="morphology", orientations=1, device="cpu"
     )
     embed(settings, Silent())
-    fit(features, encoder_folder, tmp_path / "model", aggregator="mahalanobis")
-    fit(features_folder, encoder_folder, tmp_path / "undescribed", aggregator="mahalanobis")
+    fit(features, encoder_folder, tmp_path / "model", aggregator="knn")
+    fit(features_folder, encoder_folder, tmp_path / "undescribed", aggregator="knn")
     monkeypatch.setattr("cytomil.features.layers.DESCRIPTION", "another")
     load_triage_model(tmp_path / "undescribed")
     with pytest.raises(TriageModelError, match="fitted to cells described in another way"):
         load_triage_model(tmp_path / "model")
     with pytest.raises(FeatureFileError, match="made by another"):
-        fit(features, encoder_folder, tmp_path / "again", aggregator="mahalanobis")
+        fit(features, encoder_folder, tmp_path / "again", aggregator="knn")
 
 
 def test_a_model_made_before_there_was_a_choice_is_still_read(features_folder, encoder_folder, tmp_path):
