@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cytomil.evaluate.redrawn import best_f1
 from cytomil.evaluate.runs import Run
+from cytomil.mil.thresholds import best_f1_threshold
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,6 @@ def pool_f1(runs: Sequence[Run]) -> PooledF1 | None:
     probabilities = np.concatenate([found["probabilities"] for found in redrawn])
     labels = np.concatenate([found["labels"] for found in redrawn])
     thresholds = np.concatenate([[found["bag"]["threshold"]] * len(found["labels"]) for found in redrawn])
-    return PooledF1(
-        float(f1_score(labels, probabilities >= thresholds)), best_f1(probabilities, labels)[0], len(redrawn)
-    )
+    best = best_f1_threshold(probabilities, labels)
+    of_own, of_best = (float(f1_score(labels, probabilities >= limit)) for limit in (thresholds, best))
+    return PooledF1(of_own, of_best, len(redrawn))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cytomil.evaluate.metrics import BagMetrics, bag_metrics
+from cytomil.mil.thresholds import best_f1_threshold
 
 Call = Callable[[np.ndarray], float]
 """From a bag's embeddings, float32 (N, D), to its probability."""
@@ -59,6 +60,8 @@ def redrawn_metrics(
     Raises:
         ValueError: the bags hold no normal cell, or no abnormal one.
     """
+    from sklearn.metrics import f1_score
+
     values, labels = np.concatenate([bag[0] for bag in bags]), np.concatenate([bag[1] for bag in bags])
     normal, abnormal = (np.flatnonzero(labels == kind) for kind in (0, 1))
     if not len(normal) or not len(abnormal):
@@ -77,16 +80,9 @@ def redrawn_metrics(
         cells = np.concatenate([drawn(normal, size - witnesses), drawn(abnormal, witnesses)])
         truth.append(i % 2)
         probabilities.append(call(values[cells]))
-    best, best_threshold = best_f1(np.array(probabilities), np.array(truth))
     metrics = bag_metrics(probabilities, truth, threshold)
+    best_threshold = best_f1_threshold(np.array(probabilities), np.array(truth))
+    best = float(f1_score(truth, np.array(probabilities) >= best_threshold))
     return RedrawnMetrics(
         metrics, best, best_threshold, size, n_witnesses, len(normal), len(abnormal), probabilities, truth
     )
-
-
-def best_f1(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """The highest F1 that a threshold gives, and the lowest such threshold; both (n_bags,), some label 1."""
-    thresholds = np.unique(probabilities)
-    called = probabilities >= thresholds[:, None]
-    f1 = 2 * (called & (labels == 1)).sum(axis=1) / (called.sum(axis=1) + labels.sum())
-    return float(f1.max()), float(thresholds[f1.argmax()])
