@@ -90,10 +90,6 @@ def _thresholds(worklist: Worklist) -> list[str]:
         ("review first from", worklist.threshold, worklist.threshold_range),
         ("low priority below", worklist.low_threshold, worklist.low_threshold_range),
     ):
-        spread = (
-            f" (uncertain: from {reach[0]:.3f} to {reach[1]:.3f}, depending on the training slides asked)"
-            if reach
-            else ""
-        )
+        spread = f" (uncertain: {reach[0]:.3f} to {reach[1]:.3f})" if reach else ""
         lines.append(f"{name} {value:.3f}{spread}")
     return lines
