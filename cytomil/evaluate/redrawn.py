@@ -81,8 +81,9 @@ def redrawn_metrics(
         truth.append(i % 2)
         probabilities.append(call(values[cells]))
     metrics = bag_metrics(probabilities, truth, threshold)
-    best_threshold = best_f1_threshold(np.array(probabilities), np.array(truth))
-    best = float(f1_score(truth, np.array(probabilities) >= best_threshold))
+    judged = np.array(probabilities)
+    best_threshold = best_f1_threshold(judged, np.array(truth))
+    best = float(f1_score(truth, judged >= best_threshold))
     return RedrawnMetrics(
         metrics, best, best_threshold, size, n_witnesses, len(normal), len(abnormal), probabilities, truth
     )
