@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cytomil.mil.gathered import Gathered
+from cytomil.mil.shrunk_covariance import mean_and_precision, squared_distances
 
 LIMIT_QUANTILE = 0.99
 LEAST_SHARE = 0.05
@@ -49,9 +50,7 @@ class Novelty:
         return beyond.all().numpy()
 
     def _is_part_beyond(self, part: Tensor) -> Tensor:
-        centred = part.double() - self.mean
-        squared = ((centred @ self.precision) * centred).sum(dim=1)
-        return squared > self.limit**2
+        return squared_distances(part, self.mean, self.precision) > self.limit**2
 
 
 def fit_novelty(bags: Sequence[np.ndarray], fold: np.ndarray) -> Novelty:
@@ -65,10 +64,8 @@ def fit_novelty(bags: Sequence[np.ndarray], fold: np.ndarray) -> Novelty:
 
 
 def _cloud(bags: Sequence[np.ndarray], greatest_held_out_share: float) -> Novelty:
-    from sklearn.covariance import LedoitWolf
-
     cells = np.concatenate(bags).astype(np.float64)
-    fitted = LedoitWolf().fit(cells)
-    limit = float(np.quantile(np.sqrt(fitted.mahalanobis(cells)), LIMIT_QUANTILE))
-    mean, precision = torch.from_numpy(fitted.location_), torch.from_numpy(fitted.precision_)
+    mean, precision = mean_and_precision(cells)
+    squared = [squared_distances(part, mean, precision) for part in torch.from_numpy(cells).split(_BLOCK)]
+    limit = float(np.quantile(torch.cat(squared).sqrt().numpy(), LIMIT_QUANTILE))
     return Novelty(mean, precision, limit, greatest_held_out_share)

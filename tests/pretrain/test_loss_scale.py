@@ -115,13 +115,13 @@ def test_without_float16_nothing_is_scaled_and_nothing_kept():
 @pytest.fixture(scope="module")
 def bags(tmp_path_factory):
     out = tmp_path_factory.mktemp("float16") / "bags"
-    made = {"bag_size": 8, "train_bags": 4, "test_bags": 0, "cell_size": 24, "witness_rate": 0.25}
+    made = {"bag_size": 4, "train_bags": 4, "test_bags": 0, "cell_size": 24, "witness_rate": 0.25}
     make_bags(MakeBagsSettings(out=out, **made), Silent())
     return out
 
 
 def settings(bags, out, **changed):
-    small = {"epochs": 3, "batch_size": 16, "image_size": 16, "projection_dim": 16, "learning_rate": 0.01}
+    small = {"epochs": 3, "batch_size": 8, "image_size": 16, "projection_dim": 16, "learning_rate": 0.01}
     return PretrainSettings(**({"precision": "float16", "bags": bags, "out": out} | small | changed))
 
 

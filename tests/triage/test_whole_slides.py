@@ -469,15 +469,17 @@ def test_a_bag_folders_qc_pictures_are_no_slide(road, tmp_path):
 def test_real_slides_a_wrong_tag_is_listed_with_its_cure_and_tissue_never_crashes(road, tmp_path):
     folder = tmp_path / "real"
     folder.mkdir()
-    for name in ("smear-abnormal-4.tif", "CMU-1-Small-Region.svs"):
-        (folder / name).symlink_to(REAL / name)
+    (folder / "CMU-1-Small-Region.svs").symlink_to(REAL / "CMU-1-Small-Region.svs")
+    smear = tifffile.imread(REAL / "smear-abnormal-4.tif")
+    half = [side // 2 for side in smear.shape[:2]]  # a quarter of the picture, for time
+    write_tiff(folder / "smear-abnormal-4.tif", smear[: half[0], : half[1]], mpp=900.0)
     ranked = by_name(rank(folder, settings(road, tmp_path / "out"), Silent()))
     assert ranked["smear-abnormal-4.tif"].call is Call.NOT_ASSESSED
     assert "--mpp" in ranked["smear-abnormal-4.tif"].reason
     tissue = ranked["CMU-1-Small-Region.svs"]
     assert tissue.call is Call.NOT_ASSESSED or tissue.cautions
     told = by_name(rank(folder, settings(road, tmp_path / "out", mpp=0.1), Silent()))
-    assert told["smear-abnormal-4.tif"].n_instances > 1000
+    assert told["smear-abnormal-4.tif"].n_instances > 250
     assert told["CMU-1-Small-Region.svs"].mpp == pytest.approx(0.499)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -52,11 +53,39 @@ def top_overlap(eager: np.ndarray, other: np.ndarray) -> float:
     nearest other cells. Both are fitted to eager's embeddings (N, D) and applied to either engine's, as where a triage
     model is older than the engine.
     """
-    from sklearn.covariance import LedoitWolf
-
-    distance = LedoitWolf().fit(eager).mahalanobis
-    scores = (distance, lambda cells: _neighbour_distance(cells, eager))
+    scores = (_distance_from(eager), lambda cells: _neighbour_distance(cells, eager))
     return float(np.mean([_shared_top(score(eager), score(other)) for score in scores]))
+
+
+def _distance_from(eager: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Squared Mahalanobis distances (M,) of cells (M, D) from ``eager``'s (N, D), whose covariance is shrunk.
+
+    By singular values of the few cells, not the D × D covariance, which layer multi of a ResNet-50 makes 1.5 GB large: along
+    their axes a variance is (1 - s) λ + s μ, across all of them s μ (Ledoit and Wolf, 2004).
+    """
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
+    mean = eager.mean(axis=0, dtype=np.float64)
+    centred = eager - mean
+    shrinkage = ledoit_wolf_shrinkage(centred, assume_centered=True)
+    _, singular, axes = np.linalg.svd(centred, full_matrices=False)
+    eigenvalues = singular**2 / len(eager)
+    floor = shrinkage * eigenvalues.sum() / eager.shape[1]
+    variances = (1 - shrinkage) * eigenvalues + floor
+    least = np.finfo(np.float64).eps * max(eager.shape) * variances.max()
+
+    def distance(cells: np.ndarray) -> np.ndarray:
+        apart = cells - mean
+        along = (apart @ axes.T) ** 2
+        across = np.maximum((apart**2).sum(axis=1) - along.sum(axis=1), 0)
+        return along @ _inverse(variances, least) + across * _inverse(floor, least)
+
+    return distance
+
+
+def _inverse(variance: np.ndarray | float, least: float) -> np.ndarray:
+    """1 / variance, and 0 where there is none to speak of, as a pseudo-inverse has it."""
+    return np.divide(1.0, variance, out=np.zeros_like(variance, dtype=np.float64), where=np.asarray(variance) > least)
 
 
 def _neighbour_distance(cells: np.ndarray, eager: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cytomil.mil.aggregators.one_class import OneClassScorer
+from cytomil.mil.shrunk_covariance import mean_and_precision, squared_distances
 from cytomil.settings import FitMilSettings, InstanceScore
 
 
@@ -29,15 +30,12 @@ class Mahalanobis(OneClassScorer):
     @classmethod
     def learn(cls, cells: Tensor, settings: FitMilSettings, seed: int) -> Self:
         """See `OneClassScorer`."""
-        from sklearn.covariance import LedoitWolf
-
-        fitted = LedoitWolf().fit(cells.double().numpy())
         model = cls(cells.shape[1], settings.top_share)
-        model.mean.copy_(torch.from_numpy(fitted.location_))
-        model.precision.copy_(torch.from_numpy(fitted.precision_))
+        mean, precision = mean_and_precision(cells.double().numpy())
+        model.mean.copy_(mean)
+        model.precision.copy_(precision)
         return model
 
     def distances(self, instances: Tensor) -> Tensor:
         """See `OneClassScorer`."""
-        centred = instances.double() - self.mean
-        return ((centred @ self.precision) * centred).sum(dim=1).clamp(min=0).sqrt().float()
+        return squared_distances(instances, self.mean, self.precision).sqrt().float()

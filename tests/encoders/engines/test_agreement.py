@@ -1,5 +1,8 @@
+import math
+
 import numpy as np
 import pytest
+from sklearn.covariance import LedoitWolf
 
 from cytomil.encoders.engines.agreement import agreement, refusal, top_overlap
 
@@ -40,6 +43,29 @@ def test_overlap_is_of_what_scores_high_not_of_scale_or_place_in_the_batch(embed
     order = np.random.default_rng(3).permutation(len(embeddings))
     other = noisy(embeddings, 0.1)
     assert top_overlap(embeddings[order], other[order]) == pytest.approx(top_overlap(embeddings, other))
+
+
+@pytest.mark.parametrize(("n", "dim"), [(200, 16), (60, 300)])
+def test_overlap_is_that_of_ledoit_and_wolfs_distance_and_of_neighbours(n, dim):
+    eager = np.random.default_rng(4).normal(size=(n, dim)) * np.linspace(0.2, 2, dim)
+    other = noisy(eager, 0.4)
+    distance = LedoitWolf().fit(eager).mahalanobis
+    k = math.ceil(0.05 * n)
+
+    def shared(ours, theirs):
+        return len({*np.argsort(-ours)[:k]} & {*np.argsort(-theirs)[:k]}) / k
+
+    def neighbours(cells):
+        apart = np.linalg.norm(cells[:, None] - eager[None], axis=2)
+        return np.array([np.sort(np.delete(row, i))[:5].mean() for i, row in enumerate(apart)])
+
+    expected = (shared(distance(eager), distance(other)) + shared(neighbours(eager), neighbours(other))) / 2
+    assert 0 < expected < 1
+    assert top_overlap(eager, other) == pytest.approx(expected)
+
+
+def test_embeddings_at_one_point_agree():
+    assert top_overlap(np.ones((50, 8), np.float32), np.ones((50, 8), np.float32)) == 1
 
 
 GOOD = {"least_cosine": 0.9995, "mean_cosine": 0.9999, "top_overlap": 0.99}
