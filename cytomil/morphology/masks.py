@@ -21,23 +21,21 @@ _STAND_IN = 0.4  # of half the side: the disc taken where no nucleus is found
 class Nuclei:
     """The nucleus in the middle, its convex hull, and all other nuclei, bool (S, S) each; only ``others`` may be empty.
 
-    ``found`` is False where no nucleus stands out near the centre, and a disc about it was taken in its place.
+    Where no nucleus stands out near the centre, ``own`` is a disc about it.
     """
 
     own: Mask
     hull: Mask
     others: Mask
-    found: bool
 
 
 @dataclass(frozen=True)
 class CellMasks:
-    """Nucleus, its convex hull, the whole cell with the nucleus: bool (S, S), none empty; ``found`` as in `Nuclei`."""
+    """Nucleus, its convex hull, the whole cell with the nucleus: bool (S, S), none empty."""
 
     nucleus: Mask
     hull: Mask
     cell: Mask
-    found: bool
 
 
 def find_nuclei(red: npt.NDArray[np.floating]) -> Nuclei:
@@ -52,11 +50,10 @@ def find_nuclei(red: npt.NDArray[np.floating]) -> Nuclei:
     out = _distance_from_centre(side)
     dark = ndi.binary_opening(red > _otsu(red[out < 1]))
     own = _central_parts(dark, side)
-    found = own is not None
     if own is None:
         own = out < _STAND_IN
     others = _large_parts(ndi.binary_opening(dark & ~own), _LEAST_OTHER * side**2)
-    return Nuclei(own, convex_hull_image(own) | own, others, found)
+    return Nuclei(own, convex_hull_image(own) | own, others)
 
 
 def find_masks(red: npt.NDArray[np.floating], green: npt.NDArray[np.floating]) -> CellMasks:
@@ -73,7 +70,7 @@ def find_masks(red: npt.NDArray[np.floating], green: npt.NDArray[np.floating]) -
     stained = (green > _otsu(green[~nucleus])) & near
     cell = ndi.binary_opening(ndi.binary_fill_holes(stained | nucleus), iterations=2) | nucleus
     labels, _ = ndi.label(cell)
-    return CellMasks(nucleus, nuclei.hull, np.isin(labels, np.unique(labels[nucleus])), nuclei.found)
+    return CellMasks(nucleus, nuclei.hull, np.isin(labels, np.unique(labels[nucleus])))
 
 
 def _central_parts(dark: Mask, side: int) -> Mask | None:
