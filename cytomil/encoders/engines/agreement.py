@@ -61,7 +61,9 @@ def _distance_from(eager: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Squared Mahalanobis distances (M,) of cells (M, D) from ``eager``'s (N, D), whose covariance is shrunk.
 
     By singular values of the few cells, not the D × D covariance, which layer multi of a ResNet-50 makes 1.5 GB large: along
-    their axes a variance is (1 - s) λ + s μ, across all of them s μ (Ledoit and Wolf, 2004).
+    their axes a variance is (1 - s) λ + s μ, across all of them s μ (Ledoit and Wolf, 2004). Axes whose variance is lost in
+    the rounding of the embeddings' own precision have no say, as in scikit-learn's pseudo-inverse of that precision: along
+    them any engine's rounding would outweigh all that cells differ in.
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
 
@@ -72,7 +74,7 @@ def _distance_from(eager: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     eigenvalues = singular**2 / len(eager)
     floor = shrinkage * eigenvalues.sum() / eager.shape[1]
     variances = (1 - shrinkage) * eigenvalues + floor
-    least = np.finfo(np.float64).eps * max(eager.shape) * variances.max()
+    least = np.finfo(eager.dtype).eps * eager.shape[1] * variances.max()
 
     def distance(cells: np.ndarray) -> np.ndarray:
         apart = cells - mean
