@@ -80,6 +80,10 @@ class ResolutionError(CytomilError):
     """A slide opens, but its micrometres per pixel are absent or implausible."""
 
 
+class PixelsNotSquareError(ResolutionError):
+    """A slide's file states one resolution across and another down; a fallback resolution cannot cure that."""
+
+
 class NoCellsError(CytomilError):
     """A slide was read but held no cells, or too few to say anything."""
 

@@ -110,6 +110,7 @@ def _from_labelled_slides(folder: Path, settings: MakeBagsSettings, listener: Li
     resolutions = Resolutions(given, settings.mpp)
     reader = SlideFolderReader(root)
     problems, rows, used = [], [], set()
+    n_at_edge = 0
     for slide in listener.track(slides, "making bags", unit="slides"):
         info = BagInfo(slide.slide, slide.label, slide.patient_id, source=f"{root.name}/{slide.slide}")
         path = folder / f"{slide.slide}.h5"
@@ -119,9 +120,10 @@ def _from_labelled_slides(folder: Path, settings: MakeBagsSettings, listener: Li
             if place.is_dir():
                 sha256, n = write_bag(path, info, reader.cells(slide))
             else:
-                sha256, n = _write_whole_slide(
+                sha256, n, at_edge = _write_whole_slide(
                     path, replace(info, mpp=cutting.mpp, cutting=cutting), place, resolutions
                 )
+                n_at_edge += at_edge
         except _FAULTS_OF_A_SLIDE as error:
             problems.append(Problem(slide.slide, str(error)))
             continue
@@ -131,24 +133,29 @@ def _from_labelled_slides(folder: Path, settings: MakeBagsSettings, listener: Li
             continue
         rows.append(BagRow(slide.slide, path.name, slide.patient_id, slide.split, slide.label, n, None, sha256))
     problems += [Problem(name, f"has no line in {labels.name}") for name in _unlisted(root, slides, used)]
+    notes = (f"{n_at_edge:,} cells at the edge of what was scanned left out.",) if n_at_edge else ()
     if not rows:
         raise BagFileError(f"none of the slides in {labels} could be read: {problems[0].where}: {problems[0].reason}")
-    return MadeBags(settings.out, tuple(rows), (*problems, *reader.problems), ())
+    return MadeBags(settings.out, tuple(rows), (*problems, *reader.problems), notes)
 
 
 _FAULTS_OF_A_SLIDE = (NotFoundError, SlideUnreadableError, ResolutionError, NoCellsError)
 
 
-def _write_whole_slide(path: Path, info: BagInfo, file: Path, resolutions: Resolutions) -> tuple[str, int]:
-    """Write one slide's bag, and beside the bags the picture that shows which cells were found."""
+def _write_whole_slide(path: Path, info: BagInfo, file: Path, resolutions: Resolutions) -> tuple[str, int, int]:
+    """Write one slide's bag, and beside the bags the picture that shows which cells were found.
+
+    Returns the bag's SHA-256, its number of cells, and how many more lie at the edge and were left out.
+    """
     assert info.cutting is not None
     with resolutions.open(file) as slide:
-        cells = find_cells(file, info.cutting.finding, slide.mpp)
+        cells = find_cells(file, info.cutting.finding, slide.mpp, crop_um=info.cutting.crop_um)
         buffer = io.BytesIO()
         qc_thumbnail(slide, cells).save(buffer, "JPEG", quality=85)
         write_bytes(path.parent / QC_FOLDER / f"{safe_name(info.bag_id)}.jpg", buffer.getvalue())
         require_enough_cells(file, cells, info.cutting.finding)
-        return write_bag(path, info, cut_cells(slide, cells, info.cutting))
+        sha256, n = write_bag(path, info, cut_cells(slide, cells.whole, info.cutting))
+        return sha256, n, int(cells.at_edge.sum())
 
 
 def _unlisted(root: Path, slides: Sequence[LabelledSlide], used: Collection[str]) -> list[str]:

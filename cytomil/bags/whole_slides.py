@@ -38,8 +38,12 @@ def cell_id(x: float, y: float) -> str:
 def cut_cells(slide: Slide, cells: Cells, cutting: Cutting) -> Iterator[Instance]:
     """Yield the cells' crops in the order of ``cells``, each encoded once; one is in memory at a time.
 
+    Names count from the corner of the slide's picture, as QuPath does; ``coords`` count in the file's own level 0, as
+    TRIDENT and CLAM do. They differ where the slide has an `Slide.origin`.
+
     Raises `SlideUnreadableError` where the file turns out damaged.
     """
     crops = iter_crops(slide, cells, crop_um=cutting.crop_um, crop_px=cutting.crop_px)
     for (centre_x, centre_y), (x, y, pixels) in zip(cells.centres, crops, strict=True):
-        yield Instance(cell_id(centre_x, centre_y), encode_image(pixels), (x, y))
+        coords = x + slide.origin[0], y + slide.origin[1]
+        yield Instance(cell_id(centre_x, centre_y), encode_image(pixels), coords)

@@ -17,7 +17,8 @@ def iter_crops(
     """Yield, in the order of ``cells``, one crop per cell with the cell in its middle.
 
     Each is (x, y, image): level-0 px of the crop's top-left corner (negative at the slide's border), and RGB uint8
-    (crop_px, crop_px, 3) that shows ``crop_um`` µm a side whatever the slide's resolution; white outside the slide.
+    (crop_px, crop_px, 3) that shows ``crop_um`` µm a side whatever the slide's resolution; white outside the slide,
+    where no whole cell's crop (`Cells.whole`) reaches.
     One crop is in memory at a time; OpenSlide's cache of decoded tiles serves the neighbours, since the order of
     `Cells` keeps them together. Raises `SlideUnreadableError`.
     """

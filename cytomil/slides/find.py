@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from cytomil.errors import NoCellsError, SettingsError
 from cytomil.slides.detect import BLOCK_PX, detect, has_foreground, reach_px
 from cytomil.slides.handles import Handles
 from cytomil.slides.open import Slide
-from cytomil.slides.tiles import AROUND, Cells, Floats, Tile, join_tiles, tiles_of
+from cytomil.slides.scanned import is_scanned, reaches_unscanned, with_background
+from cytomil.slides.tiles import AROUND, Cells, Tile, join_tiles, tiles_of
 from cytomil.threads import ahead
 
 T = TypeVar("T")
@@ -49,9 +51,10 @@ def find_cells(
     mpp: float | None = None,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    crop_um: float = 0.0,
 ) -> Cells:
     """Find the cells of the slide at ``path``. An empty slide gives no cells, not an error. See `iter_cells`."""
-    return Cells.joined(iter_cells(path, finding, mpp, workers, progress))
+    return Cells.joined(iter_cells(path, finding, mpp, workers, progress, crop_um))
 
 
 def iter_cells(
@@ -60,10 +63,12 @@ def iter_cells(
     mpp: float | None = None,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    crop_um: float = 0.0,
 ) -> Iterator[Cells]:
     """Yield the cells of the slide at ``path``, in the order of `Cells`, while more of them are looked for.
 
-    ``mpp``: as in `open_slide`. ``workers``: threads, each with its own file handle; 0 means one per usable core
+    Cells around which a crop of ``crop_um`` µm a side would reach beyond the slide, or into a gap that was not scanned, are
+    marked `Cells.at_edge`. ``mpp``: as in `open_slide`. ``workers``: threads, each with its own file handle; 0 means one per usable core
     (the heavy calls release the interpreter lock). ``progress``: called with tiles done and in all, in this thread.
     The result does not depend on ``workers``. Raises `SlideUnreadableError` and `ResolutionError`.
     """
@@ -75,9 +80,9 @@ def iter_cells(
             side = -(-finding.tile_px // BLOCK_PX) * BLOCK_PX
             tiles = tiles_of(*_detection_size(slide, detection_mpp), side)
 
-        def look(tile: Tile) -> tuple[Tile, Floats, Floats]:
+        def look(tile: Tile) -> tuple[Tile, Cells]:
             with handles.lend() as slide:
-                return tile, *_cells_of_tile(slide, tile, finding, detection_mpp)
+                return tile, _cells_of_tile(slide, tile, finding, detection_mpp, crop_um)
 
         # Only places are kept, so the looking may run as far ahead as it can.
         with closing(ahead((partial(look, tile) for tile in tiles), workers, len(tiles))) as found:
@@ -93,10 +98,12 @@ def _told(found: Iterable[T], total: int, progress: Callable[[int, int], None] |
 
 
 def require_enough_cells(path: Path, cells: Cells, finding: CellFinding) -> None:
-    """Raise `NoCellsError`, with the reason, if the slide holds fewer than ``finding.min_cells`` cells."""
-    if len(cells) < finding.min_cells:
+    """Raise `NoCellsError`, with the reason, if fewer than ``finding.min_cells`` of the cells are whole."""
+    n_whole, n_at_edge = len(cells.whole), int(cells.at_edge.sum())
+    if n_whole < finding.min_cells:
+        left_out = f" ({n_at_edge} more lie at the edge of what was scanned and are left out)" if n_at_edge else ""
         raise NoCellsError(
-            f"{path}: {len(cells) or 'no'} cells found, at least {finding.min_cells} are needed. Look at its QC "
+            f"{path}: {n_whole or 'no'} cells found{left_out}, at least {finding.min_cells} are needed. Look at its QC "
             f"picture: the slide may be blank or out of focus, or its cells not {finding.diameter_um:g} µm wide."
         )
 
@@ -106,26 +113,31 @@ def _detection_size(slide: Slide, detection_mpp: float) -> tuple[int, int]:
     return width, height
 
 
-def _cells_of_tile(slide: Slide, tile: Tile, finding: CellFinding, detection_mpp: float) -> tuple[Floats, Floats]:
-    """Centres and radii, in detection pixels of the slide, of cells in the tile's core and just around it."""
+def _cells_of_tile(slide: Slide, tile: Tile, finding: CellFinding, detection_mpp: float, crop_um: float) -> Cells:
+    """Cells in the tile's core and just around it, in detection pixels of the slide."""
     scale = detection_mpp / slide.mpp
     diameter_px = finding.diameter_um / detection_mpp
-    margin = reach_px(diameter_px)
+    half_crop = crop_um / detection_mpp / 2
+    margin = max(reach_px(diameter_px), -(-math.ceil(half_crop + AROUND * diameter_px) // BLOCK_PX) * BLOCK_PX)
     width, height = _detection_size(slide, detection_mpp)
     # White beyond the slide's edge would pass for background; the filters repeat the edge instead.
     left, top = max(0, tile.left - margin), max(0, tile.top - margin)
     size = min(width, tile.right + margin) - left, min(height, tile.bottom + margin) - top
     if not _low_power_foreground(slide, (left, top), size, finding, detection_mpp):
-        return np.empty((0, 2)), np.empty(0)
-    centres, radii = detect(slide.read(left * scale, top * scale, *size, detection_mpp), diameter_px)
+        return Cells.joined([])
+    rgb, alpha = slide.read_with_alpha(left * scale, top * scale, *size, detection_mpp)
+    scanned = is_scanned(rgb, alpha, diameter_px)
+    centres, radii = detect(with_background(rgb, scanned), diameter_px)
+    at_edge = reaches_unscanned(centres, half_crop, scanned)
     centres += np.array((left, top))
     # A little beyond the core too: the same cell's centre may differ by a pixel between two tiles, and be in neither.
     around = AROUND * diameter_px
     inside = (centres >= (tile.left - around, tile.top - around)) & (
         centres < (tile.right + around, tile.bottom + around)
     )
-    keep = inside.all(1)
-    return centres[keep], radii[keep]
+    if crop_um:
+        at_edge |= ((centres < half_crop) | (centres > np.array((width, height)) - half_crop)).any(1)
+    return Cells(centres, radii, at_edge)[inside.all(1)]
 
 
 def _low_power_foreground(

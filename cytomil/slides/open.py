@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from cytomil.errors import ResolutionError, SlideUnreadableError
+from cytomil.errors import PixelsNotSquareError, ResolutionError, SlideUnreadableError
 
 WHOLE_SLIDE_SUFFIXES = frozenset(
     {".svs", ".ndpi", ".vms", ".vmu", ".mrxs", ".scn", ".bif", ".svslide", ".czi", ".dcm", ".tif", ".tiff"}
@@ -28,6 +28,7 @@ MPP_LOWEST, MPP_HIGHEST = 0.05, 2.0
 # A single-level slide has to be read in full for a thumbnail; this bounds what is decoded at once (4 bytes a pixel).
 _SOURCE_PX_AT_ONCE = 16_000_000
 _TILE_CACHE_BYTES = 64 << 20
+_SQUARE_WITHIN = 0.01  # a scanner's two axes differ by less; beyond, a round cell would look stretched
 _MICROMETRES_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
 
 
@@ -40,14 +41,17 @@ class Slide:
     """One open slide, read by level-0 position and resolution. A context manager; make it with `open_slide`.
 
     ``path``: the file. ``mpp``: micrometres per level-0 pixel. ``mpp_source``: ``"file"`` or ``"given"``.
-    ``dimensions``: level-0 (width, height) in px. Not to be shared between threads: each opens its own.
+    ``dimensions``: level-0 (width, height) in px of the part that the scanner calls its picture: OpenSlide's bounds where
+    the file states them (MIRAX, Leica, Ventana), else all of level 0. Positions count from that part's upper left corner,
+    as QuPath's do; ``origin`` is the corner (x, y) in the file's own level 0, which TRIDENT and CLAM count in.
+    Not to be shared between threads: each opens its own.
     """
 
     def __init__(self, path: Path, handle: Any, mpp: float, mpp_source: str) -> None:
         self.path = path
         self.mpp = mpp
         self.mpp_source = mpp_source
-        self.dimensions: tuple[int, int] = (int(handle.dimensions[0]), int(handle.dimensions[1]))
+        self.origin, self.dimensions = _bounds(handle)
         self._handle = handle
 
     def __enter__(self) -> Slide:
@@ -69,24 +73,35 @@ class Slide:
         level that is at least as fine. Outside the slide, and where a scanner left gaps, it is white. The result for
         a pixel does not depend on how far the region reaches around it. Raises `SlideUnreadableError`.
         """
+        return self.read_with_alpha(x, y, width_px, height_px, mpp)[0]
+
+    def read_with_alpha(
+        self, x: float, y: float, width_px: int, height_px: int, mpp: float
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """As `read`, and beside the picture its alpha channel, uint8 (height_px, width_px).
+
+        Alpha is 0 outside the slide and where the file says that nothing was scanned, 255 where the picture is whole.
+        """
         scale = mpp / self.mpp
         downsamples = self._handle.level_downsamples
         level = max(i for i, d in enumerate(downsamples) if i == 0 or d <= scale * 1.01)
         step = scale / downsamples[level]
         side = max(1, math.floor(math.sqrt(_SOURCE_PX_AT_ONCE) / step))
-        out = np.empty((height_px, width_px, 3), np.uint8)
+        rgb, alpha = np.empty((height_px, width_px, 3), np.uint8), np.empty((height_px, width_px), np.uint8)
         for top in range(0, height_px, side):
             for left in range(0, width_px, side):
                 size = (min(side, width_px - left), min(side, height_px - top))
-                block = self._read_block(x + left * scale, y + top * scale, size, level, step)
-                out[top : top + size[1], left : left + size[0]] = np.asarray(block)
-        return out
+                here = slice(top, top + size[1]), slice(left, left + size[0])
+                rgb[here], alpha[here] = self._read_block(x + left * scale, y + top * scale, size, level, step)
+        return rgb, alpha
 
-    def _read_block(self, x: float, y: float, size: tuple[int, int], level: int, step: float) -> Image.Image:
+    def _read_block(
+        self, x: float, y: float, size: tuple[int, int], level: int, step: float
+    ) -> tuple[Image.Image, Image.Image]:
         from openslide import OpenSlideError
 
         downsample = self._handle.level_downsamples[level]
-        left, top = x / downsample, y / downsample
+        left, top = (x + self.origin[0]) / downsample, (y + self.origin[1]) / downsample
         # Pillow's bilinear filter reaches one output pixel to each side; without this border seams would show.
         border = math.ceil(max(step, 1.0)) + 1
         x0, y0 = math.floor(left) - border, math.floor(top) - border
@@ -99,10 +114,12 @@ class Slide:
                 f"{self.path}: cannot be read at level-0 ({x:.0f}, {y:.0f}): {error}. The file is damaged or cut off; "
                 "copy it again from the scanner."
             ) from error
+        alpha = rgba.getchannel("A")
         rgb = Image.new("RGB", rgba.size, "white")
-        rgb.paste(rgba, mask=rgba.getchannel("A"))
+        rgb.paste(rgba, mask=alpha)
         box = (left - x0, top - y0, left - x0 + size[0] * step, top - y0 + size[1] * step)
-        return rgb.resize(size, Image.Resampling.BILINEAR, box=box)
+        shown, seen = (one.resize(size, Image.Resampling.BILINEAR, box=box) for one in (rgb, alpha))
+        return shown, seen
 
     def thumbnail(self, max_px: int) -> npt.NDArray[np.uint8]:
         """Return the whole slide as RGB uint8 (h, w, 3), its longer side ``max_px`` or the slide's own if smaller."""
@@ -186,7 +203,7 @@ class _PlainField:
 
 
 def _resolution(path: Path, properties: Mapping[str, str], given: float | None) -> tuple[float, str]:
-    mpp, source = (given, "given") if given is not None else (_mpp_in_file(properties), "file")
+    mpp, source = (given, "given") if given is not None else (_mpp_in_file(path, properties), "file")
     cure = "Give it with `--mpp 0.25` (the scanner's µm per pixel) or in a row of the resolution CSV."
     if mpp is None:
         raise ResolutionError(f"{path}: the file does not state its resolution. {cure}")
@@ -198,13 +215,34 @@ def _resolution(path: Path, properties: Mapping[str, str], given: float | None) 
     return mpp, source
 
 
-def _mpp_in_file(properties: Mapping[str, str]) -> float | None:
-    mpp_x, mpp_y = _number(properties.get("openslide.mpp-x")), _number(properties.get("openslide.mpp-y"))
-    if mpp_x is not None:
-        return (mpp_x + (mpp_y or mpp_x)) / 2
-    pixels_per_unit = _number(properties.get("tiff.XResolution"))
-    unit = _MICROMETRES_PER_UNIT.get(properties.get("tiff.ResolutionUnit", ""))
-    return unit / pixels_per_unit if unit and pixels_per_unit else None
+def _mpp_in_file(path: Path, properties: Mapping[str, str]) -> float | None:
+    mpp_x, mpp_y = (_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
+    if mpp_x is None:
+        unit = _MICROMETRES_PER_UNIT.get(properties.get("tiff.ResolutionUnit", ""))
+        per_unit = (_number(properties.get(f"tiff.{axis}Resolution")) for axis in "XY")
+        mpp_x, mpp_y = (unit / pixels if unit and pixels else None for pixels in per_unit)
+    if mpp_x is None or mpp_y is None:
+        return mpp_x
+    if abs(mpp_x - mpp_y) > _SQUARE_WITHIN * min(mpp_x, mpp_y):
+        raise PixelsNotSquareError(
+            f"{path}: the file states {mpp_x:.4g} µm/px across and {mpp_y:.4g} µm/px down: its cells would be stretched. "
+            "Export it again with square pixels; if the file is wrong, give the true value in a row of the resolution CSV."
+        )
+    return mpp_x
+
+
+def _bounds(handle: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Corner (x, y) and size (width, height) of the slide's picture in its own level 0, in px."""
+    whole = int(handle.dimensions[0]), int(handle.dimensions[1])
+    stated = [_number(handle.properties.get(f"openslide.bounds-{name}")) for name in ("width", "height")]
+    if None in stated:
+        return (0, 0), whole
+    # A corner may be 0, which is a place and no length.
+    corner = [_number(handle.properties.get(f"openslide.bounds-{axis}")) or 0.0 for axis in "xy"]
+    x, y, width, height = (round(number) for number in (*corner, *stated) if number is not None)
+    if x + width > whole[0] or y + height > whole[1]:
+        return (0, 0), whole
+    return (x, y), (width, height)
 
 
 def _number(text: str | None) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cytomil.errors import ResolutionError, SettingsError, require_file
+from cytomil.errors import PixelsNotSquareError, ResolutionError, SettingsError, require_file
 from cytomil.slides.open import Slide, open_slide
 
 
@@ -34,6 +34,8 @@ class Resolutions:
         row = self.of(path)
         try:
             return open_slide(path, row)
+        except PixelsNotSquareError:
+            raise
         except ResolutionError:
             if row is not None or self.fallback is None:
                 raise

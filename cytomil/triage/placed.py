@@ -26,7 +26,7 @@ def with_places(
 
     ``names`` (N,) and ``scores`` (N,) are of the assessed cells.
     """
-    found = source.cells()
+    found = source.cells().whole
     index = {cell_id(x, y): i for i, (x, y) in enumerate(found.centres)}
     rows = [index[name] for name in names]
     cells = found[rows]
@@ -58,5 +58,10 @@ def with_qc(result: SlideResult, source: WholeSlide, out: Path) -> SlideResult:
     picture.thumbnail((REPORT_PX, REPORT_PX))
     small = jpeg(picture, _REPORT_QUALITY)
     return replace(
-        result, n_instances=len(cells), mpp=source.mpp, qc_picture=small, files=result.files | {"qc_picture": file}
+        result,
+        n_instances=len(cells.whole),
+        n_at_edge=int(cells.at_edge.sum()),
+        mpp=source.mpp,
+        qc_picture=small,
+        files=result.files | {"qc_picture": file},
     )

@@ -84,7 +84,10 @@ class WholeSlide:
         return self._reading.resolutions.open(self.path)
 
     def cells(self) -> Cells:
-        """The slide's cells, found now or in an earlier run. Raises `SlideUnreadableError` or `ResolutionError`."""
+        """The slide's cells, those at its edge too, found now or in an earlier run.
+
+        Raises `SlideUnreadableError` or `ResolutionError`.
+        """
         if self._cells is None:
             self._cells = Cells.joined(self._iter_cells())
         return self._cells
@@ -95,7 +98,7 @@ class WholeSlide:
         Raises `NoCellsError` at the end where there are too few, and as `cells` does.
         """
         with closing(Handles(self.path, self.mpp)) as handles:
-            some = _regrouped(self._iter_cells(), piece_sizes(batch_size))
+            some = _regrouped((cells.whole for cells in self._iter_cells()), piece_sizes(batch_size))
             yield from feed(
                 (partial(self._cut_piece, handles, cells) for cells in some), preparation, batch_size, workers
             )
@@ -117,7 +120,8 @@ class WholeSlide:
             yield self._cells
             return
         parts = []
-        for part in iter_cells(self.path, self.cutting.finding, self.mpp, self._reading.workers):
+        finding, crop_um = self.cutting.finding, self.cutting.crop_um
+        for part in iter_cells(self.path, finding, self.mpp, self._reading.workers, crop_um=crop_um):
             parts.append(part)
             yield part
         self._cells = Cells.joined(parts)
@@ -161,12 +165,12 @@ def _regrouped(parts: Iterable[Cells], sizes: Iterable[int]) -> Iterator[Cells]:
 
 def _write_cells(path: Path, key: str, cells: Cells) -> None:
     with replacing(path) as partial, partial.open("wb") as file:
-        np.savez(file, key=np.array(key), centres=cells.centres, radii=cells.radii)
+        np.savez(file, key=np.array(key), **vars(cells))
 
 
 def _read_cells(path: Path, key: str) -> Cells | None:
     try:
         with np.load(path, allow_pickle=False) as kept:
-            return Cells(kept["centres"], kept["radii"]) if str(kept["key"]) == key else None
+            return Cells(kept["centres"], kept["radii"], kept["at_edge"]) if str(kept["key"]) == key else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

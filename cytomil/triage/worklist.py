@@ -40,7 +40,8 @@ class SlideResult:
     """What is known of one slide after triage.
 
     ``probability`` is None for a slide that was not assessed, and ``reason`` then says why. ``cautions`` are sentences a
-    reader must see ("unlike the training slides: read with care"). ``files`` are what was written of the slide beside the
+    reader must see ("unlike the training slides: read with care"). ``n_at_edge`` is how many cells of a whole slide were
+    left out because their crops reach beyond what was scanned. ``files`` are what was written of the slide beside the
     worklist, by kind, as paths from its folder. ``score_shares`` is the share of the slide's cells in
     each of the model's score bins, comparable with `Worklist.reference_shares`. ``thumbnail`` and ``qc_picture`` are
     encoded JPEGs.
@@ -53,6 +54,7 @@ class SlideResult:
     reason: str = ""
     n_instances: int = 0
     n_unreadable: int = 0
+    n_at_edge: int = 0
     mpp: float | None = None
     cautions: tuple[str, ...] = ()
     key_instances: tuple[KeyInstance, ...] = ()

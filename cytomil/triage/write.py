@@ -81,6 +81,7 @@ def _slide(rank: int, slide: SlideResult) -> dict[str, Any]:
         "cautions": list(slide.cautions),
         "n_cells": slide.n_instances,
         "n_unreadable": slide.n_unreadable,
+        "n_at_edge": slide.n_at_edge,
         "mpp": slide.mpp,
         "look_at": slide.look_at,
         "key_instances": [

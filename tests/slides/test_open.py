@@ -10,8 +10,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cytomil.errors import ResolutionError, SlideUnreadableError
-from cytomil.slides import CellFinding, find_cells, is_slide_file, iter_crops, open_slide, qc_thumbnail
+from cytomil.errors import PixelsNotSquareError, ResolutionError, SlideUnreadableError
+from cytomil.slides import CellFinding, Resolutions, find_cells, is_slide_file, iter_crops, open_slide, qc_thumbnail
 
 MakeSlide = Callable[..., Path]
 Write = Callable[..., Path]
@@ -186,3 +186,22 @@ def test_label_and_macro_pictures_are_never_read(gradient: Path, monkeypatch: py
         list(iter_crops(slide, cells, crop_um=10, crop_px=32))
     sources = Path(open_slide.__code__.co_filename).parent.glob("*.py")
     assert not [path.name for path in sources if "associated_images" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize(("ratio", "is_square"), [(1.0, True), (1.005, True), (1.1, False), (2.0, False)])
+def test_unequal_resolutions_are_refused_and_no_fallback_cures_them(
+    tmp_path: Path, render: Callable[..., np.ndarray], ratio: float, is_square: bool
+) -> None:
+    path = tmp_path / "s.tif"
+    resolution = (1e4 / 0.25, 1e4 / (0.25 * ratio))
+    tifffile.imwrite(
+        path, render((40, 40), [], 0.25), tile=(128, 128), resolution=resolution, resolutionunit="CENTIMETER"
+    )
+    if is_square:
+        with open_slide(path) as slide:
+            assert slide.mpp == pytest.approx(0.25)
+        return
+    with pytest.raises(PixelsNotSquareError, match=r"s\.tif: the file states 0\.25 µm/px across"):
+        Resolutions(fallback=0.3).open(path)
+    with Resolutions({"s": 0.25}).open(path) as slide:
+        assert slide.mpp == 0.25

@@ -269,8 +269,9 @@ def test_key_cells_have_places_and_the_files_agree(road, three, tmp_path):
             assert Image.open(io.BytesIO(picture)).format == "JPEG"
         geojson = json.loads((out / slide.files["geojson"]).read_text())
         rows = list(csv.DictReader(io.StringIO((out / slide.files["cells_csv"]).read_text())))
-        assert len(geojson["features"]) == len(rows) == slide.n_instances == 36
-        for feature, row in zip(geojson["features"], rows, strict=True):
+        annotations, detections = geojson["features"][:5], geojson["features"][5:]
+        assert len(detections) == len(rows) == slide.n_instances == 36
+        for feature, row in zip(detections, rows, strict=True):
             (ring,) = feature["geometry"]["coordinates"]
             assert feature["type"] == "Feature"
             assert feature["geometry"]["type"] == "Polygon"
@@ -279,8 +280,11 @@ def test_key_cells_have_places_and_the_files_agree(road, three, tmp_path):
             assert np.allclose(np.mean(ring[:-1], axis=0), (float(row["x"]), float(row["y"])), atol=0.2)
             assert feature["properties"]["objectType"] == "detection"
             assert feature["properties"]["measurements"]["score"] == float(row["score"])
-        marked = [f for f in geojson["features"] if "classification" in f["properties"]]
-        assert len(marked) == 5
+        assert [one["properties"]["objectType"] for one in annotations] == ["annotation"] * 5
+        assert [one["properties"]["name"] for one in annotations] == ["1", "2", "3", "4", "5"]
+        for cell, one in zip(slide.key_instances, annotations, strict=True):
+            assert one["geometry"] in [found["geometry"] for found in detections]
+            assert one["properties"]["measurements"]["score"] == pytest.approx(cell.score, rel=1e-3)
         assert max(float(row["score"]) for row in rows) == pytest.approx(slide.key_instances[0].score, rel=1e-3)
         heat = Image.open(out / slide.files["heatmap"])
         assert heat.format == "PNG"
