@@ -17,7 +17,7 @@ from cytomil.slides.detect import BLOCK_PX, detect, has_foreground, reach_px
 from cytomil.slides.handles import Handles
 from cytomil.slides.open import Slide
 from cytomil.slides.scanned import is_scanned, reaches_unscanned, with_background
-from cytomil.slides.tiles import AROUND, Cells, Tile, join_tiles, tiles_of
+from cytomil.slides.tiles import AROUND, Cells, Mask, Tile, join_tiles, tiles_of
 from cytomil.threads import ahead
 
 T = TypeVar("T")
@@ -68,7 +68,9 @@ def iter_cells(
     """Yield the cells of the slide at ``path``, in the order of `Cells`, while more of them are looked for.
 
     Cells around which a crop of ``crop_um`` µm a side would reach beyond the slide, or into a gap that was not scanned, are
-    marked `Cells.at_edge`. ``mpp``: as in `open_slide`. ``workers``: threads, each with its own file handle; 0 means one per usable core
+    marked `Cells.at_edge`.
+
+    ``mpp``: as in `open_slide`. ``workers``: threads, each with its own file handle; 0 means one per usable core
     (the heavy calls release the interpreter lock). ``progress``: called with tiles done and in all, in this thread.
     The result does not depend on ``workers``. Raises `SlideUnreadableError` and `ResolutionError`.
     """
@@ -137,7 +139,8 @@ def _cells_of_tile(slide: Slide, tile: Tile, finding: CellFinding, detection_mpp
     )
     if crop_um:
         at_edge |= ((centres < half_crop) | (centres > np.array((width, height)) - half_crop)).any(1)
-    return Cells(centres, radii, at_edge)[inside.all(1)]
+    keep: Mask = inside.all(1)
+    return Cells(centres, radii, at_edge)[keep]
 
 
 def _low_power_foreground(

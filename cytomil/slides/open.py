@@ -92,7 +92,8 @@ class Slide:
             for left in range(0, width_px, side):
                 size = (min(side, width_px - left), min(side, height_px - top))
                 here = slice(top, top + size[1]), slice(left, left + size[0])
-                rgb[here], alpha[here] = self._read_block(x + left * scale, y + top * scale, size, level, step)
+                block = self._read_block(x + left * scale, y + top * scale, size, level, step)
+                rgb[here], alpha[here] = (np.asarray(one) for one in block)
         return rgb, alpha
 
     def _read_block(
@@ -188,7 +189,8 @@ def _open_plain(path: Path) -> Any:
         raise SlideUnreadableError(
             f"{path}: cannot be opened: {error}. Export it again as PNG, JPEG or tiled TIFF."
         ) from error
-    return _PlainField(field, {"tiff.XResolution": str(float(dpi[0])), "tiff.ResolutionUnit": "inch"} if dpi else {})
+    resolution = {f"tiff.{axis}Resolution": str(float(dots)) for axis, dots in zip("XY", dpi or (), strict=False)}
+    return _PlainField(field, resolution | {"tiff.ResolutionUnit": "inch"} if resolution else {})
 
 
 class _PlainField:

@@ -17,8 +17,9 @@ _FONT_PX = 16
 
 
 def qc_thumbnail(slide: Slide, cells: Cells, max_px: int = 1600, marked: Sequence[int] = ()) -> Image.Image:
-    """Return an RGB picture of the slide with every cell ringed, its longer side at most ``max_px``; grey rings are at the edge.
+    """Return an RGB picture of the slide with every cell ringed, its longer side at most ``max_px``.
 
+    Cells at the edge of what was scanned have grey rings.
     ``marked``: indices into ``cells``, the most suspicious first; they get a bold ring and their rank from 1. The
     picture is made for a slide without cells too. Raises `SlideUnreadableError`.
     """

@@ -46,7 +46,7 @@ def write_geojson(path: Path, slide: str, cells: Cells, scores: np.ndarray, top:
 
 
 def write_cells_csv(path: Path, names: list[str], cells: Cells, scores: np.ndarray) -> None:
-    """Write instance_id, x and y of the cell's centre in px from the corner of the slide's picture, and score; one line a cell."""
+    """Write instance_id, x and y of the cell's centre, in px from the corner of the slide's picture, and score."""
     with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("instance_id", "x", "y", "score"))

@@ -95,7 +95,8 @@ def test_cells_whose_crop_leaves_the_slide_are_marked(make_slide):
     discs = [(60.0, 60.0, 4.0), (5.0, 60.0, 4.0), (60.0, 6.5, 4.0), (237.0, 80.0, 4.0), (100.0, 155.5, 4.0)]
     cells = find_cells(make_slide(discs), CellFinding(), crop_um=12.0)
     at_edge = {
-        tuple(np.round(centre * 0.25 / 5).astype(int)): edge for centre, edge in zip(cells.centres, cells.at_edge)
+        tuple(np.round(centre * 0.25 / 5).astype(int)): edge
+        for centre, edge in zip(cells.centres, cells.at_edge, strict=True)
     }
     assert at_edge == {(12, 12): False, (1, 12): True, (12, 1): False, (47, 16): True, (20, 31): True}
     assert not find_cells(make_slide(discs), CellFinding()).at_edge.any()
