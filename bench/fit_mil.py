@@ -96,7 +96,7 @@ def score(root: str, n: int) -> dict[str, float]:
     import torch
 
     from cytomil.features.cache import FeatureKey, open_features, write_features
-    from cytomil.mil.bags import Standardiser
+    from cytomil.mil.bags import Standardiser, TrainingBag
     from cytomil.mil.ensemble import Ensemble, Member
     from cytomil.mil.novelty import fit_novelty
     from cytomil.mil.pamil import PAMIL
@@ -105,7 +105,8 @@ def score(root: str, n: int) -> dict[str, float]:
     path = Path(root) / "large.h5"
     write_features(path, "large", FeatureKey("", "", "z", "", "eager", "float16", "1"), _DIM, _slide(n))
     small = [np.random.default_rng(i).normal(size=(1_000, _DIM)).astype(np.float32) for i in range(4)]
-    novelty = fit_novelty(small, np.array([0, 0, 1, 1]))
+    bags = [TrainingBag(str(i), torch.from_numpy(values), i % 2, str(i)) for i, values in enumerate(small)]
+    novelty = fit_novelty(bags, np.array([0, 0, 1, 1]))
     standardise = Standardiser(torch.zeros(_DIM), torch.ones(_DIM))
     members = tuple(Member(PAMIL(_DIM).eval(), standardise, 1.0) for _ in range(3))
     ensemble = Ensemble("pamil", members, InstanceScore.EVIDENCE)
@@ -113,7 +114,7 @@ def score(root: str, n: int) -> dict[str, float]:
     before = own_peak_mb() / 1000
     features = open_features(path)
     assessment = ensemble.assess_blocks(features.blocks())
-    beyond = novelty.is_beyond(features.blocks())
+    beyond = novelty.judge(features.blocks()).is_beyond
     if len(assessment.scores) != n or len(beyond) != n:
         raise SystemExit("not every cell was scored")
     size, peak = path.stat().st_size / 1e9, own_peak_mb() / 1000

@@ -11,7 +11,10 @@ from cytomil.progress import Problem
 from cytomil.settings import EvaluateSettings, Split, load
 
 if TYPE_CHECKING:
+    from cytomil.evaluate.intervals import Bounds
     from cytomil.evaluate.redrawn import RedrawnMetrics
+
+FEW_BAGS = 30
 
 _BAG_ROWS = (
     ("auroc", "AUROC", "0.5 is chance"),
@@ -65,8 +68,12 @@ def evaluate(
         bag, instance = done.bag.to_dict(), done.instance.to_dict()
         columns = ("figure", "value", "what it says")
         title = f"bags ({bag['n_bags']}, {bag['n_positive']} positive)"
-        print_table(title, columns, _rows(bag, _BAG_ROWS))
-        print_table(f"cells (means over {instance['n_bags']} positive bags)", columns, _rows(instance, _INSTANCE_ROWS))
+        print_table(title, columns, _rows(bag, _BAG_ROWS, done.intervals["bag"]))
+        title = f"cells (means over {instance['n_bags']} positive bags)"
+        print_table(title, columns, _rows(instance, _INSTANCE_ROWS, done.intervals["instance"]))
+        console.print("In brackets: 95 % intervals, by patient where patients are known.", style="dim")
+        if bag["n_bags"] < FEW_BAGS:
+            print_warning("FEW TEST BAGS", f"{bag['n_bags']} bags say little: trust no figure beyond its interval.")
         if done.redrawn:
             _show_redrawn(done.redrawn)
         console.print(f"metrics.json, predictions.csv and plots in {settings.out}")
@@ -83,6 +90,7 @@ def evaluate(
     found = {
         "bag": bag,
         "instance": instance,
+        "intervals": done.intervals,
         "collapsed": done.collapsed,
         "uses_instance_labels": done.uses_instance_labels,
     }
@@ -132,14 +140,20 @@ def _show_tables(settings: EvaluateSettings, as_json: bool) -> None:
     finish({"folder": folder, "runs": len(runs.done), "failed": len(runs.failed)}, problems, as_json)
 
 
-def _rows(figures: dict[str, Any], wanted: tuple[tuple[str, str, str], ...]) -> list[tuple[str, str, str]]:
+def _rows(
+    figures: dict[str, Any], wanted: tuple[tuple[str, str, str], ...], intervals: Bounds | None = None
+) -> list[tuple[str, str, str]]:
     rows = []
     for key, name, meaning in wanted:
         value = figures[key]
         if value is None:
             rows.append((name, "–", figures["undefined"].get(key, "undefined")))
             continue
-        shown = f"{value:.1f}" if key == "review_until_first" else f"{value:.3f}"
+        shown = (
+            f"{value:.1f}" if key == "review_until_first" else f"{value:.3f}" if intervals is None else f"{value:.2f}"
+        )
+        if bounds := (intervals or {}).get(key):
+            shown += f" [{bounds['low']:.2f}, {bounds['high']:.2f}]"
         k = f"k = {figures['k']} cells" if figures.get("k") else "k = 40 % of the bag; chance 0.40"
         rows.append((name, shown, k if key == "recall_at_k" else meaning))
     return rows

@@ -40,6 +40,7 @@ def fit_mil(
     with plain_errors():
         settings = load(options, params, profile).fit_mil
         from cytomil.mil.fit import fit_mil as run
+        from cytomil.mil.weakness import weaknesses
 
         model = run(settings, RichListener())
         held_out, thresholds = model.card["held_out"], model.card["thresholds"]
@@ -47,7 +48,13 @@ def fit_mil(
         epochs = model.card["epochs_chosen"]
         rows = [
             *([("epochs", str(epochs), "least log loss on held-out training bags")] if epochs else []),
-            ("AUROC", f"{held_out['auroc']:.2f}", "held-out training bags; 0.5 is chance"),
+            (
+                "AUROC",
+                f"{held_out['auroc']:.2f}",
+                "held-out training bags, 95 % interval {:.2f} to {:.2f}; 0.5 is chance".format(
+                    *held_out["auroc_interval"]
+                ),
+            ),
             ("F1", f"{held_out['f1']:.2f}", "held-out training bags, at the chosen threshold"),
             (
                 "threshold",
@@ -61,6 +68,8 @@ def fit_mil(
             ),
         ]
         print_table(f"triage model in {settings.out}", ("figure", "value", "what it says"), rows)
+        for weakness in weaknesses(model.card):
+            print_warning(weakness.title, weakness.text)
         if model.card["uses_instance_labels"]:
             print_warning(
                 "CEILING",

@@ -58,13 +58,15 @@ def rank(
             (
                 number,
                 slide.slide,
-                "–" if slide.probability is None else f"{slide.probability:.3f}",
+                "–" if slide.probability is None or slide.is_unlike else f"{slide.probability:.3f}",
                 Text(slide.call.value, style=_STYLES[slide.call.value]),
                 f"{slide.n_instances:,}",
                 slide.look_at,
             )
             for number, slide in enumerate(worklist.slides, start=1)
         ]
+        for weakness in worklist.weaknesses:
+            print_warning(weakness.title, weakness.text)
         columns = ("#", "slide", "prob.", "call", "cells", "look at")
         print_table(f"worklist of {slide_dir}", columns, rows, right=("#", "prob.", "cells"))
         for line in _thresholds(worklist):

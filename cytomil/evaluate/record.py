@@ -14,6 +14,7 @@ import numpy as np
 
 from cytomil.bags.manifest import Manifest, fingerprint
 from cytomil.evaluate.curves import recall_by_k_points
+from cytomil.evaluate.intervals import Bounds
 from cytomil.evaluate.metrics import BagMetrics, InstanceMetrics, bags_with_witness, instance_auroc, recall_at_share
 from cytomil.evaluate.redrawn import RedrawnMetrics
 from cytomil.provenance import now, versions
@@ -74,6 +75,7 @@ def make_record(
     predictions: Sequence[Prediction],
     bag: BagMetrics,
     instance: InstanceMetrics,
+    intervals: dict[str, Bounds],
     redrawn: RedrawnMetrics | None = None,
 ) -> dict[str, Any]:
     """What evaluate.json holds. Shares are 0 to 1; a figure that is not defined is None."""
@@ -85,6 +87,7 @@ def make_record(
     metrics = {
         "bag": bag.to_dict(),
         "instance": instance.to_dict(),
+        "intervals": intervals,
         "collapsed": bool(model.card["collapsed"]),
         "uses_instance_labels": uses_instance_labels,
     }

@@ -16,6 +16,7 @@ from cytomil.bags.instance_labels import read_instance_labels
 from cytomil.bags.manifest import Manifest, read_manifest
 from cytomil.errors import CytomilError, FeatureFileError
 from cytomil.evaluate.curves import pr_curve_points, recall_by_k_points, roc_curve_points
+from cytomil.evaluate.intervals import Bounds, bag_intervals, instance_intervals
 from cytomil.evaluate.metrics import BagMetrics, InstanceMetrics, bag_metrics, instance_metrics
 from cytomil.evaluate.plots import plot_pr, plot_recall_by_k, plot_roc, plot_training, save_png
 from cytomil.evaluate.record import RECORD_NAME, Prediction, make_record
@@ -44,11 +45,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What evaluate found; ``problems`` are bags whose instance labels could not be read."""
+    """What evaluate found; ``problems`` are bags whose instance labels could not be read.
+
+    ``intervals``: 95 %, of the figures of ``bag`` and ``instance``, by these two names.
+    """
 
     folder: Path
     bag: BagMetrics
     instance: InstanceMetrics
+    intervals: dict[str, Bounds]
     collapsed: bool
     uses_instance_labels: bool
     problems: tuple[Problem, ...]
@@ -62,9 +67,16 @@ def evaluate(settings: EvaluateSettings, listener: Listener) -> Evaluated:
     """
     measured = measure(settings, listener)
     _write(settings.out, measured)
-    collapsed, ceiling = (measured.record["metrics"][key] for key in ("collapsed", "uses_instance_labels"))
+    metrics = measured.record["metrics"]
     return Evaluated(
-        settings.out, measured.bag, measured.instance, collapsed, ceiling, measured.problems, measured.redrawn
+        settings.out,
+        measured.bag,
+        measured.instance,
+        metrics["intervals"],
+        metrics["collapsed"],
+        metrics["uses_instance_labels"],
+        measured.problems,
+        measured.redrawn,
     )
 
 
@@ -99,9 +111,16 @@ def measure(settings: EvaluateSettings, listener: Listener) -> Measured:
         )
     threshold = float(model.card["thresholds"]["decision"])
     bag = bag_metrics([p.probability for p in predictions], [p.label for p in predictions], threshold)
-    instance = instance_metrics([p.scored for p in predictions if p.scored is not None], settings.k or None)
+    scored = [p.scored for p in predictions if p.scored is not None]
+    instance = instance_metrics(scored, settings.k or None)
+    columns = (
+        [p.probability for p in predictions],
+        [p.label for p in predictions],
+        [p.patient_id for p in predictions],
+    )
+    intervals = {"bag": bag_intervals(bag, *columns), "instance": instance_intervals(scored, settings.k or None)}
     redrawn = _redraw(settings, model, [features for _, features in opened], predictions) if settings.redraw else None
-    record = make_record(settings, model, manifest, predictions, bag, instance, redrawn)
+    record = make_record(settings, model, manifest, predictions, bag, instance, intervals, redrawn)
     return Measured(model, tuple(predictions), bag, instance, record, tuple(problems), redrawn)
 
 

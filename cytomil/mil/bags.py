@@ -33,9 +33,9 @@ def split(columns: Tensor, n_described: int) -> tuple[Tensor, Tensor]:
     return columns[..., :n_embedded], columns[..., n_embedded:]
 
 
-def _with_least(std: Tensor) -> Tensor:
-    least = _LEAST_SPREAD * float(std.square().mean().sqrt()) if len(std) else 0.0
-    return std.clamp(min=max(least, 1e-6))
+def least_spread(std: Tensor) -> float:
+    """The least that any dimension's spread counts for, from the spreads of all of its group, (d,)."""
+    return max(_LEAST_SPREAD * float(std.square().mean().sqrt()) if len(std) else 0.0, 1e-6)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ class Standardiser:
         """
         values = torch.cat([bag.values for bag in bags])
         std = values.std(dim=0, correction=0)
-        return cls(values.mean(dim=0), torch.cat([_with_least(part) for part in split(std, bags[0].n_described)]))
+        return cls(
+            values.mean(dim=0),
+            torch.cat([part.clamp(min=least_spread(part)) for part in split(std, bags[0].n_described)]),
+        )
 
     def __call__(self, values: Tensor) -> Tensor:
         """Embeddings (N, D) → standardised embeddings (N, D).

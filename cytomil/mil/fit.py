@@ -18,7 +18,8 @@ from cytomil.mil.aggregators.registry import find_aggregator, require_score
 from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.mil.cross_validate import HeldOut, cross_validate, member_seed, n_members
 from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, reference_evidence, score_shares
-from cytomil.mil.novelty import Novelty, fit_novelty
+from cytomil.mil.intervals import auroc_interval, n_independent
+from cytomil.mil.novelty import UNLIKE_BELOW, Novelty, fit_novelty
 from cytomil.mil.thresholds import Thresholds, choose_thresholds
 from cytomil.mil.train import fit_side_by_side, training_epochs
 from cytomil.mil.triage_model import CARD_NAME, TriageModel, save_triage_model
@@ -54,7 +55,7 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
     held_out = cross_validate(bags, settings, listener)
     ensemble = _refit(bags, settings, held_out.n_epochs, listener)
     thresholds = choose_thresholds(held_out, labels, ensemble.judged, settings.sensitivity, settings.seed)
-    novelty = fit_novelty([bag.values.numpy() for bag in bags], held_out.fold)
+    novelty = fit_novelty(bags, held_out.fold)
     facts = _facts(settings, encoder, bags, held_out, thresholds, ensemble) | {
         "layer": key.layer,
         "preparation_sha256": key.transform_sha256,
@@ -109,7 +110,7 @@ def _facts(
             "cells": int(sum(len(bag.values) for bag in bags)),
             "sources": encoder.card["data"]["sources"],
         },
-        "held_out": _held_out_figures(held_out, labels, thresholds),
+        "held_out": _held_out_figures(held_out, bags, thresholds),
         "thresholds": asdict(thresholds)
         | {
             "sensitivity_wanted": settings.sensitivity,
@@ -131,18 +132,24 @@ def _chosen_by(ensemble: Ensemble, held_out: HeldOut) -> str:
 
 def _novelty_limit(novelty: Novelty) -> str:
     return (
-        f"A slide is flagged as unlike the training slides where more than {novelty.greatest_allowed:.0%} of its cells lie "
-        f"farther out than 99 % of the training cells; on held-out training slides it was at most "
-        f"{novelty.greatest_held_out_share:.0%}. A slide may differ in ways that this does not see."
+        f"A slide is flagged as unlike the training slides where its cells as a whole lie farther out than those of all "
+        f"{len(novelty.held_out)} training slides, each held out, and fewer than {UNLIKE_BELOW:.0%} of slides like them "
+        "would; or far out by any measure. A slide may differ in ways that this does not see."
     )
 
 
-def _held_out_figures(held_out: HeldOut, labels: np.ndarray, thresholds: Thresholds) -> dict[str, Any]:
+def _held_out_figures(held_out: HeldOut, bags: Sequence[TrainingBag], thresholds: Thresholds) -> dict[str, Any]:
     from sklearn.metrics import f1_score, roc_auc_score
 
+    labels = np.array([bag.label for bag in bags])
+    auroc = float(roc_auc_score(labels, held_out.probabilities))
+    n_positive, n_negative = n_independent(labels.tolist(), [bag.patient for bag in bags])
     called = held_out.probabilities >= thresholds.decision
     return {
-        "auroc": float(roc_auc_score(labels, held_out.probabilities)),
+        "auroc": auroc,
+        "auroc_interval": list(auroc_interval(auroc, n_positive, n_negative)),
+        "n_positive_patients": n_positive,
+        "n_negative_patients": n_negative,
         "f1": float(f1_score(labels, called)),
         "sensitivity": float(called[labels == 1].mean()),
         "specificity": float((~called[labels == 0]).mean()),

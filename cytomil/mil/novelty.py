@@ -1,71 +1,210 @@
-"""How far a slide's cells lie from all that the model has seen: the model's own limits, watched."""
+"""How unlike the training slides a slide is: the model's own limits, watched.
+
+A stain, a scanner or a focus that the model has not seen moves *all* cells of a slide a little; another specimen moves them
+far. So a slide is judged by where its average cell lies, not by how many of its cells are extreme. What is usual is
+measured on training slides that had no part in shaping the cloud they are compared with (cross-conformal prediction:
+Vovk, "Cross-conformal predictors", 2015).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cytomil.mil.bags import TrainingBag, least_spread, split
 from cytomil.mil.gathered import Gathered
-from cytomil.mil.shrunk_covariance import mean_and_precision, squared_distances
 
-LIMIT_QUANTILE = 0.99
-LEAST_SHARE = 0.05
-TIMES_GREATEST = 2.0
-_BLOCK = 4096
+CELL_QUANTILE = 0.99
+UNLIKE_BELOW = 0.05
+MOST_SHIFT = 1.0
+_COMPONENTS = 24
+_CELLS_PER_COMPONENT = 10
+_FITTED_CELLS = 20_000
+_CLIP = 3.0
+# Slides made of one pool of cells differ by chance alone, real ones do not: the least that slides are taken to differ by.
+_LEAST_SLIDE_SPREAD = 0.1
+_LEAST_LOG_SPREAD = 0.05  # distances that differ by less differ by nothing
+_BLOCK = 8192
+_TINY = 1e-6  # of the training cells' own squared distance, which is about 1
+
+
+@dataclass(frozen=True)
+class SlideNovelty:
+    """How unlike the training slides one slide is.
+
+    ``shift``: how far its average cell lies from the training cells' (root mean square over the directions), in standard
+    deviations of a cell. ``p_value``: the chance, 0 to 1, that a slide like the training ones lies as far out.
+    ``farther_than_all``: whether it lies farther out than every held-out training slide. ``is_beyond``: bool (N,), the
+    cells that are farther out than 99 % of held-out training cells.
+    """
+
+    shift: float
+    p_value: float
+    farther_than_all: bool
+    is_beyond: np.ndarray
+
+    @property
+    def is_unlike(self) -> bool:
+        """Whether the slide is too unlike the training slides for the model to be relied on.
+
+        Either it lies farther out than all held-out training slides, where fewer than 5 % of slides like them would lie; or
+        its average cell lies a whole standard deviation of a cell out in the mean direction, however the training slides
+        may differ among themselves.
+        """
+        return (self.farther_than_all and self.p_value < UNLIKE_BELOW) or self.shift > MOST_SHIFT
+
+
+@dataclass(frozen=True)
+class _Cloud:
+    """Directions in which cells are measured. ``mean`` and ``weight`` (D,), ``axes`` (D, K), ``spread`` (K,); float64."""
+
+    mean: Tensor
+    weight: Tensor
+    axes: Tensor
+    spread: Tensor
+
+    @classmethod
+    def of(cls, bags: Sequence[TrainingBag], n_components: int) -> Self:
+        """The leading principal components of the bags' cells; of many cells, an even sample."""
+        from sklearn.decomposition import PCA
+
+        cells = _even_sample([bag.values for bag in bags])
+        mean, std = cells.mean(dim=0), cells.std(dim=0, correction=0)
+        # The encoder's columns and the morphology's are to count alike, though there are many more of one.
+        weight = torch.cat(
+            [
+                1 / (part.clamp(min=least_spread(part)) * max(len(part), 1) ** 0.5)
+                for part in split(std, bags[0].n_described)
+            ]
+        )
+        with np.errstate(invalid="ignore"):  # identical cells have no variance to explain
+            fitted = PCA(n_components, svd_solver="randomized", random_state=0).fit(((cells - mean) * weight).numpy())
+        spread = torch.from_numpy(np.sqrt(np.maximum(np.nan_to_num(fitted.explained_variance_), _TINY)))
+        return cls(
+            mean.double(), weight.double(), torch.from_numpy(fitted.components_.T.copy()).double(), spread.double()
+        )
+
+    def measure(self, cells: Tensor) -> Tensor:
+        """Cells (n, D) → (n, K + 2): components in units of their spread, log distance within them, log of the rest."""
+        centred = (cells.double() - self.mean) * self.weight
+        components = centred @ self.axes
+        rest = centred.square().sum(dim=1) - components.square().sum(dim=1)
+        components = components / self.spread
+        within = components.square().mean(dim=1)
+        return torch.cat([components, torch.stack([within, rest], dim=1).clamp(min=_TINY).log()], dim=1)
 
 
 @dataclass(frozen=True)
 class Novelty:
-    """The training cells as one cloud in embedding space: ``mean`` (D,) and ``precision`` (D, D), both float64.
+    """What is usual among the training slides; all of it tensors, float64.
 
-    A cell is *beyond* where its Mahalanobis distance from the mean is above ``limit``, the 99th percentile of the training
-    cells' own: so about one training cell in a hundred is, and more on a slide of another stain, scanner or kind of cell.
-    A slide is *unlike the training slides* where its share of such cells is above ``greatest_allowed``: 5 % of the cells,
-    five times what is expected, or twice the greatest share on any training slide that was held out when the cloud was
-    measured, whichever is more. Held out, because a slide lies closer to a cloud that it is itself a part of; twice,
-    because a handful of training slides do not show how far normal ones may spread.
+    ``mean``, ``weight`` (D,), ``axes`` (D, K), ``spread`` (K,): the training cells' leading components. ``usual`` (2, 2):
+    mean and standard deviation of held-out cells' log distance within the components and outside of them. ``cell_limit`` (1,):
+    above it a cell is farther out than 99 % of held-out cells. ``slide_variance`` (1,): of slides' average cells, beyond
+    what the number of cells explains. ``held_out`` (n,): the log statistics of the n training slides, each held out.
     """
 
     mean: Tensor
-    precision: Tensor
-    limit: float
-    greatest_held_out_share: float
+    weight: Tensor
+    axes: Tensor
+    spread: Tensor
+    usual: Tensor
+    cell_limit: Tensor
+    slide_variance: Tensor
+    held_out: Tensor
 
     @property
-    def greatest_allowed(self) -> float:
-        """The share of cells beyond the limit, 0 to 1, above which a slide counts as unlike the training slides."""
-        return max(LEAST_SHARE, TIMES_GREATEST * self.greatest_held_out_share)
+    def dim(self) -> int:
+        """Length of the embeddings that it judges."""
+        return len(self.mean)
 
-    def is_beyond(self, blocks: Iterable[np.ndarray]) -> np.ndarray:
-        """Embeddings in blocks, (n, D) each → bool (N,): the cells that are farther out than 99 % of the training cells."""
-        # Part by part: in double precision a slide's embeddings would take their memory several times over.
-        beyond = Gathered()
+    def judge(self, blocks: Iterable[np.ndarray]) -> SlideNovelty:
+        """Judge a slide by its cells' embeddings, float32 (n, D) a block, N ≥ 1 in all."""
+        cloud = _Cloud(self.mean, self.weight, self.axes, self.spread)
+        total, n, outside = torch.zeros(len(self.spread) + 2, dtype=torch.float64), 0, Gathered()
         for block in blocks:
             for part in torch.from_numpy(block).split(_BLOCK):
-                beyond.add(self._is_part_beyond(part))
-        return beyond.all().numpy()
+                measured = _standardised(cloud.measure(part), self.usual)
+                total += measured.clamp(-_CLIP, _CLIP).sum(dim=0)
+                n += len(part)
+                outside.add(_outlyingness(measured))
+        mean_square = float((total / n).square().mean())
+        statistic = _statistic(mean_square, n, float(self.slide_variance))
+        is_beyond = (outside.all() > self.cell_limit).numpy()
+        return SlideNovelty(
+            shift=mean_square**0.5,
+            p_value=_p_value(statistic, self.held_out.numpy(), len(total)),
+            farther_than_all=bool(statistic > self.held_out.max()),
+            is_beyond=is_beyond,
+        )
 
-    def _is_part_beyond(self, part: Tensor) -> Tensor:
-        return squared_distances(part, self.mean, self.precision) > self.limit**2
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it knows, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def fit_novelty(bags: Sequence[np.ndarray], fold: np.ndarray) -> Novelty:
-    """Measure the cloud of all bags' cells, each (N, D); ``fold`` (n_bags,) says which bags are held out together."""
-    greatest = 0.0
-    for number in range(int(fold.max()) + 1):
-        kept = _cloud([bag for bag, other in zip(bags, fold, strict=True) if other != number], 0.0)
-        held = [bag for bag, other in zip(bags, fold, strict=True) if other == number]
-        greatest = max(greatest, *(float(kept.is_beyond([bag]).mean()) for bag in held))
-    return _cloud(bags, greatest)
+def fit_novelty(bags: Sequence[TrainingBag], fold: np.ndarray) -> Novelty:
+    """Measure what is usual among ``bags``; ``fold`` (n_bags,) says which of them are held out together.
+
+    A slide's statistic is the mean square of its average cell over the directions, each cell clipped to ±3, over what
+    is expected: the slides' own variance and 1 / (number of cells), so that small and large bags are comparable.
+    """
+    kept = [[bag for bag, other in zip(bags, fold, strict=True) if other != n] for n in range(int(fold.max()) + 1)]
+    fewest = min(sum(len(bag.values) for bag in some) for some in kept)
+    # Half the dimensions at the most, so that there is a rest to measure.
+    n_components = max(1, min(_COMPONENTS, fewest // _CELLS_PER_COMPONENT, bags[0].values.shape[1] // 2))
+    held: list[Tensor] = [torch.empty(0)] * len(bags)
+    for number, some in enumerate(kept):
+        cloud = _Cloud.of(some, n_components)
+        for i in np.flatnonzero(fold == number).tolist():
+            held[i] = cloud.measure(bags[i].values)
+    logs = torch.cat(held)[:, -2:]
+    usual = torch.stack([logs.mean(dim=0), logs.std(dim=0, correction=0).clamp(min=_LEAST_LOG_SPREAD)])
+    measured = [_standardised(one, usual) for one in held]
+    squares = np.array([float(one.clamp(-_CLIP, _CLIP).mean(dim=0).square().mean()) for one in measured])
+    sizes = np.array([len(one) for one in measured])
+    variance = max(_LEAST_SLIDE_SPREAD**2, float((squares - 1 / sizes).mean()))
+    statistics = [_statistic(square, n, variance) for square, n in zip(squares, sizes, strict=True)]
+    limit = np.quantile(torch.cat([_outlyingness(one) for one in measured]).numpy(), CELL_QUANTILE)
+    whole = _Cloud.of(bags, n_components)
+    return Novelty(
+        **vars(whole),
+        usual=usual,
+        cell_limit=torch.tensor([limit], dtype=torch.float64),
+        slide_variance=torch.tensor([variance], dtype=torch.float64),
+        held_out=torch.tensor(statistics, dtype=torch.float64),
+    )
 
 
-def _cloud(bags: Sequence[np.ndarray], greatest_held_out_share: float) -> Novelty:
-    cells = np.concatenate(bags).astype(np.float64)
-    mean, precision = mean_and_precision(cells)
-    squared = [squared_distances(part, mean, precision) for part in torch.from_numpy(cells).split(_BLOCK)]
-    limit = float(np.quantile(torch.cat(squared).sqrt().numpy(), LIMIT_QUANTILE))
-    return Novelty(mean, precision, limit, greatest_held_out_share)
+def _even_sample(bags: Sequence[Tensor]) -> Tensor:
+    most = max(1, _FITTED_CELLS // len(bags))
+    return torch.cat([values[:: -(-len(values) // most)] for values in bags])
+
+
+def _standardised(measured: Tensor, usual: Tensor) -> Tensor:
+    mean, std = usual
+    return torch.cat([measured[:, :-2], (measured[:, -2:] - mean) / std], dim=1)
+
+
+def _outlyingness(measured: Tensor) -> Tensor:
+    """How far out each cell is, (n, K + 2) → (n,): the larger of its two distances."""
+    return measured[:, -2:].amax(dim=1)
+
+
+def _statistic(mean_square: float, n: int, slide_variance: float) -> float:
+    return float(np.log(max(mean_square, _TINY) / (slide_variance + 1 / n)))
+
+
+def _p_value(statistic: float, held_out: np.ndarray, n_directions: int) -> float:
+    """One-sided, by Student's prediction interval for one more draw from a normal distribution."""
+    from scipy.stats import t
+
+    n = len(held_out)
+    # Log of a mean of this many squares spreads by at least that much, however alike the few slides at hand are.
+    std = max(float(held_out.std(ddof=1)), (2 / n_directions) ** 0.5)
+    return float(t.sf((statistic - held_out.mean()) / (std * (1 + 1 / n) ** 0.5), n - 1))

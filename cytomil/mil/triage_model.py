@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from cytomil.mil.novelty import Novelty
 from cytomil.settings import InstanceScore
 from cytomil.slides.cutting import Cutting
 
-SCHEMA = "cytomil.triage-model/1"
+SCHEMA = "cytomil.triage-model/2"
 CARD_NAME = "triage.json"
 WEIGHTS_NAME = "aggregator.safetensors"
 ENCODER_FOLDER = "encoder"
@@ -70,7 +70,7 @@ def save_triage_model(
             tensors |= {f"{i}.model.{name}": tensor.contiguous() for name, tensor in state.items()}
             tensors |= {f"{i}.mean": member.standardise.mean.clone(), f"{i}.std": member.standardise.std.clone()}
             tensors |= {f"{i}.reference": torch.tensor(member.reference, dtype=torch.float64)}
-        tensors |= {"novelty.mean": novelty.mean, "novelty.precision": novelty.precision}
+        tensors |= {f"novelty.{name}": tensor.contiguous() for name, tensor in novelty.tensors().items()}
         save_file(tensors, folder / WEIGHTS_NAME)
         card = {
             "schema": SCHEMA,
@@ -80,7 +80,6 @@ def save_triage_model(
                 "instance_score": ensemble.instance_score.value,
                 **ensemble.members[0].aggregator.config,
             },
-            "novelty": {"limit": novelty.limit, "greatest_held_out_share": novelty.greatest_held_out_share},
             "score_meaning": ensemble.meaning,
             "encoder_sha256": encoder.sha256,
             "aggregator_sha256": sha256_of_file(folder / WEIGHTS_NAME),
@@ -101,7 +100,7 @@ def load_triage_model(path: Path) -> TriageModel:
         encoder = load_bundle(path / ENCODER_FOLDER)
         tensors = load_file(weights)
         ensemble = _load_ensemble(tensors, card["aggregator"])
-        novelty = Novelty(tensors["novelty.mean"], tensors["novelty.precision"], **card["novelty"])
+        novelty = Novelty(**{field.name: tensors[f"novelty.{field.name}"] for field in fields(Novelty)})
     except (EncoderBundleError, NotFoundError) as error:
         raise TriageModelError(f"the encoder inside {path} cannot be used: {error}") from None
     except SettingsError as error:

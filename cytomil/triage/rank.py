@@ -20,7 +20,9 @@ from cytomil.features.embedder import Embedder
 from cytomil.features.layers import encoder_layer, seen_px
 from cytomil.files import sha256_of_json
 from cytomil.mil.ensemble import score_shares
+from cytomil.mil.novelty import SlideNovelty
 from cytomil.mil.triage_model import TriageModel, load_triage_model
+from cytomil.mil.weakness import weaknesses
 from cytomil.progress import Listener
 from cytomil.provenance import code_fingerprint, now, versions
 from cytomil.settings import RankSettings
@@ -82,6 +84,7 @@ def rank(slide_dir: Path, settings: RankSettings, listener: Listener) -> Worklis
         reference_shares=tuple(model.card["reference_shares"]),
         threshold_range=tuple(thresholds["decision_range"]),
         low_threshold_range=tuple(thresholds["low_range"]),
+        weaknesses=weaknesses(model.card),
     )
 
 
@@ -110,7 +113,8 @@ def _reading(model: TriageModel, settings: RankSettings, found: Sequence[Found],
 def model_card(model: TriageModel) -> dict[str, object]:
     """What the model says of itself, for a reader: on what it learnt, when, how well it did on held-out slides."""
     card, encoder = model.card, model.encoder.card
-    held_out = {key: card["held_out"][key] for key in ("auroc", "f1", "sensitivity", "specificity")}
+    shown = ("auroc", "auroc_interval", "f1", "sensitivity", "specificity")
+    held_out = {key: card["held_out"][key] for key in shown}
     return {
         "fitted_with_engine": card.get("engine"),
         "synthetic": card["synthetic"],
@@ -219,18 +223,19 @@ class _Ranker:
         assessment = self._model.ensemble.assess_blocks(features.blocks())
         if not np.isfinite(assessment.probability):
             raise TriageModelError("the model gives no finite probability for this slide. Fit the model again.")
-        is_beyond = self._model.novelty.is_beyond(features.blocks())
-        is_unlike = float(is_beyond.mean()) > self._model.novelty.greatest_allowed
+        novelty = self._model.novelty.judge(features.blocks())
         result = SlideResult(
             slide=found.name,
             path=found.shown_path,
-            call=self._call(assessment.probability, is_unlike),
+            call=self._call(assessment.probability, novelty.is_unlike),
             probability=assessment.probability,
             n_instances=len(features),
             n_unreadable=len(features.unreadable),
             mpp=features.mpp,
-            cautions=tuple(self._cautions(features, is_unlike, float(is_beyond.mean()))),
-            key_instances=self._key_instances(source, features, assessment.scores, is_beyond),
+            cautions=tuple(self._cautions(features, novelty)),
+            is_unlike=novelty.is_unlike,
+            novelty_p=novelty.p_value,
+            key_instances=self._key_instances(source, features, assessment.scores, novelty),
             score_shares=tuple(score_shares(assessment.scores).tolist()),
         )
         if isinstance(source, WholeSlide):
@@ -240,16 +245,18 @@ class _Ranker:
 
     def _call(self, probability: float, is_unlike: bool) -> Call:
         thresholds = self._model.card["thresholds"]
+        # Of a slide unlike all that it has seen, the model can say neither that it is ill nor that it is not.
+        if is_unlike:
+            return Call.REVIEW
         if probability >= thresholds["decision"]:
             return Call.REVIEW_FIRST
-        # Of a slide unlike all it has seen the model cannot say that nothing is on it.
-        return Call.REVIEW if is_unlike or probability >= thresholds["low"] else Call.LOW_PRIORITY
+        return Call.REVIEW if probability >= thresholds["low"] else Call.LOW_PRIORITY
 
-    def _cautions(self, features: Features, is_unlike: bool, share_beyond: float) -> Iterator[str]:
-        if is_unlike:
+    def _cautions(self, features: Features, novelty: SlideNovelty) -> Iterator[str]:
+        if novelty.is_unlike:
             yield (
-                f"Unlike the training slides: read with care ({share_beyond:.0%} of its cells lie outside what the model "
-                "has seen)."
+                f"Unlike the training slides: do not rely on its call. {_how_unlike(novelty)} Another specimen, stain, "
+                "focus or scanner may be the cause, or far more abnormal cells than any training slide holds."
             )
         n_unreadable = len(features.unreadable)
         n = len(features) + n_unreadable
@@ -257,22 +264,29 @@ class _Ranker:
             yield f"read with care: {n_unreadable} of {n} cells could not be read (first: {features.unreadable[0]})"
 
     def _key_instances(
-        self, source: SlideSource, features: Features, scores: np.ndarray, is_beyond: np.ndarray
+        self, source: SlideSource, features: Features, scores: np.ndarray, novelty: SlideNovelty
     ) -> tuple[KeyInstance, ...]:
         top = np.argsort(-scores, kind="stable")[: self._settings.top]
         ids = [features.instance_ids[i] for i in top]
         return tuple(
-            KeyInstance(name, float(scores[i]), _gallery_image(image, name), why=self._why(scores[i], is_beyond[i]))
+            KeyInstance(name, float(scores[i]), _gallery_image(image, name), why=self._why(scores[i], i, novelty))
             for i, name, image in zip(top, ids, source.images(ids, _GALLERY_PX), strict=True)
         )
 
-    def _why(self, score: float, is_beyond: bool) -> str:
+    def _why(self, score: float, cell: int, novelty: SlideNovelty) -> str:
+        if novelty.is_unlike:
+            return "scores highest here, but the slide is unlike the training slides: not comparable with theirs"
         edges, shares = self._model.card["score_bin_edges"], self._model.card["reference_shares"]
         # From the lower edge of the score's own bin on, so that rarity is understated rather than overstated.
         share = sum(share for upper, share in zip(edges[1:], shares, strict=True) if score < upper)
         as_high = f"about 1 in {1 / share:,.0f}" if share > 0 else "none"
         why = f"{as_high} of the cells on normal training slides scores as high"
-        return f"{why}; unlike the cells the model has seen" if is_beyond else why
+        return f"{why}; unlike the cells the model has seen" if novelty.is_beyond[cell] else why
+
+
+def _how_unlike(novelty: SlideNovelty) -> str:
+    odds = "fewer than 1 in 1,000" if novelty.p_value < 1e-3 else f"about 1 in {1 / novelty.p_value:,.0f}"
+    return f"Of slides like the training ones, {odds} would lie as far from them."
 
 
 def _not_assessed(found: Found, error: CytomilError) -> SlideResult:

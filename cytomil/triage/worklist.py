@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from cytomil.mil.weakness import Weakness
+
 
 class Call(StrEnum):
     """What a reader should do with a slide, in the order of the worklist."""
@@ -39,7 +41,8 @@ class KeyInstance:
 class SlideResult:
     """What is known of one slide after triage.
 
-    ``probability`` is None for a slide that was not assessed, and ``reason`` then says why. ``cautions`` are sentences a
+    ``probability`` is None for a slide that was not assessed, and ``reason`` then says why. ``is_unlike`` the training slides:
+    its probability is then not to be relied on; ``novelty_p`` is `SlideNovelty.p_value`. ``cautions`` are sentences a
     reader must see ("unlike the training slides: read with care"). ``n_at_edge`` is how many cells of a whole slide were
     left out because their crops reach beyond what was scanned. ``files`` are what was written of the slide beside the
     worklist, by kind, as paths from its folder. ``score_shares`` is the share of the slide's cells in
@@ -57,6 +60,8 @@ class SlideResult:
     n_at_edge: int = 0
     mpp: float | None = None
     cautions: tuple[str, ...] = ()
+    is_unlike: bool = False
+    novelty_p: float | None = None
     key_instances: tuple[KeyInstance, ...] = ()
     score_shares: tuple[float, ...] = ()
     thumbnail: bytes | None = None
@@ -83,7 +88,8 @@ class Worklist:
 
     The two ranges are what the model itself and single folds of the cross-validation would have chosen for the thresholds.
     ``score_bin_edges`` has one more entry than each ``score_shares``; ``reference_shares`` are the mean shares over the
-    negative training bags. ``model_card`` is what the triage model says of itself.
+    negative training bags. ``model_card`` is what the triage model says of itself, ``weaknesses`` what a reader must know of
+    it before any call.
     """
 
     folder: str
@@ -98,6 +104,7 @@ class Worklist:
     reference_shares: tuple[float, ...] = ()
     threshold_range: tuple[float, float] | None = None
     low_threshold_range: tuple[float, float] | None = None
+    weaknesses: tuple[Weakness, ...] = ()
 
     @property
     def all_assessed(self) -> bool:
@@ -106,11 +113,14 @@ class Worklist:
 
 
 def in_reading_order(slides: list[SlideResult]) -> tuple[SlideResult, ...]:
-    """Not-assessed slides on top, where nobody overlooks them; then by falling probability; ties by name."""
+    """Not-assessed slides on top, where nobody overlooks them; then by call and falling probability; ties by name.
+
+    Within *review*, slides unlike the training slides come first: of them the probability says nothing.
+    """
     order = {call: i for i, call in enumerate(Call)}
     return tuple(
         sorted(
             slides,
-            key=lambda s: (order[s.call], -(s.probability if s.probability is not None else 0.0), s.slide),
+            key=lambda s: (order[s.call], not s.is_unlike, -(s.probability or 0.0), s.slide),
         )
     )

@@ -63,6 +63,7 @@ def to_document(worklist: Worklist) -> dict[str, Any]:
             "low_priority_below": worklist.low_threshold,
             "low_priority_below_range": worklist.low_threshold_range,
         },
+        "model_weaknesses": [{"title": one.title, "text": one.text} for one in worklist.weaknesses],
         "slides": [_slide(rank, slide) for rank, slide in enumerate(worklist.slides, start=1)],
         "model_card": worklist.model_card,
         "settings": worklist.settings,
@@ -77,6 +78,8 @@ def _slide(rank: int, slide: SlideResult) -> dict[str, Any]:
         "path": slide.path,
         "call": slide.call.value,
         "probability": slide.probability,
+        "is_unlike": slide.is_unlike,
+        "novelty_p": slide.novelty_p,
         "reason": slide.reason,
         "cautions": list(slide.cautions),
         "n_cells": slide.n_instances,
@@ -105,7 +108,7 @@ def _csv(worklist: Worklist) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for rank, slide in enumerate(worklist.slides, start=1):
-        probability = "" if slide.probability is None else f"{slide.probability:.4f}"
+        probability = "" if slide.probability is None or slide.is_unlike else f"{slide.probability:.4f}"
         writer.writerow(
             (
                 rank,
