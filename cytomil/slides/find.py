@@ -17,7 +17,7 @@ from cytomil.slides.detect import BLOCK_PX, detect, has_foreground, reach_px
 from cytomil.slides.handles import Handles
 from cytomil.slides.open import Slide
 from cytomil.slides.scanned import is_scanned, reaches_unscanned, with_background
-from cytomil.slides.tiles import AROUND, Cells, Mask, Tile, join_tiles, tiles_of
+from cytomil.slides.tiles import AROUND, Cells, Tile, join_tiles, tiles_of
 from cytomil.threads import ahead
 
 T = TypeVar("T")
@@ -139,7 +139,7 @@ def _cells_of_tile(slide: Slide, tile: Tile, finding: CellFinding, detection_mpp
     )
     if crop_um:
         at_edge |= ((centres < half_crop) | (centres > np.array((width, height)) - half_crop)).any(1)
-    keep: Mask = inside.all(1)
+    keep = inside[:, 0] & inside[:, 1]
     return Cells(centres, radii, at_edge)[keep]
 
 
