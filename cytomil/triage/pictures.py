@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from cytomil.slides import Cells, Slide, qc_thumbnail
 
@@ -14,6 +14,7 @@ REPORT_PX = 480  # with 24 cells a slide, 500 slides stay under 60 MB in one fil
 FILE_PX = 1200
 _HEATMAP_BLOCK_PX = 8
 _HIGHEST_SCORE = 30.0
+_LEGEND_PX, _LEGEND_FONT_PX = 32, 16
 
 
 def jpeg(picture: Image.Image, quality: int) -> bytes:
@@ -39,8 +40,8 @@ def marked_thumbnail(slide: Slide, cells: Cells, top: Sequence[int]) -> Image.Im
 def heatmap(slide: Slide, centres: np.ndarray, scores: np.ndarray) -> Image.Image:
     """The slide under a veil of colour where scores are above 1, the average: yellow, then red from 30 times on.
 
-    ``centres`` (N, 2) in level-0 px, ``scores`` (N,). Every patch shows its highest cell, since the cells that matter are
-    rare: a mean over their neighbours would hide them.
+    Below it stands a legend. ``centres`` (N, 2) in px of the slide, ``scores`` (N,). Every patch shows its highest cell, since
+    the cells that matter are rare: a mean over their neighbours would hide them.
     """
     picture = Image.fromarray(slide.thumbnail(FILE_PX))
     columns, rows = (-(-side // _HEATMAP_BLOCK_PX) for side in picture.size)
@@ -49,7 +50,30 @@ def heatmap(slide: Slide, centres: np.ndarray, scores: np.ndarray) -> Image.Imag
     heat = np.zeros((rows, columns))
     np.maximum.at(heat, (at[:, 1], at[:, 0]), np.clip(np.log(np.maximum(scores, 1)) / np.log(_HIGHEST_SCORE), 0, 1))
     layer = Image.fromarray((heat * 255).astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
-    strength = np.asarray(layer, np.float64)[..., None] / 255
+    veiled = _veiled(np.asarray(picture), np.asarray(layer, np.float64) / 255)
+    return _with_legend(Image.fromarray(veiled))
+
+
+def _veiled(picture: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """A picture (h, w, 3) uint8 under the colour of ``strength`` (h, w), 0 to 1."""
+    strength = strength[..., None]
     colour = np.concatenate([np.full_like(strength, 230), 200 * (1 - strength), np.zeros_like(strength)], axis=2)
     veil = 0.75 * np.sqrt(strength)
-    return Image.fromarray(((1 - veil) * np.asarray(picture) + veil * colour).astype(np.uint8))
+    return ((1 - veil) * picture + veil * colour).astype(np.uint8)
+
+
+def _with_legend(picture: Image.Image) -> Image.Image:
+    """The picture with a strip below it that says which colour is which score."""
+    font = ImageFont.load_default(_LEGEND_FONT_PX)
+    whole = Image.new("RGB", (picture.width, picture.height + _LEGEND_PX), "white")
+    whole.paste(picture)
+    strength = np.linspace(0, 1, max(2, picture.width // 3))[None].repeat(_LEGEND_FONT_PX, axis=0)
+    bar = Image.fromarray(_veiled(np.full((*strength.shape, 3), 235, np.uint8), strength))
+    draw = ImageDraw.Draw(whole)
+    low, high = "score 1: average", f"{_HIGHEST_SCORE:.0f} or more"
+    top = picture.height + (_LEGEND_PX - _LEGEND_FONT_PX) // 2
+    left = round(draw.textlength(low, font)) + 12
+    draw.text((4, top), low, "black", font)
+    whole.paste(bar, (left, top))
+    draw.text((left + bar.width + 8, top), high, "black", font)
+    return whole

@@ -23,7 +23,7 @@ from cytomil.triage.worklist import Call, SlideResult, Worklist, in_reading_orde
 
 _TEMPLATES = "templates"
 _FILE_KINDS = {
-    "heatmap": "where the scores are high",
+    "heatmap": "map of high scores",
     "geojson": "all cells, for QuPath",
     "cells_csv": "all cells, as a table",
     "qc_picture": "quality check, larger",
@@ -196,7 +196,9 @@ def _times(score: float) -> str:
 def _percent(share: float) -> str:
     if share <= 0:
         return "none"
-    return f"{100 * share:.2g} %" if share >= 1e-4 else "under 0.01 %"
+    if share < 1e-4:
+        return "under 0.01 %"
+    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.2g} %"
 
 
 def _plain(value: object) -> str:

@@ -53,13 +53,19 @@ class ResultCache:
 
 
 def _to_json(result: SlideResult) -> dict[str, Any]:
-    cells = [asdict(cell) | {"image": _encoded(cell.image)} for cell in result.key_instances]
+    cells = [
+        asdict(cell) | {"image": _encoded(cell.image), "context": _encoded(cell.context)}
+        for cell in result.key_instances
+    ]
     pictures = {"thumbnail": _encoded(result.thumbnail), "qc_picture": _encoded(result.qc_picture)}
     return asdict(replace(result, key_instances=())) | {"key_instances": cells} | pictures
 
 
 def _from_json(document: dict[str, Any]) -> SlideResult:
-    cells = tuple(KeyInstance(**cell | {"image": _decoded(cell["image"]) or b""}) for cell in document["key_instances"])
+    cells = tuple(
+        KeyInstance(**cell | {"image": _decoded(cell["image"]) or b"", "context": _decoded(cell["context"])})
+        for cell in document["key_instances"]
+    )
     return SlideResult(
         **document
         | {

@@ -8,6 +8,8 @@ from typing import Any
 
 from cytomil.mil.weakness import Weakness
 
+GIVEN_SCALE = " (by the µm per pixel that you gave)"
+
 
 class Call(StrEnum):
     """What a reader should do with a slide, in the order of the worklist."""
@@ -24,7 +26,8 @@ class KeyInstance:
 
     ``score`` is above 0, in the unit that the model card's ``score_meaning`` names (1 = average).
     ``x_px`` and ``y_px`` are the crop's centre in level-0 pixels, ``x_um`` and ``y_um`` the same in µm; all None where
-    the cell came as an image of its own. ``image`` is an encoded JPEG.
+    the cell came as an image of its own. ``image`` is an encoded JPEG of the cell, ``context`` one of what lies around it on
+    the slide; None where there is nothing around.
     """
 
     instance_id: str
@@ -35,6 +38,7 @@ class KeyInstance:
     x_um: float | None = None
     y_um: float | None = None
     why: str = ""
+    context: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,12 @@ class SlideResult:
     """What is known of one slide after triage.
 
     ``probability`` is None for a slide that was not assessed, and ``reason`` then says why. ``is_unlike`` the training slides:
-    its probability is then not to be relied on; ``novelty_p`` is `SlideNovelty.p_value`. ``cautions`` are sentences a
-    reader must see ("unlike the training slides: read with care"). ``n_at_edge`` is how many cells of a whole slide were
-    left out because their crops reach beyond what was scanned. ``files`` are what was written of the slide beside the
-    worklist, by kind, as paths from its folder. ``score_shares`` is the share of the slide's cells in
-    each of the model's score bins, comparable with `Worklist.reference_shares`. ``thumbnail`` and ``qc_picture`` are
-    encoded JPEGs.
+    its probability is then not to be relied on; ``novelty_p`` is `SlideNovelty.p_value`. ``sha256`` names the slide's
+    content; empty where it could not be read. ``cautions`` are sentences that a reader must see. ``n_at_edge`` is how many
+    cells of a whole slide were left out because their crops reach beyond what was scanned. ``mpp_given`` says that the user
+    gave the resolution, and not the slide's file. ``files`` are what was written of the slide beside the worklist, by kind, as
+    paths from its folder. ``score_shares`` is the share of the slide's cells in each of the model's score bins, comparable
+    with `Worklist.reference_shares`. ``thumbnail`` and ``qc_picture`` are encoded JPEGs.
     """
 
     slide: str
@@ -55,10 +59,12 @@ class SlideResult:
     call: Call
     probability: float | None = None
     reason: str = ""
+    sha256: str = ""
     n_instances: int = 0
     n_unreadable: int = 0
     n_at_edge: int = 0
     mpp: float | None = None
+    mpp_given: bool = False
     cautions: tuple[str, ...] = ()
     is_unlike: bool = False
     novelty_p: float | None = None
@@ -78,8 +84,9 @@ class SlideResult:
         top = self.key_instances[0] if self.key_instances else None
         if top is None:
             return ""
-        place = f" at x {top.x_um:,.0f}, y {top.y_um:,.0f} µm" if top.x_um is not None and top.y_um is not None else ""
-        return f"{top.instance_id}{place}"
+        if top.x_um is None or top.y_um is None:
+            return top.instance_id
+        return f"cell 1, at x {top.x_um:,.0f}, y {top.y_um:,.0f} µm{GIVEN_SCALE if self.mpp_given else ''}"
 
 
 @dataclass(frozen=True)

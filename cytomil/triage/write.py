@@ -44,7 +44,11 @@ def _bytes_of_pictures(worklist: Worklist) -> int:
     pictures = (
         picture
         for slide in worklist.slides
-        for picture in (slide.thumbnail, slide.qc_picture, *(cell.image for cell in slide.key_instances))
+        for picture in (
+            slide.thumbnail,
+            slide.qc_picture,
+            *(one for cell in slide.key_instances for one in (cell.image, cell.context)),
+        )
     )
     return sum(len(picture) for picture in pictures if picture) * 4 // 3
 
@@ -86,6 +90,8 @@ def _slide(rank: int, slide: SlideResult) -> dict[str, Any]:
         "n_unreadable": slide.n_unreadable,
         "n_at_edge": slide.n_at_edge,
         "mpp": slide.mpp,
+        "mpp_given": slide.mpp_given,
+        "sha256": slide.sha256,
         "look_at": slide.look_at,
         "key_instances": [
             {

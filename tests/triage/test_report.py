@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from cytomil.mil.weakness import Weakness
 from cytomil.triage.report import render_report, write_report
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult, Worklist, in_reading_order
 
@@ -242,22 +243,72 @@ def test_banners_follow_the_model_card(flag: str, words: str) -> None:
 
 def test_cells_carry_score_place_and_reason() -> None:
     text = page_of().text
-    assert "1 14 × the average cell x 2,500, y 2,000 µm cell-000" in text
+    assert "Numbers are × the average cell." in text
+    assert "1 14 × x 2,500, y 2,000 µm 2 13 ×" in " ".join(text.replace("smaller", " ").split())
+    assert "cell-000" not in " ".join(page_of(SLIDES[1]).text.split("Cells to look at")[1:])
     assert "Why marked: weighs most" in text
     assert "0.25 µm, about 40× objective" in text
 
 
 def test_a_score_of_many_digits_is_not_written_out() -> None:
     vast = replace(cells(1, 2.0)[0], score=3e86)
-    assert "1 more than 1,000,000 × the average cell" in page_of(replace(SLIDES[1], key_instances=(vast,))).text
+    assert "1 more than 1,000,000 ×" in page_of(replace(SLIDES[1], key_instances=(vast,))).text
 
 
 def test_reasons_that_differ_stand_under_their_cells() -> None:
     first, second = cells(2, 5.0)
     page = page_of(replace(SLIDES[1], key_instances=(first, replace(second, why="large nucleus"))))
     assert "Why marked" not in page.text
-    assert "weighs most cell-000" in page.text
-    assert "large nucleus cell-001" in page.text
+    assert "y 2,000 µm weighs most" in page.text
+    assert "y 2,000 µm large nucleus" in page.text
+
+
+def test_shares_of_cells_are_written_out() -> None:
+    all_high = replace(SLIDES[1], score_shares=(0.0, 0.0, 0.0, 0.0, 1.0))
+    assert "100 % here" in page_of(all_high).text
+    assert "e+0" not in page_of(all_high).text
+
+
+def test_what_lies_beside_the_page_is_linked() -> None:
+    slide = replace(SLIDES[1], files={"heatmap": "heatmaps/a b.png", "geojson": "geojson/x.geojson"})
+    links = [a["href"] for a in page_of(slide).all("a")]
+    assert "heatmaps/a%20b.png" in links
+    assert "geojson/x.geojson" in links
+
+
+def test_a_scale_that_the_user_gave_is_marked_wherever_it_is_shown() -> None:
+    page = page_of(replace(SLIDES[1], mpp_given=True))
+    assert "given by you, not by the slide's file" in page.text
+    assert "x 2,500, y 2,000 µm*" in page.text
+    assert "µm (by the µm per pixel that you gave)" in page.worklist_rows()[0][6]
+    assert "that you gave" not in page_of(SLIDES[1]).text
+
+
+def test_a_cell_enlarges_with_what_lies_around_it() -> None:
+    cell = replace(cells(1, 2.0)[0], context=jpeg(99, 40))
+    page = page_of(replace(SLIDES[1], key_instances=(cell,)))
+    (link,) = [a["href"] for a in page.all("a") if a.get("class") == "enlarge"]
+    assert page.all("li", id=link[1:])
+    assert len(page.all("img", alt="What lies around cell 1")) == 1
+
+
+def test_a_flagged_slide_shows_nothing_that_looks_sure() -> None:
+    page = page_of(replace(SLIDES[2], is_unlike=True, probability=0.8765))
+    assert "0.88" not in page.text
+    assert "0.8765" not in page.text
+    assert "not to be relied on" in page.worklist_rows()[0][2]
+
+
+def test_a_weak_model_says_so_before_anything_else() -> None:
+    weak = (Weakness("MAY BE NO BETTER THAN CHANCE", "AUROC 0.54, 95 % interval 0.29 to 0.77."),)
+    text = page_of(weaknesses=weak).text
+    assert text.index("MAY BE NO BETTER THAN CHANCE") < text.index("Decision support") < text.index("At a glance")
+
+
+def test_slides_unlike_the_training_ones_lead_those_of_their_call() -> None:
+    unlike = replace(SLIDES[2], slide="odd", probability=0.01, is_unlike=True)
+    names = [slide.slide for slide in in_reading_order([SLIDES[3], SLIDES[2], unlike, SLIDES[1]])]
+    assert names == [UMLAUT, "odd", "slide 2", "slide 10"]
 
 
 def test_a_caution_is_in_the_row_and_in_the_section() -> None:
