@@ -6,9 +6,9 @@ from cytomil.errors import NotFoundError
 
 @pytest.fixture
 def root(tmp_path):
-    for name in ("a.tif", "b.svs", "b.tif", "c.mrxs", "v1.2.svs"):
+    for name in ("a.tif", "b.svs", "b.tif", "c.mrxs", "e.tif", "v1.2.svs"):
         (tmp_path / name).touch()
-    for name in ("c", "cells"):
+    for name in ("c", "cells", "e"):
         (tmp_path / name).mkdir()
     return tmp_path
 
@@ -21,7 +21,10 @@ def test_a_name_finds_its_slide_with_or_without_suffix_or_its_folder(root, name,
     assert locate(root, name) == root / expected
 
 
-@pytest.mark.parametrize(("name", "message"), [("b", r"b\.svs or .*b\.tif"), ("d", "no such folder or slide")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("b", r"b\.svs or .*b\.tif"), ("d", "no such folder or slide"), ("e", r"e\.tif or the folder e.*rename one")],
+)
 def test_a_name_that_is_unclear_or_unknown_is_refused(root, name, message):
     with pytest.raises(NotFoundError, match=message):
         locate(root, name)
