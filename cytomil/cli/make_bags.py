@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import typer
+
 from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
 from cytomil.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, argument, given, option
 from cytomil.settings import load
@@ -33,6 +35,14 @@ def make_bags(
     cell_size: Annotated[int | None, option("make_bags", "cell_size")] = None,
     difficulty: Annotated[float | None, option("make_bags", "difficulty")] = None,
     seed: Annotated[int | None, option("make_bags", "seed")] = None,
+    fingerprint: Annotated[
+        Path | None,
+        typer.Option(
+            "--fingerprint",
+            help="write a hash of all that would be read to this file, and make nothing; for DVC",
+            show_default="none",
+        ),
+    ] = None,
     params: ParamsFile = None,
     profile: Profile = None,
     accept_left_out: AcceptLeftOut = False,
@@ -42,6 +52,15 @@ def make_bags(
     options = given("make_bags", locals())
     with plain_errors():
         settings = load(options, params, profile).make_bags
+        if fingerprint is not None:
+            from cytomil.bags.inputs import write_fingerprint
+
+            inputs = write_fingerprint(fingerprint, settings, RichListener())
+            console.print(
+                f"{inputs['files']} files, {inputs['bytes']:,} bytes; {inputs['sha256'][:12]} in {fingerprint}"
+            )
+            finish(inputs, (), as_json)
+            return
         from cytomil.bags.make import make_bags as run
 
         made = run(settings, RichListener())
