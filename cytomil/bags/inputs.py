@@ -1,4 +1,4 @@
-"""What make-bags reads, as one hash: DVC compares it, since images and tables may lie anywhere and are no outputs of a stage."""
+"""What make-bags reads, as one hash for DVC to compare: images and tables may lie anywhere and are no outputs of a stage."""
 
 from __future__ import annotations
 
