@@ -272,14 +272,16 @@ def _note_on_patients(slides: Sequence[LabelledSlide]) -> tuple[str, ...]:
     return (f"{which}: each such slide counts as a person of its own. A column 'patient' keeps a person on one side.",)
 
 
+_WITHOUT = {
+    "train": "pretrain and fit-mil need both labels.",
+    "test": "evaluate can give no AUROC without both.",
+}
+
+
 def lost_labels(labels: Path, slides: Sequence[LabelledSlide], rows: Sequence[BagRow]) -> tuple[str, ...]:
     """What a split lacks to be of use, one sentence each: all its bags, or all of one label."""
     found = []
     for split in SPLITS:
-        consequence = {
-            "train": "fit-mil cannot learn from them.",
-            "test": "evaluate cannot give AUROC, sensitivity and specificity of them.",
-        }[split]
         lost = [label for label in (0, 1) if not any((row.split, row.label) == (split, label) for row in rows)]
         planned = {label: sum((s.split, s.label) == (split, label) for s in slides) for label in lost}
         what = "bag at all" if len(lost) == 2 else "".join(("negative bag", "positive bag")[label] for label in lost)
@@ -287,7 +289,7 @@ def lost_labels(labels: Path, slides: Sequence[LabelledSlide], rows: Sequence[Ba
             continue
         n = sum(planned.values())
         why = f"none of {n} could be used" if n else f"{labels.name} puts none there"
-        found.append(f"The {split} split has no {what} (label {' or '.join(map(str, lost))}): {why}. So {consequence}")
+        found.append(f"The {split} split has no {what} (label {' or '.join(map(str, lost))}): {why}. {_WITHOUT[split]}")
     return tuple(found)
 
 
