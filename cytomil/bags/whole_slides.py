@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,13 +41,23 @@ def locate(root: Path, name: str) -> Path:
     """
     found = candidates(root, name)
     if not found:
-        raise NotFoundError(f"{root / name}: no such folder or slide file. Correct its line in the labels file.")
+        raise NotFoundError(f"{root / name}: no such folder or slide file.{_proposal(root, name)} Correct its line.")
     if len(found) > 1:
         either = " or ".join(f"the folder {path.name}" if path.is_dir() else path.name for path in found)
         raise NotFoundError(
             f"{root / name} is {either}. Write a file's suffix in its line; where that does not tell them apart, rename one."
         )
     return found[0]
+
+
+def _proposal(root: Path, name: str) -> str:
+    """The entry most like ``name``; spreadsheets turn 007 into 7."""
+    names = [composed(path.name) for path in sorted(root.iterdir()) if is_slide_file(path) or path.is_dir()]
+    padded = [
+        entry for entry in names if Path(entry).stem.lstrip("0") == name.lstrip("0") or entry.lower() == name.lower()
+    ]
+    close = (padded or difflib.get_close_matches(name, names, n=1))[:1]
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def cell_id(x: float, y: float) -> str:

@@ -32,3 +32,12 @@ def test_a_name_that_is_unclear_or_unknown_is_refused(root, name, message):
 
 def test_cells_are_named_by_where_they_lie():
     assert cell_id(12.4, 7.6) == "x12y8"
+
+
+@pytest.mark.parametrize(
+    ("name", "close"), [("7", "007"), ("CELLS", "cells"), ("cell", "cells"), ("v1.3.svs", "v1.2.svs")]
+)
+def test_a_name_that_is_nearly_right_is_put_right(root, name, close):
+    (root / "007").mkdir()
+    with pytest.raises(NotFoundError, match=rf"Did you mean {close}\?"):
+        locate(root, name)
