@@ -37,5 +37,6 @@ $(VENV)/.test-installed: pyproject.toml | $(VENV)/bin/python
 	"$(BIN)/python" -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
+# What can be made again. Cells of your own, in data/raw, and the grids' work are left alone.
 clean:
-	rm -rf $(VENV) data models reports triage
+	rm -rf $(VENV) data/bags data/features data/inputs.json data/.inputs.json.hashes $(DEMO_SLIDES) models reports triage

@@ -32,6 +32,10 @@ class BagFileError(CytomilError):
     """A bag file or manifest is truncated, of another schema, or contradicts itself."""
 
 
+class TableError(CytomilError):
+    """A user's table (labels, resolutions, patients) cannot be read, or says two things at once."""
+
+
 class FeatureFileError(CytomilError):
     """A feature cache is truncated, of another schema, or was made by another encoder."""
 

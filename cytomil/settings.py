@@ -144,7 +144,14 @@ class MakeBagsSettings(Section):
     out: Path = Field(Path("data/bags"), description="folder for the bag files and bags.csv")
     normal: Names = Field((), description="class folders of normal cells, comma-separated")
     abnormal: Names = Field((), description="class folders of abnormal cells, comma-separated")
+    patients: str | None = Field(
+        None,
+        description="whose cells class folders hold: 'folder' (CLASS/PATIENT/cell.png), or a CSV of image,patient; "
+        "a bag then holds one patient's cells",
+    )
     labels: Path | None = Field(None, description="CSV of slide,label[,patient][,split][,mpp]; makes one bag per slide")
+    positive: Names = Field((), description="words of the label column that mean diseased, comma-separated; none: 1")
+    negative: Names = Field((), description="words of the label column that mean healthy, comma-separated; none: 0")
     bag_size: int = Field(100, ge=2, description="cells per simulated bag")
     witness_rate: float = Field(0.2, gt=0, le=1, description="share of abnormal cells in a positive bag, 0 to 1")
     train_bags: int = Field(18, ge=0, description="simulated training bags, half of them positive")
@@ -158,6 +165,7 @@ class MakeBagsSettings(Section):
     mpp: float | None = Field(
         None, gt=0, description="µm per pixel of whole slides whose file gives none, or a wrong one"
     )
+    mpp_csv: Path | None = Field(None, description="CSV of slide,mpp; wins over the slides' files")
     cell_size: int = Field(72, ge=16, le=512, description="side of a synthetic cell image, pixels")
     difficulty: float = Field(0.0, ge=0, le=1, description="of the synthetic cells: 0 plain, 1 hardly told apart")
     seed: int = Field(0, ge=0, description="seed of every random choice")

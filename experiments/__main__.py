@@ -1,4 +1,4 @@
-"""`python -m experiments bags|run FOLDER …`: what a stage of a grid's dvc.yaml does; `all FOLDER`: all of it, side by side."""
+"""`python -m experiments inputs|bags|run FOLDER …`: what a stage of a grid's dvc.yaml does; `all FOLDER`: all of it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ def main() -> int:
     let_waiting_threads_sleep()
     parser = argparse.ArgumentParser(prog="python -m experiments", description="One stage of a grid, see README.md.")
     verbs = parser.add_subparsers(dest="verb", required=True)
+    inputs = verbs.add_parser("inputs", help="write a hash of the cells, so that DVC sees when they change")
+    inputs.add_argument("folder", type=Path, help="folder of the grid, such as experiments/cpu")
     bags = verbs.add_parser("bags", help="make the bags that all methods of a witness rate and seed share")
     run = verbs.add_parser("run", help="run one cell, unless its record says that it is done")
     for verb in (bags, run):
@@ -34,6 +36,8 @@ def main() -> int:
         grid = read_grid(given.folder)
         if given.verb == "all":
             return _all(grid, given.jobs)
+        if given.verb == "inputs":
+            return _inputs(grid)
         if given.verb == "bags":
             return _bags(grid, Cell("", round(given.witness_rate, 6), given.seed))
         return _run(grid, Cell(given.method, round(given.witness_rate, 6), given.seed))
@@ -49,6 +53,13 @@ def _all(grid: Grid, jobs: int) -> int:
     for cell in failed:
         print(f"{grid.name_of(cell)}: failed, see {grid.record_of(cell)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _inputs(grid: Grid) -> int:
+    from cytomil.bags.inputs import write_fingerprint
+
+    write_fingerprint(grid.work / "inputs.json", grid.settings_of(grid.cells[0]).make_bags, Silent())
+    return 0
 
 
 def _bags(grid: Grid, cell: Cell) -> int:

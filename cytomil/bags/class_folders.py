@@ -14,6 +14,7 @@ from cytomil.bags.images import find_images, printable, read_image
 from cytomil.bags.simulate import Plan
 from cytomil.errors import ImageUnreadableError, NotEnoughCellsError, NotFoundError
 from cytomil.progress import Problem
+from cytomil.tables import composed
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,18 @@ def open_class_folders(root: Path, normal: Sequence[str], abnormal: Sequence[str
     listing = f"{root} has the class folders {', '.join(present)}"
     if not normal or not abnormal:
         raise NotFoundError(f"{listing}. Say which are which with --normal A,B and --abnormal C.")
+    on_disk = {composed(name): name for name in present}
+    normal, abnormal = tuple(map(composed, normal)), tuple(map(composed, abnormal))
     for name in (*normal, *abnormal):
-        if name not in present:
+        if name not in on_disk:
             raise NotFoundError(f"{listing}; there is no '{name}'.")
     both = sorted(set(normal) & set(abnormal))
     if both:
         raise NotFoundError(f"class {', '.join(both)} is named both normal and abnormal. Name each class once.")
     return ClassFolders(
         root,
-        {name: find_images(root / name) for name in normal},
-        {name: find_images(root / name) for name in abnormal},
+        {name: find_images(root / on_disk[name]) for name in normal},
+        {name: find_images(root / on_disk[name]) for name in abnormal},
     )
 
 

@@ -1,68 +1,20 @@
-"""Real slides, with a CSV that gives each slide's label and patient; and those of them that are folders of cell images."""
+"""Labelled slides: which side of the split each stands on; and the cells of those that are folders of cell images."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from cytomil.bags.bag_file import Instance
 from cytomil.bags.images import find_images, printable, read_image
-from cytomil.bags.manifest import SPLITS
-from cytomil.errors import BagFileError, ImageUnreadableError, NotFoundError, require_file
+from cytomil.bags.labels import LabelledSlide
+from cytomil.errors import BagFileError, ImageUnreadableError, NotFoundError
 from cytomil.progress import Problem
-from cytomil.slides.resolution import parse_mpp
-
-
-@dataclass(frozen=True)
-class LabelledSlide:
-    """One row of the labels file. ``split`` and ``patient_id`` are empty where the file does not give them.
-
-    ``mpp`` is in µm per level-0 pixel of a whole slide; None where the slide's own file is to be believed.
-    """
-
-    slide: str
-    label: int
-    patient_id: str = ""
-    split: str = ""
-    mpp: float | None = None
-
-
-def read_labels(path: Path) -> list[LabelledSlide]:
-    """Read a CSV with the columns slide and label (0 or 1) and, optionally, patient, split (train or test) and mpp.
-
-    Raises `BagFileError` naming file and line for anything else, and for a patient in two splits; `SettingsError` for an
-    mpp that is no number.
-    """
-    require_file(path, "a spreadsheet: columns slide, label, patient")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if not {"slide", "label"} <= set(reader.fieldnames or ()):
-                raise BagFileError(f"{path} needs the columns slide and label, and may have patient, split and mpp.")
-            slides = [_parse(path, line, number) for number, line in enumerate(reader, start=2)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise BagFileError(f"{path} is not a CSV file in UTF-8 ({error}).") from None
-    if not slides:
-        raise BagFileError(f"{path} lists no slides.")
-    names = [slide.slide for slide in slides]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise BagFileError(f"{path} lists {', '.join(twice)} twice. Give every slide one line.")
-    if any(slide.split for slide in slides) and not all(slide.split for slide in slides):
-        raise BagFileError(f"{path}: some lines have a split and some have none. Fill all of them or none.")
-    split_of: dict[str, str] = {}
-    for slide in slides:
-        if slide.patient_id and split_of.setdefault(slide.patient_id, slide.split) != slide.split:
-            raise BagFileError(
-                f"{path}: patient '{slide.patient_id}' stands in both train and test. "
-                "Put all slides of a patient on one side of the split."
-            )
-    return slides
 
 
 def split_by_patient(slides: list[LabelledSlide], test_share: float, seed: int) -> list[LabelledSlide]:
@@ -113,14 +65,17 @@ class SlideFolderReader:
     def __init__(self, root: Path) -> None:
         self.problems: list[Problem] = []
         self._root = root
-        self._split_of: dict[bytes, str] = {}
+        self._owner: dict[bytes, LabelledSlide] = {}
+        self._own: list[bytes] = []
+        self._shared: Counter[LabelledSlide] = Counter()
+        self._other_split: list[Problem] = []
 
-    def cells(self, slide: LabelledSlide) -> Iterator[Instance]:
-        """The readable cells of one slide, in the order of their names; byte-identical ones once.
+    def cells(self, slide: LabelledSlide, folder: Path) -> Iterator[Instance]:
+        """The readable cells of one slide's ``folder``, in the order of their names; byte-identical ones once.
 
         Raises `NotFoundError` where the folder holds no images.
         """
-        folder = self._root / slide.slide
+        self._own, self._shared, self._other_split = [], Counter(), []
         files = find_images(folder)
         if not files:
             raise NotFoundError(f"{folder} holds no cell images.")
@@ -136,27 +91,33 @@ class SlideFolderReader:
             if digest in seen:
                 continue
             seen.add(digest)
-            split = self._split_of.setdefault(digest, slide.split)
-            if split != slide.split:
-                self.problems.append(Problem(name, f"the same image stands in a {split} slide; left out here"))
+            owner = self._owner.setdefault(digest, slide)
+            if owner is slide:
+                self._own.append(digest)
+            else:
+                self._shared[owner] += 1
+            if owner.split != slide.split:
+                reason = f"the same image stands in the {owner.split} slide {owner.slide}; left out here"
+                self._other_split.append(Problem(name, reason))
                 continue
             yield Instance(printable(file.relative_to(folder).as_posix()), image, source=name)
 
+    def copy_of(self, slide: LabelledSlide) -> str:
+        """Why the slide just read is a copy of an earlier one, or nothing: more than half of its cells are that one's."""
+        n = len(self._own) + self._shared.total()
+        (owner, n_shared), *_ = self._shared.most_common(1) or [(slide, 0)]
+        if 2 * n_shared <= n:
+            self.problems += self._other_split
+            return ""
+        for digest in self._own:
+            del self._owner[digest]
+        reason = f"a copy: {n_shared} of its {n} cells are those of the {owner.split} slide {owner.slide}"
+        return reason + unlike(slide, owner)
 
-def _parse(path: Path, line: dict[str, str], number: int) -> LabelledSlide:
-    slide = LabelledSlide(
-        (line["slide"] or "").strip(),
-        {"0": 0, "1": 1}.get((line["label"] or "").strip(), -1),
-        (line.get("patient") or "").strip(),
-        (line.get("split") or "").strip(),
-        parse_mpp(line["mpp"], f"{path}, line {number}") if (line.get("mpp") or "").strip() else None,
-    )
-    if not slide.slide:
-        raise BagFileError(f"{path}, line {number}: the slide's name is empty.")
-    if Path(slide.slide).name != slide.slide or slide.slide == "..":
-        raise BagFileError(f"{path}, line {number}: slide '{slide.slide}' must be a name in that folder, not a path.")
-    if slide.label < 0:
-        raise BagFileError(f"{path}, line {number}: label '{line['label']}' is neither 0 (healthy) nor 1 (diseased).")
-    if slide.split and slide.split not in SPLITS:
-        raise BagFileError(f"{path}, line {number}: split '{slide.split}' is none of {', '.join(SPLITS)}.")
-    return slide
+
+def unlike(slide: LabelledSlide, other: LabelledSlide) -> str:
+    """What the labels file says otherwise of a copy, to stand behind the reason for leaving it out."""
+    found = [f"label {other.label}, here {slide.label}"] if other.label != slide.label else []
+    if other.patient_id != slide.patient_id:
+        found.append(f"patient '{other.patient_id}', here '{slide.patient_id}'")
+    return f". BUT it is labelled otherwise there ({'; '.join(found)}): correct the labels file" if found else ""

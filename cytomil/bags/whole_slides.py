@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,25 +10,54 @@ from cytomil.bags.bag_file import Instance
 from cytomil.bags.images import encode_image
 from cytomil.errors import NotFoundError
 from cytomil.slides import Cells, Cutting, Slide, is_slide_file, iter_crops
+from cytomil.tables import composed
+
+
+def candidates(root: Path, name: str) -> list[Path]:
+    """All that ``name`` may stand for in ``root``: slide files, with or without their suffix, and folders of cell images.
+
+    Names are compared in composed Unicode, whichever form the disk and ``name`` have.
+    """
+    name = composed(name)
+    files, folders = [], []
+    for path in sorted(root.iterdir()):
+        if is_slide_file(path) and name in (composed(path.name), composed(path.stem)):
+            files.append(path)
+        elif path.is_dir() and not path.name.startswith(".") and composed(path.name) == name:
+            folders.append(path)
+    whole = [path for path in files if composed(path.name) == name]
+    if whole:
+        return whole
+    # The folder beside an .mrxs slide bears its name; it holds no cell images but the slide's own parts.
+    if any(path.suffix.lower() == ".mrxs" for path in files):
+        folders = []
+    return files + folders
 
 
 def locate(root: Path, name: str) -> Path:
     """What ``name`` stands for in ``root``: a slide file with or without its suffix, or a folder of cell images.
 
-    Raises `NotFoundError` where there is nothing of that name, or several slides of it.
+    Raises `NotFoundError` where there is nothing of that name, or more than one thing.
     """
-    exact = root / name
-    if is_slide_file(exact):
-        return exact
-    # The folder beside an .mrxs slide bears its name; it holds no cell images but the slide's own parts.
-    slides = sorted(path for path in root.glob("*") if path.stem == name and is_slide_file(path))
-    if exact.is_dir() and not any(path.suffix.lower() == ".mrxs" for path in slides):
-        return exact
-    if len(slides) > 1:
-        raise NotFoundError(f"{exact} is {' or '.join(path.name for path in slides)}. Write the suffix in its line.")
-    if not slides:
-        raise NotFoundError(f"{exact}: no such folder or slide file. Correct its line in the labels file.")
-    return slides[0]
+    found = candidates(root, name)
+    if not found:
+        raise NotFoundError(f"{root / name}: no such folder or slide file.{_proposal(root, name)} Correct its line.")
+    if len(found) > 1:
+        either = " or ".join(f"the folder {path.name}" if path.is_dir() else path.name for path in found)
+        raise NotFoundError(
+            f"{root / name} is {either}. Write a file's suffix in its line; where that does not tell them apart, rename one."
+        )
+    return found[0]
+
+
+def _proposal(root: Path, name: str) -> str:
+    """The entry most like ``name``; spreadsheets turn 007 into 7."""
+    names = [composed(path.name) for path in sorted(root.iterdir()) if is_slide_file(path) or path.is_dir()]
+    padded = [
+        entry for entry in names if Path(entry).stem.lstrip("0") == name.lstrip("0") or entry.lower() == name.lower()
+    ]
+    close = (padded or difflib.get_close_matches(name, names, n=1))[:1]
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def cell_id(x: float, y: float) -> str:

@@ -117,8 +117,11 @@ def print_warning(title: str, message: str) -> None:
     console.print(Panel(Text(message), title=Text(title), border_style="bold red", title_align="left"))
 
 
-def finish(document: dict[str, Any], problems: Sequence[Problem], as_json: bool) -> None:
-    """List what had to be left out, print the JSON document if asked for, and set the exit status."""
+def finish(document: dict[str, Any], problems: Sequence[Problem], as_json: bool, accept_left_out: bool = False) -> None:
+    """List what had to be left out, print the JSON document if asked for, and set the exit status.
+
+    With ``accept_left_out`` a run that had to leave some out counts as done, so that a pipeline goes on.
+    """
     if problems:
         shown = [(problem.where, problem.reason) for problem in problems[:_MOST_PROBLEMS]]
         print_table(f"{len(problems)} could not be used", ("which", "why"), shown)
@@ -128,5 +131,5 @@ def finish(document: dict[str, Any], problems: Sequence[Problem], as_json: bool)
         listed = [{"which": problem.where, "why": problem.reason} for problem in problems]
         json.dump(document | {"left_out": listed}, sys.stdout, indent=2, ensure_ascii=False, default=str)
         sys.stdout.write("\n")
-    if problems:
+    if problems and not accept_left_out:
         raise typer.Exit(SOME_LEFT_OUT)

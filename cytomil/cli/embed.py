@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cytomil.cli.console import RichListener, console, finish, plain_errors
-from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
+from cytomil.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
 from cytomil.settings import EngineName, Layer, Split, load
 
 
@@ -25,6 +25,7 @@ def embed(
     ray_address: Annotated[str | None, option("embed", "ray_address")] = None,
     params: ParamsFile = None,
     profile: Profile = None,
+    accept_left_out: AcceptLeftOut = False,
     as_json: AsJson = False,
 ) -> None:
     """Turn the bags' cells into embeddings; finished bags are not done again."""
@@ -46,4 +47,4 @@ def embed(
         "cells": done.n_instances,
         "engine": done.engine,
     }
-    finish(document, done.problems, as_json)
+    finish(document, done.problems, as_json, accept_left_out)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
-from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
+from cytomil.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
 from cytomil.progress import Problem
 from cytomil.settings import EvaluateSettings, Split, load
 
@@ -36,6 +38,7 @@ _INSTANCE_ROWS = (
 
 
 def evaluate(
+    folders: Annotated[list[str] | None, typer.Argument(help="further folders of reports, after --table")] = None,
     features: Annotated[Path | None, option("evaluate", "features")] = None,
     model: Annotated[Path | None, option("evaluate", "model")] = None,
     bags: Annotated[Path | None, option("evaluate", "bags")] = None,
@@ -50,17 +53,20 @@ def evaluate(
     seed: Annotated[int | None, option("evaluate", "seed")] = None,
     params: ParamsFile = None,
     profile: Profile = None,
+    accept_left_out: AcceptLeftOut = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the triage model on the test bags: calls of slides, and how early abnormal cells come.
 
-    With --table FOLDER, measure nothing: put the reports found below the folders into tables like the paper's.
+    With --table FOLDER …, measure nothing: put the reports found below the folders into tables like the paper's.
     """
-    options = given("evaluate", locals() | {"table": table or None})
+    if folders and not table:
+        raise typer.BadParameter("folders are for tables: put --table before the first.", param_hint="FOLDERS")
+    options = given("evaluate", locals() | {"table": [*(table or ()), *(folders or ())]})
     with plain_errors():
         settings = load(options, params, profile).evaluate
         if settings.table:
-            _show_tables(settings, as_json)
+            _show_tables(settings, as_json, accept_left_out)
             return
         from cytomil.evaluate.run import evaluate as run
 
@@ -96,7 +102,7 @@ def evaluate(
     }
     if done.redrawn:
         found["redrawn"] = done.redrawn.to_dict()
-    finish(found, done.problems, as_json)
+    finish(found, done.problems, as_json, accept_left_out)
 
 
 def _show_redrawn(redrawn: RedrawnMetrics) -> None:
@@ -119,7 +125,7 @@ def _show_redrawn(redrawn: RedrawnMetrics) -> None:
     )
 
 
-def _show_tables(settings: EvaluateSettings, as_json: bool) -> None:
+def _show_tables(settings: EvaluateSettings, as_json: bool, accept_left_out: bool) -> None:
     from cytomil.evaluate.write_tables import write_tables
 
     runs, table, blocks, folder = write_tables(settings)
@@ -137,7 +143,7 @@ def _show_tables(settings: EvaluateSettings, as_json: bool) -> None:
         Problem(f"{cell.name}, {cell.witness_rate:.2%}, seed {cell.seed}", reason)
         for cell, reason in sorted(runs.failed.items())
     ]
-    finish({"folder": folder, "runs": len(runs.done), "failed": len(runs.failed)}, problems, as_json)
+    finish({"folder": folder, "runs": len(runs.done), "failed": len(runs.failed)}, problems, as_json, accept_left_out)
 
 
 def _rows(

@@ -7,14 +7,26 @@ from typing import Annotated
 
 from cytomil.cli.console import RichListener, finish, plain_errors, print_table, print_warning
 from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
+from cytomil.errors import SettingsError
 from cytomil.settings import InstanceScore, Prototypes, load
+
+
+def _known_aggregator(name: str) -> str:
+    """``name``, if an aggregator has it. Raises `ValueError` naming those there are."""
+    from cytomil.mil.aggregators.registry import find_aggregator
+
+    try:
+        find_aggregator(name)
+    except SettingsError as error:
+        raise ValueError(str(error)) from None
+    return name
 
 
 def fit_mil(
     features: Annotated[Path | None, option("fit_mil", "features")] = None,
     encoder: Annotated[Path | None, option("fit_mil", "encoder")] = None,
     out: Annotated[Path | None, option("fit_mil", "out")] = None,
-    aggregator: Annotated[str | None, option("fit_mil", "aggregator")] = None,
+    aggregator: Annotated[str | None, option("fit_mil", "aggregator", check=_known_aggregator)] = None,
     n_prototypes: Annotated[int | None, option("fit_mil", "n_prototypes")] = None,
     prototypes: Annotated[Prototypes | None, option("fit_mil", "prototypes")] = None,
     prototype_branch: Annotated[bool | None, option("fit_mil", "prototype_branch")] = None,

@@ -6,17 +6,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table
-from cytomil.cli.options import AsJson, ParamsFile, Profile, argument, given, option
+import typer
+
+from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
+from cytomil.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, argument, given, option
 from cytomil.settings import load
 
 
 def make_bags(
     source: Annotated[str | None, argument("make_bags", "source")] = None,
     out: Annotated[Path | None, option("make_bags", "out")] = None,
-    normal: Annotated[str | None, option("make_bags", "normal")] = None,
-    abnormal: Annotated[str | None, option("make_bags", "abnormal")] = None,
+    normal: Annotated[list[str] | None, option("make_bags", "normal")] = None,
+    abnormal: Annotated[list[str] | None, option("make_bags", "abnormal")] = None,
+    patients: Annotated[str | None, option("make_bags", "patients")] = None,
     labels: Annotated[Path | None, option("make_bags", "labels")] = None,
+    positive: Annotated[list[str] | None, option("make_bags", "positive")] = None,
+    negative: Annotated[list[str] | None, option("make_bags", "negative")] = None,
     bag_size: Annotated[int | None, option("make_bags", "bag_size")] = None,
     witness_rate: Annotated[float | None, option("make_bags", "witness_rate")] = None,
     train_bags: Annotated[int | None, option("make_bags", "train_bags")] = None,
@@ -26,17 +31,36 @@ def make_bags(
     crop_um: Annotated[float | None, option("make_bags", "crop_um")] = None,
     crop_px: Annotated[int | None, option("make_bags", "crop_px")] = None,
     mpp: Annotated[float | None, option("make_bags", "mpp")] = None,
+    mpp_csv: Annotated[Path | None, option("make_bags", "mpp_csv")] = None,
     cell_size: Annotated[int | None, option("make_bags", "cell_size")] = None,
     difficulty: Annotated[float | None, option("make_bags", "difficulty")] = None,
     seed: Annotated[int | None, option("make_bags", "seed")] = None,
+    fingerprint: Annotated[
+        Path | None,
+        typer.Option(
+            "--fingerprint",
+            help="write a hash of all that would be read to this file, and make nothing; for DVC",
+            show_default="none",
+        ),
+    ] = None,
     params: ParamsFile = None,
     profile: Profile = None,
+    accept_left_out: AcceptLeftOut = False,
     as_json: AsJson = False,
 ) -> None:
     """Make bags: simulated slides from class folders or synthetic cells, or one bag per labelled slide."""
     options = given("make_bags", locals())
     with plain_errors():
         settings = load(options, params, profile).make_bags
+        if fingerprint is not None:
+            from cytomil.bags.inputs import write_fingerprint
+
+            inputs = write_fingerprint(fingerprint, settings, RichListener())
+            console.print(
+                f"{inputs['files']} files, {inputs['bytes']:,} bytes; {inputs['sha256'][:12]} in {fingerprint}"
+            )
+            finish(inputs, (), as_json)
+            return
         from cytomil.bags.make import make_bags as run
 
         made = run(settings, RichListener())
@@ -44,13 +68,22 @@ def make_bags(
         rows = []
         for split in ("train", "test"):
             bags = [row for row in made.rows if row.split == split]
-            positive = sum(row.label for row in bags)
-            rows.append((split, len(bags), positive, len(bags) - positive, f"{sum(row.n_instances for row in bags):,}"))
+            n_positive = sum(row.label for row in bags)
+            rows.append(
+                (split, len(bags), n_positive, len(bags) - n_positive, f"{sum(row.n_instances for row in bags):,}")
+            )
         columns = ("split", "bags", "positive", "negative", "cells")
         print_table(f"bags in {made.folder}", columns, rows, right=columns[1:])
         for rate in rates:
             console.print(f"true witness rate of the positive bags: {rate:.2%}")
         for note in made.notes:
-            console.print(note)
-    document = {"folder": made.folder, "bags": [asdict(row) for row in made.rows], "notes": made.notes}
-    finish(document, made.problems, as_json)
+            console.print(note, soft_wrap=True)
+        if made.warnings:
+            print_warning("A SPLIT IS INCOMPLETE", "\n".join(made.warnings))
+    document = {
+        "folder": made.folder,
+        "bags": [asdict(row) for row in made.rows],
+        "notes": made.notes,
+        "warnings": made.warnings,
+    }
+    finish(document, made.problems, as_json, accept_left_out)

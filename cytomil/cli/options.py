@@ -18,6 +18,13 @@ Profile = Annotated[
     str | None, typer.Option("--profile", help="profile in the settings file, such as 'paper'", show_default="default")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document to standard output")]
+AcceptLeftOut = Annotated[
+    bool,
+    typer.Option(
+        "--accept-left-out",
+        help="exit status 0, not 3, where some slides or cells could not be used; they are listed all the same",
+    ),
+]
 
 
 def option(section: str, key: str, check: Callable[[Any], Any] | None = None) -> Any:
@@ -44,9 +51,18 @@ def argument(section: str, key: str) -> Any:
 
 
 def given(section: str, values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The options of a command, by its ``locals()``, as `cytomil.settings.load` takes them."""
+    """The options of a command, by its ``locals()``, as `cytomil.settings.load` takes them.
+
+    An option that takes a list may be given several times, and each time hold several names with commas between.
+    """
     known = Settings.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
-    return {section: {key: value for key, value in values.items() if key in known}}
+    return {section: {key: _joined(value) for key, value in values.items() if key in known}}
+
+
+def _joined(value: Any) -> Any:
+    if isinstance(value, list):
+        return ",".join(value) if value else None
+    return value
 
 
 def _describe(section: str, key: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
-from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
+from cytomil.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
 from cytomil.progress import Silent
 from cytomil.registry import known_method
 from cytomil.settings import Rescale, Surgery, load
@@ -58,6 +58,7 @@ def pretrain(
     ] = False,
     params: ParamsFile = None,
     profile: Profile = None,
+    accept_left_out: AcceptLeftOut = False,
     as_json: AsJson = False,
 ) -> None:
     """Train an encoder on the training bags, from slide labels alone."""
@@ -70,7 +71,7 @@ def pretrain(
 
         with (
             training_processes(settings.device) as processes,
-            Curves(settings.out.parent / "dvclive", resume) as curves,
+            Curves(settings.out.parent / "dvclive" / settings.out.name, resume) as curves,
         ):
             if not processes.is_first:
                 run(settings, Silent(), None, resume, processes)
@@ -98,7 +99,7 @@ def pretrain(
                 f"{card['collapse_reason']}.\nThis encoder tells cells hardly apart; nothing built on it can be trusted. "
                 + _CURES[card["method"] == "none"],
             )
-    finish({"encoder": settings.out, **card}, done.problems, as_json)
+    finish({"encoder": settings.out, **card}, done.problems, as_json, accept_left_out)
 
 
 def _line(record: dict[str, Any], epochs: int) -> str:

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
-from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
+from cytomil.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
 from cytomil.progress import Problem
 from cytomil.settings import EngineName, load
 
@@ -43,6 +43,7 @@ def rank(
     ray_address: Annotated[str | None, option("rank", "ray_address")] = None,
     params: ParamsFile = None,
     profile: Profile = None,
+    accept_left_out: AcceptLeftOut = False,
     as_json: AsJson = False,
 ) -> None:
     """Rank a folder of slides: which to read first, and which cells to look at."""
@@ -82,7 +83,7 @@ def rank(
             for s in worklist.slides
             if s.reason or s.n_unreadable
         ]
-    finish(to_document(worklist), problems, as_json)
+    finish(to_document(worklist), problems, as_json, accept_left_out)
 
 
 def _thresholds(worklist: Worklist) -> list[str]:

@@ -42,14 +42,16 @@ class _Panel:
     zero_label: str = ""
 
 
-_PANELS = (
-    _Panel("Similarity loss", "loss", (_Line("loss_similarity"),)),
-    _Panel(
-        "NT-Xent loss",
-        "loss (nats)",
-        (_Line("loss_nt_xent"), _Line("chance", "chance,\nln(2N − 1)", GREY, is_reference=True)),
-    ),
-    _Panel("Classification loss", "loss (nats)", (_Line("loss_classification"),)),
+_LOSSES = {
+    "loss_similarity": ("Similarity loss", "loss"),
+    "loss_nt_xent": ("NT-Xent loss", "loss (nats)"),
+    "loss_info_nce": ("InfoNCE loss", "loss (nats)"),
+    "loss_supcon": ("SupCon loss", "loss (nats)"),
+    "loss_classification": ("Classification loss", "loss (nats)"),
+    "loss_distance": ("Squared distance from the centre", "loss"),
+}
+_CHANCE = {"loss_nt_xent": "chance,\nln(2N − 1)", "loss_info_nce": "chance,\nln B"}
+_OTHER_PANELS = (
     _Panel("Mean cosine of negatives", "cosine", (_Line("negatives_mean_cosine"),)),
     _Panel("Effective rank", "dimensions", (_Line("effective_rank"),)),
     _Panel("Spread of embeddings", "spread", (_Line("spread"),)),
@@ -133,13 +135,13 @@ def plot_training(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the course of a training run, one small panel for each quantity that the history holds.
 
     Args:
-        history: a row per epoch, with any of `epoch` (otherwise rows count from 1), `loss_similarity`,
-            `loss_nt_xent`, `chance` (the NT-Xent loss of a guess, ln(2N - 1)), `loss_classification`,
-            `negatives_mean_cosine`, `effective_rank`, `spread`, `gradient_cosine`, `gradient_norm_negative`,
-            `gradient_norm_positive`, `learning_rate` and `images_per_second`. A value that is absent, None or not
-            finite is not drawn; a panel without values is left out.
+        history: a row per epoch, with any of `epoch` (otherwise rows count from 1), `loss_…` for each of the method's
+            tasks, `chance` (the contrastive loss of a guess), `negatives_mean_cosine`, `effective_rank`, `spread`,
+            `gradient_cosine`, `gradient_norm_negative`, `gradient_norm_positive`, `learning_rate` and
+            `images_per_second`. A value that is absent, None or not finite is not drawn; a panel without values is
+            left out.
     """
-    panels = [panel for panel in _PANELS if _has_values(panel, history)]
+    panels = [panel for panel in (*_loss_panels(history), *_OTHER_PANELS) if _has_values(panel, history)]
     n_columns = min(2, max(1, len(panels)))
     n_rows = max(1, math.ceil(len(panels) / n_columns))
     figure = new_figure(0.6 + 1.75 * n_rows)
@@ -152,6 +154,19 @@ def plot_training(history: Sequence[Mapping[str, Any]]) -> Figure:
         if position > len(panels) - n_columns:
             axes.set_xlabel("epoch", fontsize=9)
     return figure
+
+
+def _loss_panels(history: Sequence[Mapping[str, Any]]) -> list[_Panel]:
+    """A panel for each loss that was logged, another package's method's too; chance stands beside the contrastive one."""
+    logged = dict.fromkeys(key for row in history for key in row if key.startswith("loss_"))
+    ordered = [*(key for key in _LOSSES if key in logged), *(key for key in logged if key not in _LOSSES)]
+    contrastive = [key for key in ordered if key in _CHANCE] or [key for key in ordered if key not in _LOSSES]
+    panels = []
+    for key in ordered:
+        title, unit = _LOSSES.get(key, (f"Loss {key.removeprefix('loss_').replace('_', ' ')}", "loss"))
+        guess = _Line("chance", _CHANCE.get(key, "chance"), GREY, is_reference=True)
+        panels.append(_Panel(title, unit, (_Line(key), *([guess] if key in contrastive[:1] else []))))
+    return panels
 
 
 def save_png(figure: Figure, path: Path) -> None:

@@ -68,10 +68,14 @@ def read_runs(folders: Sequence[Path]) -> Runs:
     done: list[Run] = []
     failed: dict[Cell, str] = {}
     planned: set[Cell] = set()
+    seen: set[Path] = set()
     for folder in folders:
         if not folder.is_dir():
             raise NotFoundError(f"{folder} is not a folder. Name folders that hold reports of `cytomil evaluate`.")
         for file in sorted(folder.rglob("*.json")):
+            if file.resolve() in seen:  # one folder may lie in another, or be named twice
+                continue
+            seen.add(file.resolve())
             document = _read(file)
             if document is None:
                 continue

@@ -105,4 +105,9 @@ def _distance_from_centre(side: int) -> npt.NDArray[np.float64]:
 def _otsu(values: npt.NDArray[np.floating]) -> float:
     from skimage.filters import threshold_otsu
 
-    return float(threshold_otsu(values)) if values.size else 0.0
+    if not values.size:
+        return 0.0
+    try:
+        return float(threshold_otsu(values))
+    except ValueError:  # all but equal: the values differ by so little that no histogram has bins between them
+        return float(values.max())

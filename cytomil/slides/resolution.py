@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-import csv
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cytomil.errors import PixelsNotSquareError, ResolutionError, SettingsError, require_file
-from cytomil.slides.open import Slide, open_slide
+from cytomil.errors import PixelsNotSquareError, ResolutionError, TableError
+from cytomil.slides.open import SLIDE_SUFFIXES, Slide, open_slide
+from cytomil.tables import Column, composed, read_table
+
+SLIDE = Column(
+    "slide",
+    ("slide_id", "slideid", "slide_name"),
+    ("file", "filename", "file_name", "image", "name", "path", "id"),
+    required=True,
+)
+MPP = Column(
+    "mpp",
+    ("um_per_px", "um_per_pixel", "microns_per_pixel"),
+    ("mpp_x", "mpp_y", "resolution", "pixel_size", "pixelsize"),
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,8 @@ class Resolutions:
 
     def of(self, path: Path) -> float | None:
         """What was given for this one slide."""
-        return self.by_slide.get(path.name, self.by_slide.get(path.stem))
+        name, stem = composed(path.name), composed(path.stem)
+        return self.by_slide.get(name, self.by_slide.get(stem))
 
     def open(self, path: Path) -> Slide:
         """Open a slide by the first of: its own row, the file's plausible value, the fallback.
@@ -43,27 +57,31 @@ class Resolutions:
 
 
 def read_resolutions(path: Path) -> dict[str, float]:
-    """Read a CSV with the columns slide and mpp. Raises `SettingsError` naming file and line, or `NotFoundError`."""
-    require_file(path, "a spreadsheet: columns slide, mpp")
+    """Read a table with the columns slide and mpp. Raises `TableError` naming file and line, or `NotFoundError`."""
     given: dict[str, float] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if not {"slide", "mpp"} <= set(reader.fieldnames or ()):
-                raise SettingsError(f"{path} needs the columns slide and mpp (µm per pixel).")
-            for number, line in enumerate(reader, start=2):
-                slide = (line["slide"] or "").strip()
-                if slide in given:
-                    raise SettingsError(f"{path}, line {number}: slide '{slide}' is listed twice. Leave one line.")
-                given[slide] = parse_mpp(line["mpp"], f"{path}, line {number}")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SettingsError(f"{path} is not a CSV file in UTF-8 ({error}).") from None
+    for row in read_table(path, (SLIDE, replace(MPP, required=True)), "a spreadsheet: columns slide, mpp"):
+        slide = row["slide"]
+        if not slide:
+            raise TableError(f"{row.where}: the slide's name is empty.")
+        if slide in given:
+            raise TableError(f"{row.where}: slide '{slide}' is listed twice. Leave one line.")
+        given[slide] = parse_mpp(row["mpp"], row.where)
+    for slide, mpp in given.items():
+        stem = Path(slide).stem
+        if Path(slide).suffix.lower() in SLIDE_SUFFIXES and given.get(stem, mpp) != mpp:
+            raise TableError(f"{path} gives {slide} {mpp:g} µm/px and {stem} {given[stem]:g}. Leave one line.")
     return given
 
 
-def parse_mpp(text: str | None, where: str) -> float:
-    """A table's µm per pixel as a number. Raises `SettingsError` naming ``where``; plausible or not is seen on opening."""
+def parse_mpp(text: str, where: str) -> float:
+    """A table's µm per pixel as a number, with point or comma.
+
+    Raises `TableError` naming ``where`` if it is none above 0; plausible or not is seen on opening.
+    """
     try:
-        return float((text or "").strip())
+        mpp = float(text.replace(",", ".", 1))
     except ValueError:
-        raise SettingsError(f"{where}: '{text}' is not a number of µm per pixel, such as 0.25.") from None
+        mpp = math.nan
+    if not (mpp > 0 and math.isfinite(mpp)):
+        raise TableError(f"{where}: '{text}' is not a number of µm per pixel, such as 0.25.")
+    return mpp

@@ -277,3 +277,9 @@ class TestClasses:
         made = make(cells, normal=("LYT",), abnormal=("PMO",), bag_size=6, witness_rate=0.2)
         sources = [s for bag in all_bags(made) for s in read_instance_sources(bag.path).values()]
         assert {source.split("/")[0] for source in sources} == {"LYT", "PMO"}
+
+
+def test_a_class_is_the_same_in_either_unicode_form(make, tmp_path, make_class_folders):
+    root = make_class_folders(tmp_path / "cells", {"e\u0301": 40, "BLA": 8})
+    made = make(root, normal=("\u00e9",), abnormal=("BLA",))
+    assert len(made.rows) == 4

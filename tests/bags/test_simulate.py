@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import repeat
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from cytomil.bags import Instance, open_bag
 from cytomil.bags.instance_labels import read_instance_labels
-from cytomil.bags.simulate import make_plan, write_simulated_bags
+from cytomil.bags.simulate import Supply, make_plan, write_simulated_bags
 from cytomil.progress import Silent
 
 
@@ -21,7 +23,7 @@ def endless(label):
 def write(folder, seed=0, bag_size=10, rate=0.3, train=4, test=2):
     rng = np.random.default_rng(seed)
     plan = make_plan(bag_size, rate, train, test, rng)
-    return plan, write_simulated_bags(folder, plan, endless(0), endless(1), "here", rng, Silent())
+    return plan, write_simulated_bags(folder, plan, repeat(Supply(endless(0), endless(1))), "here", rng, Silent())
 
 
 @given(

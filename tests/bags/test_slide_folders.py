@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 
 from cytomil.bags import open_bag, read_manifest
 from cytomil.bags.instance_labels import read_instance_labels
+from cytomil.bags.labels import LabelledSlide
 from cytomil.bags.make import make_bags
-from cytomil.bags.slide_folders import LabelledSlide, read_labels, split_by_patient
-from cytomil.errors import BagFileError, NotFoundError
+from cytomil.bags.slide_folders import split_by_patient
+from cytomil.errors import BagFileError, NotFoundError, SettingsError, TableError
 from cytomil.progress import Silent
 from cytomil.settings import MakeBagsSettings
 
@@ -84,53 +86,15 @@ class TestBags:
         assert "has no line in" in problems_of(made)["unlisted-\\xfc"]
 
 
-class TestLabelsFile:
-    def test_blanks_byte_order_mark_and_other_columns_do_not_matter(self, tmp_path):
-        file = tmp_path / "labels.csv"
-        file.write_bytes(b"\xef\xbb\xbfslide,scanner,label,patient\r\n s1 ,x, 1 , p1\r\ns2,y,0,\r\n")
-        assert read_labels(file) == [LabelledSlide("s1", 1, "p1", ""), LabelledSlide("s2", 0, "", "")]
+def test_a_labels_file_that_is_not_there(make, slides):
+    with pytest.raises(NotFoundError, match=r"labels\.csv does not exist"):
+        make(slides, None)
 
-    @pytest.mark.parametrize(
-        ("text", "reason"),
-        [
-            ("", "needs the columns slide and label"),
-            ("slide,patient\ns1,p\n", "needs the columns slide and label"),
-            ("name;label\ns1;1\n", "needs the columns slide and label"),
-            ("slide,label\n", "lists no slides"),
-            ("slide,label\ns1,0\ns2,2\n", "line 3: label '2'"),
-            ("slide,label\ns1,positive\n", "line 2: label 'positive'"),
-            ("slide,label\ns1,\n", "line 2: label ''"),
-            ("slide,label\ns1\n", "line 2: label"),
-            ("slide,label\n,1\n", "line 2: the slide's name is empty"),
-            ("slide,label\ns1,0\ns1,0\n", "lists s1 twice"),
-            ("slide,label\n../s1,0\n", "line 2: slide '../s1' must be a name"),
-            ("slide,label\na/s1,0\n", "line 2: slide 'a/s1' must be a name"),
-            ("slide,label\n/etc,0\n", "line 2: slide '/etc' must be a name"),
-            ("slide,label\n..,0\n", "line 2: slide '..' must be a name"),
-            ("slide,label\n.,0\n", "line 2: slide '.' must be a name"),
-            ("slide,label,split\ns1,0,dev\n", "line 2: split 'dev'"),
-            ("slide,label,split\ns1,0,train\ns2,1,\n", "Fill all of them or none"),
-            ("slide,label,patient,split\ns1,0,p,train\ns2,1,p,test\n", "patient 'p' stands in both"),
-        ],
-    )
-    def test_is_refused_with_its_name_and_what_is_wrong(self, make, slides, text, reason):
-        with pytest.raises(BagFileError) as caught:
-            make(slides, text)
-        message = str(caught.value)
-        assert reason in message
-        assert "labels.csv" in message
-        assert "\n" not in message
-        assert not (slides.parent / "bags").exists()
 
-    @pytest.mark.parametrize("content", [b"slide,label\nM\xfcller,1\n", b"\x89PNG\r\n\x1a\n\x00\xff"])
-    def test_not_utf8(self, tmp_path, content):
-        (tmp_path / "labels.csv").write_bytes(content)
-        with pytest.raises(BagFileError, match=r"labels\.csv"):
-            read_labels(tmp_path / "labels.csv")
-
-    def test_not_there(self, make, slides):
-        with pytest.raises(NotFoundError, match=r"labels\.csv does not exist"):
-            make(slides, None)
+def test_a_wrong_labels_file_leaves_no_bags(make, slides):
+    with pytest.raises(TableError, match=r"labels\.csv, line 3: label '2'"):
+        make(slides, "slide,label\ns1,0\ns2,2\n")
+    assert not (slides.parent / "bags").exists()
 
 
 class TestSplit:
@@ -227,6 +191,70 @@ class TestProblems:
         assert not (slides.parent / "bags").exists()
 
 
+class TestWords:
+    WORDS = "slide,label,split\ns1,Healthy,train\ns2,APL,train\ns3, healthy ,test\ns4,aml,test\n"
+
+    def test_labels_in_words(self, make, slides):
+        made = make(slides, self.WORDS, positive=("AML", "APL"), negative=("healthy",))
+        assert {row.bag_id: row.label for row in made.rows} == {"s1": 0, "s2": 1, "s3": 0, "s4": 1}
+
+    def test_one_side_alone_is_refused(self, make, slides):
+        with pytest.raises(SettingsError, match="both sides"):
+            make(slides, self.WORDS, positive=("AML", "APL"))
+
+    def test_words_without_a_labels_file_are_refused(self, tmp_path, slides):
+        chosen = MakeBagsSettings(source=str(slides), out=tmp_path / "bags", positive=("a",), negative=("b",))
+        with pytest.raises(SettingsError, match="--labels"):
+            make_bags(chosen, Silent())
+
+
+class TestUnicode:
+    NFD, NFC = "e\u0301", "\u00e9"
+
+    @pytest.mark.parametrize(("on_disk", "in_file"), [(NFD, NFC), (NFC, NFD)])
+    def test_a_name_is_the_same_in_either_form(self, make, slides, on_disk, in_file):
+        (slides / "s1").rename(slides / on_disk)
+        made = make(slides, SPLIT.replace("s1", in_file))
+        assert made.problems == ()
+        assert {row.bag_id for row in made.rows} == {self.NFC, "s2", "s3", "s4"}
+
+    def test_two_folders_of_one_name_are_ambiguous(self, make, slides):
+        (slides / "s1").rename(slides / self.NFD)
+        shutil.copytree(slides / "s2", slides / self.NFC)
+        problems = problems_of(make(slides, SPLIT.replace("s1", self.NFC)))
+        assert list(problems) == [self.NFC]
+        assert "rename one" in problems[self.NFC]
+
+
+class TestLostLabels:
+    def test_a_split_that_loses_a_label_is_named(self, make, slides):
+        shutil.rmtree(slides / "s4")
+        made = make(slides)
+        (warning,) = made.warnings
+        assert "test split has no positive bag (label 1): none of 1 could be used" in warning
+        assert json.loads((made.folder / "make-bags.json").read_text())["warnings"] == [warning]
+
+    def test_a_split_that_loses_all(self, make, slides):
+        for name in ("s1", "s2"):
+            shutil.rmtree(slides / name)
+        (warning,) = make(slides).warnings
+        assert "train split has no bag at all" in warning
+
+    def test_a_split_column_without_a_label(self, make, slides):
+        made = make(slides, SPLIT.replace("p4,test", "p4,train"))
+        (warning,) = made.warnings
+        assert "test split has no positive bag (label 1): labels.csv puts none there" in warning
+
+    def test_whole_splits_are_not_warned_of(self, make, slides):
+        assert make(slides).warnings == ()
+
+
+def test_unknown_patients_are_said(make, slides):
+    assert make(slides).notes == ()
+    (note,) = make(slides, SPLIT.replace(",p1,", ",,")).notes
+    assert note.startswith("1 of 4 slides have no patient")
+
+
 class TestLeakage:
     def test_an_image_of_a_training_slide_is_left_out_of_a_test_slide(self, make, slides):
         """Whatever the slides' names: the test slide gives way."""
@@ -247,3 +275,50 @@ class TestLeakage:
             sides[row.split] |= set(open_bag(made.folder / row.path).images())
         assert not sides["train"] & sides["test"]
         assert len(made.problems) == 3
+
+    def test_two_folders_of_the_same_cells_are_one_slide(self, make, slides):
+        """Whatever the images are called, and whatever else lies there."""
+        shutil.rmtree(slides / "s3")
+        (slides / "s3").mkdir()
+        for i in range(4):
+            shutil.copy(slides / "s1" / f"cell-{i}.png", slides / "s3" / f"other-{i}.png")
+        made = make(slides)
+        assert problems_of(made) == {
+            "s3": "a byte-identical copy of the train slide s1; left out. BUT it is labelled otherwise there "
+            "(patient 'p1', here 'p3'): correct the labels file"
+        }
+        assert {row.bag_id for row in made.rows} == {"s1", "s2", "s4"}
+        (slides / "s3" / "Thumbs.db").write_bytes(b"litter")
+        assert "a copy: 4 of its 4 cells are those of the train slide s1" in problems_of(make(slides))["s3"]
+
+    def test_a_folder_that_is_mostly_a_copy_is_left_out_whole(self, make, slides):
+        for i in range(3):
+            shutil.copy(slides / "s2" / f"cell-{i}.png", slides / "s4" / f"cell-{i}.png")
+        made = make(slides)
+        problems = problems_of(made)
+        assert list(problems) == ["s4"]
+        assert problems["s4"].startswith("a copy: 3 of its 4 cells are those of the train slide s2")
+        assert not (made.folder / "s4.h5").exists()
+
+    def test_a_copy_within_a_split_is_left_out_too(self, make, slides):
+        shutil.rmtree(slides / "s3")
+        shutil.copytree(slides / "s1", slides / "s3")
+        made = make(slides, "slide,label,split\ns1,0,train\ns3,0,train\ns2,1,train\ns4,1,test\n")
+        assert problems_of(made) == {"s3": "a byte-identical copy of the train slide s1; left out"}
+
+    def test_a_copy_does_not_take_a_place_in_a_drawn_split(self, make, slides):
+        shutil.copytree(slides / "s1", slides / "s5")
+        made = make(slides, "slide,label\ns1,0\ns2,1\ns3,0\ns4,1\ns5,0\n")
+        assert set(problems_of(made)) == {"s5"}
+        assert {(row.split, row.label) for row in made.rows} == {
+            ("train", 0),
+            ("train", 1),
+            ("test", 0),
+            ("test", 1),
+        }
+
+    def test_a_copy_with_another_label_is_refused(self, make, slides):
+        shutil.rmtree(slides / "s4")
+        shutil.copytree(slides / "s1", slides / "s4")
+        with pytest.raises(TableError, match="s1 and s4 are the same slide, byte for byte, and are labelled 0 and 1"):
+            make(slides)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,34 @@ def test_every_quantity_has_its_panel() -> None:
     figure = FIGURES["training"]()
     assert len(figure.axes) == 10
     assert all(text in texts(figure) for text in ["chance,\nln(2N − 1)", "negative", "positive", "epoch"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "drawn"),
+    [
+        (["loss_supcon"], ["SupCon loss"]),
+        (["loss_info_nce", "chance"], ["InfoNCE loss"]),
+        (["loss_distance"], ["Squared distance from the centre"]),
+        (["loss_similarity", "loss_nt_xent", "chance"], ["Similarity loss", "NT-Xent loss"]),
+        (["loss_of_another_package", "chance"], ["Loss of another package"]),
+    ],
+)
+def test_every_methods_losses_are_drawn(keys: list[str], drawn: list[str]) -> None:
+    figure = plots.plot_training(history(4, keys))
+    assert titles(figure) == drawn
+    assert len(figure.axes[-1].lines) == 1 + ("chance" in keys)
+    assert ("chance" in texts(figure)) == ("chance" in keys)
+
+
+def test_every_built_in_method_names_its_losses_panel() -> None:
+    methods = Path(cytomil.__file__).parent / "pretrain" / "methods"
+    logged = {
+        name
+        for file in methods.glob("*.py")
+        for name in re.findall(r'^\s+(?:return \{)?"(\w+)": ', file.read_text(), re.M)
+    }
+    assert {"nt_xent", "supcon", "info_nce", "similarity", "classification", "distance"} <= logged
+    assert {f"loss_{name}" for name in logged} <= set(plots._LOSSES)
 
 
 @pytest.mark.parametrize("key", QUANTITIES)

@@ -304,6 +304,23 @@ def test_the_command_prints_tables_of_eighty_columns_and_lists_what_failed(small
     assert max(len(row) for row in done.stderr.splitlines() if not paths.search(row)) <= 80
 
 
+def test_several_folders_stand_behind_one_option_or_several_and_no_record_counts_twice(
+    write_reports, make_record, tmp_path
+):
+    root = write_reports([make_record("simclr", 0.1, seed) for seed in (0, 1)])
+    inner = next(file.parent for file in sorted(root.rglob("*.json")))
+    for folders in (
+        ["--table", root, inner],
+        ["--table", root, "--table", inner],
+        ["--table", f"{inner},{root}"],
+        [inner, "--table", root, root],
+    ):
+        line = ["evaluate", *map(str, folders), "--out", str(tmp_path / "out"), "--resamples", "100", "--json"]
+        done = CliRunner().invoke(app, line)
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["runs"] == 2
+
+
 def test_the_command_refuses_in_one_line(tmp_path):
     done = CliRunner().invoke(app, ["evaluate", "--table", str(tmp_path / "none")], env={"COLUMNS": "200"})
     assert done.exit_code == 1

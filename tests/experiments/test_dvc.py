@@ -24,7 +24,7 @@ def project(tmp_path, params):
     root = tmp_path / "project"
     shutil.copytree(ROOT / "cytomil", root / "cytomil", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "experiments", root / "experiments", ignore=shutil.ignore_patterns("__pycache__", "*.lock"))
-    for place in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "params.yaml"):
+    for place in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "params.yaml", "data/.gitignore"):
         (root / place).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / place, root / place)
     grid = root / "experiments" / "cpu"

@@ -78,3 +78,10 @@ def test_whatever_the_picture_no_mask_is_empty(picture):
     assert masks.nucleus.any()
     assert (masks.nucleus <= masks.hull).all()
     assert (masks.nucleus <= masks.cell).all()
+
+
+def test_a_picture_whose_values_all_but_agree_has_masks():
+    """A cell on an even black surround, as segmented data sets have it."""
+    picture = np.full((SIDE, SIDE), 5.5, np.float32)
+    picture[::2] = np.nextafter(picture[::2], np.float32(6))
+    assert find_masks(picture, picture).nucleus.any()

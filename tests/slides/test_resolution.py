@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cytomil.errors import ResolutionError, SettingsError
+from cytomil.errors import ResolutionError, SettingsError, TableError
 from cytomil.slides import Cutting, Resolutions, read_resolutions
 
 MakeSlide = Callable[..., Path]
@@ -47,3 +47,30 @@ def test_the_csv_takes_names_with_and_without_suffix(tmp_path: Path) -> None:
 def test_a_cutting_out_of_range_is_refused(values: tuple[float, ...], name: str) -> None:
     with pytest.raises(SettingsError, match=name):
         Cutting(*values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slide,mpp\na,0.2\na,0.3\n", "line 3: slide 'a' is listed twice"),
+        ("slide,mpp\na.tif,0.2\na,0.3\n", "a.tif 0.2 µm/px and a 0.3"),
+        ("slide,mpp\na,\n", "line 2: '' is not a number"),
+        ("slide,mpp\na,0\n", "line 2: '0' is not a number"),
+        ("slide,mpp\na,inf\n", "line 2: 'inf' is not a number"),
+        ("slide,resolution\na,1\n", "unknown column 'resolution'. Did you mean mpp"),
+        ("slide\na\n", "needs the columns slide and mpp"),
+    ],
+)
+def test_a_table_that_cannot_be_believed_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mpp.csv").write_text(text)
+    with pytest.raises(TableError, match=message):
+        read_resolutions(tmp_path / "mpp.csv")
+
+
+def test_a_table_of_a_spreadsheet_with_decimal_commas(tmp_path: Path) -> None:
+    (tmp_path / "mpp.csv").write_text("Slide;MPP\na.tif;0,25\n;\n")
+    assert read_resolutions(tmp_path / "mpp.csv") == {"a.tif": 0.25}
+
+
+def test_names_are_the_same_in_either_unicode_form() -> None:
+    assert Resolutions({"\u00e9": 0.25}).of(Path("e\u0301.tif")) == 0.25

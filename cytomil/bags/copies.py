@@ -1,0 +1,51 @@
+"""The same slide under two names, told by its bytes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from pathlib import Path
+
+from cytomil.files import sha256_of_file
+
+
+def copies(places: Mapping[str, Path]) -> dict[str, str]:
+    """Names of slides whose bytes are those of an earlier one, each with that earlier one's name.
+
+    ``places`` are slide files or folders of cell images by name, in the order in which the earlier one is to be kept. In
+    a folder the images' bytes count, and not their names. Files are read only where all their sizes agree.
+    """
+    first: dict[str, str] = {}
+    filled = {name: place for name, place in places.items() if next(_files_of(place), None)}
+    for group in _alike(filled, _sizes):
+        if len(group) > 1:
+            for same in _alike({name: places[name] for name in group}, _contents):
+                first |= dict.fromkeys(same[1:], same[0])
+    return first
+
+
+def _alike(places: Mapping[str, Path], key: Callable[[Path], Hashable]) -> list[list[str]]:
+    groups: dict[Hashable, list[str]] = defaultdict(list)
+    for name, place in places.items():
+        groups[key(place)].append(name)
+    return list(groups.values())
+
+
+def _sizes(place: Path) -> Hashable:
+    return place.is_dir(), tuple(sorted(file.stat().st_size for file in _files_of(place)))
+
+
+def _contents(place: Path) -> Hashable:
+    try:
+        return tuple(sorted(map(sha256_of_file, _files_of(place))))
+    except OSError:
+        return place  # what cannot be read is said when its turn comes
+
+
+def _files_of(place: Path) -> Iterator[Path]:
+    """The files that hold a slide: of an .mrxs its companion folder's too."""
+    if place.is_file():
+        yield place
+    folder = place.with_suffix("") if place.suffix.lower() == ".mrxs" else place
+    if folder.is_dir():
+        yield from sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))

@@ -1,0 +1,230 @@
+"""Simulated slides of real people: each bag holds one patient's cells, and a patient's bags stand on one side of the split.
+
+A bag's label says whether abnormal cells stand in it. It does not say whether the patient is ill: the normal cells of ill
+patients make negative bags too, so that a model cannot tell the labels apart by the people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cytomil.bags.bag_file import Instance
+from cytomil.bags.class_folders import ClassFolders
+from cytomil.bags.images import printable, read_image
+from cytomil.bags.labels import PATIENT
+from cytomil.bags.manifest import SPLITS
+from cytomil.bags.simulate import Plan, Supply
+from cytomil.errors import ImageUnreadableError, NotEnoughCellsError, TableError
+from cytomil.progress import Problem
+from cytomil.tables import Column, composed, read_table, require_one_spelling
+
+FOLDER = "folder"
+_COLUMNS = (
+    Column("image", ("cell", "file", "filename", "file_name", "path"), ("name", "slide"), required=True),
+    Column(PATIENT.name, PATIENT.aliases, PATIENT.hints, required=True),
+)
+
+
+@dataclass
+class PatientCells:
+    """The image files of one patient's normal (0) and abnormal (1) cells."""
+
+    files: tuple[list[Path], list[Path]] = field(default_factory=lambda: ([], []))
+
+
+def patients_cells(classes: ClassFolders, patients: str) -> tuple[dict[str, PatientCells], list[Problem]]:
+    """Every patient's cells, and the cells of no known patient, which are left out.
+
+    ``patients``: `FOLDER`, where the folders below each class are the patients, or the path of a table with the columns
+    image and patient. An image there is a path below ``classes.root``, or a file name that is the only one of its kind.
+
+    Raises `TableError` where the table cannot be read or names a patient in two ways, `NotFoundError` where it is not there.
+    """
+    files = [
+        (label, file)
+        for label, side in enumerate((classes.normal, classes.abnormal))
+        for name in side
+        for file in side[name]
+    ]
+    names = [_name(classes.root, file) for _, file in files]
+    of = _by_folder(names) if patients == FOLDER else _by_table(Path(patients), names)
+    found: dict[str, PatientCells] = defaultdict(PatientCells)
+    problems = []
+    for (label, file), name in zip(files, names, strict=True):
+        if name in of:
+            found[of[name]].files[label].append(file)
+        else:
+            where = "lies in no patient's folder" if patients == FOLDER else f"has no line in {Path(patients).name}"
+            problems.append(Problem(name, where))
+    return dict(found), problems
+
+
+def _name(root: Path, file: Path) -> str:
+    return composed(printable(file.relative_to(root).as_posix()))
+
+
+def _by_folder(names: Sequence[str]) -> dict[str, str]:
+    """CLASS/PATIENT/…/cell.png: by image, the folder below the class."""
+    of = {name: name.split("/")[1] for name in names if name.count("/") >= 2}
+    require_one_spelling(((patient, name.rpartition("/")[0]) for name, patient in of.items()), "patient")
+    return of
+
+
+def _by_table(path: Path, names: Sequence[str]) -> dict[str, str]:
+    rows = read_table(path, _COLUMNS, "a spreadsheet: columns image, patient")
+    require_one_spelling(((row["patient"], row.where) for row in rows), "patient")
+    known = set(names)
+    whole_of: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        whole_of[name.rpartition("/")[2]].append(name)
+    of: dict[str, str] = {}
+    for row in rows:
+        image = row["image"].replace("\\", "/").removeprefix("./")
+        if not row["patient"]:
+            raise TableError(f"{row.where}: image '{image}' has no patient. Fill it in or remove the line.")
+        if image not in known and len(whole_of[image]) > 1:
+            raise TableError(
+                f"{row.where}: {len(whole_of[image])} files are called '{image}'. Write the path, such as "
+                f"{whole_of[image][0]}."
+            )
+        for name in [image] if image in known else whole_of[image]:
+            if of.setdefault(name, row["patient"]) != row["patient"]:
+                raise TableError(
+                    f"{row.where}: image '{image}' has patient '{of[name]}' in an earlier line. Leave one line."
+                )
+    return of
+
+
+class PatientDraw:
+    """Gives each bag a patient, and draws that patient's readable, distinct cells in random order.
+
+    ``problems``: unreadable cells, and cells that lie under an earlier patient too.
+    """
+
+    def __init__(self, root: Path, cells: Mapping[str, PatientCells], rng: np.random.Generator) -> None:
+        self.problems: list[Problem] = []
+        self.n_duplicates = 0
+        self._root = root
+        self._cells = cells
+        names = sorted(cells)
+        self._order = [names[i] for i in rng.permutation(len(names))]
+        self._seed_of = dict(zip(self._order, rng.integers(2**63, size=len(names)), strict=True))
+        self._sound: dict[str, tuple[list[tuple[bytes, Path]], list[tuple[bytes, Path]]]] = {}
+        self._owner: dict[bytes, str] = {}
+
+    def assign(self, plan: Plan) -> list[str]:
+        """The patient of every bag of ``plan.jobs``. A patient gets a second bag only where no other is left for it.
+
+        Cells are read of the patients chosen alone; where some turn out unreadable the choice is made anew.
+        Raises `NotEnoughCellsError`.
+        """
+        counts = {name: tuple(map(len, self._cells[name].files)) for name in self._order}
+        while True:
+            given = _assign(self._root, plan, counts)
+            unread = [name for name in dict.fromkeys(given) if name not in self._sound]
+            if not unread:
+                return given
+            for name in unread:
+                self._sound[name] = self._read(name)
+                counts[name] = tuple(map(len, self._sound[name]))
+
+    def bags(self, given: Sequence[str]) -> Iterator[Supply]:
+        """For every bag in turn its patient's cells; bags of the same patient share none."""
+        supplies = {name: Supply(self._draw(name, 0), self._draw(name, 1), name) for name in set(given)}
+        return (supplies[name] for name in given)
+
+    def notes(self, plan: Plan, given: Sequence[str]) -> tuple[str, ...]:
+        """What a reader of figures on these bags needs to know of the people behind them."""
+        most = max(Counter(given).values())
+        negative = [name for name, (_, _, label) in zip(given, plan.jobs, strict=True) if not label]
+        healthy = sum(not self._sound[name][1] for name in negative)
+        found = [
+            f"each bag holds one patient's cells: {len(given)} bags of {len(set(given))} patients, at most {most} of one. "
+            "No patient stands in both splits.",
+            "a bag's label says whether abnormal cells stand in it, not whether the patient is ill: "
+            f"{len(negative) - healthy} of {len(negative)} negative bags are normal cells of patients who have abnormal ones.",
+        ]
+        if healthy:
+            found.append(
+                f"{healthy} negative bags are of patients without any abnormal cell. Where such people differ from the others "
+                "in site, stain or day, figures look better than they are."
+            )
+        if self.n_duplicates:
+            found.append(f"{self.n_duplicates} byte-identical images left out.")
+        return tuple(found)
+
+    def _read(self, patient: str) -> tuple[list[tuple[bytes, Path]], list[tuple[bytes, Path]]]:
+        found: tuple[list[tuple[bytes, Path]], list[tuple[bytes, Path]]] = ([], [])
+        for label, files in enumerate(self._cells[patient].files):
+            for file in files:
+                name = printable(file.relative_to(self._root).as_posix())
+                try:
+                    digest = hashlib.sha256(read_image(file, name)).digest()
+                except ImageUnreadableError as error:
+                    self.problems.append(Problem(name, str(error).removeprefix(f"{name}: ")))
+                    continue
+                owner = self._owner.get(digest)
+                if owner == patient:
+                    self.n_duplicates += 1
+                elif owner:
+                    self.problems.append(Problem(name, f"the same image lies under patient {owner}; left out here"))
+                else:
+                    self._owner[digest] = patient
+                    found[label].append((digest, file))
+        return found
+
+    def _draw(self, patient: str, label: int) -> Iterator[Instance]:
+        cells = self._sound[patient][label]
+        rng = np.random.default_rng([int(self._seed_of[patient]), label])
+        for i in rng.permutation(len(cells)):
+            digest, file = cells[i]
+            name = printable(file.relative_to(self._root).as_posix())
+            # As in simulated bags of no patient: a name such as BLA/BLA_00017 would tell training what the cell is.
+            yield Instance(digest.hex()[:16], read_image(file, name), label=label, source=name)
+
+
+def _assign(root: Path, plan: Plan, counts: Mapping[str, Sequence[int]]) -> list[str]:
+    """A patient for each of ``plan.jobs``; ``counts`` are normal and abnormal cells by patient, in the order of choice."""
+    needs = {1: (plan.bag_size - plan.n_witnesses, plan.n_witnesses), 0: (plan.bag_size, 0)}
+    left = {name: list(count) for name, count in counts.items()}
+
+    def can(name: str, label: int) -> bool:
+        return all(have >= need for have, need in zip(left[name], needs[label], strict=True))
+
+    capable = {label: [name for name in counts if can(name, label)] for label in (0, 1)}
+    others = [name for name in capable[0] if name not in set(capable[1])]
+    side = _sides(capable[1], plan) | _sides(others, plan)
+    n_bags: Counter[str] = Counter()
+    given: dict[int, str] = {}
+    jobs = plan.jobs
+    for i in sorted(range(len(jobs)), key=lambda i: -jobs[i][2]):  # positive bags first: fewer patients can give one
+        split, _, label = jobs[i]
+        able = [name for name in side if side[name] == split and can(name, label)]
+        if not able:
+            raise NotEnoughCellsError(
+                f"{root}: there is not a patient for every bag. {len(plan.train_labels)} training and {len(plan.test_labels)} "
+                f"test bags of {plan.bag_size} cells are wanted, each of one patient, {plan.n_witnesses} cells abnormal in a "
+                f"positive one. Of {len(counts)} patients {len(capable[1])} have the cells for a positive bag, "
+                f"{len(capable[0])} for a negative one. Lower --bag-size, --witness-rate, --train-bags or --test-bags."
+            )
+        # Of patients with abnormal cells first, in either label: else the people would give the label away.
+        given[i] = min(able, key=lambda name: (n_bags[name], counts[name][1] == 0))
+        n_bags[given[i]] += 1
+        left[given[i]] = [have - need for have, need in zip(left[given[i]], needs[label], strict=True)]
+    return [given[i] for i in range(len(jobs))]
+
+
+def _sides(names: Sequence[str], plan: Plan) -> dict[str, str]:
+    """Patients to the two splits in the proportion of their bags, one at least to each that wants any."""
+    n_train, n_test = len(plan.train_labels), len(plan.test_labels)
+    n = round(len(names) * n_test / (n_train + n_test))
+    if n_train and n_test and len(names) > 1:
+        n = min(max(n, 1), len(names) - 1)
+    train, test = SPLITS
+    return {name: test if i < n else train for i, name in enumerate(names)}
