@@ -41,7 +41,8 @@ class FeatureIndex:
         rows = [row for row in self.rows if split in ("all", row.split)]
         if not rows:
             raise FeatureFileError(
-                f"{self.folder} has no features of split '{split}'. Run `cytomil embed` on those bags."
+                f"{self.folder} has no features of split '{split}'. Run `cytomil embed` on those bags; where bags.csv "
+                "has none of that split, make-bags.json beside it says what was left out."
             )
         opened = [(row, open_features(self.folder / row.path)) for row in rows]
         first = opened[0][1]
