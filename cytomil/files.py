@@ -15,6 +15,8 @@ from typing import Any
 
 from cytomil.errors import CytomilError
 
+SEAL = "sha256_of_this"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -94,17 +96,54 @@ def write_json(path: Path, document: Any) -> None:
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json_card(path: Path, schema: str, error: type[CytomilError], made_by: str) -> dict[str, Any]:
-    """Read a folder's JSON card. Raises ``error`` where it is missing, damaged, or of another schema."""
+def sealed(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with the SHA-256 of the rest of it under `SEAL`, by which `is_sealed` tells whether it was altered."""
+    content = json.loads(json.dumps({key: value for key, value in document.items() if key != SEAL}, allow_nan=False))
+    return content | {SEAL: sha256_of_json(content)}
+
+
+def is_sealed(document: Any) -> bool:
+    """Whether a document read from disk says what was written."""
+    if not isinstance(document, dict):
+        return False
+    return document.get(SEAL) == sha256_of_json({key: value for key, value in document.items() if key != SEAL})
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON document. Raises `ValueError` for whatever is none, however deep or long, and OSError."""
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def write_json_card(path: Path, document: dict[str, Any]) -> None:
+    """Write a folder's JSON card, sealed."""
+    write_json(path, sealed(document))
+
+
+def read_json_card(path: Path, schema: str, error: type[CytomilError], made_by: str) -> dict[str, Any]:
+    """Read a folder's JSON card, without its seal.
+
+    Raises ``error`` where it is missing, damaged, altered or of another schema.
+    """
+    try:
+        card = read_json(path)
     except FileNotFoundError:
         raise error(f"{path.parent} has no {path.name}. Make it with `{made_by}`.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as fault:
-        raise error(f"{path} is damaged ({fault}). Make it again with `{made_by}`.") from None
+    except ValueError as fault:
+        raise error(f"{path} is damaged ({str(fault)[:200]}). Make it again with `{made_by}`.") from None
     found = card.get("schema") if isinstance(card, dict) else None
     if found != schema:
-        raise error(f"{path} has schema {found!r}; this version of cytomil reads {schema!r}.")
+        shown = repr(found)[:60]
+        raise error(
+            f"{path} has schema {shown}; this version of cytomil reads {schema!r}. Make it again with `{made_by}`."
+        )
+    if not is_sealed(card):
+        raise error(
+            f"{path} was altered or damaged after it was written: its checksum is another. Make it again with `{made_by}`."
+        )
+    del card[SEAL]
     return card
 
 

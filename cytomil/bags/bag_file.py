@@ -18,7 +18,7 @@ import numpy as np
 
 from cytomil.errors import BagFileError
 from cytomil.files import replacing
-from cytomil.hdf5 import reading_hdf5
+from cytomil.hdf5 import reading_hdf5, writing_hdf5
 from cytomil.slides.cutting import Cutting
 
 SCHEMA = "cytomil.bag/1"
@@ -86,7 +86,7 @@ def write_bag(path: Path, info: BagInfo, instances: Iterable[Instance]) -> tuple
     digest = _start_digest(info)
     n = 0
     with replacing(path) as partial:
-        with h5py.File(partial, "w") as file:
+        with writing_hdf5(partial) as file:
             images = file.create_dataset(
                 "images", (0,), h5py.vlen_dtype(np.uint8), maxshape=(None,), chunks=(CHUNK_CELLS,)
             )

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import EncoderBundleError, SettingsError, require_folder, require_replaceable
-from cytomil.files import read_json_card, replacing_folder, sha256_of_file, write_json
+from cytomil.files import read_json_card, replacing_folder, sha256_of_file, write_json_card
 
 SCHEMA = "cytomil.encoder/1"
 WEIGHTS_NAME = "encoder.safetensors"
@@ -63,7 +63,7 @@ def save_bundle(path: Path, encoder: Encoder, transform: CellTransform, facts: d
             "weights_sha256": sha256_of_file(folder / WEIGHTS_NAME),
             **facts,
         }
-        write_json(folder / CARD_NAME, card)
+        write_json_card(folder / CARD_NAME, card)
         keep_engines(path, folder)
     return load_bundle(path)
 
@@ -113,7 +113,7 @@ def load_bundle(path: Path) -> EncoderBundle:
         transform = CellTransform(**card["transform"])
     except SettingsError as error:
         raise EncoderBundleError(f"{path} cannot be opened here: {error}") from None
-    except (SafetensorError, RuntimeError, KeyError, TypeError) as error:
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise EncoderBundleError(f"{path} does not hold the encoder its {CARD_NAME} describes ({error}).") from None
     return EncoderBundle(path, encoder.eval(), transform, sha256, card)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from cytomil.errors import FeatureFileError
 from cytomil.files import replacing
-from cytomil.hdf5 import reading_hdf5
+from cytomil.hdf5 import reading_hdf5, writing_hdf5
 
 SCHEMA = "cytomil.features/1"
 _PER_INSTANCE = ("features", "coords", "instance_id")
@@ -91,7 +91,7 @@ def write_features(
     for people what made the features, beside the hash of its weights in ``key``.
     """
     with replacing(path) as partial:
-        with h5py.File(partial, "w") as file:
+        with writing_hdf5(partial) as file:
             values = file.create_dataset(
                 "features", (0, dim), key.dtype, maxshape=(None, dim), chunks=(CHUNK_CELLS, dim)
             )

@@ -14,7 +14,7 @@ from torch import Tensor
 from cytomil.encoders.bundle import EncoderBundle, keep_engines, load_bundle, save_bundle
 from cytomil.errors import EncoderBundleError, NotFoundError, SettingsError, TriageModelError, require_folder
 from cytomil.features.layers import preparation_sha256
-from cytomil.files import read_json_card, replacing_folder, sha256_of_file, write_json
+from cytomil.files import read_json_card, replacing_folder, sha256_of_file, write_json_card
 from cytomil.mil.aggregators.registry import find_aggregator
 from cytomil.mil.bags import Standardiser
 from cytomil.mil.ensemble import Ensemble, Member
@@ -85,7 +85,7 @@ def save_triage_model(
             "aggregator_sha256": sha256_of_file(folder / WEIGHTS_NAME),
             **facts,
         }
-        write_json(folder / CARD_NAME, card)
+        write_json_card(folder / CARD_NAME, card)
     return load_triage_model(path)
 
 

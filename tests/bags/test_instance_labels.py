@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import h5py
 import pytest
 
 from cytomil.bags import BagInfo, Instance, write_bag
 from cytomil.bags.instance_labels import read_instance_labels, read_instance_sources
 from cytomil.errors import BagFileError
+from tests.altered import altering
 
 READERS = [read_instance_labels, read_instance_sources]
 
@@ -42,7 +42,7 @@ def test_a_missing_bag_is_refused(tmp_path, read):
 
 @pytest.mark.parametrize("read", READERS)
 def test_labels_of_another_length_are_refused(bag_file, read):
-    with h5py.File(bag_file, "r+") as file:
+    with altering(bag_file) as file:
         file["instance_label"].resize(2, axis=0)
     with pytest.raises(BagFileError, match="contradicts itself"):
         read(bag_file)

@@ -10,6 +10,7 @@ from cytomil.encoders.architecture import Architecture, Encoder, resolve_archite
 from cytomil.encoders.bundle import CARD_NAME, WEIGHTS_NAME, load_bundle, pick_device, read_card, save_bundle
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import CytomilError, EncoderBundleError, NotFoundError
+from cytomil.files import write_json_card
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def bundle_copy(encoder_folder, tmp_path):
 
 def rewrite_card(folder, **changes):
     card = json.loads((folder / CARD_NAME).read_text())
-    (folder / CARD_NAME).write_text(json.dumps({k: v for k, v in (card | changes).items() if v is not None}))
+    write_json_card(folder / CARD_NAME, {k: v for k, v in (card | changes).items() if v is not None})
 
 
 class TestRoundTrip:

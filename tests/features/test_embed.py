@@ -19,6 +19,7 @@ from cytomil.features.embedder import Embedder
 from cytomil.features.index import INDEX_NAME, read_index
 from cytomil.progress import Silent
 from cytomil.settings import EmbedSettings
+from tests.altered import altering
 
 
 @pytest.fixture
@@ -174,7 +175,7 @@ class TestAgain:
         elif damage == "missing":
             victim.unlink()
         else:
-            with h5py.File(victim, "r+") as file:
+            with altering(victim) as file:
                 file["instance_id"].resize(9, axis=0)
         done = run()
         assert (done.n_new, done.n_kept) == (1, 9)
@@ -291,7 +292,7 @@ class TestProblems:
     def test_no_bag_can_be_embedded(self, run, bags_copy, tmp_path):
         for file in bags_copy.glob("*.h5"):
             file.write_text("not a bag")
-        with pytest.raises(BagFileError, match=r"none of the 10 bags .*not an HDF5 file"):
+        with pytest.raises(BagFileError, match=r"none of the 10 bags .*not a file of cytomil's"):
             run(bags=bags_copy)
         assert not (tmp_path / "features" / INDEX_NAME).exists()
 

@@ -8,7 +8,7 @@ import pytest
 from cytomil.errors import FeatureFileError, SettingsError, TriageModelError
 from cytomil.features.embed import embed
 from cytomil.features.index import read_index
-from cytomil.files import sha256_of_file
+from cytomil.files import sha256_of_file, write_json_card
 from cytomil.mil.aggregators.registry import AGGREGATORS
 from cytomil.mil.fit import fit_mil
 from cytomil.mil.triage_model import CARD_NAME, load_triage_model
@@ -39,7 +39,7 @@ def test_a_model_of_an_unknown_aggregator_is_one_clear_line(features_folder, enc
     fit(features_folder, encoder_folder, tmp_path / "model")
     card = json.loads((tmp_path / "model" / CARD_NAME).read_text())
     card["aggregator"]["name"] = "someone-elses"
-    (tmp_path / "model" / CARD_NAME).write_text(json.dumps(card))
+    write_json_card(tmp_path / "model" / CARD_NAME, card)
     with pytest.raises(TriageModelError, match="there is no aggregator 'someone-elses'"):
         load_triage_model(tmp_path / "model")
 
@@ -67,7 +67,7 @@ def test_a_model_made_before_there_was_a_choice_is_still_read(features_folder, e
     card = json.loads((tmp_path / "model" / CARD_NAME).read_text())
     known = ("name", "members", "in_dim", "n_prototypes", "instance_score")
     card["aggregator"] = {key: card["aggregator"][key] for key in known}
-    (tmp_path / "model" / CARD_NAME).write_text(json.dumps(card))
+    write_json_card(tmp_path / "model" / CARD_NAME, card)
     loaded = load_triage_model(tmp_path / "model")
     _, features = read_index(features_folder).open("test")[0]
     assert loaded.ensemble.assess(features.load()).probability == made.ensemble.assess(features.load()).probability

@@ -13,7 +13,7 @@ import torch
 from cytomil.encoders.bundle import ENGINE_CARD_NAME, EncoderBundle
 from cytomil.encoders.engines import ncnn, openvino, tensorrt, torch_compile
 from cytomil.errors import EngineError
-from cytomil.files import read_json_card, sha256_of_file, sha256_of_json, write_json
+from cytomil.files import read_json_card, sha256_of_file, sha256_of_json, write_json_card
 
 SCHEMA = "cytomil.engine/1"
 _LIBRARIES = {
@@ -65,7 +65,7 @@ class EngineRecord:
 
     def write(self, folder: Path) -> None:
         """Write engine.json into ``folder``."""
-        write_json(folder / ENGINE_CARD_NAME, {"schema": SCHEMA, "name": self.name} | asdict(self))
+        write_json_card(folder / ENGINE_CARD_NAME, {"schema": SCHEMA, "name": self.name} | asdict(self))
 
 
 def engine_name(engine: str, precision: str) -> str:

@@ -9,6 +9,7 @@ from cytomil.encoders.engines import open_engine
 from cytomil.encoders.engines import record as record_module
 from cytomil.encoders.engines.record import read_record
 from cytomil.errors import EncoderBundleError
+from cytomil.files import write_json_card
 
 NAME = "openvino-float32"
 
@@ -27,7 +28,7 @@ def opened(compiled):
 
 def change(compiled, name=NAME, **fields):
     file = compiled / "engines" / name / "engine.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    write_json_card(file, json.loads(file.read_text()) | fields)
 
 
 def fast(compiled, gain=3.0, name=NAME):
@@ -179,7 +180,7 @@ def test_an_engine_that_does_not_give_the_layer_is_left_aside(compiled, asked):
     card = compiled / "engines" / NAME / "engine.json"
     record = json.loads(card.read_text())
     del record["agreement"]["multi"]
-    card.write_text(json.dumps(record))
+    write_json_card(card, record)
     said = []
     assert open_engine(load_bundle(compiled), "multi", asked, "cpu", said.append).name == "eager"
     assert "openvino-float32 (does not give layer multi). Running eager." in said[0]
