@@ -15,6 +15,8 @@ from typing import Any
 
 from cytomil.errors import CytomilError
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -91,7 +93,9 @@ def safe_name(name: str) -> str:
 
 def write_json(path: Path, document: Any) -> None:
     """Write ``document`` as indented JSON. Raises ValueError for NaN or infinity, which JSON does not have."""
-    write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    # A path that is not UTF-8 has halves of surrogate pairs in it, which only JSON's own escapes can hold.
+    write_text(path, _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
 def read_json_card(path: Path, schema: str, error: type[CytomilError], made_by: str) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from cytomil.bags.bag_file import BagInfo, write_bag
+from cytomil.bags.cell_folder import LEAST_CELLS
 from cytomil.bags.class_folders import CellDraw, open_class_folders, require_enough
-from cytomil.bags.images import printable
 from cytomil.bags.manifest import MANIFEST_NAME, BagRow, write_manifest
 from cytomil.bags.simulate import make_plan, write_simulated_bags
+from cytomil.bags.slide_dir import list_slide_dir
 from cytomil.bags.slide_folders import LabelledSlide, SlideFolderReader, read_labels, split_by_patient
 from cytomil.bags.synthetic import SOURCE as SYNTHETIC
 from cytomil.bags.synthetic import synthetic_abnormal, synthetic_normal
@@ -32,7 +33,8 @@ from cytomil.files import replacing_folder, safe_name, write_bytes, write_json
 from cytomil.progress import Listener, Problem
 from cytomil.provenance import now, versions
 from cytomil.settings import MakeBagsSettings
-from cytomil.slides import Cutting, Resolutions, find_cells, is_slide_file, qc_thumbnail, require_enough_cells
+from cytomil.slides import Cutting, Resolutions, find_cells, qc_thumbnail, require_enough_cells
+from cytomil.text import printable
 
 RECORD_NAME = "make-bags.json"
 QC_FOLDER = "qc"
@@ -125,9 +127,10 @@ def _from_labelled_slides(folder: Path, settings: MakeBagsSettings, listener: Li
         except _FAULTS_OF_A_SLIDE as error:
             problems.append(Problem(slide.slide, str(error)))
             continue
-        if n == 0:
+        if n < LEAST_CELLS:
             path.unlink()
-            problems.append(Problem(slide.slide, "none of its images can be read"))
+            few = f"too few cells: {n}, at least {LEAST_CELLS} are needed" if n else "none of its images can be read"
+            problems.append(Problem(slide.slide, few))
             continue
         rows.append(BagRow(slide.slide, path.name, slide.patient_id, slide.split, slide.label, n, None, sha256))
     problems += [Problem(name, f"has no line in {labels.name}") for name in _unlisted(root, slides, used)]
@@ -153,14 +156,12 @@ def _write_whole_slide(path: Path, info: BagInfo, file: Path, resolutions: Resol
 
 def _unlisted(root: Path, slides: Sequence[LabelledSlide], used: Collection[str]) -> list[str]:
     """Slides in the folder that no line of the labels file speaks of."""
-    listed = {slide.slide for slide in slides} | set(used)
-    entries = [entry for entry in root.iterdir() if not entry.name.startswith(".") and entry.name not in listed]
-    companions = {path.stem for path in root.glob("*") if path.suffix.lower() == ".mrxs"}
-    return sorted(
-        printable(entry.name)
-        for entry in entries
-        if is_slide_file(entry) or (entry.is_dir() and entry.name not in companions)
-    )
+    listed = {printable(name) for name in (*(slide.slide for slide in slides), *used)}
+    return [
+        one.name
+        for one in list_slide_dir(root).slides
+        if listed.isdisjoint({one.name, *(printable(part.name) for part in one.parts)})
+    ]
 
 
 def _require_bags(settings: MakeBagsSettings) -> None:

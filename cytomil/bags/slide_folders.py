@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from cytomil.bags.bag_file import Instance
-from cytomil.bags.images import find_images, printable, read_image
+from cytomil.bags.cell_folder import list_cell_files
+from cytomil.bags.images import read_image
 from cytomil.bags.manifest import SPLITS
 from cytomil.errors import BagFileError, ImageUnreadableError, NotFoundError, require_file
 from cytomil.progress import Problem
 from cytomil.slides.resolution import parse_mpp
+from cytomil.text import printable
 
 
 @dataclass(frozen=True)
@@ -121,11 +123,13 @@ class SlideFolderReader:
         Raises `NotFoundError` where the folder holds no images.
         """
         folder = self._root / slide.slide
-        files = find_images(folder)
-        if not files:
-            raise NotFoundError(f"{folder} holds no cell images.")
+        listed = list_cell_files(folder)
+        if not listed.files:
+            raise NotFoundError(f"{folder} {listed.why_none()}")
+        of_root = printable(folder.relative_to(self._root).as_posix())
+        self.problems += [Problem(f"{of_root}/{one.where}", one.reason) for one in listed.left_out]
         seen: set[bytes] = set()
-        for file in files:
+        for file in listed.files:
             name = printable(file.relative_to(self._root).as_posix())
             try:
                 image = read_image(file, name)

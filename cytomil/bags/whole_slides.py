@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cytomil.bags.bag_file import Instance
 from cytomil.bags.images import encode_image
+from cytomil.bags.slide_dir import slide_file_of
 from cytomil.errors import NotFoundError
 from cytomil.slides import Cells, Cutting, Slide, is_slide_file, iter_crops
 
@@ -22,7 +23,7 @@ def locate(root: Path, name: str) -> Path:
     # The folder beside an .mrxs slide bears its name; it holds no cell images but the slide's own parts.
     slides = sorted(path for path in root.glob("*") if path.stem == name and is_slide_file(path))
     if exact.is_dir() and not any(path.suffix.lower() == ".mrxs" for path in slides):
-        return exact
+        return slide_file_of(exact)
     if len(slides) > 1:
         raise NotFoundError(f"{exact} is {' or '.join(path.name for path in slides)}. Write the suffix in its line.")
     if not slides:

@@ -72,8 +72,8 @@ def test_an_untiled_tiff_is_a_plain_field(tmp_path: Path) -> None:
     [
         ("empty.svs", b"", "is empty"),
         ("text.svs", b"patient,label\n1,0\n", "not a whole slide"),
-        ("text.tif", b"patient,label\n1,0\n", "cannot be opened"),
-        ("text.png", b"patient,label\n1,0\n", "cannot be opened"),
+        ("text.tif", b"patient,label\n1,0\n", "not a JPEG, PNG, TIFF"),
+        ("text.png", b"patient,label\n1,0\n", "not a JPEG, PNG, TIFF"),
         ("text.mrxs", b"patient,label\n1,0\n", "text.mrxs"),
         ("text.dcm", b"patient,label\n1,0\n", "not a whole slide"),
     ],

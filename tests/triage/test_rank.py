@@ -20,6 +20,7 @@ from cytomil.mil.triage_model import load_triage_model
 from cytomil.pretrain.loop import pretrain
 from cytomil.progress import Silent
 from cytomil.settings import EmbedSettings, FitMilSettings, MakeBagsSettings, PretrainSettings, RankSettings
+from cytomil.spreadsheet import from_text_cell
 from cytomil.triage.rank import rank
 from cytomil.triage.worklist import Call
 from cytomil.triage.write import to_document, write_worklist
@@ -206,9 +207,10 @@ def test_files_on_disk_agree_with_the_worklist_whatever_the_names(road, slides, 
     report = write_worklist(worklist, tmp_path / "out")
     document = json.loads((tmp_path / "out" / "triage.json").read_text())
     assert document == json.loads(json.dumps(to_document(worklist)))
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "triage.csv").read_text())))
-    assert [row["slide"] for row in rows] == [slide.slide for slide in worklist.slides]
-    assert [row["slide"] for row in rows] == [slide["slide"] for slide in document["slides"]]
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "triage.csv").read_text(encoding="utf-8-sig"))))
+    assert [from_text_cell(row["slide"]) for row in rows] == [slide.slide for slide in worklist.slides]
+    assert [from_text_cell(row["slide"]) for row in rows] == [slide["slide"] for slide in document["slides"]]
+    assert not [cell for row in rows for cell in row.values() if cell.startswith(("=", "+", "-", "@"))]
     assert "<img src=x" not in report.read_text()
     assert not list((tmp_path / "out").glob(".*partial"))
 

@@ -202,7 +202,7 @@ def test_names_come_out_right_everywhere(road, mixed, tmp_path, monkeypatch):
     assert all(name in shown.stderr for name in names)
     document = json.loads((out / "triage.json").read_text(encoding="utf-8"))
     assert {slide["slide"] for slide in document["slides"]} == names
-    rows = csv.DictReader(io.StringIO((out / "triage.csv").read_text(encoding="utf-8")))
+    rows = csv.DictReader(io.StringIO((out / "triage.csv").read_text(encoding="utf-8-sig")))
     assert {row["slide"] for row in rows} == names
     report = (out / "report.html").read_text(encoding="utf-8")
     assert SCRIPT not in report
@@ -268,7 +268,7 @@ def test_key_cells_have_places_and_the_files_agree(road, three, tmp_path):
         for picture in (slide.thumbnail, slide.qc_picture):
             assert Image.open(io.BytesIO(picture)).format == "JPEG"
         geojson = json.loads((out / slide.files["geojson"]).read_text())
-        rows = list(csv.DictReader(io.StringIO((out / slide.files["cells_csv"]).read_text())))
+        rows = list(csv.DictReader(io.StringIO((out / slide.files["cells_csv"]).read_text(encoding="utf-8-sig"))))
         assert len(geojson["features"]) == len(rows) == slide.n_instances == 36
         for feature, row in zip(geojson["features"], rows, strict=True):
             (ring,) = feature["geometry"]["coordinates"]
