@@ -91,7 +91,7 @@ def read_manifest(folder: Path, made_by: str = "cytomil make-bags") -> Manifest:
 def _parse(path: Path, line: dict[str, str], number: int) -> BagRow:
     try:
         row = BagRow(
-            **{key: from_text_cell(line[key]) for key in _NAMES},
+            **{key: from_text_cell(line[key] or "") for key in _NAMES},
             split=line["split"],
             label=int(line["label"]),
             n_instances=int(line["n_instances"]),
