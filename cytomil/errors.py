@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cytomil.text import printable
+
 
 class CytomilError(Exception):
     """The user's input is at fault; the command line prints the message and exits with status 1."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
 
 
 class SettingsError(CytomilError):
@@ -22,6 +24,10 @@ class NotFoundError(CytomilError):
 
 class NotEnoughCellsError(CytomilError):
     """The source holds fewer distinct cells than the asked-for bags need."""
+
+
+class PictureError(CytomilError):
+    """A picture's pixels cannot be read, or what they mean is not sure. The message is the reason, without a name."""
 
 
 class ImageUnreadableError(CytomilError):
@@ -125,3 +131,12 @@ def require_file(path: Path, made_by: str) -> Path:
         return path
     state = "is a folder, not a file" if path.exists() else "does not exist"
     raise NotFoundError(f"{path} {state}. Make it with `{made_by}`, or name another file.")
+
+
+def why_unreadable(path: Path, error: OSError) -> str:
+    """What keeps ``path`` from being read, as one sentence with its cure, without its name."""
+    if path.is_symlink() and not path.exists():
+        return "a link to a file that is not there. Mend the link or remove it."
+    if isinstance(error, PermissionError):
+        return "no permission to read it. Ask its owner, or whoever looks after the machine."
+    return f"cannot be read ({error.strerror or error}). Check the disk, and copy it again."

@@ -16,6 +16,7 @@ from typing import Any
 from cytomil.errors import CytomilError
 
 SEAL = "sha256_of_this"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @contextmanager
@@ -93,7 +94,9 @@ def safe_name(name: str) -> str:
 
 def write_json(path: Path, document: Any) -> None:
     """Write ``document`` as indented JSON. Raises ValueError for NaN or infinity, which JSON does not have."""
-    write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    # A path that is not UTF-8 has halves of surrogate pairs in it, which only JSON's own escapes can hold.
+    write_text(path, _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
 def sealed(document: dict[str, Any]) -> dict[str, Any]:

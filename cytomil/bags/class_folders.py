@@ -10,20 +10,24 @@ from pathlib import Path
 import numpy as np
 
 from cytomil.bags.bag_file import Instance
-from cytomil.bags.images import find_images, printable, read_image
+from cytomil.bags.cell_folder import list_cell_files
+from cytomil.bags.images import read_image
 from cytomil.bags.simulate import Plan
 from cytomil.errors import ImageUnreadableError, NotEnoughCellsError, NotFoundError
+from cytomil.litter import is_litter
 from cytomil.progress import Problem
 from cytomil.tables import composed
+from cytomil.text import printable
 
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """The image files of the classes asked for."""
+    """The files that may be cells of the classes asked for, and what else lies there that cannot be one."""
 
     root: Path
     normal: dict[str, list[Path]]
     abnormal: dict[str, list[Path]]
+    left_out: tuple[Problem, ...] = ()
 
 
 def open_class_folders(root: Path, normal: Sequence[str], abnormal: Sequence[str]) -> ClassFolders:
@@ -31,7 +35,7 @@ def open_class_folders(root: Path, normal: Sequence[str], abnormal: Sequence[str
 
     Raises `NotFoundError` where a class is not there, none was named, or one is named on both sides.
     """
-    present = sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+    present = sorted(child.name for child in root.iterdir() if child.is_dir() and not is_litter(child.name))
     if not present:
         raise NotFoundError(f"{root} has no class folders. Name a folder with one sub-folder of images per class.")
     listing = f"{root} has the class folders {', '.join(present)}"
@@ -45,10 +49,12 @@ def open_class_folders(root: Path, normal: Sequence[str], abnormal: Sequence[str
     both = sorted(set(normal) & set(abnormal))
     if both:
         raise NotFoundError(f"class {', '.join(both)} is named both normal and abnormal. Name each class once.")
+    listed = {name: list_cell_files(root / on_disk[name]) for name in (*normal, *abnormal)}
     return ClassFolders(
         root,
-        {name: find_images(root / on_disk[name]) for name in normal},
-        {name: find_images(root / on_disk[name]) for name in abnormal},
+        {name: list(listed[name].files) for name in normal},
+        {name: list(listed[name].files) for name in abnormal},
+        tuple(Problem(f"{name}/{one.where}", one.reason) for name in listed for one in listed[name].left_out),
     )
 
 
@@ -70,8 +76,9 @@ class CellDraw:
     """Draws readable, distinct cells in random order; what it had to leave out is kept in ``problems``."""
 
     def __init__(self, classes: ClassFolders, plan: Plan, rng: np.random.Generator) -> None:
-        self.problems: list[Problem] = []
+        self.problems = list(classes.left_out)
         self.n_duplicates = 0
+        self._n_unreadable = 0
         self._classes = classes
         self._plan = plan
         self._seen: set[bytes] = set()
@@ -86,6 +93,7 @@ class CellDraw:
                 image = read_image(files[i], name)
             except ImageUnreadableError as error:
                 self.problems.append(Problem(name, str(error).removeprefix(f"{name}: ")))
+                self._n_unreadable += 1
                 continue
             digest = hashlib.sha256(image).digest()
             if digest in self._seen:
@@ -94,7 +102,7 @@ class CellDraw:
             self._seen.add(digest)
             # A name such as BLA/BLA_00017 would tell training what the cell is.
             yield Instance(digest.hex()[:16], image, label=label, source=name)
-        require_enough(self._classes, self._plan, left_out=len(self.problems) + self.n_duplicates)
+        require_enough(self._classes, self._plan, left_out=self._n_unreadable + self.n_duplicates)
 
 
 def _counts(classes: dict[str, list[Path]]) -> str:

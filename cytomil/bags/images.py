@@ -8,43 +8,46 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cytomil.errors import ImageUnreadableError
+from cytomil.errors import ImageUnreadableError, PictureError, why_unreadable
+from cytomil.pixels import read_picture
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"})
-_FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
+CELL_PX = (8, 1024)
+"""The least and the greatest side of a cell's image, px; make-bags cuts cells of whole slides in the same range."""
+
+_FIELD_PX = 480  # no cell set has larger images that are not square; a camera's smallest field is 640×480
+_FIELD_SHAPE = 1.2
+_MOST_BYTES = 64_000_000
 _JPEG_START = b"\xff\xd8\xff"
 _PLAIN_COLOURS = frozenset({"YCbCr", "Gray"})
-_MOST_PLAIN_PX = 50_000_000  # well below where Pillow warns of a decompression bomb
-
-
-def find_images(folder: Path) -> list[Path]:
-    """All image files below ``folder`` at any depth, by suffix, hidden ones left out, in a fixed order."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-
-
-def printable(name: str) -> str:
-    """A file's name with what is not UTF-8 in it escaped, so that it can be stored and shown."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def open_image(encoded: bytes, name: str) -> Image.Image:
-    """Decode an encoded image to RGB. Raises `ImageUnreadableError` naming ``name`` for damaged or foreign bytes."""
-    if not encoded:
-        raise ImageUnreadableError(f"{name}: the file is empty.")
-    pixels = _decode_plain_jpeg(encoded)
-    if pixels is not None:
-        return Image.fromarray(pixels)
+    """Decode a cell's encoded image to RGB; see `cytomil.pixels` for what its pixels mean.
+
+    Raises `ImageUnreadableError` naming ``name`` for damaged or foreign bytes, and for a picture that is no single cell's.
+    """
     try:
-        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
-            return image.convert("RGB")
-    except Image.UnidentifiedImageError:
-        raise ImageUnreadableError(f"{name}: not a JPEG, PNG, TIFF or BMP image.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageUnreadableError(f"{name}: damaged image ({error}).") from None
+        pixels = _decode_plain_jpeg(encoded)
+        return read_picture(encoded, _require_cell_size).image if pixels is None else Image.fromarray(pixels)
+    except PictureError as error:
+        raise ImageUnreadableError(f"{name}: {error}") from None
+
+
+def looks_like_field(width: int, height: int) -> bool:
+    """Whether a picture of this size may be a whole field rather than a cell. From 480 px on it may, if it is square."""
+    return min(width, height) >= _FIELD_PX
+
+
+def _require_cell_size(width: int, height: int) -> None:
+    """Raise `PictureError` for a picture that no single cell has: one of a few pixels, or a camera's or scanner's."""
+    least, most = min(width, height), max(width, height)
+    if least < CELL_PX[0]:
+        raise PictureError(f"{width}×{height} px are too few for a cell.")
+    if most > CELL_PX[1] or (least >= _FIELD_PX and most >= _FIELD_SHAPE * least):
+        raise PictureError(
+            f"{width}×{height} px: this looks like a whole field or slide, not a cell. Put it directly into the folder of "
+            "slides."
+        )
 
 
 def _decode_plain_jpeg(encoded: bytes) -> np.ndarray | None:
@@ -58,19 +61,28 @@ def _decode_plain_jpeg(encoded: bytes) -> np.ndarray | None:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
-        if colours not in _PLAIN_COLOURS or height * width > _MOST_PLAIN_PX:
+        if colours not in _PLAIN_COLOURS:
             return None
+        _require_cell_size(width, height)
         return simplejpeg.decode_jpeg(encoded, "RGB", strict=True)
     except ValueError:
         return None
 
 
+def read_encoded(path: Path, name: str) -> bytes:
+    """A cell file's bytes, not yet decoded. Raises `ImageUnreadableError` naming ``name`` with the cause."""
+    try:
+        size = path.stat().st_size
+        if size > _MOST_BYTES:
+            raise ImageUnreadableError(f"{name}: {size / 1e6:,.0f} MB are too many for a cell's image.")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageUnreadableError(f"{name}: {why_unreadable(path, error)}") from None
+
+
 def read_image(path: Path, name: str) -> bytes:
     """A file's bytes, once they have been seen to decode. Raises `ImageUnreadableError` naming ``name`` if not."""
-    try:
-        encoded = path.read_bytes()
-    except OSError as error:
-        raise ImageUnreadableError(f"{name}: cannot be read ({error.strerror}).") from None
+    encoded = read_encoded(path, name)
     open_image(encoded, name)
     return encoded
 

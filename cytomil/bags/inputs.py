@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cytomil.bags.images import printable
 from cytomil.bags.patients import FOLDER
 from cytomil.bags.synthetic import SOURCE as SYNTHETIC
 from cytomil.errors import NotFoundError
 from cytomil.files import sha256_of_file, sha256_of_json, write_json
 from cytomil.progress import Listener
 from cytomil.settings import MakeBagsSettings
+from cytomil.text import printable
 
 SCHEMA = "cytomil.inputs/1"
 _SETTLED_SECONDS = 2.0  # a file written to again within its clock's step keeps its time

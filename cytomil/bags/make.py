@@ -13,11 +13,11 @@ import numpy as np
 from cytomil.bags.bag_file import BagInfo, write_bag
 from cytomil.bags.class_folders import CellDraw, ClassFolders, open_class_folders, require_enough
 from cytomil.bags.copies import copies
-from cytomil.bags.images import printable
 from cytomil.bags.labels import LabelledSlide, label_words, read_labels
 from cytomil.bags.manifest import MANIFEST_NAME, SPLITS, BagRow, write_manifest
 from cytomil.bags.patients import PatientDraw, patients_cells
 from cytomil.bags.simulate import Plan, Supply, make_plan, write_simulated_bags
+from cytomil.bags.slide_dir import list_slide_dir
 from cytomil.bags.slide_folders import SlideFolderReader, split_by_patient, unlike
 from cytomil.bags.synthetic import SOURCE as SYNTHETIC
 from cytomil.bags.synthetic import synthetic_abnormal, synthetic_normal
@@ -40,7 +40,6 @@ from cytomil.slides import (
     Cutting,
     Resolutions,
     find_cells,
-    is_slide_file,
     qc_thumbnail,
     read_resolutions,
     require_enough_cells,
@@ -144,7 +143,8 @@ def _from_patients(
     draw = PatientDraw(classes.root, cells, rng)
     given = draw.assign(plan)
     rows = write_simulated_bags(folder, plan, draw.bags(given), classes.root.name, rng, listener)
-    return MadeBags(settings.out, tuple(rows), (*problems, *draw.problems), draw.notes(plan, given))
+    left_out = (*classes.left_out, *problems, *draw.problems)
+    return MadeBags(settings.out, tuple(rows), left_out, draw.notes(plan, given))
 
 
 def _from_labelled_slides(folder: Path, settings: MakeBagsSettings, listener: Listener) -> MadeBags:
@@ -173,7 +173,7 @@ def _from_labelled_slides(folder: Path, settings: MakeBagsSettings, listener: Li
         try:
             if place.is_dir():
                 sha256, n = write_bag(path, info, reader.cells(slide, place))
-                reason = reader.copy_of(slide) or ("" if n else "none of its images can be read")
+                reason = reader.copy_of(slide) or _too_few(n)
             else:
                 sha256, n, at_edge = _write_whole_slide(
                     path, replace(info, mpp=cutting.mpp, cutting=cutting), place, resolutions
@@ -194,6 +194,12 @@ def _from_labelled_slides(folder: Path, settings: MakeBagsSettings, listener: Li
     notes = (*_note_on_patients(slides), *_note_on_edges(n_at_edge))
     planned = listed if listed[0].split else slides
     return MadeBags(settings.out, tuple(rows), (*problems, *reader.problems), notes, lost_labels(labels, planned, rows))
+
+
+def _too_few(n: int) -> str:
+    if n >= LEAST_CELLS:
+        return ""
+    return f"too few cells: {n}, at least {LEAST_CELLS} are needed" if n else "none of its images can be read"
 
 
 def _training_first(slide: LabelledSlide) -> tuple[bool, str]:
@@ -321,13 +327,12 @@ def _write_whole_slide(path: Path, info: BagInfo, file: Path, resolutions: Resol
 def _unlisted(root: Path, slides: Sequence[LabelledSlide]) -> list[str]:
     """Slides in the folder that no line of the labels file speaks of."""
     listed = {path for slide in slides for path in candidates(root, slide.slide)}
-    entries = [entry for entry in root.iterdir() if not entry.name.startswith(".") and entry not in listed]
-    companions = {path.stem for path in root.glob("*") if path.suffix.lower() == ".mrxs"}
-    return sorted(
-        printable(entry.name)
-        for entry in entries
-        if is_slide_file(entry) or (entry.is_dir() and entry.name not in companions)
-    )
+    names = {composed(slide.slide) for slide in slides}
+    return [
+        one.name
+        for one in list_slide_dir(root).slides
+        if composed(one.name) not in names and listed.isdisjoint({one.path, one.path.parent, *one.parts})
+    ]
 
 
 def _require_bags(settings: MakeBagsSettings) -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from cytomil.errors import BagFileError, require_file
 from cytomil.files import sha256_of_json, write_text
+from cytomil.spreadsheet import as_text_cell, from_text_cell
 
 MANIFEST_NAME = "bags.csv"
 SPLITS = ("train", "test")
+_NAMES = ("bag_id", "path", "patient_id")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ def write_manifest(folder: Path, rows: Sequence[BagRow]) -> None:
     writer = csv.DictWriter(buffer, [field.name for field in fields(BagRow)], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow(asdict(row) | {"witness_rate": "" if row.witness_rate is None else f"{row.witness_rate:.6g}"})
+        names = {key: as_text_cell(getattr(row, key)) for key in _NAMES}
+        rate = {"witness_rate": "" if row.witness_rate is None else f"{row.witness_rate:.6g}"}
+        writer.writerow(asdict(row) | names | rate)
     write_text(path, buffer.getvalue())
 
 
@@ -87,9 +91,7 @@ def read_manifest(folder: Path, made_by: str = "cytomil make-bags") -> Manifest:
 def _parse(path: Path, line: dict[str, str], number: int) -> BagRow:
     try:
         row = BagRow(
-            bag_id=line["bag_id"],
-            path=line["path"],
-            patient_id=line["patient_id"],
+            **{key: from_text_cell(line[key] or "") for key in _NAMES},
             split=line["split"],
             label=int(line["label"]),
             n_instances=int(line["n_instances"]),

@@ -16,13 +16,14 @@ import numpy as np
 
 from cytomil.bags.bag_file import Instance
 from cytomil.bags.class_folders import ClassFolders
-from cytomil.bags.images import printable, read_image
+from cytomil.bags.images import read_image
 from cytomil.bags.labels import PATIENT
 from cytomil.bags.manifest import SPLITS
 from cytomil.bags.simulate import Plan, Supply
 from cytomil.errors import ImageUnreadableError, NotEnoughCellsError, TableError
 from cytomil.progress import Problem
 from cytomil.tables import Column, composed, read_table, require_one_spelling
+from cytomil.text import printable
 
 FOLDER = "folder"
 _COLUMNS = (

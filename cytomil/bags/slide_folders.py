@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from cytomil.bags.bag_file import Instance
-from cytomil.bags.images import find_images, printable, read_image
+from cytomil.bags.cell_folder import list_cell_files
+from cytomil.bags.images import read_image
 from cytomil.bags.labels import LabelledSlide
 from cytomil.errors import BagFileError, ImageUnreadableError, NotFoundError
 from cytomil.progress import Problem
+from cytomil.text import printable
 
 
 def split_by_patient(slides: list[LabelledSlide], test_share: float, seed: int) -> list[LabelledSlide]:
@@ -76,11 +78,13 @@ class SlideFolderReader:
         Raises `NotFoundError` where the folder holds no images.
         """
         self._own, self._shared, self._other_split = [], Counter(), []
-        files = find_images(folder)
-        if not files:
-            raise NotFoundError(f"{folder} holds no cell images.")
+        listed = list_cell_files(folder)
+        if not listed.files:
+            raise NotFoundError(f"{folder} {listed.why_none()}")
+        of_root = printable(folder.relative_to(self._root).as_posix())
+        self.problems += [Problem(f"{of_root}/{one.where}", one.reason) for one in listed.left_out]
         seen: set[bytes] = set()
-        for file in files:
+        for file in listed.files:
             name = printable(file.relative_to(self._root).as_posix())
             try:
                 image = read_image(file, name)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cytomil.bags.bag_file import Instance
 from cytomil.bags.images import encode_image
+from cytomil.bags.slide_dir import slide_file_of
 from cytomil.errors import NotFoundError
 from cytomil.slides import Cells, Cutting, Slide, is_slide_file, iter_crops
 from cytomil.tables import composed
@@ -47,7 +48,7 @@ def locate(root: Path, name: str) -> Path:
         raise NotFoundError(
             f"{root / name} is {either}. Write a file's suffix in its line; where that does not tell them apart, rename one."
         )
-    return found[0]
+    return slide_file_of(found[0]) if found[0].is_dir() else found[0]
 
 
 def _proposal(root: Path, name: str) -> str:

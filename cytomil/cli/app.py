@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
 import typer
 
 from cytomil import __version__
 from cytomil.cli import compile as compile_command
 from cytomil.cli import doctor, embed, evaluate, fit_mil, make_bags, pretrain, rank
+from cytomil.cli.console import console
 from cytomil.threads import let_waiting_threads_sleep
+
+DEBUG = "CYTOMIL_DEBUG"
+INTERNAL_FAULT = 70  # EX_SOFTWARE of sysexits.h
 
 app = typer.Typer(
     name="cytomil",
     epilog="An option wins over the environment (CYTOMIL_PRETRAIN__EPOCHS=20), which wins over params.yaml, which wins "
     "over the defaults shown by each command's --help. Exit status: 0 done; 1 the input is at fault; 2 wrong usage; "
-    "3 done, but some slides or cells could not be used.",
+    "3 done, but some slides or cells could not be used; 70 a fault of cytomil itself.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -44,6 +56,38 @@ def cytomil(
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line. A fault of cytomil itself is one line and a status of its own."""
     let_waiting_threads_sleep()
-    app()
+    is_debugging = bool(os.environ.get(DEBUG))
+    if not is_debugging:
+        _silence_libraries()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except MemoryError:
+        console.print("error: there is not enough memory for this. Close other programs, or use a larger machine.")
+        sys.exit(1)
+    except Exception as error:
+        if is_debugging:
+            raise
+        console.print(f"internal error: {_told(error)}", soft_wrap=True)
+        console.print(
+            f"This is a fault of cytomil, not of your input. Please report this line with `cytomil --version` and the "
+            f"command to whoever gave you cytomil; {DEBUG}=1 before the command shows more.",
+            soft_wrap=True,
+        )
+        sys.exit(INTERNAL_FAULT)
+
+
+def _told(error: Exception) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {' '.join(str(error).split())} ({Path(place.filename).name}, line {place.lineno})"
+
+
+def _silence_libraries() -> None:
+    """Keep libraries' warnings, which a user can do nothing about, off the screen; other processes inherit it."""
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    warnings.simplefilter("ignore")
+    logging.getLogger().addHandler(logging.NullHandler())

@@ -18,13 +18,26 @@ from rich.text import Text
 
 from cytomil.errors import CytomilError, EndedElsewhereError
 from cytomil.progress import Problem
+from cytomil.text import printable
 
 T = TypeVar("T")
 SOME_LEFT_OUT = 3
 _INTERRUPTED = 130
 _MOST_PROBLEMS = 20
 
-console = Console(stderr=True, highlight=False)
+
+class _Screen(Console):
+    """Prints plain strings as they are read: no markup, and no control character of a file's name is obeyed."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(_shown(one) if isinstance(one, str) else one for one in objects), **options)
+
+
+def _shown(text: object) -> str:
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
+console = _Screen(stderr=True, highlight=False, markup=False)
 
 
 @contextmanager
@@ -45,7 +58,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def _fail(message: str, status: int) -> None:
-    console.print(Text("error: ", style="bold red") + Text(message), soft_wrap=True)
+    console.print(Text("error: ", style="bold red") + Text(_shown(message)), soft_wrap=True)
     raise typer.Exit(status)
 
 
@@ -61,7 +74,7 @@ class RichListener:
         if total is None and isinstance(items, Sized):
             total = len(items)
         progress = self._start()
-        task = progress.add_task(escape(description), total=total, unit=unit)
+        task = progress.add_task(escape(_shown(description)), total=total, unit=unit)
         try:
             for item in items:
                 yield item
@@ -76,7 +89,7 @@ class RichListener:
 
     def note(self, message: str) -> None:
         """Print one line above the bars."""
-        console.print(Text(message, style="dim"), soft_wrap=True)
+        console.print(Text(_shown(message), style="dim"), soft_wrap=True)
 
     def _start(self) -> Progress:
         if self._progress is None:
@@ -104,17 +117,17 @@ class _Rate(ProgressColumn):
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()) -> None:
     """A table that fits 80 columns; ``right`` names the right-aligned columns."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(title=_shown(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else Text(_shown(cell)) for cell in row))
     console.print(table)
 
 
 def print_warning(title: str, message: str) -> None:
     """A box nobody overlooks."""
-    console.print(Panel(Text(message), title=Text(title), border_style="bold red", title_align="left"))
+    console.print(Panel(Text(_shown(message)), title=Text(title), border_style="bold red", title_align="left"))
 
 
 def finish(document: dict[str, Any], problems: Sequence[Problem], as_json: bool, accept_left_out: bool = False) -> None:
@@ -129,7 +142,7 @@ def finish(document: dict[str, Any], problems: Sequence[Problem], as_json: bool,
             console.print(f"… and {len(problems) - _MOST_PROBLEMS} more; --json lists all of them.")
     if as_json:
         listed = [{"which": problem.where, "why": problem.reason} for problem in problems]
-        json.dump(document | {"left_out": listed}, sys.stdout, indent=2, ensure_ascii=False, default=str)
-        sys.stdout.write("\n")
+        # In ASCII, which every encoding of a terminal holds.
+        sys.stdout.write(json.dumps(document | {"left_out": listed}, indent=2, default=str) + "\n")
     if problems and not accept_left_out:
         raise typer.Exit(SOME_LEFT_OUT)

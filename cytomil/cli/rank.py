@@ -79,7 +79,7 @@ def rank(
         if worklist.model_card["collapsed"]:
             print_warning("COLLAPSED", "The encoder under this model collapsed: this order cannot be trusted.")
         problems = [
-            Problem(s.slide, s.reason or f"{s.n_unreadable} cells could not be read")
+            Problem(s.slide, s.reason or next(one for one in s.cautions if "could not be read" in one))
             for s in worklist.slides
             if s.reason or s.n_unreadable
         ]

@@ -86,9 +86,9 @@ def write_features(
 ) -> int:
     """Write a cache whole or not at all, one block in memory at a time. Returns the number of instances.
 
-    ``unreadable`` names the bag's cells that could not be embedded; it may still grow while ``blocks`` is consumed.
-    ``crop_px`` is the crop's side in level-0 pixels, for readers that draw heat maps; 0 where unknown. ``encoder`` says
-    for people what made the features, beside the hash of its weights in ``key``.
+    ``unreadable`` names the bag's cells that could not be embedded, each with its reason; it may still grow while
+    ``blocks`` is consumed. ``crop_px`` is the crop's side in level-0 pixels, for readers that draw heat maps; 0 where
+    unknown. ``encoder`` says for people what made the features, beside the hash of its weights in ``key``.
     """
     with replacing(path) as partial:
         with writing_hdf5(partial) as file:

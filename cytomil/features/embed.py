@@ -168,7 +168,8 @@ def _embed_begun(
     path = settings.out / f"{row.bag_id}.h5"
     if begun is None:
         unreadable = open_features(path).unreadable
-        problems = [Problem(f"{row.bag_id}/{name}", "could not be read when embedded") for name in unreadable]
+        told = (one.partition(": ") for one in unreadable)
+        problems = [Problem(f"{row.bag_id}/{name}", why or "could not be read when embedded") for name, _, why in told]
     elif isinstance(begun, BagFileError):
         return _Outcome(problems=(Problem(row.bag_id, str(begun)),))
     else:

@@ -58,7 +58,7 @@ class Embedder:
         def embedded() -> Iterator[EmbeddedBlock]:
             for block in blocks:
                 problems.extend(block.problems)
-                unreadable.extend(problem.where for problem in block.problems)
+                unreadable.extend(f"{problem.where}: {problem.reason}" for problem in block.problems)
                 with np.errstate(over="ignore"):  # what does not fit the format is refused below
                     embeddings = embed_in_orientations(self._engine.embed, block.pixels, self._orientations)
                     values = np.concatenate([embeddings, block.morphology], axis=1).astype(self._dtype)

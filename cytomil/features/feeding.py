@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
 
@@ -20,11 +20,12 @@ _PIECE = 64  # cells: small enough that several threads share a batch, large eno
 
 @dataclass(frozen=True)
 class EncodedCells:
-    """Some cells as they came: ids, coords (n, 2) and encoded images."""
+    """Some cells as they came: ids, coords (n, 2) and encoded images; ``problems`` are those that could not be read."""
 
     instance_ids: list[str]
     coords: np.ndarray
     images: list[bytes]
+    problems: list[Problem] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ def _decoded(piece: Callable[[], EncodedCells], preparation: Preparation) -> Cel
         # The encoder's pixels are too few to see a nucleus' shape in, so the cells are decoded once more, as much of them.
         larger = CellTransform(SIDE, preparation.transform.center_crop)
         morphology = describe(decode_cells([cells.images[i] for i in kept], ids, larger)[0])
-    return CellBlock(ids, cells.coords[np.array(kept, int)].reshape(-1, 2), pixels, morphology, problems)
+    return CellBlock(
+        ids, cells.coords[np.array(kept, int)].reshape(-1, 2), pixels, morphology, cells.problems + problems
+    )
 
 
 def _joined(parts: list[CellBlock]) -> CellBlock:

@@ -14,27 +14,37 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from cytomil.errors import PixelsNotSquareError, ResolutionError, SlideUnreadableError
+from cytomil.errors import PictureError, PixelsNotSquareError, ResolutionError, SlideUnreadableError, why_unreadable
+from cytomil.litter import is_litter
+from cytomil.pixels import PICTURE_SUFFIXES, read_picture
+from cytomil.sniff import SNIFFED_BYTES, foreign_content, is_dicom
+from cytomil.tiff import TiffPage, pages_of_full_size, read_tiff_pages
 
 WHOLE_SLIDE_SUFFIXES = frozenset(
     {".svs", ".ndpi", ".vms", ".vmu", ".mrxs", ".scn", ".bif", ".svslide", ".czi", ".dcm", ".tif", ".tiff"}
 )
-PLAIN_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
-SLIDE_SUFFIXES: frozenset[str] = WHOLE_SLIDE_SUFFIXES | PLAIN_IMAGE_SUFFIXES
+PLAIN_IMAGE_SUFFIXES = PICTURE_SUFFIXES - WHOLE_SLIDE_SUFFIXES
+SLIDE_SUFFIXES: frozenset[str] = WHOLE_SLIDE_SUFFIXES | PICTURE_SUFFIXES
+WHOLE_SLIDE_ONLY_SUFFIXES: frozenset[str] = WHOLE_SLIDE_SUFFIXES - PICTURE_SUFFIXES
 
 MPP_LOWEST, MPP_HIGHEST = 0.05, 2.0
+_MOST_FIELD_PX = 80_000_000  # a plain picture is decoded whole, at up to 11 bytes a pixel for a moment
+_MOST_TILE_PX = 1 << 26  # scanners write tiles of 240 to 4096 px
+_MOST_LEVEL_PX = 1 << 42
 # A single-level slide has to be read in full for a thumbnail; this bounds what is decoded at once (4 bytes a pixel).
 _SOURCE_PX_AT_ONCE = 16_000_000
+_CONVERT = "Export it as a pyramidal tiled TIFF with JPEG compression, 8 bits a channel."
+_COPY = "The file is damaged or cut off; copy it again from the scanner."
 _TILE_CACHE_BYTES = 64 << 20
 _SQUARE_WITHIN = 0.01  # a scanner's two axes differ by less; beyond, a round cell would look stretched
 _MICROMETRES_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
 
 
 def is_slide_file(path: Path) -> bool:
-    """Whether ``path`` is a file named like a slide. Hidden files and the folder beside an ``.mrxs`` are not."""
-    return path.suffix.lower() in SLIDE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    """Whether ``path`` is a file named like a slide. Litter and the folder beside an ``.mrxs`` are not."""
+    return path.suffix.lower() in SLIDE_SUFFIXES and not is_litter(path.name) and path.is_file()
 
 
 class Slide:
@@ -112,9 +122,10 @@ class Slide:
             rgba = self._handle.read_region((round(x0 * downsample), round(y0 * downsample)), level, (x1 - x0, y1 - y0))
         except (OpenSlideError, OSError, ValueError) as error:
             raise SlideUnreadableError(
-                f"{self.path}: cannot be read at level-0 ({x:.0f}, {y:.0f}): {error}. The file is damaged or cut off; "
-                "copy it again from the scanner."
+                f"{self.path}: {_fault(self.path, error, f'cannot be read at level-0 ({x:.0f}, {y:.0f})')}"
             ) from error
+        except MemoryError:
+            raise SlideUnreadableError(f"{self.path}: needs more memory than there is. {_CONVERT}") from None
         alpha = rgba.getchannel("A")
         rgb = Image.new("RGB", rgba.size, "white")
         rgb.paste(rgba, mask=alpha)
@@ -149,10 +160,14 @@ def open_slide(path: Path, mpp: float | None = None) -> Slide:
 
 
 def _require_content(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise SlideUnreadableError(f"{path}: a link to a file that is not there. Mend the link or remove it.")
     if path.is_dir():
         raise SlideUnreadableError(f"{path}: is a folder, not a slide file. Name the file inside or beside it.")
-    if not path.is_file():
+    if not path.exists():
         raise SlideUnreadableError(f"{path}: does not exist. Check the path.")
+    if not path.is_file():
+        raise SlideUnreadableError(f"{path}: is not a regular file.")
     if path.stat().st_size == 0:
         raise SlideUnreadableError(f"{path}: is empty (0 bytes). Copy it again from the scanner.")
 
@@ -161,35 +176,83 @@ def _open_whole_slide(path: Path) -> Any:
     import openslide
 
     try:
+        with path.open("rb") as file:
+            head, pages = file.read(SNIFFED_BYTES), read_tiff_pages(file)
+        _require_possible_tiles(path, pages)
         vendor = openslide.OpenSlide.detect_format(path)
-        # OpenSlide refuses TIFFs that are not tiled; a camera's TIFF of one field is a plain image.
-        if vendor is None and path.suffix.lower() in {".tif", ".tiff"}:
+        if vendor is None and path.suffix.lower() in WHOLE_SLIDE_ONLY_SUFFIXES:
+            what = foreign_content(head) or "not a whole slide that OpenSlide knows. Export it as SVS or tiled TIFF"
+            raise SlideUnreadableError(f"{path}: is {what}.")
+        # OpenSlide refuses TIFFs that are not tiled, and reads 16 bits a channel as if they were always scaled.
+        if vendor is None or (vendor == "generic-tiff" and pages and pages[0].bits == 16):
             return _open_plain(path)
-        if vendor is None:
-            raise SlideUnreadableError(
-                f"{path}: not a whole slide that OpenSlide knows. Export it as SVS or tiled TIFF."
-            )
+        if vendor == "generic-tiff":
+            _require_one_picture(path, pages)
         handle = openslide.OpenSlide(path)
         handle.set_cache(openslide.OpenSlideCache(_TILE_CACHE_BYTES))
     except (openslide.OpenSlideError, OSError) as error:
-        raise SlideUnreadableError(
-            f"{path}: cannot be opened: {error}. The file is damaged or cut off; copy it again from the scanner."
-        ) from error
+        raise SlideUnreadableError(f"{path}: {_fault(path, error, 'cannot be opened')}") from error
     return handle
+
+
+def _require_possible_tiles(path: Path, pages: tuple[TiffPage, ...]) -> None:
+    """OpenSlide asks for a tile's memory unchecked, and the whole process ends where there is not as much."""
+    for page in pages:
+        if page.tile and (min(page.tile) < 1 or page.tile[0] * page.tile[1] > _MOST_TILE_PX):
+            raise SlideUnreadableError(
+                f"{path}: says that its tiles are {page.tile[0]:,}×{page.tile[1]:,} px, which cannot be. {_COPY}"
+            )
+        if page.width * page.height > _MOST_LEVEL_PX:
+            raise SlideUnreadableError(
+                f"{path}: says that it is {page.width:,}×{page.height:,} px, which cannot be. {_COPY}"
+            )
+
+
+def _require_one_picture(path: Path, pages: tuple[TiffPage, ...]) -> None:
+    if pages and (n := pages_of_full_size(pages)) > 1:
+        raise SlideUnreadableError(
+            f"{path}: holds {n} pages of full size, which may be colours, focus planes or several slides. "
+            "Export one RGB slide a file."
+        )
+
+
+def _fault(path: Path, error: Exception, what_failed: str) -> str:
+    """Why OpenSlide or the disk failed on this file, with the cure."""
+    if isinstance(error, PermissionError):
+        return why_unreadable(path, error)
+    try:
+        with path.open("rb") as file:
+            head, pages = file.read(SNIFFED_BYTES), read_tiff_pages(file)
+    except OSError as unreadable:
+        return why_unreadable(path, unreadable)
+    if pages and (peculiarity := pages[0].peculiarity()):
+        return f"a TIFF with {peculiarity}, which OpenSlide cannot read. {_CONVERT}"
+    if (foreign := foreign_content(head)) and not is_dicom(head):
+        return f"is {foreign}."
+    return f"{what_failed}: {str(error).rstrip('.')}. {_COPY}"
 
 
 def _open_plain(path: Path) -> Any:
     import openslide
 
+    def require_size(width: int, height: int) -> None:
+        if width * height > _MOST_FIELD_PX:
+            raise PictureError(
+                f"{width:,}×{height:,} px are too many for a plain picture (at most {_MOST_FIELD_PX / 1e6:.0f} "
+                "megapixels). Save it as a pyramidal tiled TIFF."
+            )
+
     try:
-        with Image.open(path) as image:
-            dpi = image.info.get("dpi")
-            field = openslide.ImageSlide(image.convert("RGBA"))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise SlideUnreadableError(
-            f"{path}: cannot be opened: {error}. Export it again as PNG, JPEG or tiled TIFF."
-        ) from error
-    resolution = {f"tiff.{axis}Resolution": str(float(dots)) for axis, dots in zip("XY", dpi or (), strict=False)}
+        picture = read_picture(path, require_size)
+        field = openslide.ImageSlide(picture.image.convert("RGBA"))
+    except PictureError as error:
+        raise SlideUnreadableError(f"{path}: {error}") from None
+    except MemoryError:
+        raise SlideUnreadableError(f"{path}: needs more memory than there is. {_CONVERT}") from None
+    except OSError as error:
+        raise SlideUnreadableError(f"{path}: {why_unreadable(path, error)}") from None
+    dots = zip("XY", picture.dpi or (), strict=False)
+    resolution = {f"tiff.{axis}Resolution": str(float(per_inch)) for axis, per_inch in dots}
     return _PlainField(field, resolution | {"tiff.ResolutionUnit": "inch"} if resolution else {})
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from cytomil.files import replacing
 from cytomil.slides import Cells
+from cytomil.spreadsheet import ENCODING
 
 _CORNERS = 8
 _KEY_CELL = {"name": "key cell", "color": [220, 0, 0]}
@@ -47,7 +48,7 @@ def write_geojson(path: Path, slide: str, cells: Cells, scores: np.ndarray, top:
 
 def write_cells_csv(path: Path, names: list[str], cells: Cells, scores: np.ndarray) -> None:
     """Write instance_id, x and y of the cell's centre, in px from the corner of the slide's picture, and score."""
-    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as partial, partial.open("w", encoding=ENCODING, newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("instance_id", "x", "y", "score"))
         for name, (x, y), score in zip(names, cells.centres, scores, strict=True):

@@ -12,9 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from cytomil.bags.images import open_image, printable
+from cytomil.bags.cell_folder import LEAST_CELLS
+from cytomil.bags.images import open_image
+from cytomil.bags.own_output import mark_own
 from cytomil.encoders.engines import Engine, open_engine, open_same_engine
-from cytomil.errors import CytomilError, NoCellsError, SlideUnreadableError, TriageModelError, WorkersError
+from cytomil.errors import (
+    CytomilError,
+    NoCellsError,
+    SlideUnreadableError,
+    TriageModelError,
+    WorkersError,
+    why_unreadable,
+)
 from cytomil.features.cache import Features, is_valid, open_features
 from cytomil.features.embedder import Embedder
 from cytomil.features.layers import encoder_layer, seen_px
@@ -26,10 +35,11 @@ from cytomil.mil.weakness import weaknesses
 from cytomil.progress import Listener
 from cytomil.provenance import code_fingerprint, now, versions
 from cytomil.settings import RankSettings
-from cytomil.slides import Cutting, Resolutions, read_resolutions
+from cytomil.slides import CellFinding, Cutting, Resolutions, read_resolutions
+from cytomil.text import printable
 from cytomil.triage.placed import with_places, with_qc
 from cytomil.triage.result_cache import ResultCache
-from cytomil.triage.sources import Found, SlideSource, discover, open_source
+from cytomil.triage.sources import CellFolder, Found, SlideSource, discover, open_source
 from cytomil.triage.whole_slide import SlideReading, WholeSlide
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult, Worklist, in_reading_order
 from cytomil.workers import Lost, Place, open_workers
@@ -46,7 +56,7 @@ def rank(slide_dir: Path, settings: RankSettings, listener: Listener) -> Worklis
     too go each whole slide's heat map, GeoJSON, QC picture and, if asked for, cells. Raises `NotFoundError` where the
     folder holds no slides, `TriageModelError` where the model cannot be used, `SettingsError` for a faulty ``mpp_csv``.
     """
-    found, ignored = discover(slide_dir)
+    found, ignored = discover(slide_dir, settings.out)
     model = load_triage_model(settings.model)
     if model.encoder.card.get("uses_instance_labels"):
         raise TriageModelError(
@@ -55,6 +65,7 @@ def rank(slide_dir: Path, settings: RankSettings, listener: Listener) -> Worklis
         )
     if ignored:
         listener.note(f"not slides, left alone: {', '.join(ignored)}")
+    mark_own(settings.out)
     reading = _reading(model, settings, found, listener)
     engine = open_engine(
         model.encoder, encoder_layer(model.layer), settings.engine.value, settings.device, listener.note
@@ -71,7 +82,7 @@ def rank(slide_dir: Path, settings: RankSettings, listener: Listener) -> Worklis
     ]
     thresholds = model.card["thresholds"]
     return Worklist(
-        folder=str(slide_dir),
+        folder=printable(str(slide_dir)),
         created=now(),
         slides=in_reading_order(results),
         threshold=thresholds["decision"],
@@ -198,13 +209,13 @@ class _Ranker:
             source = open_source(found, self._reading)
             return source, source.fingerprint()
         except OSError as error:
-            raise SlideUnreadableError(f"cannot be read ({error.strerror}). Check its permissions.") from None
+            raise SlideUnreadableError(why_unreadable(found.path, error)) from None
 
     def _assess(self, found: Found, source: SlideSource, fingerprint: str) -> SlideResult:
         try:
             features = self._features(found, source, sha256_of_json([fingerprint, source.mpp]))
-            if len(features) == 0:
-                raise NoCellsError(f"none of its {len(features.unreadable)} cell images can be read.")
+            if len(features) < LEAST_CELLS:
+                raise NoCellsError(_too_few(features))
         except NoCellsError as error:
             result = _not_assessed(found, error)
             return with_qc(result, source, self._settings.out) if isinstance(source, WholeSlide) else result
@@ -227,12 +238,12 @@ class _Ranker:
         result = SlideResult(
             slide=found.name,
             path=found.shown_path,
-            call=self._call(assessment.probability, novelty.is_unlike),
+            call=self._call(assessment.probability, novelty.is_unlike, len(features) < CellFinding.min_cells),
             probability=assessment.probability,
             n_instances=len(features),
             n_unreadable=len(features.unreadable),
             mpp=features.mpp,
-            cautions=tuple(self._cautions(features, novelty)),
+            cautions=tuple(self._cautions(source, features, novelty)),
             is_unlike=novelty.is_unlike,
             novelty_p=novelty.p_value,
             key_instances=self._key_instances(source, features, assessment.scores, novelty),
@@ -243,16 +254,16 @@ class _Ranker:
             return with_places(result, source, features.instance_ids, assessment.scores, out, cells_csv)
         return result
 
-    def _call(self, probability: float, is_unlike: bool) -> Call:
+    def _call(self, probability: float, is_unlike: bool, is_few: bool) -> Call:
         thresholds = self._model.card["thresholds"]
-        # Of a slide unlike all that it has seen, the model can say neither that it is ill nor that it is not.
-        if is_unlike:
+        # Of a slide unlike all that it has seen, or of a handful of cells, the model can say neither that it is ill nor not.
+        if is_unlike or is_few:
             return Call.REVIEW
         if probability >= thresholds["decision"]:
             return Call.REVIEW_FIRST
         return Call.REVIEW if probability >= thresholds["low"] else Call.LOW_PRIORITY
 
-    def _cautions(self, features: Features, novelty: SlideNovelty) -> Iterator[str]:
+    def _cautions(self, source: SlideSource, features: Features, novelty: SlideNovelty) -> Iterator[str]:
         if novelty.is_unlike:
             yield (
                 f"Unlike the training slides: do not rely on its call. {_how_unlike(novelty)} Another specimen, stain, "
@@ -260,8 +271,13 @@ class _Ranker:
             )
         n_unreadable = len(features.unreadable)
         n = len(features) + n_unreadable
-        if n_unreadable > _MANY_UNREADABLE * n:
-            yield f"read with care: {n_unreadable} of {n} cells could not be read (first: {features.unreadable[0]})"
+        if n_unreadable:
+            care = "read with care: " if n_unreadable > _MANY_UNREADABLE * n else ""
+            yield f"{care}{n_unreadable} of {n} cells could not be read (first: {features.unreadable[0]})"
+        if len(features) < CellFinding.min_cells:
+            yield f"few cells: {len(features)}, where a whole slide needs {CellFinding.min_cells}; read all of them"
+        if isinstance(source, CellFolder):
+            yield from source.cautions()
 
     def _key_instances(
         self, source: SlideSource, features: Features, scores: np.ndarray, novelty: SlideNovelty
@@ -292,6 +308,12 @@ def _how_unlike(novelty: SlideNovelty) -> str:
 def _not_assessed(found: Found, error: CytomilError) -> SlideResult:
     reason = str(error).removeprefix(f"{found.path}: ")
     return SlideResult(found.name, found.shown_path, Call.NOT_ASSESSED, reason=printable(reason))
+
+
+def _too_few(features: Features) -> str:
+    n, n_unreadable = len(features), len(features.unreadable)
+    first = f" {n_unreadable} could not be read (first: {features.unreadable[0]})" if n_unreadable else ""
+    return f"too few cells: {n or 'none'}, at least {LEAST_CELLS} are needed.{first}"
 
 
 def _gallery_image(encoded: bytes, name: str) -> bytes:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from cytomil.bags.bag_file import Bag, open_bag
-from cytomil.bags.images import find_images, printable
-from cytomil.bags.make import QC_FOLDER
-from cytomil.bags.manifest import MANIFEST_NAME
-from cytomil.errors import CytomilError, NoCellsError, NotFoundError
+from cytomil.bags.cell_folder import list_cell_files
+from cytomil.bags.images import looks_like_field, read_encoded
+from cytomil.bags.slide_dir import list_slide_dir
+from cytomil.errors import CytomilError, ImageUnreadableError, NoCellsError, NotFoundError
 from cytomil.features.embed import bag_blocks
 from cytomil.features.feeding import CellBlock, EncodedCells, Preparation, feed, spans
+from cytomil.pixels import is_picture, picture_size
+from cytomil.progress import Problem
 from cytomil.slides import is_slide_file
+from cytomil.text import printable
 from cytomil.triage.whole_slide import SlideReading, WholeSlide
 
-_BESIDE_SLIDES = frozenset(
-    {".csv", ".json", ".txt", ".md", ".html", ".geojson", ".xml", ".yaml", ".yml", ".pdf", ".log"}
-)
+_SIZES_LOOKED_AT = 50
 
 
 class SlideSource(Protocol):
@@ -54,10 +56,11 @@ class SlideSource(Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """One entry of the slide folder. ``name`` is what the worklist calls it."""
+    """One slide of the folder. ``name`` is what the worklist calls it; ``parts`` are the files of a slide of several."""
 
     name: str
     path: Path
+    parts: tuple[Path, ...] = ()
 
     @property
     def shown_path(self) -> str:
@@ -65,27 +68,21 @@ class Found:
         return printable(str(self.path))
 
 
-def discover(folder: Path) -> tuple[list[Found], list[str]]:
-    """The slides in a folder, by name, and the names of files that are no slides.
+def discover(folder: Path, out: Path | None = None) -> tuple[list[Found], list[str]]:
+    """The slides in a folder, by name, and the names of entries that are no slides; see `cytomil.bags.slide_dir`.
 
-    Every sub-folder and every file counts as a slide, unless it is hidden, a kind of file that lies beside slides
-    (tables, notes), or the companion folder of an .mrxs slide. Raises `NotFoundError` where there is no slide at all.
+    ``out`` is where the worklist goes, and no slide. Raises `NotFoundError` where there is no slide at all.
     """
     if not folder.is_dir():
         state = "is a file, not a folder" if folder.exists() else "does not exist"
         raise NotFoundError(f"{folder} {state}. Name a folder that holds slides.")
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    companions = {entry.with_suffix("") for entry in entries if entry.suffix.lower() == ".mrxs"}
-    if (folder / MANIFEST_NAME).is_file():
-        companions.add(folder / QC_FOLDER)
-    ignored = [e for e in entries if e in companions or (e.is_file() and e.suffix.lower() in _BESIDE_SLIDES)]
-    slides = [Found(printable(entry.name), entry) for entry in entries if entry not in ignored]
-    if not slides:
+    listed = list_slide_dir(folder, [] if out is None else [out])
+    if not listed.slides:
         raise NotFoundError(
             f"{folder} holds no slides. Put one sub-folder of cell images, one bag file (.h5) "
             "or one whole slide per slide in it."
         )
-    return slides, [printable(entry.name) for entry in ignored]
+    return [Found(slide.name, slide.path, slide.parts) for slide in listed.slides], list(listed.aside)
 
 
 def open_source(found: Found, reading: SlideReading) -> SlideSource:
@@ -94,9 +91,9 @@ def open_source(found: Found, reading: SlideReading) -> SlideSource:
         return CellFolder(found.path)
     if found.path.suffix.lower() in (".h5", ".hdf5"):
         return BagSource(open_bag(found.path))
-    if is_slide_file(found.path):
-        return WholeSlide(found.path, reading)
-    raise CytomilError("not read: neither a folder of cell images, nor a bag file, nor a whole slide.")
+    if found.path.is_file() and not (is_slide_file(found.path) or found.parts or is_picture(found.path)):
+        raise CytomilError("not read: neither a folder of cell images, nor a bag file, nor a whole slide.")
+    return WholeSlide(found.path, reading, found.parts)
 
 
 class BagSource:
@@ -125,41 +122,68 @@ class BagSource:
 
 
 class CellFolder:
-    """A folder of cell images, at any depth."""
+    """A folder of cell images, at any depth. What lies there and cannot be a cell counts among the unreadable ones."""
 
     mpp = None
     assumed_mpp = None
 
     def __init__(self, path: Path) -> None:
-        self._files = {printable(file.relative_to(path).as_posix()): file for file in find_images(path)}
+        listed = list_cell_files(path)
+        self._files = {printable(file.relative_to(path).as_posix()): file for file in listed.files}
+        self._left_out = listed.left_out
         if not self._files:
-            raise NoCellsError("holds no cell images (JPEG, PNG, TIFF or BMP).")
+            raise NoCellsError(listed.why_none())
 
     def fingerprint(self) -> str:
-        """SHA-256 over the images' names and bytes."""
-        digest = hashlib.sha256()
+        """SHA-256 over the images' names and bytes, and over what was left out."""
+        digest = hashlib.sha256(repr(self._left_out).encode())
         for name, file in self._files.items():
             digest.update(name.encode())
-            digest.update(_read(file))
+            digest.update(_bytes_or_fault(file, name))
         return digest.hexdigest()
+
+    def cautions(self) -> Iterator[str]:
+        """What a reader must know of the images themselves."""
+        sizes = [size for size in map(picture_size, _some(list(self._files.values()))) if size]
+        large = [size for size in sizes if looks_like_field(*size)]
+        if len(large) * 2 > len(sizes):
+            width, height = large[0]
+            yield (
+                f"its images are as large as whole fields ({width}×{height} px): if they show more than one cell each, "
+                "put them directly into the folder of slides."
+            )
 
     def blocks(self, preparation: Preparation, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
         """See `SlideSource`."""
         names = list(self._files)
         pieces = (partial(self._read_piece, names[start:stop]) for start, stop in spans(len(names), batch_size))
-        return feed(pieces, preparation, batch_size, workers)
+        return feed(chain(pieces, [self._left_out_piece]), preparation, batch_size, workers)
 
     def _read_piece(self, names: list[str]) -> EncodedCells:
-        return EncodedCells(names, np.full((len(names), 2), -1), [_read(self._files[name]) for name in names])
+        read: dict[str, bytes] = {}
+        problems = []
+        for name in names:
+            try:
+                read[name] = read_encoded(self._files[name], name)
+            except ImageUnreadableError as error:
+                problems.append(Problem(name, str(error).removeprefix(f"{name}: ")))
+        return EncodedCells(list(read), np.full((len(read), 2), -1), list(read.values()), problems)
+
+    def _left_out_piece(self) -> EncodedCells:
+        return EncodedCells([], np.empty((0, 2), int), [], list(self._left_out))
 
     def images(self, instance_ids: list[str], least_px: int) -> list[bytes]:
         """See `SlideSource`."""
-        return [_read(self._files[name]) for name in instance_ids]
+        return [read_encoded(self._files[name], name) for name in instance_ids]
 
 
-def _read(file: Path) -> bytes:
-    """A file's bytes; none for a file that cannot be read, so that decoding lists it."""
+def _bytes_or_fault(file: Path, name: str) -> bytes:
     try:
-        return file.read_bytes()
-    except OSError:
-        return b""
+        return read_encoded(file, name)
+    except ImageUnreadableError as error:
+        return str(error).encode()
+
+
+def _some(files: Sequence[Path]) -> Sequence[Path]:
+    """A few of them, spread evenly."""
+    return files[:: max(1, len(files) // _SIZES_LOOKED_AT)]

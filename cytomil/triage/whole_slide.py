@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,11 +44,13 @@ class SlideReading:
 class WholeSlide:
     """A whole slide, or a plain image of one field. The file is not opened before its content is asked for.
 
+    ``parts`` are all of its files, where it has several side by side.
     Its pictures of label and macro camera are never read: patient names stand there.
     """
 
-    def __init__(self, path: Path, reading: SlideReading) -> None:
+    def __init__(self, path: Path, reading: SlideReading, parts: Sequence[Path] = ()) -> None:
         self.path = path
+        self._parts = sorted(parts) or [path]
         self.cutting = reading.require_cutting()
         self._reading = reading
         self._cells: Cells | None = None
@@ -74,7 +76,7 @@ class WholeSlide:
         """Names the file by name, size, time and first megabyte, and how it is cut; the fallback resolution is left out."""
         with self.path.open("rb") as file:
             head = hashlib.sha256(file.read(_HASHED_BYTES)).hexdigest()
-        parts = [self.path, *sorted(self.path.with_suffix("").glob("*"))] if self._is_mrxs() else [self.path]
+        parts = [self.path, *sorted(self.path.with_suffix("").glob("*"))] if self._is_mrxs() else self._parts
         files = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
         given = self._reading.resolutions.of(self.path)
         return sha256_of_json({"files": files, "head": head, "cutting": self.cutting.to_json(), "given_mpp": given})

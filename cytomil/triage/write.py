@@ -7,7 +7,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from cytomil.files import write_json, write_text
+from cytomil.files import write_bytes, write_json
+from cytomil.spreadsheet import ENCODING, as_text_cell
 from cytomil.triage.report import write_report
 from cytomil.triage.worklist import SlideResult, Worklist
 
@@ -32,7 +33,7 @@ def write_worklist(worklist: Worklist, out: Path, split_images: bool = False) ->
 
     With ``split_images``, or where they would make one file too heavy to open, the report's pictures lie beside it.
     """
-    write_text(out / "triage.csv", _csv(worklist))
+    write_bytes(out / "triage.csv", _csv(worklist).encode(ENCODING))
     write_json(out / "triage.json", to_document(worklist))
     split = split_images or _bytes_of_pictures(worklist) > _MOST_BYTES_IN_ONE_FILE
     write_report(worklist, out / "report.html", split_images=split)
@@ -118,15 +119,15 @@ def _csv(worklist: Worklist) -> str:
         writer.writerow(
             (
                 rank,
-                slide.slide,
+                as_text_cell(slide.slide),
                 slide.call.value,
                 probability,
                 slide.n_instances,
                 slide.n_unreadable,
-                slide.look_at,
-                slide.reason,
-                "; ".join(slide.cautions),
-                slide.path,
+                as_text_cell(slide.look_at),
+                as_text_cell(slide.reason),
+                as_text_cell("; ".join(slide.cautions)),
+                as_text_cell(slide.path),
             )
         )
     return buffer.getvalue()

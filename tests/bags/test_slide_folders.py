@@ -255,6 +255,26 @@ def test_unknown_patients_are_said(make, slides):
     assert note.startswith("1 of 4 slides have no patient")
 
 
+class TestLeftOut:
+    def test_what_cannot_be_a_cell_is_listed_and_litter_is_not(self, make, slides, tmp_path):
+        (slides / "s1" / "scan.svs").touch()
+        (slides / "s1" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+        (slides / "s1" / "mystery.xyz").write_text("?")
+        (slides / "s1" / "Thumbs.db").touch()
+        (slides / "s1" / "notes.txt").touch()
+        (slides / "@eaDir").mkdir()
+        (slides / "labels.xlsx").touch()
+        assert sorted(problems_of(make(slides))) == ["s1/gone.png", "s1/mystery.xyz", "s1/scan.svs"]
+
+    def test_a_slide_of_one_cell_is_not_learnt_from(self, make, slides, cell_image):
+        shutil.rmtree(slides / "s1")
+        (slides / "s1").mkdir()
+        (slides / "s1" / "a.png").write_bytes(cell_image(777))
+        made = make(slides)
+        assert "too few cells: 1" in problems_of(made)["s1"]
+        assert "s1" not in {row.bag_id for row in made.rows}
+
+
 class TestLeakage:
     def test_an_image_of_a_training_slide_is_left_out_of_a_test_slide(self, make, slides):
         """Whatever the slides' names: the test slide gives way."""

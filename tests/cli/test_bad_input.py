@@ -214,7 +214,7 @@ def test_json_is_one_document_on_standard_output(here):
 
 def test_the_verbs_hand_on_to_each_other_by_their_defaults(finished):
     metrics = json.loads((finished / "reports/metrics.json").read_text())
-    assert set(metrics) == {"bag", "instance", "collapsed", "uses_instance_labels"}
+    assert set(metrics) == {"bag", "instance", "intervals", "collapsed", "uses_instance_labels"}
     assert {"f1", "auroc", "auprc", "sensitivity", "specificity"} <= set(metrics["bag"])
     wanted = {"recall_at_k", "k", "recall_at_1pct", "recall_at_5pct", "recall_at_10pct", "recall_at_40pct"}
     assert wanted | {"average_precision", "auroc", "review_until_first"} <= set(metrics["instance"])

@@ -266,7 +266,8 @@ class TestProblems:
             assert [problem.where for problem in done.problems] == [f"train-02/{name}" for name in bad]
             assert all(problem.reason for problem in done.problems)
         features = open_features(tmp_path / "features" / "train-02.h5")
-        assert features.unreadable == tuple(bad)
+        assert [one.partition(": ")[0] for one in features.unreadable] == bad
+        assert all(problem.reason in one for problem, one in zip(done.problems, features.unreadable, strict=True))
         assert not set(bad) & set(features.instance_ids)
         row = next(row for row in read_index(tmp_path / "features").rows if row.bag_id == "train-02")
         assert row.n_instances == len(features) == 8

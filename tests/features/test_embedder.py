@@ -60,7 +60,7 @@ def test_blocks_become_one_cache(bundle, tmp_path, layer, dim):
     assert features.coords[:, 0].tolist() == [0, 0, 0, 3, 3]
     assert features.key == embedder.key("s")
     assert features.mpp == 0.5
-    assert features.unreadable == ("bad-1",)
+    assert features.unreadable == ("bad-1: why",)
     assert problems == faults
 
 

@@ -72,8 +72,8 @@ def test_an_untiled_tiff_is_a_plain_field(tmp_path: Path) -> None:
     [
         ("empty.svs", b"", "is empty"),
         ("text.svs", b"patient,label\n1,0\n", "not a whole slide"),
-        ("text.tif", b"patient,label\n1,0\n", "cannot be opened"),
-        ("text.png", b"patient,label\n1,0\n", "cannot be opened"),
+        ("text.tif", b"patient,label\n1,0\n", "not a JPEG, PNG, TIFF"),
+        ("text.png", b"patient,label\n1,0\n", "not a JPEG, PNG, TIFF"),
         ("text.mrxs", b"patient,label\n1,0\n", "text.mrxs"),
         ("text.dcm", b"patient,label\n1,0\n", "not a whole slide"),
     ],
@@ -205,3 +205,108 @@ def test_unequal_resolutions_are_refused_and_no_fallback_cures_them(
         Resolutions(fallback=0.3).open(path)
     with Resolutions({"s": 0.25}).open(path) as slide:
         assert slide.mpp == 0.25
+
+
+FIELD = np.random.default_rng(5).integers(60, 250, (96, 128, 3), np.uint8)
+
+
+def retagged(path: Path, **tags: int) -> Path:
+    """A small tiled TIFF with these tags overwritten, which this machine's writers would not write."""
+    tifffile.imwrite(path, FIELD, tile=(32, 32), photometric="rgb")
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        for name, value in tags.items():
+            tiff.pages[0].tags[name].overwrite(value, dtype="I")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("compression", "named"),
+    [(34712, "JPEG 2000"), (50001, "WebP"), (50000, "Zstandard"), (34887, "LERC")],
+)
+def test_a_compression_that_openslide_lacks_is_named(tmp_path: Path, compression: int, named: str) -> None:
+    with pytest.raises(SlideUnreadableError, match=rf"{named} compression .*pyramidal tiled TIFF") as error:
+        open_slide(retagged(tmp_path / "a.tif", Compression=compression), mpp=0.25).thumbnail(50)
+    assert "damaged" not in str(error.value)
+
+
+def test_floating_point_is_named(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", FIELD.astype(np.float32), tile=(32, 32), photometric="rgb")
+    with pytest.raises(SlideUnreadableError, match="floating-point"), open_slide(tmp_path / "a.tif", mpp=0.25) as slide:
+        slide.thumbnail(50)
+
+
+@pytest.mark.parametrize("tags", [{"TileWidth": 0x7FFFFFFF}, {"TileLength": 0x10000000}, {"TileWidth": 0xFFFFFFFF}])
+def test_an_absurd_tile_is_refused_before_openslide_asks_for_its_memory(tmp_path: Path, tags: dict[str, int]) -> None:
+    with pytest.raises(SlideUnreadableError, match="says that its tiles are"):
+        open_slide(retagged(tmp_path / "a.tif", **tags), mpp=0.25)
+
+
+def test_an_absurd_size_is_refused(tmp_path: Path) -> None:
+    absurd = {"ImageWidth": 0x7FFFFFFF, "ImageLength": 0x7FFFFFFF}
+    with pytest.raises(SlideUnreadableError, match="which cannot be"):
+        open_slide(retagged(tmp_path / "a.tif", **absurd), mpp=0.25)
+
+
+def test_several_full_pages_are_refused(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        for plane in np.moveaxis(FIELD, 2, 0):
+            tiff.write(plane, tile=(32, 32), photometric="minisblack")
+    with pytest.raises(SlideUnreadableError, match="3 pages of full size"):
+        open_slide(tmp_path / "a.tif", mpp=0.25)
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": (32, 32)}])
+def test_grey_of_16_bits_is_read_as_that_of_8_or_refused(tmp_path: Path, options: dict[str, object]) -> None:
+    grey, path = FIELD[..., 0], tmp_path / "a.tif"
+    shown = []
+    for data in (grey, grey.astype(np.uint16) * 257):
+        tifffile.imwrite(path, data, photometric="minisblack", **options)
+        with open_slide(path, mpp=0.25) as slide:
+            shown.append(slide.read(0, 0, 128, 96, 0.25))
+    assert np.array_equal(*shown)
+    tifffile.imwrite(path, grey.astype(np.uint16) * 16, photometric="minisblack", **options)
+    with pytest.raises(SlideUnreadableError, match="10 to 15 bits"):
+        open_slide(path, mpp=0.25)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(b"<html>log in</html>", "a web page"), (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull")],
+)
+@pytest.mark.parametrize("name", ["a.svs", "a.tif", "a.png", "a.ndpi"])
+def test_what_lies_there_in_a_slides_place_is_named(tmp_path: Path, name: str, content: bytes, why: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SlideUnreadableError, match=why) as error:
+        open_slide(tmp_path / name, mpp=0.25)
+    assert ".." not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(10_000, 9_000), (15_000, 15_000)])
+def test_a_plain_picture_above_the_limit_says_what_to_do(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("1", size).save(tmp_path / "a.png")
+    with pytest.raises(SlideUnreadableError, match=r"Save it as a pyramidal tiled TIFF\.$"):
+        open_slide(tmp_path / "a.png", mpp=0.25)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.svs"])
+def test_no_permission_and_a_broken_link_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(SlideUnreadableError, match="a link to a file that is not there"):
+        open_slide(tmp_path / "link", mpp=0.25)
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    (tmp_path / name).write_bytes(b"x")
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(SlideUnreadableError, match="no permission to read it"):
+        open_slide(tmp_path / name, mpp=0.25)
+
+
+def test_transparency_of_a_field_lies_on_white(tmp_path: Path) -> None:
+    image = Image.new("P", (40, 30), 0)
+    image.putpalette([90, 20, 30])
+    image.save(tmp_path / "a.png", transparency=0)
+    with open_slide(tmp_path / "a.png", mpp=0.25) as slide:
+        assert (slide.read(0, 0, 40, 30, 0.25) == 255).all()

@@ -20,6 +20,7 @@ from cytomil.mil.triage_model import load_triage_model
 from cytomil.pretrain.loop import pretrain
 from cytomil.progress import Silent
 from cytomil.settings import EmbedSettings, FitMilSettings, MakeBagsSettings, PretrainSettings, RankSettings
+from cytomil.spreadsheet import from_text_cell
 from cytomil.triage.rank import rank
 from cytomil.triage.worklist import Call
 from cytomil.triage.write import to_document, write_worklist
@@ -206,9 +207,10 @@ def test_files_on_disk_agree_with_the_worklist_whatever_the_names(road, slides, 
     report = write_worklist(worklist, tmp_path / "out")
     document = json.loads((tmp_path / "out" / "triage.json").read_text())
     assert document == json.loads(json.dumps(to_document(worklist)))
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "triage.csv").read_text())))
-    assert [row["slide"] for row in rows] == [slide.slide for slide in worklist.slides]
-    assert [row["slide"] for row in rows] == [slide["slide"] for slide in document["slides"]]
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "triage.csv").read_text(encoding="utf-8-sig"))))
+    assert [from_text_cell(row["slide"]) for row in rows] == [slide.slide for slide in worklist.slides]
+    assert [from_text_cell(row["slide"]) for row in rows] == [slide["slide"] for slide in document["slides"]]
+    assert not [cell for row in rows for cell in row.values() if cell.startswith(("=", "+", "-", "@"))]
     assert "<img src=x" not in report.read_text()
     assert not list((tmp_path / "out").glob(".*partial"))
 
@@ -264,3 +266,88 @@ def test_a_file_name_that_is_not_utf8_is_no_hindrance(road, tmp_path):
     assert worklist.slides[0].probability is not None
     (slide,) = json.loads((tmp_path / "out" / "triage.json").read_text())["slides"]
     assert "M\\xfcller" in slide["key_instances"][0]["instance_id"]
+
+
+def cell_pngs(road, n):
+    bag = open_bag(road / "bags" / read_manifest(road / "bags").select("test")[0].path)
+    return [Image.open(io.BytesIO(image)).convert("RGB") for image in bag.images()[:n]]
+
+
+def save_cells(folder, cells, suffix="png", **options):
+    folder.mkdir(parents=True)
+    for i, cell in enumerate(cells):
+        cell.save(folder / f"{i:02d}.{suffix}", **options)
+
+
+def test_the_same_cells_in_another_lossless_format_are_the_same_slide(road, tmp_path):
+    cells = cell_pngs(road, 14)
+    save_cells(tmp_path / "slides" / "png", cells)
+    save_cells(tmp_path / "slides" / "webp", cells, "webp", lossless=True)
+    save_cells(tmp_path / "elsewhere", cells)
+    (tmp_path / "slides" / "linked").mkdir()
+    (tmp_path / "slides" / "linked" / "cells").symlink_to(tmp_path / "elsewhere")
+    slides = rank(tmp_path / "slides", settings(road, tmp_path / "out"), Silent()).slides
+    assert {slide.n_instances for slide in slides} == {14}
+    assert len({slide.probability for slide in slides}) == 1
+
+
+def test_whatever_is_left_out_of_a_cell_folder_is_a_caution_with_its_reason(road, tmp_path):
+    folder = tmp_path / "slides" / "s"
+    save_cells(folder, cell_pngs(road, 12))
+    (folder / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (folder / "b.svs").write_bytes(b"II*\0")
+    (folder / "c.png").symlink_to(tmp_path / "nowhere.png")
+    (folder / "notes.txt").write_text("seen by two readers")
+    (slide,) = rank(tmp_path / "slides", settings(road, tmp_path / "out"), Silent()).slides
+    assert (slide.n_instances, slide.n_unreadable) == (12, 3)
+    assert any("3 of 15 cells could not be read (first: a.heic: not a JPEG" in one for one in slide.cautions)
+
+
+@pytest.mark.parametrize(("n", "call"), [(1, Call.NOT_ASSESSED), (2, Call.REVIEW), (9, Call.REVIEW)])
+def test_few_cells_are_never_a_sure_call(road, tmp_path, n, call):
+    save_cells(tmp_path / "slides" / "s", cell_pngs(road, n))
+    (slide,) = rank(tmp_path / "slides", settings(road, tmp_path / "out"), Silent()).slides
+    assert slide.call is call
+    assert "few cells" in slide.look_at
+
+
+def test_whole_fields_in_a_cell_folder_are_not_scored(road, tmp_path):
+    save_cells(tmp_path / "slides" / "s", [Image.new("RGB", (640, 480), (200, 180, shade)) for shade in range(12)])
+    (slide,) = rank(tmp_path / "slides", settings(road, tmp_path / "out"), Silent()).slides
+    assert slide.call is Call.NOT_ASSESSED
+    assert "looks like a whole field" in slide.reason
+
+
+def test_square_images_as_large_as_fields_are_a_caution(road, tmp_path):
+    save_cells(tmp_path / "slides" / "s", [cell.resize((512, 512)) for cell in cell_pngs(road, 10)])
+    (slide,) = rank(tmp_path / "slides", settings(road, tmp_path / "out"), Silent()).slides
+    assert slide.call is not Call.NOT_ASSESSED
+    assert any("as large as whole fields (512×512 px)" in one for one in slide.cautions)
+
+
+@pytest.mark.parametrize("out", ["triage", "any other name", "."])
+def test_its_own_output_below_the_slides_is_no_slide(road, tmp_path, out):
+    folder = tmp_path / "slides"
+    save_cells(folder / "s", cell_pngs(road, 10))
+    for _ in range(2):
+        worklist = rank(folder, settings(road, folder / out), Silent())
+        write_worklist(worklist, folder / out)
+        assert [slide.slide for slide in worklist.slides] == ["s"]
+    assert [slide.slide for slide in rank(folder, settings(road, tmp_path / "out"), Silent()).slides] == ["s"]
+
+
+def test_a_broken_link_is_told_as_one(road, tmp_path):
+    save_cells(tmp_path / "slides" / "s", cell_pngs(road, 10))
+    (tmp_path / "slides" / "gone.svs").symlink_to(tmp_path / "nowhere.svs")
+    slide = next(s for s in rank(tmp_path / "slides", settings(road, tmp_path / "out"), Silent()).slides if s.reason)
+    assert slide.slide == "gone.svs"
+    assert "a link to a file that is not there" in slide.reason
+
+
+def test_folders_whose_names_are_not_utf8(road, tmp_path):
+    folder, out = (tmp_path / os.fsdecode(name) for name in (b"slides-\xe9", b"out-\xe9"))
+    save_cells(folder / "s", cell_pngs(road, 10))
+    write_worklist(rank(folder, settings(road, out), Silent()), out)
+    document = json.loads((out / "triage.json").read_text(encoding="utf-8"))
+    assert document["folder"].endswith("slides-\\xe9")
+    assert (out / "report.html").read_text(encoding="utf-8")

@@ -1,0 +1,174 @@
+"""What the pixels of an image file mean: any kind of picture as 8-bit RGB, or a reason why that would be a guess.
+
+Cells and fields alike come through here, so that a picture has the same pixels wherever it is read:
+
+- Transparency lies on white, as a slide's background does.
+- 16 bits a channel are scaled to 8 by their upper byte. Cameras of 10 to 14 bits often store their values in 16 unscaled,
+  and nothing in the file says so; such an image is nearly black. So a twentieth of the pixels must lie in the upper half,
+  as the background of a bright field does. Where fewer do the image is refused, also one that is rightly dark.
+- Floating-point, signed and 32-bit pixels are refused: nothing says which value is white.
+- Several pages of full size are refused: they may be colours, focus planes or other fields.
+- Rows are taken as stored. An orientation tag is not obeyed, as OpenSlide and QuPath do not, so that places agree.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from cytomil.errors import PictureError
+from cytomil.sniff import SNIFFED_BYTES, foreign_content
+from cytomil.tiff import TiffPage, pages_of_full_size, read_tiff_pages
+
+PICTURE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp", ".jp2"}
+    | {".j2k", ".jpx", ".jpf", ".j2c", ".jpc", ".avif", ".mpo"}
+)
+PICTURE_KINDS = "JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000 or AVIF"
+
+_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "JPEG2000", "AVIF")
+# What Pillow raises for damaged files.
+_FAULTS = (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, OverflowError, struct.error)
+_FIRST_IS_THE_PICTURE = {"JPEG", "MPO"}  # what follows in a JPEG are previews of it
+_LEAST_IN_UPPER_HALF = 0.05
+_CURE = "Export it as 8-bit RGB PNG or TIFF."
+_JPEG2000_SIZES = b"\xff\x4f\xff\x51"
+_JPEG2000_BITS = 42  # bytes from there to the depth of the first channel
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture: ``image`` is 8-bit RGB; ``dpi`` its pixels an inch across and down, where the file says so."""
+
+    image: Image.Image
+    dpi: tuple[float, float] | None
+
+
+def read_picture(source: Path | bytes, require_size: Callable[[int, int], None]) -> Picture:
+    """Decode a picture file, or the bytes of one, by content whatever its name.
+
+    ``require_size`` gets width and height before anything is decoded, and may raise. Raises `PictureError` with the reason,
+    which does not name the file, where the picture is damaged, of a foreign kind, or its pixels are not sure; `OSError`
+    where the file cannot be opened.
+    """
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        head = file.read(SNIFFED_BYTES)
+        if not head:
+            raise PictureError("the file is empty.")
+        pages = read_tiff_pages(file)
+        try:
+            if pages:
+                require_size(pages[0].width, pages[0].height)
+                _require_sure_pages(pages)
+            file.seek(0)
+            with Image.open(file, formats=_FORMATS) as image:
+                require_size(*image.size)
+                dpi = image.info.get("dpi")
+                return Picture(_to_rgb(image, pages[0] if pages else None, head), (dpi[0], dpi[1]) if dpi else None)
+        except UnidentifiedImageError:
+            raise PictureError(_why_unidentified(head, pages)) from None
+        except Image.DecompressionBombError:
+            raise PictureError(
+                "it has more pixels than can be read at once. Save it as a pyramidal tiled TIFF."
+            ) from None
+        except MemoryError:
+            raise PictureError("it needs more memory than there is. Cut it into smaller pictures.") from None
+        except _FAULTS as error:
+            raise PictureError(f"damaged image ({str(error).rstrip('.')}).") from None
+
+
+def picture_size(path: Path) -> tuple[int, int] | None:
+    """Width and height that a picture file states, px, without decoding it; None for another file."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.size
+    except (*_FAULTS, UnidentifiedImageError, Image.DecompressionBombError):
+        return None
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file's content begins as a picture's does, whatever its name."""
+    return picture_size(path) is not None
+
+
+def _require_sure_pages(pages: tuple[TiffPage, ...]) -> None:
+    first = pages[0]
+    n = pages_of_full_size(pages)
+    if n > 1:
+        raise PictureError(
+            f"it holds {n} pages, which may be colours, focus planes or several pictures. Export one RGB picture a file."
+        )
+    if first.separate_planes and first.bits > 8:
+        raise PictureError(f"it holds {first.bits} bits a channel in separate planes. {_CURE}")
+    if what := first.peculiarity():
+        raise PictureError(f"it is a TIFF with {what}. {_CURE}")
+
+
+def _to_rgb(image: Image.Image, page: TiffPage | None, head: bytes) -> Image.Image:
+    n = getattr(image, "n_frames", 1)
+    if page is None and n > 1 and image.format not in _FIRST_IS_THE_PICTURE:
+        raise PictureError(f"it is an animation of {n} pictures. Export one picture a file.")
+    is_deep, is_12_bit = _is_deep(image, page, head), page is not None and page.bits == 12
+    if image.mode.startswith("I;16"):
+        image = _grey_of_16_bits(image, is_12_bit, page is not None and page.is_white_zero)
+        is_deep = False  # judged already
+    elif image.mode in ("I", "F"):
+        raise PictureError(f"nothing says which value of its 32-bit pixels is white. {_CURE}")
+    elif image.mode == "LAB":
+        raise PictureError(f"its colours are given as Lab. {_CURE}")
+    if not image.has_transparency_data:
+        rgb = image.convert("RGB")
+        _require_full_range(np.asarray(rgb).max(axis=2, initial=0), is_deep)
+        return rgb
+    rgba = image.convert("RGBA")
+    values = np.asarray(rgba)
+    _require_full_range(values[..., :3].max(axis=2, initial=0)[values[..., 3] > 0], is_deep)
+    white = Image.new("RGB", rgba.size, "white")
+    white.paste(rgba, mask=rgba.getchannel("A"))
+    return white
+
+
+def _is_deep(image: Any, page: TiffPage | None, head: bytes) -> bool:
+    """Whether the file keeps 16 bits a channel, of which Pillow has kept the upper 8 for coloured pictures."""
+    if page is not None:
+        return page.bits == 16
+    if image.format == "JPEG2000":
+        place = head.find(_JPEG2000_SIZES) + _JPEG2000_BITS
+        return place >= _JPEG2000_BITS and place < len(head) and (head[place] & 0x7F) + 1 == 16
+    return any(";16" in str(tile.args) for tile in image.tile)
+
+
+def _grey_of_16_bits(image: Image.Image, is_12_bit: bool, is_white_zero: bool) -> Image.Image:
+    values = np.asarray(image).astype(np.uint16)
+    grey = (values >> (4 if is_12_bit else 8)).astype(np.uint8)
+    if is_white_zero:
+        grey = 255 - grey
+    _require_full_range(grey, not is_12_bit)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey[values == clear] = 255
+    return Image.fromarray(grey)
+
+
+def _require_full_range(levels: np.ndarray, is_deep: bool) -> None:
+    """Raise `PictureError` where 16-bit values, here by their upper byte, may be fewer bits that were never scaled."""
+    if is_deep and levels.size and np.mean(levels >= 128) < _LEAST_IN_UPPER_HALF:
+        raise PictureError(
+            "it has 16 bits a channel and hardly a pixel in the upper half, so its values may be of 10 to 15 bits. "
+            "Which of them is white would be a guess. Scale it to 8 bits where it was taken."
+        )
+
+
+def _why_unidentified(head: bytes, pages: tuple[TiffPage, ...]) -> str:
+    if foreign := foreign_content(head):
+        return f"it is {foreign}."
+    if pages:
+        return f"it is a TIFF of a kind that is not read ({pages[0].bits} bits, compression {pages[0].compression}). {_CURE}"
+    return f"not a {PICTURE_KINDS} image, or cut off at its very start."

@@ -1,0 +1,79 @@
+"""Slides of several files: which files and folders belong to which slide, so that one slide is counted once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cytomil.pixels import PICTURE_SUFFIXES
+from cytomil.sniff import SNIFFED_BYTES, is_dicom
+
+_MOST_INDEX_BYTES = 4_000_000
+_INDEX_SUFFIXES = frozenset({".vms", ".vmu"})
+
+
+@dataclass(frozen=True)
+class DicomSeries:
+    """One slide in DICOM: ``file`` is its largest, by which it is opened; ``parts`` are all of its files."""
+
+    file: Path
+    parts: tuple[Path, ...]
+
+
+def companions_of(path: Path) -> set[Path]:
+    """Files and folders beside ``path`` that are parts of that slide: picture tiles, maps, label and macro pictures."""
+    suffix = path.suffix.lower()
+    if suffix == ".mrxs":
+        return {path.with_suffix("")}
+    if suffix == ".vsi":
+        return {path.with_name(f"_{path.stem}_")}
+    if suffix in _INDEX_SUFFIXES:
+        return {path.with_name(name) for name in _names_in_index(path)} - {path}
+    return set()
+
+
+def _names_in_index(path: Path) -> set[str]:
+    """What a Hamamatsu index speaks of: lines such as ``ImageFile(1,0)=name.jpg``."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_INDEX_BYTES).decode("utf-8", "surrogateescape")
+    except OSError:
+        return set()
+    values = (line.partition("=")[2].strip() for line in text.splitlines())
+    return {name for name in values if name and name == Path(name).name and "\0" not in name}
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Whether ``path`` is a file of DICOM's format, with its suffix or without any."""
+    try:
+        # Files named as pictures are many, and not worth opening one by one.
+        if path.suffix.lower() in PICTURE_SUFFIXES or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return is_dicom(file.read(SNIFFED_BYTES))
+    except OSError:
+        return False
+
+
+def dicom_series(files: Iterable[Path]) -> list[DicomSeries]:
+    """The slides that these DICOM files hold. A file that OpenSlide cannot open stands alone, so that it is named.
+
+    OpenSlide finds the other files of a series by itself, from any one of them.
+    """
+    import openslide
+
+    by_identity: dict[str, list[Path]] = {}
+    for file in sorted(files):
+        try:
+            with openslide.OpenSlide(file) as slide:
+                properties = slide.properties
+                identity = properties.get("dicom.SeriesInstanceUID") or properties[openslide.PROPERTY_NAME_QUICKHASH1]
+        except (openslide.OpenSlideError, OSError, KeyError):
+            identity = f"unknown: {file}"
+        by_identity.setdefault(identity, []).append(file)
+    return [DicomSeries(max(parts, key=_size), tuple(parts)) for parts in by_identity.values()]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size

@@ -1,0 +1,16 @@
+"""Names from a disk as text that every file and terminal can hold."""
+
+from __future__ import annotations
+
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(name: str) -> str:
+    """A file's name with whatever is not UTF-8 in it, and control characters, escaped.
+
+    A terminal obeys control characters, and some of them turn the order of letters round.
+    """
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
