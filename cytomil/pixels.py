@@ -75,7 +75,9 @@ def read_picture(source: Path | bytes, require_size: Callable[[int, int], None])
         except UnidentifiedImageError:
             raise PictureError(_why_unidentified(head, pages)) from None
         except Image.DecompressionBombError:
-            raise PictureError("it has more pixels than can be read at once. Save it as a pyramidal tiled TIFF.") from None
+            raise PictureError(
+                "it has more pixels than can be read at once. Save it as a pyramidal tiled TIFF."
+            ) from None
         except MemoryError:
             raise PictureError("it needs more memory than there is. Cut it into smaller pictures.") from None
         except _FAULTS as error:

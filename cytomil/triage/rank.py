@@ -16,7 +16,14 @@ from cytomil.bags.cell_folder import LEAST_CELLS
 from cytomil.bags.images import open_image
 from cytomil.bags.own_output import mark_own
 from cytomil.encoders.engines import Engine, open_engine, open_same_engine
-from cytomil.errors import CytomilError, NoCellsError, SlideUnreadableError, TriageModelError, WorkersError, why_unreadable
+from cytomil.errors import (
+    CytomilError,
+    NoCellsError,
+    SlideUnreadableError,
+    TriageModelError,
+    WorkersError,
+    why_unreadable,
+)
 from cytomil.features.cache import Features, is_valid, open_features
 from cytomil.features.embedder import Embedder
 from cytomil.features.layers import encoder_layer, seen_px
