@@ -15,10 +15,15 @@ from pathlib import Path
 
 import h5py
 
-from cytomil.errors import CytomilError
+from cytomil.errors import CytomilError, why_unreadable
 
 # What h5py raises for a file that is laid out in another way.
 HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 SEAL_BYTES = 512  # HDF5's smallest user block
 _SEAL = b"cytomil sha256 %s\n"
 
@@ -47,8 +52,13 @@ def reading_hdf5(path: Path, error: type[CytomilError], what: str, verb: str) ->
     if not path.is_file():
         raise error(f"{path} does not exist. Make {what} with `cytomil {verb}`.")
     again = f"Make it again with `cytomil {verb}`."
-    state = path.stat()
-    fault = _fault_of_seal(path, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+    try:
+        if _is_locked(path):
+            raise error(f"{path} is in use by another program. Wait until that has finished, and run this again.")
+        state = path.stat()
+        fault = _fault_of_seal(path, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+    except OSError as problem:
+        raise error(f"{path}: {why_unreadable(path, problem)}") from None
     if fault:
         raise error(f"{path} {fault}. {again}")
     try:
@@ -57,6 +67,20 @@ def reading_hdf5(path: Path, error: type[CytomilError], what: str, verb: str) ->
             yield file
     except HDF5_ERRORS as problem:
         raise error(f"{path} does not hold what it should ({problem}). {again}") from None
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether another program holds the file open to write in it, as HDF5 tells others; False where nobody can know."""
+    if fcntl is None:
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return False
+    return False
 
 
 @lru_cache(maxsize=4096)

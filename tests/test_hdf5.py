@@ -1,5 +1,8 @@
 """The checksum before an HDF5 file's content: no damaged file reaches the HDF5 library, and other readers pass it over."""
 
+import subprocess
+import sys
+
 import h5py
 import numpy as np
 import pytest
@@ -69,3 +72,24 @@ def test_a_file_changed_after_it_was_read_is_looked_at_again(whole, tmp_path):
     path.write_bytes(whole.read_bytes()[:-1])
     with pytest.raises(BagFileError, match="truncated or damaged"):
         read(path)
+
+
+def test_a_file_that_another_program_writes_is_told_as_one(tmp_path):
+    path = tmp_path / "a.h5"
+    code = f"import h5py, sys\nfile = h5py.File({str(path)!r}, 'w')\nprint('open', flush=True)\nsys.stdin.read()"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout.readline() == b"open\n"
+        with pytest.raises(BagFileError, match=r"a\.h5 is in use by another program") as error:
+            read(path)
+    assert "damaged" not in str(error.value)
+
+
+def test_no_permission_is_told(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.h5").touch()
+    monkeypatch.setattr(type(tmp_path), "open", refuse)
+    with pytest.raises(BagFileError, match=r"a\.h5: no permission to read it"):
+        read(tmp_path / "a.h5")

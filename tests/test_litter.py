@@ -8,20 +8,8 @@ from cytomil.litter import is_litter, is_note
 @pytest.mark.parametrize(
     "name",
     [
-        ".DS_Store",
-        "._a.jpg",
-        ".ipynb_checkpoints",
-        "Thumbs.db",
-        "THUMBS.DB",
-        "desktop.ini",
-        "Desktop.ini",
-        "@eaDir",
-        "__MACOSX",
-        "#recycle",
-        "$RECYCLE.BIN",
-        "~$labels.xlsx",
-        "System Volume Information",
-        "lost+found",
+        *(".DS_Store", "._a.jpg", ".ipynb_checkpoints", "Thumbs.db", "THUMBS.DB", "desktop.ini", "Desktop.ini"),
+        *("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "~$labels.xlsx", "System Volume Information", "lost+found"),
     ],
 )
 def test_what_systems_leave_behind(name):

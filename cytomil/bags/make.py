@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cytomil.bags.bag_file import BagInfo, write_bag
+from cytomil.bags.cell_folder import LEAST_CELLS
 from cytomil.bags.class_folders import CellDraw, ClassFolders, open_class_folders, require_enough
 from cytomil.bags.copies import copies
 from cytomil.bags.labels import LabelledSlide, label_words, read_labels

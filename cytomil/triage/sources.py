@@ -16,7 +16,14 @@ from cytomil.bags.bag_file import Bag, open_bag
 from cytomil.bags.cell_folder import list_cell_files
 from cytomil.bags.images import looks_like_field, read_encoded
 from cytomil.bags.slide_dir import list_slide_dir
-from cytomil.errors import CytomilError, ImageUnreadableError, NoCellsError, NotFoundError
+from cytomil.errors import (
+    CytomilError,
+    ImageUnreadableError,
+    NoCellsError,
+    NotFoundError,
+    SlideUnreadableError,
+    why_unreadable,
+)
 from cytomil.features.embed import bag_blocks
 from cytomil.features.feeding import CellBlock, EncodedCells, Preparation, feed, spans
 from cytomil.pixels import is_picture, picture_size
@@ -87,6 +94,8 @@ def discover(folder: Path, out: Path | None = None) -> tuple[list[Found], list[s
 
 def open_source(found: Found, reading: SlideReading) -> SlideSource:
     """Open one entry. Raises a `CytomilError` that says why it cannot be read."""
+    if not found.path.exists():
+        raise SlideUnreadableError(why_unreadable(found.path, FileNotFoundError(2, "it is not there any more")))
     if found.path.is_dir():
         return CellFolder(found.path)
     if found.path.suffix.lower() in (".h5", ".hdf5"):

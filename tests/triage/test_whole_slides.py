@@ -406,7 +406,7 @@ def test_a_faulty_resolution_csv_is_one_clear_line(road, three, tmp_path, text, 
 def without_cutting(road, folder):
     shutil.copytree(road / "model", folder)
     card = json.loads((folder / "triage.json").read_text())
-    (folder / "triage.json").write_text(json.dumps(card | {"cutting": None}))
+    write_json_card(folder / "triage.json", card | {"cutting": None})
     return folder
 
 
