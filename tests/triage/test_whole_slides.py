@@ -27,6 +27,7 @@ from cytomil.cli.app import app
 from cytomil.cli.console import console
 from cytomil.features import open_features
 from cytomil.features.embed import embed
+from cytomil.files import write_json_card
 from cytomil.mil.fit import fit_mil
 from cytomil.pretrain.loop import pretrain
 from cytomil.progress import Silent
