@@ -25,7 +25,7 @@ def compile_(
 ) -> None:
     """Compile the encoder for this machine, so that embed and rank run faster; it is kept only if it agrees with eager."""
     options = given("compile", locals())
-    with plain_errors():
+    with plain_errors(kept="No engine was stored."):
         settings = load(options, params, profile).compile
         from cytomil.encoders.engines.compile import compile_engine
 

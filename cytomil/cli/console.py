@@ -41,8 +41,8 @@ console = _Screen(stderr=True, highlight=False, markup=False)
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """Turn the exceptions a user can meet into one line and an exit status."""
+def plain_errors(kept: str = "Nothing was changed.") -> Iterator[None]:
+    """Turn the exceptions a user can meet into one line and an exit status; ``kept`` says what an interruption leaves."""
     try:
         yield
     except CytomilError as error:
@@ -50,7 +50,7 @@ def plain_errors() -> Iterator[None]:
     except EndedElsewhereError:
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        _fail("interrupted.", _INTERRUPTED)
+        _fail(f"interrupted. {kept}", _INTERRUPTED)
     except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         _fail(f"{error.filename}: {error.strerror}. Check the path and its permissions.", 1)
     except OSError as error:

@@ -30,7 +30,7 @@ def embed(
 ) -> None:
     """Turn the bags' cells into embeddings; finished bags are not done again."""
     options = given("embed", locals())
-    with plain_errors():
+    with plain_errors(kept="Bags that were finished are kept. The same line goes on from there."):
         settings = load(options, params, profile).embed
         from cytomil.features.embed import embed as run
 

@@ -49,7 +49,7 @@ def fit_mil(
 ) -> None:
     """Fit the aggregator on the training bags and choose its thresholds by held-out ones among them."""
     options = given("fit_mil", locals())
-    with plain_errors():
+    with plain_errors(kept="No model was written; one that stood there before is unchanged."):
         settings = load(options, params, profile).fit_mil
         from cytomil.mil.fit import fit_mil as run
         from cytomil.mil.weakness import weaknesses

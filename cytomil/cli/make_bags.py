@@ -50,7 +50,7 @@ def make_bags(
 ) -> None:
     """Make bags: simulated slides from class folders or synthetic cells, or one bag per labelled slide."""
     options = given("make_bags", locals())
-    with plain_errors():
+    with plain_errors(kept="No bag was written; what stood there before is unchanged."):
         settings = load(options, params, profile).make_bags
         if fingerprint is not None:
             from cytomil.bags.inputs import write_fingerprint

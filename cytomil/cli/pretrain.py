@@ -63,7 +63,7 @@ def pretrain(
 ) -> None:
     """Train an encoder on the training bags, from slide labels alone."""
     options = given("pretrain", locals())
-    with plain_errors():
+    with plain_errors(kept="Epochs that were finished are kept in a checkpoint. The same line goes on from there."):
         settings = load(options, params, profile).pretrain
         from cytomil.pretrain.curves import Curves
         from cytomil.pretrain.loop import pretrain as run

@@ -48,12 +48,15 @@ def rank(
 ) -> None:
     """Rank a folder of slides: which to read first, and which cells to look at."""
     options = given("rank", locals())
-    with plain_errors():
+    with plain_errors(
+        kept="The slides that were read are kept, and stand in report.html. The same line goes on from there."
+    ):
         settings = load(options, params, profile).rank
         from cytomil.triage.rank import rank as run
-        from cytomil.triage.write import to_document, write_worklist
+        from cytomil.triage.write import GrowingReport, to_document, write_worklist
 
-        worklist = run(slide_dir, settings, RichListener())
+        growing = GrowingReport(settings.out, settings.split_images)
+        worklist = run(slide_dir, settings, RichListener(), growing.add)
         report = write_worklist(worklist, settings.out, settings.split_images)
         rows = [
             (

@@ -12,6 +12,8 @@ from cytomil.slides import Cells, Slide, qc_thumbnail
 
 REPORT_PX = 480  # with 24 cells a slide, 500 slides stay under 60 MB in one file
 FILE_PX = 1200
+CONTEXT_PX = 320
+_CONTEXT_CROPS = 5
 _HEATMAP_BLOCK_PX = 8
 _HIGHEST_SCORE = 30.0
 _LEGEND_PX, _LEGEND_FONT_PX = 32, 16
@@ -35,6 +37,17 @@ def marked_thumbnail(slide: Slide, cells: Cells, top: Sequence[int]) -> Image.Im
     """The slide with only its top cells ringed and numbered; ``top`` are their indices, the highest first."""
     chosen = cells[list(top)]
     return qc_thumbnail(slide, chosen, REPORT_PX, range(len(top)))
+
+
+def context(slide: Slide, centre: np.ndarray, crop_um: float) -> Image.Image:
+    """What lies around one cell, five crops wide, with the crop framed; ``centre`` (2,) in px of the slide."""
+    mpp = _CONTEXT_CROPS * crop_um / CONTEXT_PX
+    half = CONTEXT_PX * mpp / slide.mpp / 2
+    picture = Image.fromarray(slide.read(centre[0] - half, centre[1] - half, CONTEXT_PX, CONTEXT_PX, mpp))
+    inner = CONTEXT_PX / _CONTEXT_CROPS / 2
+    corners = [CONTEXT_PX / 2 - inner, CONTEXT_PX / 2 - inner, CONTEXT_PX / 2 + inner, CONTEXT_PX / 2 + inner]
+    ImageDraw.Draw(picture).rectangle(corners, outline=(220, 0, 0), width=2)
+    return picture
 
 
 def heatmap(slide: Slide, centres: np.ndarray, scores: np.ndarray) -> Image.Image:

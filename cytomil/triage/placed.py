@@ -12,7 +12,7 @@ from cytomil.bags.whole_slides import cell_id
 from cytomil.files import safe_name, write_bytes
 from cytomil.slides import qc_thumbnail
 from cytomil.triage.cell_files import write_cells_csv, write_geojson
-from cytomil.triage.pictures import FILE_PX, REPORT_PX, heatmap, jpeg, marked_thumbnail, png
+from cytomil.triage.pictures import FILE_PX, REPORT_PX, context, heatmap, jpeg, marked_thumbnail, png
 from cytomil.triage.whole_slide import WholeSlide
 from cytomil.triage.worklist import SlideResult
 
@@ -32,10 +32,6 @@ def with_places(
     cells = found[rows]
     row_of = {name: i for i, name in enumerate(names)}
     top = [row_of[cell.instance_id] for cell in result.key_instances]
-    placed = tuple(
-        replace(cell, x_px=float(x), y_px=float(y), x_um=float(x) * source.mpp, y_um=float(y) * source.mpp)
-        for cell, (x, y) in zip(result.key_instances, cells.centres[top], strict=True)
-    )
     name = safe_name(result.slide)
     files = {"heatmap": f"heatmaps/{name}.png", "geojson": f"geojson/{name}.geojson"}
     write_geojson(out / files["geojson"], result.slide, cells, scores, top)
@@ -43,6 +39,17 @@ def with_places(
         files["cells_csv"] = f"cells/{name}.csv"
         write_cells_csv(out / files["cells_csv"], list(names), cells, scores)
     with source.open() as slide:
+        placed = tuple(
+            replace(
+                cell,
+                x_px=float(x),
+                y_px=float(y),
+                x_um=float(x) * source.mpp,
+                y_um=float(y) * source.mpp,
+                context=jpeg(context(slide, np.array((x, y)), source.cutting.crop_um), _REPORT_QUALITY),
+            )
+            for cell, (x, y) in zip(result.key_instances, cells.centres[top], strict=True)
+        )
         thumbnail = jpeg(marked_thumbnail(slide, cells, top), _REPORT_QUALITY)
         write_bytes(out / files["heatmap"], png(heatmap(slide, cells.centres, scores)))
     return with_qc(replace(result, key_instances=placed, thumbnail=thumbnail, files=files), source, out)
@@ -62,6 +69,7 @@ def with_qc(result: SlideResult, source: WholeSlide, out: Path) -> SlideResult:
         n_instances=len(cells.whole),
         n_at_edge=int(cells.at_edge.sum()),
         mpp=source.mpp,
+        mpp_given=source.mpp_given,
         qc_picture=small,
         files=result.files | {"qc_picture": file},
     )

@@ -27,10 +27,10 @@ from cytomil.errors import (
 from cytomil.features.cache import Features, is_valid, open_features
 from cytomil.features.embedder import Embedder
 from cytomil.features.layers import encoder_layer, seen_px
-from cytomil.files import sha256_of_json
+from cytomil.files import sha256_of_file, sha256_of_json
 from cytomil.mil.ensemble import score_shares
 from cytomil.mil.novelty import SlideNovelty
-from cytomil.mil.triage_model import TriageModel, load_triage_model
+from cytomil.mil.triage_model import CARD_NAME, TriageModel, load_triage_model
 from cytomil.mil.weakness import weaknesses
 from cytomil.progress import Listener
 from cytomil.provenance import code_fingerprint, now, versions
@@ -49,12 +49,15 @@ _GALLERY_PX = 96
 _MANY_UNREADABLE = 0.05
 
 
-def rank(slide_dir: Path, settings: RankSettings, listener: Listener) -> Worklist:
+def rank(
+    slide_dir: Path, settings: RankSettings, listener: Listener, on_slide: Callable[[Worklist], None] | None = None
+) -> Worklist:
     """Assess every slide in ``slide_dir``. A slide that cannot be assessed is in the worklist, with the reason.
 
     Finished slides are kept under ``settings.out``, so that a second or an interrupted run reads none of them again; there
     too go each whole slide's heat map, GeoJSON, QC picture and, if asked for, cells. Raises `NotFoundError` where the
     folder holds no slides, `TriageModelError` where the model cannot be used, `SettingsError` for a faulty ``mpp_csv``.
+    ``on_slide`` is given the worklist so far after each slide but the last; over Ray it is not called.
     """
     found, ignored = discover(slide_dir, settings.out)
     model = load_triage_model(settings.model)
@@ -74,20 +77,42 @@ def rank(slide_dir: Path, settings: RankSettings, listener: Listener) -> Worklis
         listener.note(
             f"cells are embedded with {engine.key}; the model was fitted to embeddings of {model.card['engine']}"
         )
-    job = _Ranking(settings, reading, model.card, engine.name, engine.key, (model, engine))
+    results: list[SlideResult] = []
+
+    def worklist() -> Worklist:
+        return _worklist(slide_dir, settings, model, engine.key, results, len(found) - len(results))
+
+    def take(result: SlideResult) -> None:
+        results.append(result)
+        if on_slide is not None and len(results) < len(found):
+            on_slide(worklist())
+
+    job = _Ranking(settings, reading, model.card, engine.name, engine.key, (model, engine), take)
     answers = open_workers(settings.ray_address).map(job, found, listener, "reading slides", "slides")
-    results = [
+    results[:] = [
         _not_assessed(one, WorkersError(answer.reason)) if isinstance(answer, Lost) else answer
         for one, answer in zip(found, answers, strict=True)
     ]
+    return worklist()
+
+
+def _worklist(
+    slide_dir: Path,
+    settings: RankSettings,
+    model: TriageModel,
+    engine_key: str,
+    results: Sequence[SlideResult],
+    unread: int,
+) -> Worklist:
     thresholds = model.card["thresholds"]
     return Worklist(
         folder=printable(str(slide_dir)),
         created=now(),
         slides=in_reading_order(results),
+        unread=unread,
         threshold=thresholds["decision"],
         low_threshold=thresholds["low"],
-        model_card=model_card(model) | {"engine": engine.key},
+        model_card=model_card(model) | {"engine": engine_key},
         # Where the work was done shapes nothing of it.
         settings=settings.model_dump(mode="json", exclude_none=True, exclude={"ray_address"}),
         versions=versions(),
@@ -138,12 +163,18 @@ def model_card(model: TriageModel) -> dict[str, object]:
         "held_out_training_slides": held_out,
         "thresholds": card["thresholds"],
         "limits": card["limits"],
+        "model_sha256": sha256_of_file(model.path / CARD_NAME),
+        "aggregator_sha256": card["aggregator_sha256"],
+        "encoder_sha256": card["encoder_sha256"],
     }
 
 
 @dataclass(frozen=True)
 class _Ranking:
-    """The job of assessing slides. ``loaded`` stays in this process: another one loads its own, and it must be the same."""
+    """The job of assessing slides. ``loaded`` stays in this process: another one loads its own, and it must be the same.
+
+    ``take`` is given each result; it stays in this process too.
+    """
 
     settings: RankSettings
     reading: SlideReading
@@ -151,20 +182,21 @@ class _Ranking:
     engine: str
     engine_key: str
     loaded: tuple[TriageModel, Engine] | None
+    take: Callable[[SlideResult], None] | None
 
     @property
     def device(self) -> str:
         return self.settings.device
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"loaded": None}
+        return vars(self) | {"loaded": None, "take": None}
 
     def start(self, place: Place) -> Callable[[Iterable[Found]], Iterator[SlideResult]]:
         model, engine = self.loaded or self._load()
         threads = place.threads(self.settings.workers)
         settings = self.settings.model_copy(update={"workers": threads})
         ranker = _Ranker(model, engine, settings, replace(self.reading, workers=threads), place.listener)
-        return partial(map, ranker.assess)
+        return partial(map, partial(_told, ranker.assess, self.take))
 
     def _load(self) -> tuple[TriageModel, Engine]:
         model = load_triage_model(self.settings.model)
@@ -172,6 +204,15 @@ class _Ranking:
             raise TriageModelError(f"{self.settings.model} is not the same on all machines. Share it between them.")
         layer = encoder_layer(model.layer)
         return model, open_same_engine(model.encoder, layer, self.engine, self.engine_key, self.settings.device)
+
+
+def _told(
+    assess: Callable[[Found], SlideResult], take: Callable[[SlideResult], None] | None, found: Found
+) -> SlideResult:
+    result = assess(found)
+    if take is not None:
+        take(result)
+    return result
 
 
 class _Ranker:
@@ -240,6 +281,7 @@ class _Ranker:
             path=found.shown_path,
             call=self._call(assessment.probability, novelty.is_unlike, len(features) < CellFinding.min_cells),
             probability=assessment.probability,
+            sha256=source.content_sha256(),
             n_instances=len(features),
             n_unreadable=len(features.unreadable),
             mpp=features.mpp,

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"threshold": _threshold, "times": _times, "percent": _percent, "plain": _plain}
+    environment.filters |= {
+        "threshold": _threshold,
+        "times": _times,
+        "percent": _percent,
+        "plain": _plain,
+        "local_time": _local_time,
+    }
     environment.tests |= {"finite": _is_finite, "listing": _is_listing, "records": _is_records}
     return environment
 
@@ -183,6 +190,15 @@ def _probability(value: float, thresholds: Sequence[float]) -> str:
         if all(sides) and 0 < float(text) < 1:
             break
     return text
+
+
+def _local_time(moment: str) -> str:
+    """An ISO 8601 moment by this machine's clock, with its distance from UTC; whatever else as it is."""
+    try:
+        read = datetime.fromisoformat(moment)
+    except ValueError:
+        return moment
+    return moment if read.tzinfo is None else read.astimezone().strftime("%Y-%m-%d %H:%M (UTC%z)")
 
 
 def _times(score: float) -> str:

@@ -26,6 +26,7 @@ from cytomil.errors import (
 )
 from cytomil.features.embed import bag_blocks
 from cytomil.features.feeding import CellBlock, EncodedCells, Preparation, feed, spans
+from cytomil.files import sha256_of_file, sha256_of_json
 from cytomil.pixels import is_picture, picture_size
 from cytomil.progress import Problem
 from cytomil.slides import is_slide_file
@@ -50,6 +51,10 @@ class SlideSource(Protocol):
 
     def fingerprint(self) -> str:
         """Names the slide's content: a cache made under another one is not used."""
+        ...
+
+    def content_sha256(self) -> str:
+        """SHA-256 of the slide's file; of several, of the JSON list of their names and hashes."""
         ...
 
     def blocks(self, preparation: Preparation, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
@@ -120,6 +125,10 @@ class BagSource:
         """The bag's own SHA-256."""
         return self._bag.sha256
 
+    def content_sha256(self) -> str:
+        """See `SlideSource`."""
+        return sha256_of_file(self._bag.path)
+
     def blocks(self, preparation: Preparation, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
         """See `SlideSource`."""
         return bag_blocks(self._bag, preparation, batch_size, workers)
@@ -150,6 +159,12 @@ class CellFolder:
             digest.update(name.encode())
             digest.update(_bytes_or_fault(file, name))
         return digest.hexdigest()
+
+    def content_sha256(self) -> str:
+        """See `SlideSource`."""
+        return sha256_of_json(
+            [(name, hashlib.sha256(_bytes_or_fault(f, name)).hexdigest()) for name, f in self._files.items()]
+        )
 
     def cautions(self) -> Iterator[str]:
         """What a reader must know of the images themselves."""

@@ -15,7 +15,7 @@ import numpy as np
 from cytomil.bags.whole_slides import cell_id, cut_cells
 from cytomil.errors import TriageModelError
 from cytomil.features.feeding import CellBlock, EncodedCells, Preparation, feed, piece_sizes
-from cytomil.files import replacing, sha256_of_json
+from cytomil.files import replacing, sha256_of_file, sha256_of_json
 from cytomil.slides import Cells, Cutting, Handles, Resolutions, Slide, iter_cells, require_enough_cells
 
 _HASHED_BYTES = 1 << 20
@@ -54,7 +54,7 @@ class WholeSlide:
         self.cutting = reading.require_cutting()
         self._reading = reading
         self._cells: Cells | None = None
-        self._opened: tuple[float, bool] | None = None
+        self._opened: tuple[float, bool] | None = None  # resolution, and whether the user gave it
 
     @property
     def mpp(self) -> float:
@@ -64,8 +64,12 @@ class WholeSlide:
     @property
     def assumed_mpp(self) -> float | None:
         """The fallback resolution, where this slide needed it."""
-        mpp, assumed = self._resolution()
-        return mpp if assumed else None
+        return self.mpp if self.mpp_given and self._reading.resolutions.of(self.path) is None else None
+
+    @property
+    def mpp_given(self) -> bool:
+        """Whether the user gave the resolution, and not the slide's file."""
+        return self._resolution()[1]
 
     @property
     def crop_side_px(self) -> float:
@@ -76,10 +80,19 @@ class WholeSlide:
         """Names the file by name, size, time and first megabyte, and how it is cut; the fallback resolution is left out."""
         with self.path.open("rb") as file:
             head = hashlib.sha256(file.read(_HASHED_BYTES)).hexdigest()
-        parts = [self.path, *sorted(self.path.with_suffix("").glob("*"))] if self._is_mrxs() else self._parts
-        files = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
+        files = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in self._files()]
         given = self._reading.resolutions.of(self.path)
         return sha256_of_json({"files": files, "head": head, "cutting": self.cutting.to_json(), "given_mpp": given})
+
+    def content_sha256(self) -> str:
+        """See `SlideSource`."""
+        files = self._files()
+        if len(files) == 1:
+            return sha256_of_file(self.path)
+        return sha256_of_json([(file.name, sha256_of_file(file)) for file in files])
+
+    def _files(self) -> list[Path]:
+        return [self.path, *sorted(self.path.with_suffix("").glob("*"))] if self._is_mrxs() else self._parts
 
     def open(self) -> Slide:
         """Open the slide at its resolution."""
@@ -144,8 +157,7 @@ class WholeSlide:
     def _resolution(self) -> tuple[float, bool]:
         if self._opened is None:
             with self.open() as slide:
-                given = self._reading.resolutions.of(self.path)
-                self._opened = slide.mpp, slide.mpp_source == "given" and given is None
+                self._opened = slide.mpp, slide.mpp_source == "given"
         return self._opened
 
 

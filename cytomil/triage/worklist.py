@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -96,7 +97,7 @@ class Worklist:
     The two ranges are what the model itself and single folds of the cross-validation would have chosen for the thresholds.
     ``score_bin_edges`` has one more entry than each ``score_shares``; ``reference_shares`` are the mean shares over the
     negative training bags. ``model_card`` is what the triage model says of itself, ``weaknesses`` what a reader must know of
-    it before any call.
+    it before any call. ``unread`` is how many slides of the folder are still to be read.
     """
 
     folder: str
@@ -112,14 +113,15 @@ class Worklist:
     threshold_range: tuple[float, float] | None = None
     low_threshold_range: tuple[float, float] | None = None
     weaknesses: tuple[Weakness, ...] = ()
+    unread: int = 0
 
     @property
     def all_assessed(self) -> bool:
         """True where no slide is missing and no cell was unreadable."""
-        return all(s.call is not Call.NOT_ASSESSED and s.n_unreadable == 0 for s in self.slides)
+        return self.unread == 0 and all(s.call is not Call.NOT_ASSESSED and s.n_unreadable == 0 for s in self.slides)
 
 
-def in_reading_order(slides: list[SlideResult]) -> tuple[SlideResult, ...]:
+def in_reading_order(slides: Sequence[SlideResult]) -> tuple[SlideResult, ...]:
     """Not-assessed slides on top, where nobody overlooks them; then by call and falling probability; ties by name.
 
     Within *review*, slides unlike the training slides come first: of them the probability says nothing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cytomil.triage.worklist import SlideResult, Worklist
 
 SCHEMA = "cytomil.triage/1"
 _MOST_BYTES_IN_ONE_FILE = 55_000_000  # of pictures; the page around them adds a tenth
+_SECONDS_BETWEEN = 5.0
 CSV_COLUMNS = (
     "rank",
     "slide",
@@ -40,6 +42,26 @@ def write_worklist(worklist: Worklist, out: Path, split_images: bool = False) ->
     return out / "report.html"
 
 
+class GrowingReport:
+    """Writes the worklist while slides are still being read: after the first one, then ever so often.
+
+    Writing takes at most a twentieth of the time, whatever the number of slides.
+    """
+
+    def __init__(self, out: Path, split_images: bool) -> None:
+        self._out, self._split_images = out, split_images
+        self._next = 0.0
+
+    def add(self, worklist: Worklist) -> None:
+        """Write ``worklist``, if it is time again."""
+        begun = time.monotonic()
+        if begun < self._next:
+            return
+        write_worklist(worklist, self._out, self._split_images)
+        ended = time.monotonic()
+        self._next = ended + max(_SECONDS_BETWEEN, 20 * (ended - begun))
+
+
 def _bytes_of_pictures(worklist: Worklist) -> int:
     """What the pictures weigh inside a page, where three bytes take four characters."""
     pictures = (
@@ -62,6 +84,7 @@ def to_document(worklist: Worklist) -> dict[str, Any]:
         "folder": worklist.folder,
         "created": worklist.created,
         "all_assessed": worklist.all_assessed,
+        "n_unread": worklist.unread,
         "thresholds": {
             "review_first": worklist.threshold,
             "review_first_range": worklist.threshold_range,

@@ -1,6 +1,7 @@
 """rank on whole slides: every kind of entry has its state, finished slides are not read again, names come out right."""
 
 import csv
+import hashlib
 import html
 import io
 import json
@@ -374,7 +375,9 @@ def test_killed_half_way_and_run_again_the_worklist_is_that_of_an_unbroken_run(r
     process.wait()
     finished = {path: path.stat().st_mtime_ns for path in cache.glob("[!.]*.json")}
     assert 2 <= len(finished) < 4
-    assert not (tmp_path / "killed" / "triage" / "triage.json").exists()
+    so_far = json.loads((tmp_path / "killed" / "triage" / "triage.json").read_text())
+    assert (so_far["n_unread"], len(so_far["slides"]), so_far["all_assessed"]) == (3, 1, False)
+    assert "UNFINISHED: 1 of 4 slides read so far" in (tmp_path / "killed" / "triage" / "report.html").read_text()
     (tmp_path / "unbroken").mkdir()
     for folder in ("killed", "unbroken"):
         subprocess.run(line, cwd=tmp_path / folder, env=environment, check=True, capture_output=True)
@@ -384,6 +387,35 @@ def test_killed_half_way_and_run_again_the_worklist_is_that_of_an_unbroken_run(r
     documents = [json.loads((out / "triage.json").read_text()) for out in (whole, resumed)]
     assert documents[0] | {"created": ""} == documents[1] | {"created": ""}
     assert {p.relative_to(whole) for p in whole.rglob("*")} == {p.relative_to(resumed) for p in resumed.rglob("*")}
+
+
+def test_the_report_grows_slide_by_slide(road, three, tmp_path):
+    seen = []
+    whole = rank(three, settings(road, tmp_path / "out"), Silent(), seen.append)
+    assert [(len(one.slides), one.unread) for one in seen] == [(1, 2), (2, 1)]
+    assert (len(whole.slides), whole.unread) == (3, 0)
+    assert "UNFINISHED" in render_report(seen[0])
+    assert "UNFINISHED" not in render_report(whole)
+
+
+def test_slides_and_model_are_named_by_their_hashes_and_cells_show_what_lies_around_them(road, three, tmp_path):
+    worklist = rank(three, settings(road, tmp_path / "out", top=2), Silent())
+    for slide in worklist.slides:
+        assert slide.sha256 == hashlib.sha256((three / slide.slide).read_bytes()).hexdigest()
+        for cell in slide.key_instances:
+            assert Image.open(io.BytesIO(cell.context)).size == (320, 320)
+    assert (
+        worklist.model_card["model_sha256"] == hashlib.sha256((road / "model" / "triage.json").read_bytes()).hexdigest()
+    )
+    assert [slide.mpp_given for slide in worklist.slides] == [False] * 3
+    given = rank(three, settings(road, tmp_path / "given", mpp_csv=mpp_table(tmp_path)), Silent())
+    assert by_name(given)["s1.tif"].mpp_given
+    assert not by_name(given)["s2.tif"].mpp_given
+
+
+def mpp_table(tmp_path):
+    (tmp_path / "mpp.csv").write_text("slide,mpp\ns1,0.25\n")
+    return tmp_path / "mpp.csv"
 
 
 def test_a_row_of_the_csv_wins_and_the_fallback_does_not_overrule_a_plausible_file(road, three, tmp_path):
