@@ -17,6 +17,13 @@ from cytomil.triage.whole_slide import WholeSlide
 from cytomil.triage.worklist import SlideResult
 
 _REPORT_QUALITY, _FILE_QUALITY = 52, 85
+_MANY_AT_EDGE = 0.2
+
+
+def _caution_of_edge(n_at_edge: int, n_found: int) -> list[str]:
+    if n_at_edge <= _MANY_AT_EDGE * n_found:
+        return []
+    return [f"{n_at_edge} of {n_found} cells lie at the edge of what was scanned and were left out: read them yourself"]
 
 
 def with_places(
@@ -58,6 +65,7 @@ def with_places(
 def with_qc(result: SlideResult, source: WholeSlide, out: Path) -> SlideResult:
     """Add the picture that shows which cells were found, however few; its larger form is written into ``out``."""
     cells = source.cells()
+    n_at_edge = int(cells.at_edge.sum())
     with source.open() as slide:
         picture = qc_thumbnail(slide, cells, FILE_PX)
     file = f"qc/{safe_name(result.slide)}.jpg"
@@ -67,7 +75,8 @@ def with_qc(result: SlideResult, source: WholeSlide, out: Path) -> SlideResult:
     return replace(
         result,
         n_instances=len(cells.whole),
-        n_at_edge=int(cells.at_edge.sum()),
+        n_at_edge=n_at_edge,
+        cautions=(*result.cautions, *_caution_of_edge(n_at_edge, len(cells))),
         mpp=source.mpp,
         mpp_given=source.mpp_given,
         qc_picture=small,

@@ -81,13 +81,18 @@ class SlideResult:
         if self.call is Call.NOT_ASSESSED:
             return self.reason
         if self.cautions:
-            return self.cautions[0]
+            return _first_sentence(self.cautions[0])
         top = self.key_instances[0] if self.key_instances else None
         if top is None:
             return ""
         if top.x_um is None or top.y_um is None:
             return top.instance_id
         return f"cell 1, at x {top.x_um:,.0f}, y {top.y_um:,.0f} µm{GIVEN_SCALE if self.mpp_given else ''}"
+
+
+def _first_sentence(text: str) -> str:
+    head, _, rest = text.partition(". ")
+    return f"{head}." if rest else text
 
 
 @dataclass(frozen=True)
