@@ -68,13 +68,18 @@ def list_cell_files(folder: Path) -> CellFiles:
 
 def _walk(folder: Path, failed: Callable[[OSError], None]) -> Iterator[Path]:
     """Every file below ``folder``; linked folders are followed, and each real folder is entered once."""
-    entered: set[tuple[int, int]] = set()
+    # A link back to a folder above would bring in other slides' cells.
+    entered = {_identity(above) for above in folder.resolve().parents}
     for place, folders, names in os.walk(folder, onerror=failed, followlinks=True):
-        identity = Path(place).stat()
-        if (identity.st_dev, identity.st_ino) in entered:
+        if _identity(Path(place)) in entered:
             folders.clear()
             continue
-        entered.add((identity.st_dev, identity.st_ino))
+        entered.add(_identity(Path(place)))
         inside = Path(place)
         folders[:] = sorted(name for name in folders if not is_litter(name) and not is_own_output(inside / name))
         yield from (inside / name for name in sorted(names) if not is_litter(name) and not is_note(name))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino

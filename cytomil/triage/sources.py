@@ -103,9 +103,12 @@ def open_source(found: Found, reading: SlideReading) -> SlideSource:
         raise SlideUnreadableError(why_unreadable(found.path, FileNotFoundError(2, "it is not there any more")))
     if found.path.is_dir():
         return CellFolder(found.path)
+    if not found.path.is_file():
+        # A pipe or a device would keep its reader waiting for ever.
+        raise SlideUnreadableError("is not a regular file.")
     if found.path.suffix.lower() in (".h5", ".hdf5"):
         return BagSource(open_bag(found.path))
-    if found.path.is_file() and not (is_slide_file(found.path) or found.parts or is_picture(found.path)):
+    if not (is_slide_file(found.path) or found.parts or is_picture(found.path)):
         raise CytomilError("not read: neither a folder of cell images, nor a bag file, nor a whole slide.")
     return WholeSlide(found.path, reading, found.parts)
 

@@ -45,6 +45,7 @@ def test_linked_folders_are_followed_and_loops_are_not(tmp_path):
     (tmp_path / "slide" / "more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "slide" / "d.png").symlink_to(tmp_path / "elsewhere" / "c.png")
     (tmp_path / "slide" / "loop").symlink_to(tmp_path / "slide")
+    (tmp_path / "slide" / "above").symlink_to(tmp_path)
     assert found(tmp_path / "slide") == ["a.png", "d.png", "more/b.png", "more/c.png"]
 
 

@@ -344,6 +344,13 @@ def test_a_broken_link_is_told_as_one(road, tmp_path):
     assert "a link to a file that is not there" in slide.reason
 
 
+def test_a_pipe_is_not_waited_for(road, tmp_path):
+    save_cells(tmp_path / "slides" / "s", cell_pngs(road, 10))
+    os.mkfifo(tmp_path / "slides" / "pipe.svs")
+    slide = next(s for s in rank(tmp_path / "slides", settings(road, tmp_path / "out"), Silent()).slides if s.reason)
+    assert (slide.slide, slide.reason) == ("pipe.svs", "is not a regular file.")
+
+
 def test_folders_whose_names_are_not_utf8(road, tmp_path):
     folder, out = (tmp_path / os.fsdecode(name) for name in (b"slides-\xe9", b"out-\xe9"))
     save_cells(folder / "s", cell_pngs(road, 10))
