@@ -444,8 +444,8 @@ def _read_params(file: Path, required: bool) -> dict[str, Any]:
         document = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise SettingsError(f"{file} cannot be read ({error.strerror}). Name another with --params.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file} is not valid YAML: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SettingsError(f"{file} is not valid YAML: {str(error)[:300]}") from None
     if not isinstance(document, dict):
         raise SettingsError(f"{file} must hold sections such as 'pretrain:', not a {type(document).__name__}.")
     for name, section in document.items():

@@ -1,8 +1,9 @@
-"""Names from a disk as text that every file and terminal can hold."""
+"""Names from a disk as text that every file and terminal can hold, and names in tables as places on a disk."""
 
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -14,3 +15,14 @@ def printable(name: str) -> str:
     """
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def is_file_name(text: str) -> bool:
+    """Whether ``text`` can name a file in a folder, and nothing outside of it."""
+    return is_inside(text) and PurePath(text).name == text
+
+
+def is_inside(text: str) -> bool:
+    """Whether ``text`` is a path that stays inside the folder it is relative to."""
+    path = PurePath(text)
+    return bool(path.parts) and "\0" not in text and not path.anchor and ".." not in path.parts

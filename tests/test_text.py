@@ -1,18 +1,19 @@
-from __future__ import annotations
+import pytest
 
-import os
-
-from cytomil.errors import CytomilError
-from cytomil.text import printable
+from cytomil.text import is_file_name, is_inside
 
 
-def test_printable_names():
-    assert printable("Zelle-ü 1.png") == "Zelle-ü 1.png"
-    escaped = printable(os.fsdecode(b"Zelle-\xfc.png"))
-    assert escaped == "Zelle-\\xfc.png"
-    escaped.encode("utf-8")
+@pytest.mark.parametrize("text", ["a", "a.h5", "ü", "..a", "a..", "-"])
+def test_names_of_files(text):
+    assert is_file_name(text)
+    assert is_inside(f"folder/{text}")
 
 
-def test_a_terminal_finds_nothing_to_obey():
-    assert printable("a\x1b[31mb\x07\n\x9b2J\u202e") == "a\\x1b[31mb\\x07\\n\\x9b2J\\u202e"
-    assert str(CytomilError("a\x1b[2J\nb  c")) == "a\\x1b[2J b c"
+@pytest.mark.parametrize("text", ["", ".", "..", "/", "/a", "a/..", "../a", "a\0"])
+def test_what_leaves_a_folder_or_names_nothing(text):
+    assert not is_file_name(text)
+    assert not is_inside(text)
+
+
+def test_a_path_is_no_name():
+    assert not is_file_name("a/b")

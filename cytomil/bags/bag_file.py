@@ -176,6 +176,9 @@ def _fault(file: h5py.File) -> str:
     missing += [name for name in _DATASETS if not isinstance(file.get(name), h5py.Dataset)]
     if missing:
         return f"lacks {', '.join(missing)}"
+    mpp, label = float(file.attrs["mpp"]), int(file.attrs["label"])
+    if not (np.isnan(mpp) or (np.isfinite(mpp) and mpp > 0)) or label not in (0, 1):
+        return f"says that its cells have {mpp:g} µm per pixel and label {label}, which cannot be"
     n = int(file.attrs["n_instances"])
     shapes = {name: file[name].shape for name in _DATASETS}
     wrong = [f"{name} has shape {s}" for name, s in shapes.items() if s != ((n, 2) if name == "coords" else (n,))]

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from cytomil.bags.bag_file import Bag, open_bag
 from cytomil.errors import BagFileError, require_file
 from cytomil.files import sha256_of_json, write_text
 from cytomil.spreadsheet import as_text_cell, from_text_cell
+from cytomil.text import is_file_name, is_inside, printable
 
 MANIFEST_NAME = "bags.csv"
 SPLITS = ("train", "test")
@@ -45,6 +47,22 @@ class Manifest:
     def file_of(self, row: BagRow) -> Path:
         """The file a row speaks of."""
         return self.folder / row.path
+
+
+def open_listed(manifest: Manifest, row: BagRow) -> Bag:
+    """Open the bag that a row speaks of.
+
+    Raises `BagFileError` where the file is another bag than the row says: by content, name, label, patient or size.
+    """
+    path = manifest.file_of(row)
+    bag = open_bag(path)
+    listed = (row.sha256, row.bag_id, row.label, row.patient_id, row.n_instances)
+    if (bag.sha256, bag.info.bag_id, bag.info.label, bag.info.patient_id, len(bag)) != listed:
+        raise BagFileError(
+            f"{path} is not the bag that {MANIFEST_NAME} lists: content, name, label, patient or number of cells differ. To "
+            "change a label, correct the labels file and make the bags again with `cytomil make-bags`."
+        )
+    return bag
 
 
 def fingerprint(rows: Iterable[BagRow]) -> str:
@@ -102,6 +120,13 @@ def _parse(path: Path, line: dict[str, str], number: int) -> BagRow:
         raise BagFileError(f"{path}, line {number}: {error}.") from None
     if row.label not in (0, 1):
         raise BagFileError(f"{path}, line {number}: label {row.label} is neither 0 (negative) nor 1 (positive).")
+    if row.n_instances < 0:
+        raise BagFileError(f"{path}, line {number}: {row.n_instances} instances cannot be.")
+    if not is_file_name(row.bag_id) or not is_inside(row.path):
+        raise BagFileError(
+            f"{path}, line {number}: bag '{printable(row.bag_id)}' at '{printable(row.path)}' leads out of the folder. "
+            "Make the bags again with `cytomil make-bags`."
+        )
     if row.split not in SPLITS:
         raise BagFileError(f"{path}, line {number}: split '{row.split}' is none of {', '.join(SPLITS)}.")
     return row

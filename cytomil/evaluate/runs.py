@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 
 from cytomil.errors import EvaluationError, NotFoundError
 from cytomil.evaluate.record import RECORD_NAME, SCHEMA
+from cytomil.files import read_json
 
 GRID_NAME = "grid.yaml"
 RUN_SCHEMA = "cytomil.run/1"
@@ -99,8 +99,8 @@ def read_runs(folders: Sequence[Path]) -> Runs:
 def _read(file: Path) -> dict[str, Any] | None:
     """The document, or None where the file is another kind of JSON."""
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        document = read_json(file)
+    except ValueError as error:
         raise EvaluationError(f"{file} is damaged ({error}). Remove it and run `cytomil evaluate` again.") from None
     known = isinstance(document, dict) and document.get("schema") in (SCHEMA, RUN_SCHEMA)
     if not known and file.name == RECORD_NAME:

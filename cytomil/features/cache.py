@@ -54,14 +54,21 @@ class Features:
     def load(self) -> np.ndarray:
         """The embeddings, float32 (N, D)."""
         with _reading(self.path) as file:
-            return file["features"][:].astype(np.float32, copy=False)
+            return self._finite(file["features"][:])
 
     def blocks(self) -> Iterator[np.ndarray]:
         """The embeddings, float32 (n ≥ 1, D), some thousand at a time: a slide's may be too many to hold."""
         with _reading(self.path) as file:
             values = file["features"]
             for start in range(0, len(values), _BLOCK):
-                yield values[start : start + _BLOCK].astype(np.float32, copy=False)
+                yield self._finite(values[start : start + _BLOCK])
+
+    def _finite(self, values: np.ndarray) -> np.ndarray:
+        if not np.isfinite(values).all():
+            raise FeatureFileError(
+                f"{self.path} holds numbers that are not finite. Make it again with `cytomil embed`."
+            )
+        return values.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from cytomil.bags.bag_file import Bag, open_bag
-from cytomil.bags.manifest import BagRow, Manifest, read_manifest
+from cytomil.bags.bag_file import Bag
+from cytomil.bags.manifest import BagRow, Manifest, open_listed, read_manifest
 from cytomil.encoders.bundle import load_bundle
 from cytomil.encoders.engines import open_engine, open_same_engine
 from cytomil.errors import BagFileError, EncoderBundleError
@@ -142,10 +142,10 @@ def _embed_bags(
     settings: EmbedSettings, manifest: Manifest, embedder: Embedder, rows: Iterable[BagRow]
 ) -> Iterator[_Outcome]:
     def begin(row: BagRow) -> tuple[BagRow, _Begun | BagFileError | None]:
-        if is_valid(settings.out / f"{row.bag_id}.h5", embedder.key(row.sha256)):
-            return row, None
         try:
-            bag = _open_listed(manifest.file_of(row), row)
+            bag = open_listed(manifest, row)
+            if is_valid(settings.out / f"{row.bag_id}.h5", embedder.key(row.sha256)):
+                return row, None
             blocks = bag_blocks(bag, embedder.preparation, settings.batch_size, settings.workers)
             return row, _Begun(bag, _started(blocks))
         except BagFileError as error:
@@ -185,11 +185,5 @@ def _embed_begun(
 
 
 def _index_row(row: BagRow, path: Path) -> IndexRow:
-    return IndexRow(row.bag_id, path.name, row.patient_id, row.split, row.label, len(open_features(path)))
-
-
-def _open_listed(path: Path, row: BagRow) -> Bag:
-    bag = open_bag(path)
-    if bag.sha256 != row.sha256:
-        raise BagFileError(f"{path} is not the bag that bags.csv lists. Make the bags again with `cytomil make-bags`.")
-    return bag
+    n = len(open_features(path))
+    return IndexRow(row.bag_id, path.name, row.patient_id, row.split, row.label, n, row.sha256)

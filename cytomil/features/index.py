@@ -9,14 +9,16 @@ from pathlib import Path
 
 from cytomil.errors import FeatureFileError, require_file
 from cytomil.features.cache import Features, open_features
-from cytomil.files import write_text
+from cytomil.files import sha256_of_json, write_text
+from cytomil.text import is_inside
 
 INDEX_NAME = "features.csv"
+_SEAL = "checksum"
 
 
 @dataclass(frozen=True)
 class IndexRow:
-    """One cache. ``path`` is relative to the folder; an empty ``patient_id`` is unknown."""
+    """One cache. ``path`` is relative to the folder; an empty ``patient_id`` is unknown; ``bag_sha256`` is the bag's."""
 
     bag_id: str
     path: str
@@ -24,6 +26,12 @@ class IndexRow:
     split: str
     label: int
     n_instances: int
+    bag_sha256: str
+
+    @property
+    def seal(self) -> str:
+        """A hash of the row, which stands behind it in the file."""
+        return sha256_of_json(asdict(self))[:16]
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,8 @@ class FeatureIndex:
     def open(self, split: str) -> list[tuple[IndexRow, Features]]:
         """Open and validate the caches of one split (or ``all``).
 
-        Raises `FeatureFileError` where one is damaged, there is none, or they were made by different encoders.
+        Raises `FeatureFileError` where one is damaged or of another bag than its row, there is none, or they were made by
+        different encoders.
         """
         rows = [row for row in self.rows if split in ("all", row.split)]
         if not rows:
@@ -47,6 +56,12 @@ class FeatureIndex:
         opened = [(row, open_features(self.folder / row.path)) for row in rows]
         first = opened[0][1]
         for row, features in opened:
+            listed = (row.bag_id, row.bag_sha256, row.n_instances)
+            if (features.bag_id, features.key.bag_sha256, len(features)) != listed:
+                raise FeatureFileError(
+                    f"{self.folder / row.path} is of another bag than {INDEX_NAME} says: an embed was not finished, or two "
+                    "wrote into this folder. Run `cytomil embed` again."
+                )
             if _made_by(features) != _made_by(first):
                 raise FeatureFileError(
                     f"{self.folder}: {row.path} was made by another encoder, layer, engine or number of orientations than "
@@ -67,14 +82,17 @@ def _made_by(features: Features) -> tuple[str, ...]:
 def write_index(index: FeatureIndex) -> None:
     """Write features.csv."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in fields(IndexRow)], lineterminator="\n")
+    writer = csv.DictWriter(buffer, [*(field.name for field in fields(IndexRow)), _SEAL], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in index.rows)
+    writer.writerows(asdict(row) | {_SEAL: row.seal} for row in index.rows)
     write_text(index.folder / INDEX_NAME, buffer.getvalue())
 
 
 def read_index(folder: Path) -> FeatureIndex:
-    """Read features.csv. Raises `NotFoundError` where there is none, `FeatureFileError` where it is damaged."""
+    """Read features.csv.
+
+    Raises `NotFoundError` where there is none, `FeatureFileError` where it is damaged, or a row was edited or stands twice.
+    """
     path = require_file(folder / INDEX_NAME, "cytomil embed")
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -87,9 +105,22 @@ def read_index(folder: Path) -> FeatureIndex:
                 line["split"],
                 int(line["label"]),
                 int(line["n_instances"]),
+                line["bag_sha256"],
             )
             for line in lines
         )
+        edited = [
+            number for number, (row, line) in enumerate(zip(rows, lines, strict=True), 2) if row.seal != line[_SEAL]
+        ]
     except (UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
         raise FeatureFileError(f"{path} is damaged ({error}). Make it again with `cytomil embed`.") from None
+    if edited:
+        raise FeatureFileError(
+            f"{path}, line {edited[0]}: edited or damaged. To change a label, a patient or a split, correct the labels file, "
+            "then `cytomil make-bags` and `cytomil embed`; to mend it, `cytomil embed`."
+        )
+    if len({row.bag_id for row in rows}) < len(rows):
+        raise FeatureFileError(f"{path} lists a bag twice. Make it again with `cytomil embed`.")
+    if not all(is_inside(row.path) for row in rows):
+        raise FeatureFileError(f"{path} leads out of its folder. Make it again with `cytomil embed`.")
     return FeatureIndex(folder, rows)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from cytomil.files import sha256_of_json, write_json
+from cytomil.files import is_sealed, read_json, sha256_of_json, write_json_card
 from cytomil.triage.sources import Found, SlideSource
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult
 
@@ -25,7 +24,9 @@ class ResultCache:
     def read(self, found: Found, fingerprint: str, fallback_mpp: float | None) -> SlideResult | None:
         """The finished result of this slide, if it is still the same and the files written of it are still there."""
         try:
-            kept = json.loads(self._file(found).read_text(encoding="utf-8"))
+            kept = read_json(self._file(found))
+            if not is_sealed(kept):
+                return None
             if kept["key"] != self._key(found, fingerprint) or kept["assumed_mpp"] not in (None, fallback_mpp):
                 return None
             result = _from_json(kept["result"])
@@ -43,7 +44,7 @@ class ResultCache:
             "assumed_mpp": source.assumed_mpp,
             "result": _to_json(result),
         }
-        write_json(self._file(found), document)
+        write_json_card(self._file(found), document)
 
     def _file(self, found: Found) -> Path:
         return self._folder / f"{sha256_of_json(found.name)[:16]}.json"

@@ -179,12 +179,21 @@ def _regrouped(parts: Iterable[Cells], sizes: Iterable[int]) -> Iterator[Cells]:
 
 def _write_cells(path: Path, key: str, cells: Cells) -> None:
     with replacing(path) as partial, partial.open("wb") as file:
-        np.savez(file, key=np.array(key), **vars(cells))
+        np.savez(file, key=np.array(key), seal=np.array(_seal(key, cells)), **vars(cells))
+
+
+def _seal(key: str, cells: Cells) -> str:
+    digest = hashlib.sha256(key.encode())
+    for numbers in vars(cells).values():
+        digest.update(np.ascontiguousarray(numbers).tobytes())
+    return digest.hexdigest()
 
 
 def _read_cells(path: Path, key: str) -> Cells | None:
     try:
         with np.load(path, allow_pickle=False) as kept:
-            return Cells(kept["centres"], kept["radii"], kept["at_edge"]) if str(kept["key"]) == key else None
+            cells = Cells(kept["centres"], kept["radii"], kept["at_edge"])
+            is_known = str(kept["key"]) == key and str(kept["seal"]) == _seal(key, cells)
+            return cells if is_known else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

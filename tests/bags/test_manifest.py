@@ -6,16 +6,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cytomil.bags.manifest import MANIFEST_NAME, BagRow, fingerprint, read_manifest, write_manifest
+from cytomil.bags.bag_file import BagInfo, Instance, write_bag
+from cytomil.bags.manifest import (
+    MANIFEST_NAME,
+    BagRow,
+    Manifest,
+    fingerprint,
+    open_listed,
+    read_manifest,
+    write_manifest,
+)
 from cytomil.errors import BagFileError, NotFoundError
+from cytomil.text import is_file_name, is_inside
 
 HEADER = "bag_id,path,patient_id,split,label,n_instances,witness_rate,sha256"
 PRINTABLE = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=12)
 ROWS = st.lists(
     st.builds(
         BagRow,
-        bag_id=PRINTABLE,
-        path=PRINTABLE,
+        bag_id=PRINTABLE.filter(is_file_name),
+        path=PRINTABLE.filter(is_inside),
         patient_id=st.just(""),
         split=st.sampled_from(["train", "test"]),
         label=st.sampled_from([0, 1]),
@@ -41,6 +51,30 @@ def refusal(folder, *lines, header=HEADER):
     assert MANIFEST_NAME in message
     assert "\n" not in message
     return message
+
+
+@pytest.mark.parametrize("path", ["../x.h5", "/etc/x.h5", "a/../../x.h5", ""])
+def test_a_path_that_leaves_the_folder_is_refused(tmp_path, path):
+    assert "leads out of the folder" in refusal(tmp_path, f"a,{path},p,train,0,3,,s")
+
+
+@pytest.mark.parametrize("bag_id", ["../x", "/x", "a/b", "..", ""])
+def test_a_name_that_leaves_the_folder_is_refused(tmp_path, bag_id):
+    assert "leads out of the folder" in refusal(tmp_path, f"{bag_id},a.h5,p,train,0,3,,s")
+
+
+def test_a_negative_number_of_cells_is_refused(tmp_path):
+    assert "-3 instances" in refusal(tmp_path, "a,a.h5,p,train,0,-3,,s")
+
+
+@pytest.mark.parametrize("wrong", [{"label": 1}, {"patient_id": "other"}, {"n_instances": 9}, {"sha256": "0"}])
+def test_a_bag_that_is_not_its_rows_is_refused(tmp_path, wrong):
+    sha256, n = write_bag(tmp_path / "a.h5", BagInfo("a", 0, "p"), [Instance("c", b"x")])
+    right = BagRow("a", "a.h5", "p", "train", 0, n, None, sha256)
+    assert open_listed(Manifest(tmp_path, (right,)), right).info.label == 0
+    row = replace(right, **wrong)
+    with pytest.raises(BagFileError, match=r"is not the bag that bags\.csv lists"):
+        open_listed(Manifest(tmp_path, (row,)), row)
 
 
 class TestRoundTrip:

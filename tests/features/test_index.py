@@ -22,7 +22,7 @@ def make_index(tmp_path):
             n = (sizes or {}).get(name, 3)
             block = EmbeddedBlock([f"c{i}" for i in range(n)], np.zeros((n, 2), int), np.ones((n, 4)))
             write_features(tmp_path / f"{name}.h5", name, key, 4, [block])
-            rows.append(IndexRow(name, f"{name}.h5", f"of {name}", split, 1, n))
+            rows.append(IndexRow(name, f"{name}.h5", f"of {name}", split, 1, n, name))
         write_index(FeatureIndex(tmp_path, tuple(rows)))
         return read_index(tmp_path)
 
@@ -31,7 +31,10 @@ def make_index(tmp_path):
 
 class TestRoundTrip:
     def test_rows(self, tmp_path):
-        rows = (IndexRow("a, b", "a.h5", 'the "first"', "train", 0, 3), IndexRow("ü", "u.h5", "", "test", 1, 0))
+        rows = (
+            IndexRow("a, b", "a.h5", 'the "first"', "train", 0, 3, "s"),
+            IndexRow("ü", "u.h5", "", "test", 1, 0, "s"),
+        )
         write_index(FeatureIndex(tmp_path, rows))
         assert read_index(tmp_path) == FeatureIndex(tmp_path, rows)
 
@@ -96,3 +99,31 @@ class TestRefused:
             (tmp_path / "b.h5").write_bytes(content[:-50])
         with pytest.raises(FeatureFileError, match=r"b\.h5"):
             index.open("train")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(",1,3,", ",0,3,"), ("of a", "of z"), (",train,", ",test,"), ("a.h5", "b.h5")]
+)
+def test_an_edited_row_is_refused_with_the_way_to_change_a_label(make_index, tmp_path, old, new):
+    make_index(a="train", b="test")
+    file = tmp_path / INDEX_NAME
+    head, first, rest = file.read_text().split("\n", 2)
+    file.write_text("\n".join([head, first.replace(old, new, 1), rest]))
+    with pytest.raises(FeatureFileError, match=r"features\.csv, line 2: edited or damaged.*labels file"):
+        read_index(tmp_path)
+
+
+def test_a_row_that_stands_twice_is_refused(make_index, tmp_path):
+    make_index(a="train", b="test")
+    file = tmp_path / INDEX_NAME
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, lines[1], ""]))
+    with pytest.raises(FeatureFileError, match="lists a bag twice"):
+        read_index(tmp_path)
+
+
+def test_a_cache_of_another_bag_than_its_row_is_refused(make_index, tmp_path):
+    index = make_index(a="train", b="train")
+    (tmp_path / "a.h5").write_bytes((tmp_path / "b.h5").read_bytes())
+    with pytest.raises(FeatureFileError, match=r"a\.h5 is of another bag than features\.csv says"):
+        index.open("train")
