@@ -75,6 +75,7 @@ def rank(
         print_table(f"worklist of {slide_dir}", columns, rows, right=("#", "prob.", "cells"))
         for line in _thresholds(worklist):
             console.print(line, soft_wrap=True)
+        console.print(f"the model on training slides held out: {worklist.held_out}", soft_wrap=True)
         if n_at_edge := sum(slide.n_at_edge for slide in worklist.slides):
             console.print(f"{n_at_edge:,} cells at the edge of what was scanned were left out.")
         console.print(f"report: {report}", soft_wrap=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cytomil.bags.instance_labels import read_instance_labels
-from cytomil.bags.manifest import Manifest, read_manifest
+from cytomil.bags.manifest import Manifest, open_listed, read_manifest
 from cytomil.errors import CytomilError, FeatureFileError
 from cytomil.evaluate.curves import pr_curve_points, recall_by_k_points, roc_curve_points
 from cytomil.evaluate.intervals import Bounds, bag_intervals, instance_intervals
@@ -152,6 +152,7 @@ def _instance_labels(manifest: Manifest, bag_id: str, features: Features, proble
     try:
         if row.sha256 != features.key.bag_sha256:
             raise FeatureFileError(f"{features.path} was made of another bag than {manifest.file_of(row)}.")
+        open_listed(manifest, row)
         label_of = read_instance_labels(manifest.file_of(row))
     except CytomilError as error:
         problems.append(Problem(bag_id, str(error)))

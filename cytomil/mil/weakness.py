@@ -17,13 +17,19 @@ class Weakness:
     text: str
 
 
+def held_out_auroc(card: dict[str, Any]) -> str:
+    """How well the model that ``card`` describes told training slides apart that were held out, with the interval."""
+    held_out = card["held_out"]
+    low, high = held_out["auroc_interval"]
+    return f"AUROC {held_out['auroc']:.2f}, 95 % interval {low:.2f} to {high:.2f}; 0.5 is chance"
+
+
 def weaknesses(card: dict[str, Any]) -> tuple[Weakness, ...]:
     """The weaknesses of the model that ``card`` (triage.json) describes, the worst first; none of a sound one."""
     found = []
     n = int(card["trained_on"]["bags"])
-    held_out = card["held_out"]
-    low, high = held_out["auroc_interval"]
-    measured = f"AUROC {held_out['auroc']:.2f}, 95 % interval {low:.2f} to {high:.2f}; 0.5 is chance"
+    low, high = card["held_out"]["auroc_interval"]
+    measured = held_out_auroc(card)
     if high < _CHANCE:
         found.append(
             Weakness(

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cytomil.bags.bag_file import Bag, content_sha256, open_bag
-from cytomil.bags.manifest import BagRow, Manifest
+from cytomil.bags.bag_file import Bag, content_sha256
+from cytomil.bags.manifest import BagRow, Manifest, open_listed
 from cytomil.encoders.transform import CellTransform, decode_cells
 from cytomil.errors import BagFileError
 from cytomil.progress import Listener, Problem
@@ -77,7 +77,7 @@ def fill_cells(
     filled = 0
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for number, row in enumerate(listener.track(rows, "decoding cells", unit="bags")):
-            bag = open_bag(manifest.file_of(row))
+            bag = open_listed(manifest, row)
             if content_sha256(bag) != row.sha256:
                 raise BagFileError(
                     f"{bag.path} is not the bag bags.csv lists (altered or exchanged). Make the bags again."

@@ -31,7 +31,7 @@ from cytomil.files import sha256_of_file, sha256_of_json
 from cytomil.mil.ensemble import score_shares
 from cytomil.mil.novelty import SlideNovelty
 from cytomil.mil.triage_model import CARD_NAME, TriageModel, load_triage_model
-from cytomil.mil.weakness import weaknesses
+from cytomil.mil.weakness import held_out_auroc, weaknesses
 from cytomil.progress import Listener
 from cytomil.provenance import code_fingerprint, now, versions
 from cytomil.settings import RankSettings
@@ -121,6 +121,7 @@ def _worklist(
         threshold_range=tuple(thresholds["decision_range"]),
         low_threshold_range=tuple(thresholds["low_range"]),
         weaknesses=weaknesses(model.card),
+        held_out=held_out_auroc(model.card),
     )
 
 

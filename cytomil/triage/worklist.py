@@ -102,7 +102,8 @@ class Worklist:
     The two ranges are what the model itself and single folds of the cross-validation would have chosen for the thresholds.
     ``score_bin_edges`` has one more entry than each ``score_shares``; ``reference_shares`` are the mean shares over the
     negative training bags. ``model_card`` is what the triage model says of itself, ``weaknesses`` what a reader must know of
-    it before any call. ``unread`` is how many slides of the folder are still to be read.
+    it before any call, ``held_out`` how well it did on training slides held out. ``unread`` is how many slides of the folder
+    are still to be read.
     """
 
     folder: str
@@ -118,6 +119,7 @@ class Worklist:
     threshold_range: tuple[float, float] | None = None
     low_threshold_range: tuple[float, float] | None = None
     weaknesses: tuple[Weakness, ...] = ()
+    held_out: str = ""
     unread: int = 0
 
     @property

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cytomil.bags.bag_file import open_bag
-from cytomil.bags.manifest import read_manifest
+from cytomil.bags.manifest import open_listed, read_manifest
 from cytomil.encoders.transform import CellTransform, decode_cells
 from cytomil.errors import EngineError
 
@@ -18,7 +17,7 @@ def training_cells(bags: Path, transform: CellTransform, n: int, least: int, see
     Raises `EngineError` where fewer than ``least`` can be had, `NotFoundError` or `BagFileError` for the bags.
     """
     manifest = read_manifest(bags)
-    opened = [open_bag(manifest.file_of(row)) for row in manifest.rows if row.split == "train"]
+    opened = [open_listed(manifest, row) for row in manifest.rows if row.split == "train"]
     places = [(bag, i) for bag in opened for i in range(len(bag))]
     drawn = sorted(np.random.default_rng(seed).permutation(len(places))[:n])
     chosen = [places[i] for i in drawn]
