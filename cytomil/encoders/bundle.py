@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import EncoderBundleError, SettingsError, require_folder, require_replaceable
 from cytomil.files import read_json_card, replacing_folder, sha256_of_file, write_json_card
+from cytomil.weights import save_weights
 
 SCHEMA = "cytomil.encoder/1"
 WEIGHTS_NAME = "encoder.safetensors"
@@ -54,7 +55,7 @@ def save_bundle(path: Path, encoder: Encoder, transform: CellTransform, facts: d
     require_replaceable(path, CARD_NAME)
     with replacing_folder(path) as folder:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-        save_file(state, folder / WEIGHTS_NAME)
+        save_weights(state, folder / WEIGHTS_NAME)
         card = {
             "schema": SCHEMA,
             "architecture": asdict(encoder.architecture),

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cytomil.encoders.bundle import EncoderBundle, keep_engines, load_bundle, save_bundle
@@ -21,6 +21,7 @@ from cytomil.mil.ensemble import Ensemble, Member
 from cytomil.mil.novelty import Novelty
 from cytomil.settings import InstanceScore
 from cytomil.slides.cutting import Cutting
+from cytomil.weights import save_weights
 
 SCHEMA = "cytomil.triage-model/2"
 CARD_NAME = "triage.json"
@@ -71,7 +72,7 @@ def save_triage_model(
             tensors |= {f"{i}.mean": member.standardise.mean.clone(), f"{i}.std": member.standardise.std.clone()}
             tensors |= {f"{i}.reference": torch.tensor(member.reference, dtype=torch.float64)}
         tensors |= {f"novelty.{name}": tensor.contiguous() for name, tensor in novelty.tensors().items()}
-        save_file(tensors, folder / WEIGHTS_NAME)
+        save_weights(tensors, folder / WEIGHTS_NAME)
         card = {
             "schema": SCHEMA,
             "aggregator": {
