@@ -22,6 +22,10 @@ class NotFoundError(CytomilError):
     """A file or folder that a command needs is not there."""
 
 
+class FolderInUseError(CytomilError):
+    """Another process writes into the folder that a command wants to write."""
+
+
 class NotEnoughCellsError(CytomilError):
     """The source holds fewer distinct cells than the asked-for bags need."""
 
