@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import EncoderBundleError, SettingsError, require_folder, require_replaceable
-from cytomil.files import read_json_card, replacing_folder, sha256_of_file, write_json_card
+from cytomil.files import put_back, read_json_card, replacing_folder, sha256_of_file, write_json_card
 from cytomil.weights import save_weights
 
 SCHEMA = "cytomil.encoder/1"
@@ -93,6 +93,7 @@ def keep_engines(source: Path, folder: Path) -> None:
 
 def read_card(path: Path) -> dict[str, Any]:
     """Read and check encoder.json without loading the weights. Raises `EncoderBundleError` or `NotFoundError`."""
+    put_back(path)
     require_folder(path, "cytomil pretrain")
     return read_json_card(path / CARD_NAME, SCHEMA, EncoderBundleError, "cytomil pretrain")
 

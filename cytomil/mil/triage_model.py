@@ -14,7 +14,7 @@ from torch import Tensor
 from cytomil.encoders.bundle import EncoderBundle, keep_engines, load_bundle, save_bundle
 from cytomil.errors import EncoderBundleError, NotFoundError, SettingsError, TriageModelError, require_folder
 from cytomil.features.layers import preparation_sha256
-from cytomil.files import read_json_card, replacing_folder, sha256_of_file, write_json_card
+from cytomil.files import put_back, read_json_card, replacing_folder, sha256_of_file, write_json_card
 from cytomil.mil.aggregators.registry import find_aggregator
 from cytomil.mil.bags import Standardiser
 from cytomil.mil.ensemble import Ensemble, Member
@@ -92,6 +92,7 @@ def save_triage_model(
 
 def load_triage_model(path: Path) -> TriageModel:
     """Load a triage model, its weights checked against triage.json. Raises `TriageModelError` or `NotFoundError`."""
+    put_back(path)
     require_folder(path, "cytomil fit-mil")
     card = read_json_card(path / CARD_NAME, SCHEMA, TriageModelError, "cytomil fit-mil")
     weights = path / WEIGHTS_NAME
