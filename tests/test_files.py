@@ -331,6 +331,17 @@ class TestReplaceable:
         for name in ("free", "empty", "own"):
             require_replaceable(tmp_path / name, "bags.csv")
 
+    @pytest.mark.parametrize("name", ["notes.txt", "qc/notes.txt", "my.h5", ".hidden"])
+    def test_a_file_of_the_users_own_is_refused_by_name(self, tmp_path, name):
+        own = ("bags.csv", "qc/*.jpg", "a.h5")
+        (tmp_path / "qc").mkdir()
+        for one in (*("bags.csv", "qc/a.jpg", "a.h5"), "Thumbs.db", "qc/.DS_Store"):
+            (tmp_path / one).touch()
+        require_replaceable(tmp_path, "bags.csv", own)
+        (tmp_path / name).touch()
+        with pytest.raises(CytomilError, match=f"{name} was not written by cytomil"):
+            require_replaceable(tmp_path, "bags.csv", own)
+
     def test_a_file_and_a_folder_of_other_things_may_not(self, tmp_path):
         (tmp_path / "work").mkdir()
         (tmp_path / "work" / "thesis.txt").touch()

@@ -23,6 +23,7 @@ WEIGHTS_NAME = "encoder.safetensors"
 CARD_NAME = "encoder.json"
 ENGINES_FOLDER = "engines"
 ENGINE_CARD_NAME = "engine.json"
+OWN_FILES = (CARD_NAME, WEIGHTS_NAME, f"{ENGINES_FOLDER}/*")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def save_bundle(path: Path, encoder: Encoder, transform: CellTransform, facts: d
 
     Raises `CytomilError` where ``path`` is a folder of other things.
     """
-    require_replaceable(path, CARD_NAME)
+    require_replaceable(path, CARD_NAME, OWN_FILES)
     with replacing_folder(path) as folder:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
         save_weights(state, folder / WEIGHTS_NAME)

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cytomil.encoders import bundle
 from cytomil.encoders.bundle import EncoderBundle, keep_engines, load_bundle, save_bundle
 from cytomil.errors import EncoderBundleError, NotFoundError, SettingsError, TriageModelError, require_folder
 from cytomil.features.layers import preparation_sha256
@@ -27,6 +28,7 @@ SCHEMA = "cytomil.triage-model/2"
 CARD_NAME = "triage.json"
 WEIGHTS_NAME = "aggregator.safetensors"
 ENCODER_FOLDER = "encoder"
+OWN_FILES = (CARD_NAME, WEIGHTS_NAME, *(f"{ENCODER_FOLDER}/{name}" for name in bundle.OWN_FILES))
 
 
 @dataclass(frozen=True)
