@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from cytomil.litter import left_by_system
 from cytomil.text import printable
 
 
@@ -20,6 +23,10 @@ class SettingsError(CytomilError):
 
 class NotFoundError(CytomilError):
     """A file or folder that a command needs is not there."""
+
+
+class FolderInUseError(CytomilError):
+    """Another process writes into the folder that a command wants to write."""
 
 
 class NotEnoughCellsError(CytomilError):
@@ -110,8 +117,11 @@ def require_folder(path: Path, made_by: str) -> Path:
     raise NotFoundError(f"{path} {state}. Make it with `{made_by}`, or name another folder.")
 
 
-def require_replaceable(path: Path, mark: str) -> None:
+def require_replaceable(path: Path, mark: str, own: Sequence[str] = ("*",)) -> None:
     """Raise `CytomilError` unless ``path`` is free, empty, or a folder that holds ``mark`` (the file cytomil puts there).
+
+    ``own`` are patterns of the files, relative to ``path``, that may be deleted; one that matches none, and was not left by
+    a system, is refused by name.
 
     What replaces a folder whole asks this first, so that a mistyped --out never deletes someone's work.
     """
@@ -123,6 +133,15 @@ def require_replaceable(path: Path, mark: str) -> None:
         )
     if path.is_dir() and any(path.iterdir()) and not (path / mark).is_file():
         raise CytomilError(f"{path} holds other files and no {mark}; it is left alone. Name another folder with --out.")
+    for file in sorted(path.rglob("*")) if path.is_dir() else ():
+        name = file.relative_to(path).as_posix()
+        if (file.is_dir() and not file.is_symlink()) or left_by_system(file.name):
+            continue
+        if not any(fnmatchcase(name, pattern) for pattern in own):
+            raise CytomilError(
+                f"{file} was not written by cytomil, and {path} would be replaced whole. Move it, or name another folder "
+                "with --out."
+            )
 
 
 def require_file(path: Path, made_by: str) -> Path:

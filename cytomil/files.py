@@ -6,16 +6,23 @@ import glob
 import hashlib
 import json
 import os
+import platform
 import re
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from cytomil.errors import CytomilError
 
 SEAL = "sha256_of_this"
+_FORGOTTEN_S = 12 * 3600
+_RENAMES_S = 60
+_ours: set[str] = set()
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -28,13 +35,14 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     try:
         yield partial
         sync(partial)
         partial.replace(path)
         sync(path.parent)
     finally:
+        _ours.discard(partial.name)
         partial.unlink(missing_ok=True)
 
 
@@ -47,14 +55,14 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     partial.mkdir()
     try:
         yield partial
         for child in partial.rglob("*"):
             sync(child)
         if path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old.partial")
+            old = partial.with_name(partial.name.removesuffix(".partial") + ".old.partial")
             path.rename(old)
             partial.rename(path)
             shutil.rmtree(old)
@@ -62,7 +70,24 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             partial.rename(path)
         sync(path.parent)
     finally:
+        _ours.discard(partial.name)
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def put_back(path: Path) -> None:
+    """Put back the folder that stood at ``path`` where a process was killed between renaming it and its successor.
+
+    Raises `CytomilError` naming the folder where it is not sure that the process is dead, or renaming fails.
+    """
+    path = path.resolve()
+    for old in [] if path.exists() else _leftovers(path, r"\.old"):
+        if _is_abandoned(old, _RENAMES_S):
+            with suppress(OSError):
+                old.rename(path)
+                return
+        raise CytomilError(
+            f"{path} is not there: a run that was replacing it left the former one at {old}. If none runs, rename it back."
+        )
 
 
 def sync(path: Path) -> None:
@@ -161,18 +186,60 @@ def sha256_of_json(document: Any) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def _partial(path: Path) -> Path:
+    partial = path.with_name(f".{path.name}.{host()}-{os.getpid()}-{secrets.token_hex(4)}.partial")
+    _ours.add(partial.name)
+    return partial
+
+
+@cache
+def host() -> str:
+    """Eight letters that processes share whose numbers are comparable: those of one start of a machine or container."""
+    known = [platform.node()]
+    with suppress(OSError):
+        known += [Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink())]
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:8]
+
+
+def _leftovers(path: Path, kind: str) -> list[Path]:
+    pattern = re.compile(rf"\.[0-9a-f]{{8}}-[0-9]{{1,9}}-[0-9a-f]{{8}}{kind}\.partial")
+    found = path.parent.glob(f".{glob.escape(path.name)}.*partial")
+    return sorted(one for one in found if pattern.fullmatch(one.name[len(path.name) + 1 :]))
+
+
 def _remove_leftovers(path: Path) -> None:
-    for leftover in sorted(path.parent.glob(f".{glob.escape(path.name)}.*partial")):
-        named = re.fullmatch(r"\.([0-9]{1,9})(\.old)?\.partial", leftover.name[len(path.name) + 1 :])
-        # In a container every process may have the same number, so one's own names a dead predecessor too.
-        if named is None or (int(named[1]) != os.getpid() and _is_running(int(named[1]))):
+    for old in _leftovers(path, r"\.old"):
+        if not path.exists() and _is_abandoned(old, _RENAMES_S):
+            old.rename(path)  # killed between its two renames: what stood there before is put back
+    for leftover in _leftovers(path, r"(\.old)?"):
+        # A former folder is the only copy while its successor is not in place.
+        if (leftover.name.endswith(".old.partial") and not path.exists()) or not _is_abandoned(leftover, _FORGOTTEN_S):
             continue
-        if named[2] and not path.exists():
-            leftover.rename(path)  # killed between its two renames: what stood there before is put back
-        elif leftover.is_dir():
+        if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _is_abandoned(leftover: Path, age_s: float) -> bool:
+    """Whether its process is surely dead: one of this host that is gone, or another host's untouched for ``age_s``."""
+    made_by, process = _maker(leftover)
+    if leftover.name.replace(".old.partial", ".partial") in _ours:
+        return False
+    if made_by == host():
+        # In a container every process may have the same number, so one's own names a dead predecessor too.
+        return process == os.getpid() or not _is_running(process)
+    touched = 0.0
+    for one in (leftover, *leftover.rglob("*")):
+        with suppress(OSError):
+            found = one.stat()
+            touched = max(touched, found.st_mtime, found.st_ctime)
+    return time.time() - touched > age_s
+
+
+def _maker(leftover: Path) -> tuple[str, int]:
+    made_by, process, _ = leftover.name.removesuffix(".partial").removesuffix(".old").rpartition(".")[2].split("-")
+    return made_by, int(process)
 
 
 def _is_running(process: int) -> bool:

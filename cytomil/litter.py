@@ -13,6 +13,7 @@ _LITTER = frozenset(
         "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "lost+found", "__pycache__",
     }
 )  # fmt: skip
+_HIDDEN_LITTER = frozenset({".ds_store", ".directory", ".localized", ".cytomil"})
 _NOTES = frozenset(
     {
         # Tables and documents
@@ -28,6 +29,16 @@ _NOTES = frozenset(
 def is_litter(name: str) -> bool:
     """Whether a file or folder of this name is hidden, or was left by a system or an open office program."""
     return name.startswith((".", "~$")) or name.casefold() in _LITTER
+
+
+def left_by_system(name: str) -> bool:
+    """Whether a system or program makes files of this name unasked; other hidden files may be someone's work."""
+    folded = name.casefold()
+    return (
+        folded in _LITTER
+        or folded in _HIDDEN_LITTER
+        or folded.startswith(("._", "~$", ".~lock.", ".nfs", ".fuse_hidden"))
+    )
 
 
 def is_note(name: str) -> bool:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from cytomil.errors import CytomilError, NotFoundError, require_file, require_folder, require_replaceable
 from cytomil.files import (
+    host,
+    put_back,
     replacing,
     replacing_folder,
     sha256_of_file,
@@ -139,8 +142,8 @@ class TestLeftovers:
             (partial / "new.txt").write_text("new")
 
     def test_of_a_dead_process_are_removed(self, tmp_path, dead_process):
-        (tmp_path / f".file.{dead_process}.partial").write_text("half")
-        half = tmp_path / f".folder.{dead_process}.partial"
+        (tmp_path / f".file.{host()}-{dead_process}-0a1b2c3d.partial").write_text("half")
+        half = tmp_path / f".folder.{host()}-{dead_process}-0a1b2c3d.partial"
         half.mkdir()
         (half / "half.txt").write_text("half")
         self.write_all(tmp_path / "x")
@@ -148,16 +151,16 @@ class TestLeftovers:
         assert names_in(tmp_path / "folder") == {"new.txt"}
 
     def test_of_a_live_process_are_left_alone(self, tmp_path, live_process):
-        (tmp_path / f".file.{live_process}.partial").write_text("half")
-        (tmp_path / f".folder.{live_process}.partial").mkdir()
+        (tmp_path / f".file.{host()}-{live_process}-0a1b2c3d.partial").write_text("half")
+        (tmp_path / f".folder.{host()}-{live_process}-0a1b2c3d.partial").mkdir()
         self.write_all(tmp_path / "x")
-        left = {f".file.{live_process}.partial", f".folder.{live_process}.partial"}
+        left = {f".file.{host()}-{live_process}-0a1b2c3d.partial", f".folder.{host()}-{live_process}-0a1b2c3d.partial"}
         assert names_in(tmp_path) == {"file", "folder"} | left
 
     def test_of_a_predecessor_with_the_same_number_are_removed(self, tmp_path):
         """In a container, every run may be process 1."""
-        (tmp_path / f".file.{os.getpid()}.partial").write_text("half")
-        half = tmp_path / f".folder.{os.getpid()}.partial"
+        (tmp_path / f".file.{host()}-{os.getpid()}-0a1b2c3d.partial").write_text("half")
+        half = tmp_path / f".folder.{host()}-{os.getpid()}-0a1b2c3d.partial"
         half.mkdir()
         (half / "half.txt").write_text("half")
         self.write_all(tmp_path / "x")
@@ -167,9 +170,9 @@ class TestLeftovers:
     def test_of_other_paths_are_left_alone(self, tmp_path, live_process, dead_process):
         """``folder.5``'s partial folder is not one of ``folder``, whatever process 5 is."""
         others = {
-            f".folder.{dead_process}.{live_process}.partial",
-            f".folder.h5.{dead_process}.partial",
-            f".Folder.{dead_process}.partial",
+            f".folder.{host()}-{dead_process}-0a1b2c3d.{host()}-{live_process}-0a1b2c3d.partial",
+            f".folder.h5.{host()}-{dead_process}-0a1b2c3d.partial",
+            f".Folder.{host()}-{dead_process}-0a1b2c3d.partial",
             ".folder.partial",
             ".folder.99999999999999999999.partial",
         }
@@ -180,29 +183,64 @@ class TestLeftovers:
         assert names_in(tmp_path) == {"folder"} | others
 
     def test_names_with_wildcards_match_themselves_only(self, tmp_path, dead_process):
-        (tmp_path / f".x.{dead_process}.partial").write_text("another's")
-        (tmp_path / f".[x].{dead_process}.partial").write_text("half")
+        (tmp_path / f".x.{host()}-{dead_process}-0a1b2c3d.partial").write_text("another's")
+        (tmp_path / f".[x].{host()}-{dead_process}-0a1b2c3d.partial").write_text("half")
         write_text(tmp_path / "[x]", "new")
-        assert names_in(tmp_path) == {"[x]", f".x.{dead_process}.partial"}
+        assert names_in(tmp_path) == {"[x]", f".x.{host()}-{dead_process}-0a1b2c3d.partial"}
 
     def test_killed_between_its_two_renames_what_stood_there_comes_back(self, tmp_path, dead_process):
-        old = tmp_path / f".out.{dead_process}.old.partial"
+        old = tmp_path / f".out.{host()}-{dead_process}-0a1b2c3d.old.partial"
         old.mkdir()
         (old / "precious.txt").write_text("old")
-        (tmp_path / f".out.{dead_process}.partial").mkdir()
+        (tmp_path / f".out.{host()}-{dead_process}-0a1b2c3d.partial").mkdir()
         with pytest.raises(BrokenOffError), replacing_folder(tmp_path / "out"):
             raise BrokenOffError
         assert names_in(tmp_path) == {"out"}
         assert names_in(tmp_path / "out") == {"precious.txt"}
 
     def test_killed_after_its_two_renames_the_new_folder_stays(self, tmp_path, dead_process):
-        (tmp_path / f".out.{dead_process}.old.partial").mkdir()
+        (tmp_path / f".out.{host()}-{dead_process}-0a1b2c3d.old.partial").mkdir()
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "new.txt").write_text("new")
         with pytest.raises(BrokenOffError), replacing_folder(tmp_path / "out"):
             raise BrokenOffError
         assert names_in(tmp_path) == {"out"}
         assert names_in(tmp_path / "out") == {"new.txt"}
+
+    @pytest.mark.parametrize(("hours", "is_removed"), [(0.1, False), (24, True)])
+    def test_of_another_host_are_removed_when_long_untouched(
+        self, tmp_path, dead_process, monkeypatch, hours, is_removed
+    ):
+        """Its processes cannot be seen from here."""
+        other = tmp_path / f".folder.ffffffff-{dead_process}-0a1b2c3d.partial"
+        other.mkdir()
+        (other / "half.txt").write_text("half")
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + hours * 3600)
+        with replacing_folder(tmp_path / "folder"):
+            pass
+        assert other.exists() != is_removed
+
+    def test_nested_use_in_one_process_keeps_both(self, tmp_path):
+        with replacing(tmp_path / "file") as outer:
+            outer.write_text("outer")
+            write_text(tmp_path / "file", "inner")
+        assert (tmp_path / "file").read_text() == "outer"
+
+    def test_former_folder_is_put_back_for_a_reader(self, tmp_path, dead_process):
+        old = tmp_path / f".out.{host()}-{dead_process}-0a1b2c3d.old.partial"
+        old.mkdir()
+        (old / "precious.txt").write_text("old")
+        put_back(tmp_path / "out")
+        assert names_in(tmp_path) == {"out"}
+        assert names_in(tmp_path / "out") == {"precious.txt"}
+
+    def test_former_folder_of_who_may_still_run_is_named(self, tmp_path, live_process):
+        old = tmp_path / f".out.{host()}-{live_process}-0a1b2c3d.old.partial"
+        old.mkdir()
+        with pytest.raises(CytomilError, match=f"left the former one at .*{live_process}"):
+            put_back(tmp_path / "out")
+        assert names_in(tmp_path) == {old.name}
 
     def test_of_a_process_killed_while_writing_are_removed_by_the_next(self, tmp_path):
         code = (
@@ -292,6 +330,17 @@ class TestReplaceable:
         (tmp_path / "own" / "another.txt").touch()
         for name in ("free", "empty", "own"):
             require_replaceable(tmp_path / name, "bags.csv")
+
+    @pytest.mark.parametrize("name", ["notes.txt", "qc/notes.txt", "my.h5", ".hidden"])
+    def test_a_file_of_the_users_own_is_refused_by_name(self, tmp_path, name):
+        own = ("bags.csv", "qc/*.jpg", "a.h5")
+        (tmp_path / "qc").mkdir()
+        for one in (*("bags.csv", "qc/a.jpg", "a.h5"), "Thumbs.db", "qc/.DS_Store"):
+            (tmp_path / one).touch()
+        require_replaceable(tmp_path, "bags.csv", own)
+        (tmp_path / name).touch()
+        with pytest.raises(CytomilError, match=f"{name} was not written by cytomil"):
+            require_replaceable(tmp_path, "bags.csv", own)
 
     def test_a_file_and_a_folder_of_other_things_may_not(self, tmp_path):
         (tmp_path / "work").mkdir()

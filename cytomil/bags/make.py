@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -67,7 +68,7 @@ def make_bags(settings: MakeBagsSettings, listener: Listener) -> MadeBags:
 
     Raises `NotFoundError`, `NotEnoughCellsError`, `BagFileError` or `SettingsError`, each with what to do.
     """
-    require_replaceable(settings.out, MANIFEST_NAME)
+    require_replaceable(settings.out, MANIFEST_NAME, _own_files(settings.out))
     make = _choose(settings)
     with replacing_folder(settings.out) as folder:
         made = make(folder, settings, listener)
@@ -82,6 +83,16 @@ def make_bags(settings: MakeBagsSettings, listener: Listener) -> MadeBags:
         }
         write_json(folder / RECORD_NAME, record)
     return made
+
+
+def _own_files(folder: Path) -> list[str]:
+    """Patterns of what an earlier run wrote: bags that its manifest names, and what goes with them."""
+    try:
+        manifest = (folder / MANIFEST_NAME).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        manifest = ""
+    bags = [glob.escape(path.name) for path in folder.glob("*.h5") if path.name in manifest]
+    return [MANIFEST_NAME, RECORD_NAME, f"{QC_FOLDER}/*.jpg", *bags]
 
 
 def _choose(settings: MakeBagsSettings) -> Callable[[Path, MakeBagsSettings, Listener], MadeBags]:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table
 from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
+from cytomil.errors import require_folder
+from cytomil.locks import output_folder
 from cytomil.settings import CompiledEngine, Precision, load
 
 
@@ -29,7 +31,10 @@ def compile_(
         settings = load(options, params, profile).compile
         from cytomil.encoders.engines.compile import compile_engine
 
-        record = compile_engine(settings, RichListener())
+        require_folder(settings.encoder, "cytomil pretrain")
+        listener = RichListener()
+        with output_folder(settings.encoder, listener.note, replaced=False):
+            record = compile_engine(settings, listener)
         rows = [
             (
                 layer,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cytomil.cli.console import RichListener, console, finish, plain_errors
 from cytomil.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
+from cytomil.locks import output_folder
 from cytomil.settings import EngineName, Layer, Split, load
 
 
@@ -34,7 +35,9 @@ def embed(
         settings = load(options, params, profile).embed
         from cytomil.features.embed import embed as run
 
-        done = run(settings, RichListener())
+        listener = RichListener()
+        with output_folder(settings.out, listener.note, replaced=False):
+            done = run(settings, listener)
         console.print(
             f"{done.n_instances:,} cells of {done.n_new + done.n_kept} bags in {done.folder} "
             f"(layer {done.layer}, engine {done.engine}; {done.n_new} embedded now, {done.n_kept} done before)",

@@ -9,6 +9,7 @@ import typer
 
 from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
 from cytomil.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
+from cytomil.locks import output_folder
 from cytomil.progress import Problem
 from cytomil.settings import EvaluateSettings, Split, load
 
@@ -70,7 +71,9 @@ def evaluate(
             return
         from cytomil.evaluate.run import evaluate as run
 
-        done = run(settings, RichListener())
+        listener = RichListener()
+        with output_folder(settings.out, listener.note, replaced=False):
+            done = run(settings, listener)
         bag, instance = done.bag.to_dict(), done.instance.to_dict()
         columns = ("figure", "value", "what it says")
         title = f"bags ({bag['n_bags']}, {bag['n_positive']} positive)"
@@ -128,7 +131,8 @@ def _show_redrawn(redrawn: RedrawnMetrics) -> None:
 def _show_tables(settings: EvaluateSettings, as_json: bool, accept_left_out: bool) -> None:
     from cytomil.evaluate.write_tables import write_tables
 
-    runs, table, blocks, folder = write_tables(settings)
+    with output_folder(settings.out, RichListener().note, replaced=False):
+        runs, table, blocks, folder = write_tables(settings)
     for block in blocks:
         if block.is_main:
             rows = [["\n".join(place) for place in row] for row in block.rows]

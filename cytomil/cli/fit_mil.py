@@ -8,6 +8,7 @@ from typing import Annotated
 from cytomil.cli.console import RichListener, finish, plain_errors, print_table, print_warning
 from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
 from cytomil.errors import SettingsError
+from cytomil.locks import output_folder
 from cytomil.settings import InstanceScore, Prototypes, load
 
 
@@ -54,7 +55,9 @@ def fit_mil(
         from cytomil.mil.fit import fit_mil as run
         from cytomil.mil.weakness import weaknesses
 
-        model = run(settings, RichListener())
+        listener = RichListener()
+        with output_folder(settings.out, listener.note, replaced=True):
+            model = run(settings, listener)
         held_out, thresholds = model.card["held_out"], model.card["thresholds"]
         low, high = thresholds["decision_range"]
         epochs = model.card["epochs_chosen"]

@@ -10,6 +10,7 @@ import typer
 
 from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
 from cytomil.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, argument, given, option
+from cytomil.locks import output_folder
 from cytomil.settings import load
 
 
@@ -63,7 +64,9 @@ def make_bags(
             return
         from cytomil.bags.make import make_bags as run
 
-        made = run(settings, RichListener())
+        listener = RichListener()
+        with output_folder(settings.out, listener.note, replaced=True):
+            made = run(settings, listener)
         rates = sorted({row.witness_rate for row in made.rows if row.label and row.witness_rate is not None})
         rows = []
         for split in ("train", "test"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
 from cytomil.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
+from cytomil.locks import output_folder
 from cytomil.progress import Silent
 from cytomil.registry import known_method
 from cytomil.settings import Rescale, Surgery, load
@@ -69,20 +71,20 @@ def pretrain(
         from cytomil.pretrain.loop import pretrain as run
         from cytomil.pretrain.processes import training_processes
 
-        with (
-            training_processes(settings.device) as processes,
-            Curves(settings.out.parent / "dvclive" / settings.out.name, resume) as curves,
-        ):
+        listener = RichListener()
+        with training_processes(settings.device) as processes, ExitStack() as stack:
             if not processes.is_first:
                 run(settings, Silent(), None, resume, processes)
                 return
+            stack.enter_context(output_folder(settings.out, listener.note, replaced=True))
+            curves = stack.enter_context(Curves(settings.out.parent / "dvclive" / settings.out.name, resume))
 
             def on_epoch(record: dict[str, Any]) -> None:
                 curves.log(record)
                 if record["epoch"]:
                     console.print(_line(record, settings.epochs), soft_wrap=True)
 
-            done = run(settings, RichListener(), on_epoch, resume, processes)
+            done = run(settings, listener, on_epoch, resume, processes)
         card = done.bundle.card
         if done.already_done:
             console.print(f"{settings.out} is finished already: same settings, same bags.")

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
 from cytomil.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
+from cytomil.locks import output_folder
 from cytomil.progress import Problem
 from cytomil.settings import EngineName, load
 
@@ -56,8 +57,10 @@ def rank(
         from cytomil.triage.write import GrowingReport, to_document, write_worklist
 
         growing = GrowingReport(settings.out, settings.split_images)
-        worklist = run(slide_dir, settings, RichListener(), growing.add)
-        report = write_worklist(worklist, settings.out, settings.split_images)
+        listener = RichListener()
+        with output_folder(settings.out, listener.note, replaced=False):
+            worklist = run(slide_dir, settings, listener, growing.add)
+            report = write_worklist(worklist, settings.out, settings.split_images)
         rows = [
             (
                 number,

@@ -10,18 +10,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import EncoderBundleError, SettingsError, require_folder, require_replaceable
-from cytomil.files import read_json_card, replacing_folder, sha256_of_file, write_json_card
+from cytomil.files import put_back, read_json_card, replacing_folder, sha256_of_file, write_json_card
+from cytomil.weights import save_weights
 
 SCHEMA = "cytomil.encoder/1"
 WEIGHTS_NAME = "encoder.safetensors"
 CARD_NAME = "encoder.json"
 ENGINES_FOLDER = "engines"
 ENGINE_CARD_NAME = "engine.json"
+OWN_FILES = (CARD_NAME, WEIGHTS_NAME, f"{ENGINES_FOLDER}/*")
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,10 @@ def save_bundle(path: Path, encoder: Encoder, transform: CellTransform, facts: d
 
     Raises `CytomilError` where ``path`` is a folder of other things.
     """
-    require_replaceable(path, CARD_NAME)
+    require_replaceable(path, CARD_NAME, OWN_FILES)
     with replacing_folder(path) as folder:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-        save_file(state, folder / WEIGHTS_NAME)
+        save_weights(state, folder / WEIGHTS_NAME)
         card = {
             "schema": SCHEMA,
             "architecture": asdict(encoder.architecture),
@@ -92,6 +94,7 @@ def keep_engines(source: Path, folder: Path) -> None:
 
 def read_card(path: Path) -> dict[str, Any]:
     """Read and check encoder.json without loading the weights. Raises `EncoderBundleError` or `NotFoundError`."""
+    put_back(path)
     require_folder(path, "cytomil pretrain")
     return read_json_card(path / CARD_NAME, SCHEMA, EncoderBundleError, "cytomil pretrain")
 

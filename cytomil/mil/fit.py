@@ -22,7 +22,7 @@ from cytomil.mil.intervals import auroc_interval, n_independent
 from cytomil.mil.novelty import UNLIKE_BELOW, Novelty, fit_novelty
 from cytomil.mil.thresholds import Thresholds, choose_thresholds
 from cytomil.mil.train import fit_side_by_side, training_epochs
-from cytomil.mil.triage_model import CARD_NAME, TriageModel, save_triage_model
+from cytomil.mil.triage_model import CARD_NAME, OWN_FILES, TriageModel, save_triage_model
 from cytomil.progress import Listener
 from cytomil.provenance import now, versions
 from cytomil.settings import FitMilSettings
@@ -41,7 +41,7 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
     Raises `SettingsError`, `NotFoundError`, `FeatureFileError` or `EncoderBundleError`, each with what to do.
     """
     require_score(settings.aggregator, settings.instance_score)
-    require_replaceable(settings.out, CARD_NAME)
+    require_replaceable(settings.out, CARD_NAME, OWN_FILES)
     opened = read_index(settings.features).open("train")
     encoder = load_bundle(settings.encoder)
     key = opened[0][1].key

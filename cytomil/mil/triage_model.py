@@ -8,24 +8,27 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from cytomil.encoders import bundle
 from cytomil.encoders.bundle import EncoderBundle, keep_engines, load_bundle, save_bundle
 from cytomil.errors import EncoderBundleError, NotFoundError, SettingsError, TriageModelError, require_folder
 from cytomil.features.layers import preparation_sha256
-from cytomil.files import read_json_card, replacing_folder, sha256_of_file, write_json_card
+from cytomil.files import put_back, read_json_card, replacing_folder, sha256_of_file, write_json_card
 from cytomil.mil.aggregators.registry import find_aggregator
 from cytomil.mil.bags import Standardiser
 from cytomil.mil.ensemble import Ensemble, Member
 from cytomil.mil.novelty import Novelty
 from cytomil.settings import InstanceScore
 from cytomil.slides.cutting import Cutting
+from cytomil.weights import save_weights
 
 SCHEMA = "cytomil.triage-model/2"
 CARD_NAME = "triage.json"
 WEIGHTS_NAME = "aggregator.safetensors"
 ENCODER_FOLDER = "encoder"
+OWN_FILES = (CARD_NAME, WEIGHTS_NAME, *(f"{ENCODER_FOLDER}/{name}" for name in bundle.OWN_FILES))
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def save_triage_model(
             tensors |= {f"{i}.mean": member.standardise.mean.clone(), f"{i}.std": member.standardise.std.clone()}
             tensors |= {f"{i}.reference": torch.tensor(member.reference, dtype=torch.float64)}
         tensors |= {f"novelty.{name}": tensor.contiguous() for name, tensor in novelty.tensors().items()}
-        save_file(tensors, folder / WEIGHTS_NAME)
+        save_weights(tensors, folder / WEIGHTS_NAME)
         card = {
             "schema": SCHEMA,
             "aggregator": {
@@ -91,6 +94,7 @@ def save_triage_model(
 
 def load_triage_model(path: Path) -> TriageModel:
     """Load a triage model, its weights checked against triage.json. Raises `TriageModelError` or `NotFoundError`."""
+    put_back(path)
     require_folder(path, "cytomil fit-mil")
     card = read_json_card(path / CARD_NAME, SCHEMA, TriageModelError, "cytomil fit-mil")
     weights = path / WEIGHTS_NAME

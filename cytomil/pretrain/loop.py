@@ -14,6 +14,7 @@ from cytomil.bags.synthetic import SOURCE as SYNTHETIC
 from cytomil.encoders.architecture import resolve_architecture
 from cytomil.encoders.bundle import (
     CARD_NAME,
+    OWN_FILES,
     EncoderBundle,
     load_bundle,
     pick_device,
@@ -74,7 +75,7 @@ def pretrain(
     """
     method = load_method(settings.method)
     require_consent(method, settings)
-    require_replaceable(settings.out, CARD_NAME)
+    require_replaceable(settings.out, CARD_NAME, OWN_FILES)
     manifest = read_manifest(settings.bags)
     rows = manifest.select("train")
     start = _start(settings, method)

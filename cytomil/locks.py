@@ -1,0 +1,120 @@
+"""An output folder is one command's at a time, over all processes and hosts that see it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from cytomil.errors import CytomilError, FolderInUseError
+from cytomil.provenance import now
+
+PATIENCE_S = 5.0
+"""Seconds that a command waits for another one to end."""
+
+_held: set[Path] = set()
+
+
+@contextmanager
+def output_folder(
+    path: Path, note: Callable[[str], None], *, replaced: bool, patience_s: float = PATIENCE_S
+) -> Iterator[None]:
+    """Hold the lock of the folder ``path`` while a command writes there; a process may hold one folder's several times.
+
+    The lock is the file ``.NAME.lock`` beside the folder. The kernel releases it when the process dies, and the file is
+    removed when the command ends. Where no lock can be had, ``note`` is told and the work goes on without.
+    With ``replaced`` the folder is replaced whole, so what holds it must be writable too.
+
+    Raises `CytomilError` where ``path`` cannot be written, `FolderInUseError` where another process holds it after
+    ``patience_s`` seconds.
+    """
+    path = path.resolve()
+    if path in _held:
+        yield
+        return
+    made = _make(path.parent)
+    try:
+        for folder in ([path] if path.is_dir() else []) + ([path.parent] if replaced or not path.exists() else []):
+            _require_writable(folder)
+        lock = _acquire(path, note, patience_s)
+        _held.add(path)
+        try:
+            yield
+        finally:
+            _held.discard(path)
+            if lock is not None:
+                # Removed while it is held: who waits for it sees that the file is gone, and makes a new one.
+                with suppress(OSError):
+                    _lock_file(path).unlink()
+                lock.release()
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()  # those that stayed empty
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder; returns those that were not there before, the deepest first."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CytomilError(_unwritable(folder, error)) from None
+    return missing
+
+
+def _require_writable(folder: Path) -> None:
+    """Only writing tells: permissions say nothing of read-only disks, quotas and network drives."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, prefix=".cytomil-"):
+            pass
+    except OSError as error:
+        raise CytomilError(_unwritable(folder, error)) from None
+
+
+def _unwritable(folder: Path, error: OSError) -> str:
+    return (
+        f"{folder} cannot be written ({error.strerror or error}). Check its permissions, or name another output folder."
+    )
+
+
+def _acquire(path: Path, note: Callable[[str], None], patience_s: float) -> FileLock | None:
+    def sign(descriptor: int) -> None:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()} since {now()}".encode(), 0)
+
+    try:
+        # Whoever may write beside the folder may take its lock, though another user made the file.
+        mode = path.parent.stat().st_mode & 0o666 | 0o600
+        lock = FileLock(_lock_file(path), mode=mode, fallback_to_soft=False, on_acquired=sign)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            note(f"{path} is being written by {_holder(path)}; waiting up to {patience_s:.0f} s")
+            lock.acquire(timeout=patience_s)
+    except Timeout:
+        raise FolderInUseError(
+            f"{path} is being written by {_holder(path)}. Wait until that has ended, or name another output folder."
+        ) from None
+    except OSError as error:
+        note(
+            f"{path} cannot be locked ({error.strerror or error}): make sure that no other command writes there meanwhile."
+        )
+        return None
+    return lock
+
+
+def _holder(path: Path) -> str:
+    try:
+        return _lock_file(path).read_text(encoding="utf-8")[:200] or "another process"
+    except (OSError, ValueError):
+        return "another process"
