@@ -81,10 +81,15 @@ class TestRecord:
 
 class TestReplacing:
     def test_bags_made_before_are_replaced_whole(self, make_synthetic_bags, bags_copy):
-        (bags_copy / "stale.h5").write_text("of an older version")
         make_synthetic_bags(bags_copy, train_bags=2, test_bags=0)
         names = {path.name for path in bags_copy.iterdir()}
         assert names == {"train-01.h5", "train-02.h5", "bags.csv", RECORD_NAME}
+
+    def test_a_file_that_no_bags_csv_names_is_somebodys_own(self, make_synthetic_bags, bags_copy):
+        (bags_copy / "mine.h5").write_text("of another program")
+        with pytest.raises(CytomilError, match=r"mine\.h5 was not written by cytomil"):
+            make_synthetic_bags(bags_copy, train_bags=2, test_bags=0)
+        assert (bags_copy / "mine.h5").is_file()
 
     def test_a_failure_leaves_them_untouched(self, make_class_folders, bags_copy, tmp_path):
         """The one missing cell is noticed only when the last bag is half written."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 
 import psutil
 import pytest
@@ -139,10 +140,11 @@ def contents(folder):
     """Every file's bytes by name, but for the moment that triage.json and the report name."""
     found = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     if "triage.json" in found:
-        moment = json.loads(found["triage.json"])["created"].encode()
-        for name in ("triage.json", "report.html"):
-            assert moment in found[name]
-            found[name] = found[name].replace(moment, b"")
+        moment = json.loads(found["triage.json"])["created"]
+        shown = datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M (UTC%z)")
+        for name, told in (("triage.json", moment), ("report.html", shown)):
+            assert told.encode() in found[name]
+            found[name] = found[name].replace(told.encode(), b"")
     return found
 
 
