@@ -132,7 +132,7 @@ def _planned(file: Path) -> set[Cell]:
             for rate in grid["witness_rates"]
             for seed in grid["seeds"]
         }
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise EvaluationError(f"{file} does not name methods, witness_rates and seeds ({error}).") from None
 
 

@@ -81,7 +81,13 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
     for row in manifest.rows:
         path = settings.out / f"{row.bag_id}.h5"
         # Embedding one split must not make the other one's finished caches disappear from the index.
-        if row.bag_id not in chosen and is_valid(path, embedder.key(row.sha256)):
+        if row.bag_id in chosen or not is_valid(path, embedder.key(row.sha256)):
+            continue
+        try:
+            open_listed(manifest, row)
+        except BagFileError as error:
+            problems.append(Problem(row.bag_id, str(error)))
+        else:
             done += [indexed for indexed in [_index_row(row, path)] if indexed.n_instances]
     if not n_done:
         raise BagFileError(f"none of the {len(rows)} bags in {settings.bags} could be embedded: {problems[0].reason}")

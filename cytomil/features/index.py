@@ -28,10 +28,9 @@ class IndexRow:
     n_instances: int
     bag_sha256: str
 
-    @property
-    def seal(self) -> str:
-        """A hash of the row, which stands behind it in the file."""
-        return sha256_of_json(asdict(self))[:16]
+    def seal(self, n_rows: int) -> str:
+        """A hash of the row in a file of so many, which stands behind it there."""
+        return sha256_of_json([asdict(self), n_rows])[:16]
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def write_index(index: FeatureIndex) -> None:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [*(field.name for field in fields(IndexRow)), _SEAL], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) | {_SEAL: row.seal} for row in index.rows)
+    writer.writerows(asdict(row) | {_SEAL: row.seal(len(index.rows))} for row in index.rows)
     write_text(index.folder / INDEX_NAME, buffer.getvalue())
 
 
@@ -110,7 +109,9 @@ def read_index(folder: Path) -> FeatureIndex:
             for line in lines
         )
         edited = [
-            number for number, (row, line) in enumerate(zip(rows, lines, strict=True), 2) if row.seal != line[_SEAL]
+            number
+            for number, (row, line) in enumerate(zip(rows, lines, strict=True), 2)
+            if row.seal(len(rows)) != line[_SEAL]
         ]
     except (UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
         raise FeatureFileError(f"{path} is damaged ({error}). Make it again with `cytomil embed`.") from None

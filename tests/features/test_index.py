@@ -114,10 +114,8 @@ def test_an_edited_row_is_refused_with_the_way_to_change_a_label(make_index, tmp
 
 
 def test_a_row_that_stands_twice_is_refused(make_index, tmp_path):
-    make_index(a="train", b="test")
-    file = tmp_path / INDEX_NAME
-    lines = file.read_text().splitlines()
-    file.write_text("\n".join([*lines, lines[1], ""]))
+    index = make_index(a="train", b="test")
+    write_index(FeatureIndex(tmp_path, (*index.rows, index.rows[0])))
     with pytest.raises(FeatureFileError, match="lists a bag twice"):
         read_index(tmp_path)
 
@@ -127,3 +125,11 @@ def test_a_cache_of_another_bag_than_its_row_is_refused(make_index, tmp_path):
     (tmp_path / "a.h5").write_bytes((tmp_path / "b.h5").read_bytes())
     with pytest.raises(FeatureFileError, match=r"a\.h5 is of another bag than features\.csv says"):
         index.open("train")
+
+
+def test_a_row_that_was_removed_is_noticed(make_index, tmp_path):
+    make_index(a="train", b="test", c="test")
+    lines = (tmp_path / INDEX_NAME).read_text().splitlines()
+    (tmp_path / INDEX_NAME).write_text("\n".join([*lines[:-1], ""]))
+    with pytest.raises(FeatureFileError, match="edited or damaged"):
+        read_index(tmp_path)
