@@ -118,11 +118,6 @@ class Novelty:
     slide_variance: Tensor
     held_out: Tensor
 
-    @property
-    def dim(self) -> int:
-        """Length of the embeddings that it judges."""
-        return len(self.mean)
-
     def judge(self, blocks: Iterable[np.ndarray]) -> SlideNovelty:
         """Judge a slide by its cells' embeddings, float32 (n, D) a block, N ≥ 1 in all."""
         cloud = _Cloud(self.mean, self.weight, self.axes, self.spread)
