@@ -25,6 +25,7 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from cytomil.errors import SettingsError
+from cytomil.layer import known_layer, known_layers
 from cytomil.registry import METHODS, known_method
 
 PARAMS_FILE = Path("params.yaml")
@@ -49,16 +50,6 @@ class Rescale(StrEnum):
     PAPER = "paper"
     ALWAYS = "always"
     NEVER = "never"
-
-
-class Layer(StrEnum):
-    """What is kept of a cell: outputs of the encoder, and its morphology; ``auto`` is morphology of a ResNet, z of others."""
-
-    AUTO = "auto"
-    H = "h"
-    Z = "z"
-    MULTI = "multi"
-    MORPHOLOGY = "morphology"
 
 
 class EngineName(StrEnum):
@@ -113,6 +104,11 @@ class Prototypes(StrEnum):
 
 def _split_names(value: Any) -> Any:
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+def _named_weights(value: Any) -> Any:
+    # An empty value in YAML, and a path from Python.
+    return "none" if value is None else str(value) if isinstance(value, Path) else value
 
 
 def _a_group_of_turns(n: int) -> int:
@@ -188,11 +184,16 @@ class PretrainSettings(Section):
     learning_rate: float = Field(0.06, gt=0, description="peak learning rate of SGD")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(1e-4, ge=0, description="weight decay of SGD")
-    image_size: int = Field(32, ge=16, le=512, description="side of the encoder's input, pixels")
+    image_size: int = Field(96, ge=16, le=512, description="side of the encoder's input, pixels")
     center_crop: float = Field(0.8, gt=0, le=1, description="centre share of a cell image's side that is kept")
-    arch: str = Field("resnet18", description="resnet18, resnet50, or with the extra timm any name that timm has")
-    weights: Path | None = Field(
-        None, description="local file of weights to start from: ImageNet's, DINO's, DinoBloom's; none: random"
+    arch: str = Field(
+        "auto",
+        description="resnet18, resnet50, or any name that timm has; auto: that of the named weights, else resnet18",
+    )
+    weights: Annotated[str, BeforeValidator(_named_weights)] = Field(
+        "efficientnet-lite0",
+        description="what the encoder starts from: a published name (efficientnet-lite0 to 2, resnet18, resnet50, "
+        "dinobloom-s to l, reddino-s to l, timm/NAME), a local file, or none: random weights",
     )
     stem: Literal["auto", "standard", "small"] = Field(
         "auto", description="first layers: ImageNet's, or one for small images; auto: small up to 64 pixels"
@@ -248,6 +249,9 @@ class CompileSettings(Section):
         Precision.FLOAT32,
         description="openvino: float32, bf16, int8; tensorrt: fp16, float32; ncnn, torch-compile: float32",
     )
+    layer: Annotated[str, AfterValidator(known_layers)] = Field(
+        "auto", description="layers that the engine gives, as embed's --layer; several with spaces between them"
+    )
     cells: int = Field(512, ge=40, description="training cells on which the engine is compared with eager")
     seed: int = Field(0, ge=0, description="seed of the choice of cells")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
@@ -259,10 +263,10 @@ class EmbedSettings(Section):
     bags: Path = Field(Path("data/bags"), description="folder with bags.csv")
     encoder: Path = Field(Path("models/encoder"), description="folder of the encoder bundle")
     out: Path = Field(Path("data/features"), description="folder for the feature caches")
-    layer: Layer = Field(
-        Layer.AUTO,
-        description="h: the encoder's output; z: the projector's; multi: both, and what a ResNet's inner stages see; "
-        "morphology: multi, and nucleus and cytoplasm measured; auto: morphology of a ResNet, z of others",
+    layer: Annotated[str, AfterValidator(known_layer)] = Field(
+        "auto",
+        description="h: the encoder's output; z: the projector's; stages:1,2,4:mean,max,spread: what inner stages see; "
+        "auto: the encoder's default stages; morphology: those, and nucleus and cytoplasm measured",
     )
     split: Split = Field(Split.ALL, description="which bags to embed")
     orientations: Annotated[int, AfterValidator(_a_group_of_turns)] = Field(

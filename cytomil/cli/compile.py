@@ -9,6 +9,7 @@ from typing import Annotated
 from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table
 from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
 from cytomil.errors import require_folder
+from cytomil.layer import known_layers
 from cytomil.locks import output_folder
 from cytomil.settings import CompiledEngine, Precision, load
 
@@ -18,6 +19,7 @@ def compile_(
     bags: Annotated[Path | None, option("compile", "bags")] = None,
     engine: Annotated[CompiledEngine | None, option("compile", "engine")] = None,
     precision: Annotated[Precision | None, option("compile", "precision")] = None,
+    layer: Annotated[str | None, option("compile", "layer", check=known_layers)] = None,
     cells: Annotated[int | None, option("compile", "cells")] = None,
     seed: Annotated[int | None, option("compile", "seed")] = None,
     device: Annotated[str | None, option("compile", "device")] = None,
@@ -37,12 +39,12 @@ def compile_(
             record = compile_engine(settings, listener)
         rows = [
             (
-                layer,
+                name,
                 f"{figures['least_cosine']:.6f}",
                 f"{figures['mean_cosine']:.6f}",
                 f"{figures['top_overlap']:.3f}",
             )
-            for layer, figures in record.agreement.items()
+            for name, figures in record.agreement.items()
         ]
         n = next(iter(record.agreement.values()))["cells"]
         columns = ("layer", "least cosine", "mean cosine", "top-5 % overlap")

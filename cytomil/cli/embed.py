@@ -7,15 +7,16 @@ from typing import Annotated
 
 from cytomil.cli.console import RichListener, console, finish, plain_errors
 from cytomil.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
+from cytomil.layer import known_layer
 from cytomil.locks import output_folder
-from cytomil.settings import EngineName, Layer, Split, load
+from cytomil.settings import EngineName, Split, load
 
 
 def embed(
     bags: Annotated[Path | None, option("embed", "bags")] = None,
     encoder: Annotated[Path | None, option("embed", "encoder")] = None,
     out: Annotated[Path | None, option("embed", "out")] = None,
-    layer: Annotated[Layer | None, option("embed", "layer")] = None,
+    layer: Annotated[str | None, option("embed", "layer", check=known_layer)] = None,
     split: Annotated[Split | None, option("embed", "split")] = None,
     orientations: Annotated[int | None, option("embed", "orientations")] = None,
     batch_size: Annotated[int | None, option("embed", "batch_size")] = None,

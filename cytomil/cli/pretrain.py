@@ -36,7 +36,7 @@ def pretrain(
     image_size: Annotated[int | None, option("pretrain", "image_size")] = None,
     center_crop: Annotated[float | None, option("pretrain", "center_crop")] = None,
     arch: Annotated[str | None, option("pretrain", "arch")] = None,
-    weights: Annotated[Path | None, option("pretrain", "weights")] = None,
+    weights: Annotated[str | None, option("pretrain", "weights")] = None,
     stem: Annotated[str | None, option("pretrain", "stem")] = None,
     crop_scale: Annotated[float | None, option("pretrain", "crop_scale")] = None,
     jitter: Annotated[float | None, option("pretrain", "jitter")] = None,
@@ -90,7 +90,7 @@ def pretrain(
             console.print(f"{settings.out} is finished already: same settings, same bags.")
         print_table(f"encoder in {settings.out}", ("figure", "value", "what it says"), _summary(card))
         for caveat in card["caveats"]:
-            print_warning("SEEN BEFORE", caveat)
+            print_warning("MIND THE START", caveat)
         if card["uses_instance_labels"]:
             print_warning(
                 "CEILING", "This encoder was shown instance labels: compare with it, never rank slides with it."
@@ -138,6 +138,6 @@ def _summary(card: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def _start_of(card: dict[str, Any]) -> str:
     weights = card["start_weights"]
-    return (
-        f"started from {weights['file']} ({weights['tensors']} tensors)" if weights else "started from random weights"
-    )
+    if not weights:
+        return "started from random weights"
+    return f"started from {weights.get('name', weights['file'])} ({weights['tensors']} tensors)"

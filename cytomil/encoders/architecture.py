@@ -42,7 +42,7 @@ def resolve_architecture(
 ) -> Architecture:
     """The architecture that these settings ask for.
 
-    Raises `SettingsError` for a name that nobody has, an absent extra, or a small stem where there is none.
+    Raises `SettingsError` for a name that nobody has, or a small stem where there is none.
     """
     if is_resnet(name):
         return Architecture(name, resolve_stem(stem, image_size), projection_dim, projector=projector)
@@ -57,7 +57,7 @@ class Encoder(nn.Module):
 
     ``forward`` takes pixels in 0 to 1, shape (N, 3, S, S), and returns h, shape (N, embedding_dim), and z, shape
     (N, projection_dim). Channel mean and standard deviation are part of the module and of its weights file. Raises
-    `SettingsError` for an architecture that is not to be had here.
+    `SettingsError` for an architecture that nobody has.
     """
 
     mean: Tensor

@@ -1,4 +1,4 @@
-"""The networks under the projector: torchvision's ResNets, and whatever timm (an extra) has under a name."""
+"""The networks under the projector: torchvision's ResNets, and whatever timm has under a name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torchvision.models import resnet18, resnet50
 from cytomil.errors import SettingsError
 
 _RESNETS = {"resnet18": resnet18, "resnet50": resnet50}
-_EXTRA = "pip install 'cytomil[timm]'"
 # What torchvision's ImageNet weights were trained with.
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -42,7 +41,7 @@ def is_resnet(name: str) -> bool:
 def wants_image_size(name: str) -> bool:
     """Whether the network is built for one image size, as a vision transformer is.
 
-    Raises `SettingsError` for a name that nobody has, or that needs the extra where it is absent.
+    Raises `SettingsError` for a name that nobody has.
     """
     return not is_resnet(name) and bool(_timm_facts(name).fixed_input_size)
 
@@ -50,7 +49,7 @@ def wants_image_size(name: str) -> bool:
 def make_backbone(name: str, stem: str = "standard", image_size: int | None = None) -> Backbone:
     """Build a network by name. ``stem`` is for ResNets alone, ``image_size`` for networks that `wants_image_size`.
 
-    Raises `SettingsError` for a name that nobody has, an absent extra, or a size the network cannot be built for.
+    Raises `SettingsError` for a name that nobody has, or a size the network cannot be built for.
     """
     return _resnet(name, stem) if is_resnet(name) else _from_timm(name, image_size)
 
@@ -101,7 +100,7 @@ def _from_timm(name: str, image_size: int | None) -> Backbone:
 
     sized: dict[str, Any] = {"img_size": image_size} if image_size and facts.fixed_input_size else {}
     try:
-        # pretrained=False: nothing is ever downloaded.
+        # pretrained=False: weights come by `cytomil.encoders.start` alone.
         network: Any = timm.create_model(name, pretrained=False, num_classes=0, **sized)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise SettingsError(
@@ -115,12 +114,8 @@ def _from_timm(name: str, image_size: int | None) -> Backbone:
 
 
 def _timm_facts(name: str) -> Any:
-    try:
-        import timm
-    except ImportError:
-        raise SettingsError(
-            f"arch '{name}' is not one of {', '.join(_RESNETS)}; the names of timm's models need the extra: {_EXTRA}."
-        ) from None
+    import timm
+
     # timm would take a name that begins with hf-hub: for a place to download from.
     facts = timm.get_pretrained_cfg(name.partition(".")[0]) if timm.is_model(name) and ":" not in name else None
     if facts is None:

@@ -1,29 +1,31 @@
-"""What an encoder starts from: an architecture, and weights that others have trained, from a local file."""
+"""What an encoder starts from: an architecture, and weights that others have trained, by name or from a local file."""
 
 from __future__ import annotations
 
-import pickle
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from cytomil.encoders.architecture import Architecture, Encoder
+from cytomil.encoders.architecture import Architecture, Encoder, resolve_architecture
 from cytomil.encoders.backbones import Backbone, is_resnet, make_backbone, require_image_size
-from cytomil.errors import NotFoundError, WeightsFileError
+from cytomil.encoders.foreign_names import by_order, from_efficientnet_pytorch
+from cytomil.encoders.obtain import Obtained, obtain
+from cytomil.encoders.published import DINOBLOOM_SAW, NONE, Published, find_published, is_published, refuse_unknown
+from cytomil.encoders.state_file import read_state
+from cytomil.errors import SettingsError, WeightsFileError
 from cytomil.files import sha256_of_file
 
-_DINOBLOOM = (
-    "These are DinoBloom's weights, or look like them: its pretraining saw the bone-marrow set (Matek et al., 2021) and "
-    "other public sets of blood cells, so figures on their cells are not figures on unseen cells."
+AUTO = "auto"
+_WITHOUT_WEIGHTS = "resnet18"
+_BY_ORDER = (
+    "The names in {file} are not {architecture}'s: its tensors were taken in the file's order, as all shapes and kinds agree. "
+    "Make sure that they are {architecture}'s weights."
 )
-# Where training code keeps the weights inside what it saves; a DINO run's teacher is what it gives away.
-_NESTED = ("teacher", "state_dict", "model")
 _DINOBLOOM_TOKENS = 1 + (224 // 14) ** 2
 
 
@@ -31,7 +33,8 @@ _DINOBLOOM_TOKENS = 1 + (224 // 14) ** 2
 class StartWeights:
     """Weights that fit a backbone exactly: ``state`` is its whole state. ``mean`` and ``std`` are those they go with.
 
-    ``tensors`` came from ``file``; ``caveats`` are what a reader of figures must know of them, in whole sentences.
+    ``tensors`` came from ``file``; ``published`` is what is known of weights that have a name; ``caveats`` are what a reader
+    of figures must know of them, in whole sentences.
     """
 
     file: str
@@ -41,10 +44,11 @@ class StartWeights:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     caveats: tuple[str, ...]
+    published: dict[str, str] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """What encoder.json says of them."""
-        return {"file": self.file, "sha256": self.sha256, "tensors": self.tensors}
+        return {"file": self.file, "sha256": self.sha256, "tensors": self.tensors, **self.published}
 
     def put_into(self, encoder: Encoder) -> None:
         """Give an encoder of that architecture these weights, and the channel statistics they go with."""
@@ -65,12 +69,48 @@ class Start:
         return () if is_resnet(self.architecture.name) else ("timm",)
 
 
+def resolve_start(
+    weights: str,
+    arch: str,
+    stem: str,
+    image_size: int,
+    projection_dim: int,
+    projector: str = "plain",
+    note: Callable[[str], None] = lambda _: None,
+) -> Start:
+    """The architecture and the weights that these settings ask for.
+
+    ``weights`` is ``none``, a published name (see `cytomil.encoders.published`) or a file; ``arch`` ``auto`` is the named
+    weights' own architecture, else resnet18. ``note`` is told before anything is downloaded. Raises as `prepare_start`
+    does, and `SettingsError` for a name that nobody has or an architecture that is not the named weights'.
+    """
+    if weights == NONE or not is_published(weights):
+        path = None if weights == NONE else Path(weights)
+        if path and not path.exists() and not path.suffix and len(path.parts) == 1:
+            refuse_unknown(weights)
+        name = _WITHOUT_WEIGHTS if arch == AUTO else arch
+        architecture = resolve_architecture(name, stem, projection_dim, image_size, projector)
+        return prepare_start(architecture, image_size, path)
+    published = find_published(weights)
+    if arch not in (AUTO, published.architecture):
+        raise SettingsError(
+            f"--weights {weights} are {published.architecture}'s, not {arch}'s. Leave out --arch, or use --weights none (random "
+            f"ones) or a file of {arch}'s."
+        )
+    if is_resnet(published.architecture) and stem == AUTO:
+        stem = "standard"  # the first layers that the weights have, whatever the image size
+    architecture = resolve_architecture(published.architecture, stem, projection_dim, image_size, projector)
+    backbone = _tried(architecture, image_size)
+    return Start(architecture, _named(published, obtain(published, note), architecture, backbone))
+
+
 def prepare_start(architecture: Architecture, image_size: int, weights: Path | None = None) -> Start:
     """Read the start weights, if any, and try the architecture on this image size, before hours are spent on it.
 
-    Takes ImageNet weights as torchvision ships them, timm's, and DINO's and DINOv2's (DinoBloom's): a state dict, or one
-    under ``teacher``, ``state_dict`` or ``model``, its tensors with or without ``backbone.`` before their names; heads
-    and classifiers are left out. A transformer's position embedding is interpolated to the image size, by timm.
+    Takes ImageNet weights as torchvision ships them, timm's, EfficientNet-PyTorch's, and DINO's and DINOv2's (DinoBloom's):
+    a state dict, or one under ``teacher``, ``state_dict`` or ``model``, its tensors with or without ``backbone.`` before
+    their names; heads and classifiers are left out. Where no name is the network's, tensors are taken in their order if
+    all shapes and kinds agree, and a caveat says so. A transformer's position embedding is interpolated by timm.
 
     Raises:
         SettingsError: the image size does not suit the architecture.
@@ -78,37 +118,35 @@ def prepare_start(architecture: Architecture, image_size: int, weights: Path | N
     """
     if weights is None and is_resnet(architecture.name):
         return Start(architecture)  # it takes any image size
-    backbone = make_backbone(architecture.name, architecture.stem, architecture.image_size)
-    require_image_size(architecture.name, backbone.network, backbone.dim, image_size)
+    backbone = _tried(architecture, image_size)
     if weights is None:
         return Start(architecture)
-    return Start(architecture, _fitted(weights, _read(weights), architecture, backbone))
+    return Start(architecture, _fitted(weights, read_state(weights), architecture, backbone))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        state = "is a folder" if path.exists() else "does not exist"
-        raise NotFoundError(f"{path} {state}. Name a local weights file with --weights; cytomil downloads none.")
-    try:
-        if path.suffix == ".safetensors":
-            found: Any = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsFileError(
-            f"{path} cannot be read as weights ({reason}). cytomil takes tensors alone and runs no pickled code: save the "
-            "state dict with torch.save, or as safetensors."
-        ) from None
-    for key in _NESTED:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, dict) else {}
-    if not tensors:
-        raise WeightsFileError(
-            f"{path} holds no state dict. Save the network's with torch.save(model.state_dict(), …)."
-        )
-    return tensors
+def _tried(architecture: Architecture, image_size: int) -> Backbone:
+    backbone = make_backbone(architecture.name, architecture.stem, architecture.image_size)
+    require_image_size(architecture.name, backbone.network, backbone.dim, image_size)
+    return backbone
+
+
+def _named(published: Published, obtained: Obtained, architecture: Architecture, backbone: Backbone) -> StartWeights:
+    fitted = _fitted(obtained.path, read_state(obtained.path), architecture, backbone)
+    return StartWeights(
+        fitted.file,
+        obtained.sha256,
+        fitted.tensors,
+        fitted.state,
+        published.mean or fitted.mean,
+        published.std or fitted.std,
+        tuple(dict.fromkeys((*published.caveats, *fitted.caveats))),
+        {
+            "name": published.name,
+            "source": str(published.source),
+            "licence": published.licence,
+            "sha256_checked": obtained.hash_from,
+        },
+    )
 
 
 def _fitted(path: Path, tensors: dict[str, Tensor], architecture: Architecture, backbone: Backbone) -> StartWeights:
@@ -120,10 +158,15 @@ def _fitted(path: Path, tensors: dict[str, Tensor], architecture: Architecture, 
     tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if any(name.startswith("backbone.") for name in tensors):
         tensors = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
-    caveats = (_DINOBLOOM,) if _looks_like_dinobloom(path, tensors) else ()
+    caveats = (DINOBLOOM_SAW,) if _looks_like_dinobloom(path, tensors) else ()
+    tensors = from_efficientnet_pytorch(tensors, backbone.network)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(backbone.classifiers)}
-    given = _as_timm_has_them(tensors, backbone)
     wanted = backbone.network.state_dict()
+    if ordered := by_order(tensors, wanted):
+        given = ordered
+        caveats = (*caveats, _BY_ORDER.format(file=path.name, architecture=architecture.name))
+    else:
+        given = _as_timm_has_them(tensors, backbone)
     fitting = {name for name, tensor in wanted.items() if name in given and given[name].shape == tensor.shape}
     # Files older than PyTorch 0.4.1, ImageNet's ResNets among them, do not count batches.
     missing = [name for name in wanted if name not in fitting and not name.endswith("num_batches_tracked")]

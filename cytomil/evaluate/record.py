@@ -55,7 +55,8 @@ def name_of(encoder_settings: dict[str, Any]) -> str:
     method = str(encoder_settings["method"])
     arch, weights = encoder_settings.get("arch", "resnet18"), encoder_settings.get("weights")
     named = "-".join([method, *_departures(encoder_settings)]) if method == "slam-ags" else method
-    parts = (named, arch if arch != "resnet18" else "", Path(weights).stem if weights else "")
+    weights = None if weights == "none" else weights
+    parts = (named, arch if arch not in ("resnet18", "auto") else "", Path(weights).stem if weights else "")
     return " ".join(part for part in parts if part)
 
 

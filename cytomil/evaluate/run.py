@@ -88,7 +88,7 @@ def measure(settings: EvaluateSettings, listener: Listener) -> Measured:
     # Cards of models fitted before there were engines do not name one.
     fitted_with = (
         model.encoder.sha256,
-        model.layer,
+        str(model.layer),
         preparation_sha256(model.layer, model.encoder.transform.sha256),
         model.card.get("engine", key.engine),
         str(model.orientations),

@@ -14,14 +14,14 @@ from cytomil.bags.bag_file import Bag
 from cytomil.bags.manifest import BagRow, Manifest, open_listed, read_manifest
 from cytomil.encoders.bundle import load_bundle
 from cytomil.encoders.engines import open_engine, open_same_engine
+from cytomil.encoders.stages import layer_of
 from cytomil.errors import BagFileError, EncoderBundleError
 from cytomil.features.cache import is_valid, open_features
 from cytomil.features.embedder import Embedder
 from cytomil.features.feeding import CellBlock, EncodedCells, Preparation, feed, spans
 from cytomil.features.index import FeatureIndex, IndexRow, write_index
-from cytomil.features.layers import default_layer, encoder_layer
 from cytomil.progress import Listener, Problem
-from cytomil.settings import EmbedSettings, Layer
+from cytomil.settings import EmbedSettings
 from cytomil.threads import ahead
 from cytomil.workers import Lost, Place, open_workers
 
@@ -62,10 +62,9 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
         raise BagFileError(f"{settings.bags} has no bags in split '{settings.split}'. Choose another --split.")
     for caveat in bundle.caveats:
         listener.note(caveat)
-    if settings.layer is Layer.AUTO:
-        settings = settings.model_copy(update={"layer": default_layer(bundle.encoder)})
-    layer = settings.layer.value
-    engine = open_engine(bundle, encoder_layer(layer), settings.engine.value, settings.device, listener.note)
+    layer = layer_of(settings.layer, bundle.encoder)
+    settings = settings.model_copy(update={"layer": str(layer)})
+    engine = open_engine(bundle, layer.embedded, settings.engine.value, settings.device, listener.note)
     embedder = Embedder(bundle, engine, layer, settings.dtype, settings.orientations)
     job = _Embedding(settings, manifest, bundle.sha256, engine.name, engine.key, embedder)
     answers = open_workers(settings.ray_address).map(job, rows, listener, "embedding", "bags")
@@ -92,7 +91,7 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
     if not n_done:
         raise BagFileError(f"none of the {len(rows)} bags in {settings.bags} could be embedded: {problems[0].reason}")
     write_index(FeatureIndex(settings.out, tuple(done)))
-    return Embedded(settings.out, n_done - n_kept, n_kept, n_instances, layer, engine.key, tuple(problems))
+    return Embedded(settings.out, n_done - n_kept, n_kept, n_instances, str(layer), engine.key, tuple(problems))
 
 
 @dataclass(frozen=True)
@@ -131,8 +130,8 @@ class _Embedding:
         bundle = load_bundle(settings.encoder)
         if bundle.sha256 != self.encoder_sha256:
             raise EncoderBundleError(f"{settings.encoder} is not the same on all machines. Share it between them.")
-        layer = settings.layer.value
-        engine = open_same_engine(bundle, encoder_layer(layer), self.engine, self.engine_key, settings.device)
+        layer = layer_of(settings.layer, bundle.encoder)
+        engine = open_same_engine(bundle, layer.embedded, self.engine, self.engine_key, settings.device)
         return Embedder(bundle, engine, layer, settings.dtype, settings.orientations)
 
 

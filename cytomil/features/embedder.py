@@ -14,13 +14,14 @@ from cytomil.features.cache import EmbeddedBlock, FeatureKey, write_features
 from cytomil.features.feeding import CellBlock, Preparation
 from cytomil.features.layers import n_described, preparation_sha256
 from cytomil.features.orientations import embed_in_orientations
+from cytomil.layer import Layer
 from cytomil.progress import Problem
 
 
 class Embedder:
-    """Embeds slides one after another with one engine; ``layer`` is the engine's, or morphology where that is multi."""
+    """Embeds slides one after another with one engine; ``layer`` is the engine's, described or not."""
 
-    def __init__(self, bundle: EncoderBundle, engine: Engine, layer: str, dtype: str, orientations: int = 1) -> None:
+    def __init__(self, bundle: EncoderBundle, engine: Engine, layer: Layer, dtype: str, orientations: int = 1) -> None:
         self.bundle, self.layer = bundle, layer
         self._engine, self._dtype, self._orientations = engine, dtype, orientations
 
@@ -35,7 +36,7 @@ class Embedder:
         return FeatureKey(
             source_sha256,
             bundle.sha256,
-            self.layer,
+            str(self.layer),
             preparation_sha256(self.layer, bundle.transform.sha256),
             engine.key,
             self._dtype,

@@ -13,7 +13,7 @@ from cytomil.encoders.bundle import EncoderBundle, load_bundle
 from cytomil.errors import FeatureFileError, require_replaceable
 from cytomil.features.cache import Features
 from cytomil.features.index import IndexRow, read_index
-from cytomil.features.layers import n_described, preparation_sha256
+from cytomil.features.layers import n_described, preparation_sha256, stored_layer
 from cytomil.mil.aggregators.registry import find_aggregator, require_score
 from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.mil.cross_validate import HeldOut, cross_validate, member_seed, n_members
@@ -45,7 +45,7 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
     opened = read_index(settings.features).open("train")
     encoder = load_bundle(settings.encoder)
     key = opened[0][1].key
-    made_with = preparation_sha256(key.layer, encoder.transform.sha256)
+    made_with = preparation_sha256(stored_layer(key.layer), encoder.transform.sha256)
     if key.encoder_sha256 != encoder.sha256 or key.transform_sha256 != made_with:
         raise FeatureFileError(
             f"{settings.features} was made by another encoder than {settings.encoder}. Run `cytomil embed` again."
@@ -70,7 +70,7 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
 def _training_bag(row: IndexRow, features: Features) -> TrainingBag:
     values = torch.from_numpy(features.load())
     patient = row.patient_id or f"bag:{row.bag_id}"
-    return TrainingBag(row.bag_id, values, row.label, patient, n_described(features.key.layer))
+    return TrainingBag(row.bag_id, values, row.label, patient, n_described(stored_layer(features.key.layer)))
 
 
 def _refit(bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, listener: Listener) -> Ensemble:

@@ -13,9 +13,17 @@ from torch import Tensor
 
 from cytomil.encoders import bundle
 from cytomil.encoders.bundle import EncoderBundle, keep_engines, load_bundle, save_bundle
-from cytomil.errors import EncoderBundleError, NotFoundError, SettingsError, TriageModelError, require_folder
-from cytomil.features.layers import preparation_sha256
+from cytomil.errors import (
+    EncoderBundleError,
+    FeatureFileError,
+    NotFoundError,
+    SettingsError,
+    TriageModelError,
+    require_folder,
+)
+from cytomil.features.layers import preparation_sha256, stored_layer
 from cytomil.files import put_back, read_json_card, replacing_folder, sha256_of_file, write_json_card
+from cytomil.layer import Layer
 from cytomil.mil.aggregators.registry import find_aggregator
 from cytomil.mil.bags import Standardiser
 from cytomil.mil.ensemble import Ensemble, Member
@@ -42,9 +50,9 @@ class TriageModel:
     card: dict[str, Any]
 
     @property
-    def layer(self) -> str:
-        """What the aggregators read of a cell: h, z, multi or morphology."""
-        return str(self.card["layer"])
+    def layer(self) -> Layer:
+        """What the aggregators read of a cell."""
+        return stored_layer(str(self.card["layer"]))
 
     @property
     def orientations(self) -> int:
@@ -113,7 +121,10 @@ def load_triage_model(path: Path) -> TriageModel:
         raise TriageModelError(f"{path} does not hold what its {CARD_NAME} describes ({error}).") from None
     if encoder.sha256 != card.get("encoder_sha256"):
         raise TriageModelError(f"the encoder inside {path} is not the one {CARD_NAME} speaks of. Fit again.")
-    made_with = preparation_sha256(str(card.get("layer")), encoder.transform.sha256)
+    try:
+        made_with = preparation_sha256(stored_layer(str(card.get("layer"))), encoder.transform.sha256)
+    except FeatureFileError as error:
+        raise TriageModelError(f"{path} cannot be used here: {error}") from None
     if card.get("preparation_sha256", encoder.transform.sha256) != made_with:
         raise TriageModelError(
             f"{path} was fitted to cells described in another way than this version of cytomil describes them. "

@@ -11,7 +11,6 @@ from typing import Any
 from cytomil.bags.bag_file import open_bag
 from cytomil.bags.manifest import BagRow, Manifest, fingerprint, read_manifest
 from cytomil.bags.synthetic import SOURCE as SYNTHETIC
-from cytomil.encoders.architecture import resolve_architecture
 from cytomil.encoders.bundle import (
     CARD_NAME,
     OWN_FILES,
@@ -22,7 +21,7 @@ from cytomil.encoders.bundle import (
     save_bundle,
     stored_engines,
 )
-from cytomil.encoders.start import Start, prepare_start
+from cytomil.encoders.start import Start, resolve_start
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import SettingsError, require_replaceable
 from cytomil.files import sha256_of_json
@@ -78,7 +77,7 @@ def pretrain(
     require_replaceable(settings.out, CARD_NAME, OWN_FILES)
     manifest = read_manifest(settings.bags)
     rows = manifest.select("train")
-    start = _start(settings, method)
+    start = _start(settings, method, listener.note)
     identity = _identity(settings, start, rows, method)
     if resume and (done := _finished(settings, identity)):
         return Pretrained(done, (), already_done=True)
@@ -118,11 +117,12 @@ def pretrain(
     return Pretrained(bundle, cells.problems)
 
 
-def _start(settings: PretrainSettings, method: type[Method]) -> Start:
+def _start(settings: PretrainSettings, method: type[Method], note: Callable[[str], None]) -> Start:
     projection_dim = settings.projection_dim if method.trains else 0
     projector = settings.projector if method.standardises else "plain"
-    architecture = resolve_architecture(settings.arch, settings.stem, projection_dim, settings.image_size, projector)
-    return prepare_start(architecture, settings.image_size, settings.weights)
+    return resolve_start(
+        settings.weights, settings.arch, settings.stem, settings.image_size, projection_dim, projector, note
+    )
 
 
 def _identity(settings: PretrainSettings, start: Start, rows: tuple[BagRow, ...], method: type[Method]) -> RunIdentity:

@@ -26,7 +26,7 @@ from cytomil.errors import (
 )
 from cytomil.features.cache import Features, is_valid, open_features
 from cytomil.features.embedder import Embedder
-from cytomil.features.layers import encoder_layer, seen_px
+from cytomil.features.layers import seen_px
 from cytomil.files import sha256_of_file, sha256_of_json
 from cytomil.mil.ensemble import score_shares
 from cytomil.mil.novelty import SlideNovelty
@@ -70,9 +70,7 @@ def rank(
         listener.note(f"not slides, left alone: {', '.join(ignored)}")
     mark_own(settings.out)
     reading = _reading(model, settings, found, listener)
-    engine = open_engine(
-        model.encoder, encoder_layer(model.layer), settings.engine.value, settings.device, listener.note
-    )
+    engine = open_engine(model.encoder, model.layer.embedded, settings.engine.value, settings.device, listener.note)
     if model.card.get("engine", engine.key) != engine.key:
         listener.note(
             f"cells are embedded with {engine.key}; the model was fitted to embeddings of {model.card['engine']}"
@@ -203,8 +201,9 @@ class _Ranking:
         model = load_triage_model(self.settings.model)
         if model.card != self.card:
             raise TriageModelError(f"{self.settings.model} is not the same on all machines. Share it between them.")
-        layer = encoder_layer(model.layer)
-        return model, open_same_engine(model.encoder, layer, self.engine, self.engine_key, self.settings.device)
+        return model, open_same_engine(
+            model.encoder, model.layer.embedded, self.engine, self.engine_key, self.settings.device
+        )
 
 
 def _told(

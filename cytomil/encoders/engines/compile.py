@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from cytomil.encoders.engines.engine import Engine
 from cytomil.encoders.engines.record import EngineRecord, engine_name, machine, versions_of
 from cytomil.encoders.engines.speed import images_per_second
 from cytomil.encoders.engines.start import start_engine
-from cytomil.encoders.stages import layers_of
+from cytomil.encoders.stages import layer_of
 from cytomil.errors import EngineError
 from cytomil.files import replacing_folder, sha256_of_file
+from cytomil.layer import Layer
 from cytomil.progress import Listener
 from cytomil.provenance import code_fingerprint, now
 from cytomil.settings import CompileSettings
@@ -47,6 +49,7 @@ def compile_engine(settings: CompileSettings, listener: Listener) -> EngineRecor
     if precision not in _PRECISIONS[engine]:
         raise EngineError(f"{engine} has no precision {precision}. Use --precision {' or '.join(_PRECISIONS[engine])}.")
     bundle = load_bundle(settings.encoder)
+    layers = tuple(dict.fromkeys(layer_of(word, bundle.encoder).embedded for word in settings.layer.split()))
     device = _device_of(engine, settings.device)
     versions = versions_of(engine)
     n_calibration = _CALIBRATION_CELLS if precision == "int8" else 0
@@ -60,7 +63,7 @@ def compile_engine(settings: CompileSettings, listener: Listener) -> EngineRecor
     name = engine_name(engine, precision)
     with replacing_folder(settings.encoder / ENGINES_FOLDER / name) as folder:
         listener.note(f"compiling {name}; this can take a minute or more")
-        facts = _build(bundle, engine, precision, calibration, folder, device)
+        facts = _build(bundle, layers, engine, precision, calibration, folder, device)
         record = EngineRecord(
             engine=engine,
             precision=precision,
@@ -70,12 +73,13 @@ def compile_engine(settings: CompileSettings, listener: Listener) -> EngineRecor
             machine=machine(device),
             versions=versions,
             files={path.name: sha256_of_file(path) for path in sorted(folder.iterdir())},
+            layers=[str(layer) for layer in layers],
             agreement={},
             images_per_second=0.0,
             eager_images_per_second=1.0,
             facts=facts | {"made": now(), "code": code_fingerprint("encoders")[:12], "seed": settings.seed},
         )
-        record = _measured(record, bundle, folder, held_back, device, listener)
+        record = _measured(record, bundle, layers, folder, held_back, device, listener)
         record.write(folder)
     return record
 
@@ -98,23 +102,30 @@ def _device_of(engine: str, asked: str) -> torch.device:
 
 
 def _build(
-    bundle: EncoderBundle, engine: str, precision: str, calibration: np.ndarray, folder: Path, device: torch.device
+    bundle: EncoderBundle,
+    layers: Sequence[Layer],
+    engine: str,
+    precision: str,
+    calibration: np.ndarray,
+    folder: Path,
+    device: torch.device,
 ) -> dict[str, Any]:
     size = bundle.transform.image_size
     # A copy, because a compiler may change the precision or the layout of what it is given.
     encoder = copy.deepcopy(bundle.encoder)
     if engine == "openvino":
-        return openvino.build(encoder, size, precision, calibration, folder)
+        return openvino.build(encoder, layers, size, precision, calibration, folder)
     if engine == "ncnn":
-        return ncnn.build(encoder, size, folder)
+        return ncnn.build(encoder, layers, size, folder)
     if engine == "tensorrt":
-        return tensorrt.build(encoder, size, precision, folder, device)
+        return tensorrt.build(encoder, layers, size, precision, folder, device)
     return {}
 
 
 def _measured(
     record: EngineRecord,
     bundle: EncoderBundle,
+    layers: Sequence[Layer],
     folder: Path,
     cells: np.ndarray,
     device: torch.device,
@@ -122,10 +133,10 @@ def _measured(
 ) -> EngineRecord:
     """The record with agreement and speed. Raises `EngineError` where the engine is refused."""
     found: dict[str, dict[str, float]] = {}
-    for layer in listener.track(layers_of(bundle.encoder), f"comparing {record.name} with eager", unit="layers"):
+    for layer in listener.track(layers, f"comparing {record.name} with eager", unit="layers"):
         engine, eager = _pair(record, bundle, folder, layer, device)
-        found[layer] = agreement(eager.embed(cells), engine.embed(cells))
-        why = refusal(found[layer], record.precision)
+        figures = found[str(layer)] = agreement(eager.embed(cells), engine.embed(cells))
+        why = refusal(figures, record.precision)
         if why:
             raise EngineError(
                 f"{record.name} disagrees with eager on {len(cells)} cells (layer {layer}: {why}); nothing is stored. "
@@ -142,7 +153,7 @@ def _measured(
 
 
 def _pair(
-    record: EngineRecord, bundle: EncoderBundle, folder: Path, layer: str, device: torch.device
+    record: EngineRecord, bundle: EncoderBundle, folder: Path, layer: Layer, device: torch.device
 ) -> tuple[Engine, Engine]:
     eager = EagerEngine(copy.deepcopy(bundle.encoder), layer, device)
     return start_engine(record, folder, bundle, layer, device), eager

@@ -6,18 +6,16 @@ import numpy as np
 import torch
 
 from cytomil.encoders.architecture import Encoder
-from cytomil.encoders.stages import MULTI, AllLayers, layer_dim, layers_of
+from cytomil.encoders.stages import Layers, layer_dim
+from cytomil.layer import Layer
 
 
 class EagerEngine:
     """Runs an encoder on blocks of decoded cells and gives the chosen layer."""
 
-    def __init__(self, encoder: Encoder, layer: str, device: torch.device) -> None:
+    def __init__(self, encoder: Encoder, layer: Layer, device: torch.device) -> None:
         self.dim = layer_dim(encoder, layer)
-        # h and z alone cost less than all layers.
-        module = AllLayers(encoder) if layer == MULTI else encoder
-        self._module = module.to(device).to(memory_format=torch.channels_last).eval()
-        self._output = layers_of(encoder).index(layer)
+        self._module = Layers(encoder, (layer,)).to(device).to(memory_format=torch.channels_last).eval()
         self.name = self.key = "eager"
         self.layer = layer
         self._device = device
@@ -27,7 +25,7 @@ class EagerEngine:
         """Decoded cells, uint8 (N, S, S, 3) → float32 (N, dim)."""
         if len(pixels) == 0:
             return np.zeros((0, self.dim), np.float32)
-        values: torch.Tensor = self._module(to_unit_range(pixels, self._device))[self._output]
+        values: torch.Tensor = self._module(to_unit_range(pixels, self._device))[0]
         return values.float().cpu().numpy()
 
 

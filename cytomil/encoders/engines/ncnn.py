@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 
 from cytomil.encoders.architecture import Encoder
-from cytomil.encoders.stages import AllLayers
+from cytomil.encoders.stages import Layers
 from cytomil.errors import EngineError
+from cytomil.layer import Layer
 from cytomil.threads import usable_cores
 
 if TYPE_CHECKING:
@@ -27,10 +29,10 @@ PRECISIONS = ("float32",)
 GRAPH_NAME, WEIGHTS_NAME = "encoder.param", "encoder.bin"
 
 
-def build(encoder: Encoder, image_size: int, folder: Path) -> dict[str, Any]:
+def build(encoder: Encoder, layers: Sequence[Layer], image_size: int, folder: Path) -> dict[str, Any]:
     """Convert ``encoder`` by pnnx and write it into ``folder``; returns facts for its record, of which there are none.
 
-    The stored graph takes one cell, 0 to 1, and gives all of the encoder's layers. Raises `EngineError` for a network that
+    The stored graph takes one cell, 0 to 1, and gives ``layers``. Raises `EngineError` for a network that
     pnnx cannot convert or ncnn cannot run.
     """
     import pnnx
@@ -38,7 +40,7 @@ def build(encoder: Encoder, image_size: int, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, of constants that are meant to be constant
         traced = torch.jit.trace(
-            AllLayers(encoder).eval(), torch.zeros(1, 3, image_size, image_size), check_trace=False
+            Layers(encoder, layers).eval(), torch.zeros(1, 3, image_size, image_size), check_trace=False
         )
         traced.save(str(Path(scratch) / "encoder.pt"))
         line = (pnnx.EXEC_PATH, "encoder.pt", f"inputshape=[1,3,{image_size},{image_size}]", "fp16=0")
@@ -72,7 +74,7 @@ def _load(folder: Path) -> ncnn.Net:
 class NcnnEngine:
     """Runs a stored graph cell by cell, on as many cells at a time as this process may use cores."""
 
-    def __init__(self, name: str, key: str, folder: Path, layer: str, dim: int, output: int) -> None:
+    def __init__(self, name: str, key: str, folder: Path, layer: Layer, dim: int, output: int) -> None:
         self.name, self.key = name, key
         self.layer, self.dim = layer, dim
         self._net = _load(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 
 from cytomil.encoders.architecture import Encoder
 from cytomil.encoders.engines.batches import batch_of, padded
-from cytomil.encoders.stages import AllLayers
+from cytomil.encoders.stages import Layers
+from cytomil.layer import Layer
 from cytomil.threads import usable_cores
 
 LIBRARIES = ("openvino",)
@@ -21,11 +23,18 @@ MODEL_NAME = "encoder.xml"
 _HINTS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
-def build(encoder: Encoder, image_size: int, precision: str, calibration: np.ndarray, folder: Path) -> dict[str, Any]:
+def build(
+    encoder: Encoder,
+    layers: Sequence[Layer],
+    image_size: int,
+    precision: str,
+    calibration: np.ndarray,
+    folder: Path,
+) -> dict[str, Any]:
     """Convert ``encoder`` and write it into ``folder``; returns facts for its record.
 
-    The stored graph takes cells as they are decoded, uint8 (N, S, S, 3), and gives all of the encoder's
-    layers. ``calibration``, uint8 (M, S, S, 3), is looked at for int8 alone.
+    The stored graph takes cells as they are decoded, uint8 (N, S, S, 3), and gives ``layers``.
+    ``calibration``, uint8 (M, S, S, 3), is looked at for int8 alone.
     """
     import openvino as ov
     from openvino.preprocess import PrePostProcessor
@@ -33,7 +42,9 @@ def build(encoder: Encoder, image_size: int, precision: str, calibration: np.nda
     example = torch.zeros(2, 3, image_size, image_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, of constants that are meant to be constant
-        model = ov.convert_model(AllLayers(encoder), example_input=example, input=[-1, 3, image_size, image_size])
+        model = ov.convert_model(
+            Layers(encoder, layers).eval(), example_input=example, input=[-1, 3, image_size, image_size]
+        )
     steps = PrePostProcessor(model)
     steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
     steps.input().model().set_layout(ov.Layout("NCHW"))
@@ -91,7 +102,7 @@ class OpenVinoEngine:
     """Runs a stored graph on all cores this process may use, several batches at a time."""
 
     def __init__(
-        self, name: str, key: str, folder: Path, precision: str, image_size: int, layer: str, output: int
+        self, name: str, key: str, folder: Path, precision: str, image_size: int, layer: Layer, output: int
     ) -> None:
         import openvino as ov
 

@@ -15,7 +15,7 @@ from cytomil.encoders.engines import ncnn, openvino, tensorrt, torch_compile
 from cytomil.errors import EngineError
 from cytomil.files import read_json_card, sha256_of_file, sha256_of_json, write_json_card
 
-SCHEMA = "cytomil.engine/1"
+SCHEMA = "cytomil.engine/2"
 _LIBRARIES = {
     "openvino": openvino.LIBRARIES,
     "ncnn": ncnn.LIBRARIES,
@@ -31,7 +31,7 @@ class EngineRecord:
     """What engine.json says of a compiled form.
 
     ``device`` is cpu or cuda, ``machine`` the processor or GPU it was compiled and measured on, ``versions`` those of its
-    libraries, ``files`` the SHA-256 of each of its files, ``agreement`` with eager by layer, ``images_per_second`` and
+    libraries, ``files`` the SHA-256 of each of its files, ``layers`` what it gives, in that order, ``agreement`` with eager by layer, ``images_per_second`` and
     ``eager_images_per_second`` measured in turn on that machine.
     """
 
@@ -43,6 +43,7 @@ class EngineRecord:
     machine: dict[str, str]
     versions: dict[str, str]
     files: dict[str, str]
+    layers: list[str]
     agreement: dict[str, dict[str, float]]
     images_per_second: float
     eager_images_per_second: float

@@ -13,13 +13,14 @@ from cytomil.encoders.engines.engine import Engine
 from cytomil.encoders.engines.record import EngineRecord, read_record, require_valid
 from cytomil.encoders.engines.start import start_engine
 from cytomil.errors import EngineError
+from cytomil.layer import Layer
 
 _AUTO = "auto"
 _EAGER = "eager"
 
 
-def open_engine(bundle: EncoderBundle, layer: str, name: str, device: str, note: Callable[[str], None]) -> Engine:
-    """The engine that embeds ``layer`` (h, z or multi) of ``bundle`` on ``device``.
+def open_engine(bundle: EncoderBundle, layer: Layer, name: str, device: str, note: Callable[[str], None]) -> Engine:
+    """The engine that embeds ``layer`` of ``bundle`` on ``device``.
 
     ``name`` is ``auto`` (the fastest valid one of those stored that is faster than eager), ``eager``, a stored engine's
     name such as ``openvino-int8``, or a library's (``openvino``: its fastest valid one). Where what was asked for cannot
@@ -44,7 +45,7 @@ def open_engine(bundle: EncoderBundle, layer: str, name: str, device: str, note:
     return eager
 
 
-def open_same_engine(bundle: EncoderBundle, layer: str, name: str, key: str, device: str) -> Engine:
+def open_same_engine(bundle: EncoderBundle, layer: Layer, name: str, key: str, device: str) -> Engine:
     """The engine that another process runs, by its ``name`` and ``key``. Raises `EngineError` where this one has no such."""
     said: list[str] = []
     engine = open_engine(bundle, layer, name, device, said.append)
@@ -57,7 +58,7 @@ def open_same_engine(bundle: EncoderBundle, layer: str, name: str, key: str, dev
 
 
 def _valid(
-    bundle: EncoderBundle, layer: str, name: str, device: torch.device, faults: dict[str, str]
+    bundle: EncoderBundle, layer: Layer, name: str, device: torch.device, faults: dict[str, str]
 ) -> list[tuple[EngineRecord, Path]]:
     """The stored engines of that name that can run here, fastest first; the others go into ``faults``, with the reason."""
     found = []
@@ -70,7 +71,7 @@ def _valid(
             if record.name != stored:
                 raise EngineError(f"its {folder.name} folder holds {record.name}")
             require_valid(record, folder, bundle, device)
-            if layer not in record.agreement:
+            if str(layer) not in record.layers:
                 raise EngineError(f"does not give layer {layer}")
             found.append((record, folder))
         except EngineError as error:

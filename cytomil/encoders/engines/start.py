@@ -14,14 +14,20 @@ from cytomil.encoders.engines.openvino import OpenVinoEngine
 from cytomil.encoders.engines.record import EngineRecord
 from cytomil.encoders.engines.tensorrt import TensorRtEngine
 from cytomil.encoders.engines.torch_compile import TorchCompileEngine
-from cytomil.encoders.stages import layer_dim, layers_of
+from cytomil.encoders.stages import layer_dim
 from cytomil.errors import EngineError
+from cytomil.layer import Layer
 
 
-def start_engine(record: EngineRecord, folder: Path, bundle: EncoderBundle, layer: str, device: torch.device) -> Engine:
-    """Load the compiled form in ``folder``. Raises `EngineError` where its library cannot, whatever the library raises."""
+def start_engine(
+    record: EngineRecord, folder: Path, bundle: EncoderBundle, layer: Layer, device: torch.device
+) -> Engine:
+    """Load the compiled form in ``folder`` for one of the record's layers.
+
+    Raises `EngineError` where its library cannot, whatever the library raises.
+    """
     size, encoder = bundle.transform.image_size, bundle.encoder
-    dim, output = layer_dim(encoder, layer), layers_of(encoder).index(layer)
+    dim, output = layer_dim(encoder, layer), record.layers.index(str(layer))
     try:
         if record.engine == "openvino":
             return OpenVinoEngine(record.name, record.key, folder, record.precision, size, layer, output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 import torch
 
 from cytomil.encoders.architecture import Encoder
-from cytomil.encoders.stages import AllLayers
+from cytomil.encoders.stages import Layers
 from cytomil.errors import EngineError
+from cytomil.layer import Layer
 
 LIBRARIES = ("torch-tensorrt", "torch")
 PRECISIONS = ("fp16", "float32")
@@ -19,13 +21,15 @@ MOST_CELLS = 256
 _DTYPES = {"fp16": torch.float16, "float32": torch.float32}
 
 
-def build(encoder: Encoder, image_size: int, precision: str, folder: Path, device: torch.device) -> dict[str, Any]:
+def build(
+    encoder: Encoder, layers: Sequence[Layer], image_size: int, precision: str, folder: Path, device: torch.device
+) -> dict[str, Any]:
     """Compile ``encoder`` for 1 to 256 cells at a time and write it into ``folder``; returns facts for its record."""
     import torch_tensorrt
 
     dtype = _DTYPES[precision]
     # The precision is the model's own: `enabled_precisions` is swallowed without effect and leaves float32.
-    module = AllLayers(encoder).to(device=device, dtype=dtype).eval()
+    module = Layers(encoder, layers).to(device=device, dtype=dtype).eval()
     cell = (3, image_size, image_size)
     inputs = [
         torch_tensorrt.Input(
@@ -46,7 +50,7 @@ class TensorRtEngine:
         key: str,
         folder: Path,
         precision: str,
-        layer: str,
+        layer: Layer,
         dim: int,
         output: int,
         device: torch.device,

@@ -8,7 +8,8 @@ import torch
 from cytomil.encoders.architecture import Encoder
 from cytomil.encoders.engines.batches import batch_of, padded
 from cytomil.encoders.engines.eager import to_unit_range
-from cytomil.encoders.stages import AllLayers, layer_dim, layers_of
+from cytomil.encoders.stages import Layers, layer_dim
+from cytomil.layer import Layer
 
 LIBRARIES = ("torch",)
 PRECISIONS = ("float32",)
@@ -18,15 +19,14 @@ class TorchCompileEngine:
     """Runs the encoder as compiled by inductor, one fixed batch size at a time. Needs a C++ compiler on a processor."""
 
     def __init__(
-        self, name: str, key: str, encoder: Encoder, image_size: int, layer: str, device: torch.device
+        self, name: str, key: str, encoder: Encoder, image_size: int, layer: Layer, device: torch.device
     ) -> None:
         self.name, self.key = name, key
         self.layer = layer
         self.dim = layer_dim(encoder, layer)
-        self._output = layers_of(encoder).index(layer)
         self._device = device
         self._batch = batch_of(image_size)
-        module = AllLayers(encoder).to(device).to(memory_format=torch.channels_last).eval()
+        module = Layers(encoder, (layer,)).to(device).to(memory_format=torch.channels_last).eval()
         self._module = torch.compile(module, options={"freezing": True})
         self.embed(np.zeros((1, image_size, image_size, 3), np.uint8))  # compiles here, where a failure can be told
 
@@ -35,6 +35,6 @@ class TorchCompileEngine:
         """Decoded cells, uint8 (N, S, S, 3) → float32 (N, dim)."""
         out = np.empty((len(pixels), self.dim), np.float32)
         for start in range(0, len(pixels), self._batch):
-            values = self._module(to_unit_range(padded(pixels, start, self._batch), self._device))[self._output]
+            values = self._module(to_unit_range(padded(pixels, start, self._batch), self._device))[0]
             out[start : start + self._batch] = values.float().cpu().numpy()[: len(pixels) - start]
         return out

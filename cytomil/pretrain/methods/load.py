@@ -36,8 +36,8 @@ def require_consent(method: type[Method], settings: PretrainSettings) -> None:
         raise SettingsError(
             f"method '{name}' has nothing for --surgery {settings.surgery.value} to reconcile. Leave it out, or use slam-ags."
         )
-    if settings.weights is not None and not method.keeps_start:
+    if settings.weights != "none" and not method.keeps_start:
         raise SettingsError(
-            f"method '{name}' takes biases and batch norm's gains out of the encoder, which breaks start weights. Leave out "
-            "--weights, or use another method."
+            f"method '{name}' takes biases and batch norm's gains out of the encoder, which breaks start weights "
+            f"(--weights {settings.weights}). Add --weights none, with --image-size 32 for a quick run, or use another method."
         )
