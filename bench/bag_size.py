@@ -59,6 +59,7 @@ def make_model(root: Path, bags: Path, image_size: int) -> None:
     """Briefly trained: time and memory do not depend on what it has learnt."""
     encoder, features = root / "encoder", root / "features"
     line: list[str | Path] = ["--bags", bags, "--out", encoder, "--image-size", str(image_size), "--epochs", "1"]
+    line += ["--arch", "resnet18", "--weights", "none"]
     cytomil("pretrain", *line)
     cytomil("embed", "--bags", bags, "--encoder", encoder, "--out", features)
     cytomil("fit-mil", "--features", features, "--encoder", encoder, "--out", root / "model", "--epochs", "2")

@@ -78,7 +78,7 @@ def train(data: Path, run: Path, method: str, seed: int) -> None:
         return
     cytomil("make-bags", str(data), *BAGS, "--seed", str(seed), "--out", str(places["bags"]))
     line = ["--method", method, "--seed", str(seed), "--bags", str(places["bags"]), "--out", str(places["encoder"])]
-    cytomil("pretrain", *line, "--batch-size", "128")
+    cytomil("pretrain", *line, "--batch-size", "128", "--image-size", "32", "--arch", "resnet18", "--weights", "none")
     line = ["--bags", str(places["bags"]), "--encoder", str(places["encoder"]), "--out", str(places["features"])]
     cytomil("embed", *line, "--layer", "z", "--orientations", "1")
 

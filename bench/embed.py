@@ -33,7 +33,7 @@ from cytomil.encoders.bundle import load_bundle
 from cytomil.encoders.transform import CellTransform, decode_cells
 from cytomil.features.embed import embed
 from cytomil.progress import Silent
-from cytomil.settings import EmbedSettings, EngineName, Layer
+from cytomil.settings import EmbedSettings, EngineName
 
 ENGINES = ["eager", "torch-compile", "openvino-float32", "ncnn-float32", "openvino-bf16", "openvino-int8"]
 FLOAT32 = ("eager", "torch-compile", "openvino-float32", "ncnn-float32")
@@ -173,7 +173,7 @@ def _whole(name: str, bags: Path, encoder: Path, out: Path) -> Callable[[], obje
             bags=bags,
             encoder=encoder,
             out=folder,
-            layer=Layer.H,
+            layer="h",
             orientations=1,
             engine=EngineName(name),
             device="cpu",

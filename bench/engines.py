@@ -16,6 +16,7 @@ from cytomil.encoders.bundle import ENGINES_FOLDER, EncoderBundle, load_bundle, 
 from cytomil.encoders.engines import Engine, open_engine
 from cytomil.encoders.engines.eager import to_unit_range
 from cytomil.encoders.transform import CellTransform
+from cytomil.layer import Layer
 
 CPU = torch.device("cpu")
 
@@ -47,13 +48,13 @@ def copied_bundle(given: Path, out: Path, compiled: bool = False) -> EncoderBund
 
 
 def compile_engines(bundle: Path, bags: Path, names: Sequence[str]) -> dict[str, str]:
-    """`cytomil compile` for each of ``names`` but eager and those stored. Returns why, for those that could not be had."""
+    """`cytomil compile`, layers h and z, for ``names`` but eager and those stored. Returns why, for those not to be had."""
     refused = {}
     for name in names:
         if name == "eager" or name in stored_engines(bundle):
             continue
         library, _, precision = name.partition("-") if name != "torch-compile" else (name, "", "")
-        line = ["compile", "--engine", library, "--encoder", str(bundle), "--bags", str(bags)]
+        line = ["compile", "--engine", library, "--encoder", str(bundle), "--bags", str(bags), "--layer", "h z"]
         done = child.cytomil(*line, *(["--precision", precision] if precision else []), accepted=(0, 1))
         if done.status:
             # Neither JSON nor a table should say where the bench keeps its files.
@@ -69,7 +70,7 @@ def open_engines(path: Path, layer: str, names: Sequence[str], refused: dict[str
         if name in refused:
             continue
         notes: list[str] = []
-        engine = open_engine(load_bundle(path), layer, name, "cpu", notes.append)
+        engine = open_engine(load_bundle(path), Layer.parse(layer), name, "cpu", notes.append)
         if engine.name == name:
             opened[name] = engine
         else:

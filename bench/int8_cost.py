@@ -30,7 +30,7 @@ from cytomil.mil.fit import fit_mil
 from cytomil.mil.triage_model import load_triage_model
 from cytomil.pretrain.loop import pretrain
 from cytomil.progress import Silent
-from cytomil.settings import EmbedSettings, EngineName, FitMilSettings, Layer, PretrainSettings
+from cytomil.settings import EmbedSettings, EngineName, FitMilSettings, PretrainSettings
 
 ENGINE = "openvino-int8"
 WANTED_POINTS = 1.0
@@ -84,7 +84,14 @@ def encoder(options: argparse.Namespace, bags: Path, out: Path) -> EncoderBundle
         return copied_bundle(options.encoder, out, options.compiled)
     print(f"int8_cost: training {options.epochs} epochs at {options.image_size} px", file=sys.stderr, flush=True)
     settings = PretrainSettings(
-        bags=bags, out=out, epochs=options.epochs, batch_size=128, image_size=options.image_size, device="cpu"
+        bags=bags,
+        out=out,
+        epochs=options.epochs,
+        batch_size=128,
+        image_size=options.image_size,
+        arch="resnet18",
+        weights="none",
+        device="cpu",
     )
     return pretrain(settings, Silent()).bundle
 
@@ -95,7 +102,7 @@ def embedded(options: argparse.Namespace, bags: Path, bundle: EncoderBundle, eng
         bags=bags,
         encoder=bundle.path,
         out=out,
-        layer=Layer(options.layer),
+        layer=options.layer,
         orientations=1,
         engine=EngineName(engine),
         device="cpu",

@@ -1,7 +1,7 @@
 """What layer morphology costs: describing cells beside embedding them, both on one core.
 
-Cells of two simulated blood-smear bags. "embedded" is layer multi by the eager engine at --image-size px, averaged over
---orientations orientations, of a ResNet-18 with weights at random, which changes no speed.
+Cells of two simulated blood-smear bags. "embedded" is what layer auto keeps, by the eager engine at --image-size px,
+averaged over --orientations orientations, of a ResNet-18 with weights at random, which changes no speed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cytomil.bags.manifest import read_manifest
 from cytomil.encoders.architecture import Architecture, Encoder, resolve_stem
 from cytomil.encoders.bundle import load_bundle, save_bundle
 from cytomil.encoders.engines import open_engine
+from cytomil.encoders.stages import default_layer
 from cytomil.encoders.transform import CellTransform, decode_cells
 from cytomil.features.orientations import embed_in_orientations
 from cytomil.morphology.descriptors import N_DESCRIPTORS, SIDE, describe
@@ -53,7 +54,7 @@ def _measure(root: Path, options: argparse.Namespace) -> Measured:
     transform = CellTransform(options.image_size, _CROP)
     encoder = Encoder(Architecture(stem=resolve_stem("auto", options.image_size)))
     save_bundle(root / "encoder", encoder, transform, {"method": "none"})
-    engine = open_engine(load_bundle(root / "encoder"), "multi", "eager", "cpu", print)
+    engine = open_engine(load_bundle(root / "encoder"), default_layer(encoder), "eager", "cpu", print)
     small, large = (decode_cells(images, names, CellTransform(side, _CROP))[0] for side in (options.image_size, SIDE))
     timings = interleaved(
         {

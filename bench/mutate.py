@@ -72,7 +72,9 @@ def make_files(root: Path) -> None:
 
     silent = Silent()
     make_bags(MakeBagsSettings(out=root / "bags", train_bags=4, test_bags=0, bag_size=12, cell_size=32), silent)
-    pretrain(PretrainSettings(method="none", bags=root / "bags", out=root / "encoder", image_size=16), silent)
+    pretrain(
+        PretrainSettings(method="none", bags=root / "bags", out=root / "encoder", image_size=16, weights="none"), silent
+    )
     embed(EmbedSettings(bags=root / "bags", encoder=root / "encoder", out=root / "features", orientations=1), silent)
     fit = FitMilSettings(features=root / "features", encoder=root / "encoder", out=root / "model", folds=2, workers=1)
     fit_mil(fit, silent)

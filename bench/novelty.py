@@ -58,7 +58,8 @@ def measure(options: argparse.Namespace) -> Measured:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         own = bags_of(str(BONE_MARROW), root / "bags", normal=_NORMAL, abnormal=_ABNORMAL)
-        pretrain(PretrainSettings(method="none", bags=root / "bags", out=root / "encoder", seed=options.seed), Silent())
+        untrained = {"method": "none", "arch": "resnet18", "weights": "none", "image_size": 32}
+        pretrain(PretrainSettings(bags=root / "bags", out=root / "encoder", seed=options.seed, **untrained), Silent())
         embed = _embedder(load_bundle(root / "encoder"))
         train = [_bag(f"{i}", embed(images), label) for i, (label, split, images) in enumerate(own) if split == "train"]
         test = [images for _, split, images in own if split == "test"]
@@ -81,12 +82,14 @@ def measure(options: argparse.Namespace) -> Measured:
 
 def _embedder(bundle: Any) -> Callable[[Sequence[bytes]], np.ndarray]:
     from cytomil.encoders.engines import open_engine
+    from cytomil.encoders.stages import layer_of
     from cytomil.features.embedder import Embedder
     from cytomil.features.feeding import EncodedCells, feed
     from cytomil.features.orientations import embed_in_orientations
 
-    engine = open_engine(bundle, "multi", "eager", "cpu", lambda _: None)
-    preparation = Embedder(bundle, engine, "morphology", "float32", 8).preparation
+    layer = layer_of("morphology", bundle.encoder)
+    engine = open_engine(bundle, layer.embedded, "eager", "cpu", lambda _: None)
+    preparation = Embedder(bundle, engine, layer, "float32", 8).preparation
 
     def embed(images: Sequence[bytes]) -> np.ndarray:
         names = [str(i) for i in range(len(images))]
@@ -102,9 +105,10 @@ def _bag(name: str, values: np.ndarray, label: int) -> TrainingBag:
     import torch
 
     from cytomil.features.layers import n_described
+    from cytomil.layer import Layer
     from cytomil.mil.bags import TrainingBag
 
-    return TrainingBag(name, torch.from_numpy(values), label, name, n_described("morphology"))
+    return TrainingBag(name, torch.from_numpy(values), label, name, n_described(Layer("h", described=True)))
 
 
 def _left_out(train: Sequence[TrainingBag], i: int, settings: Any) -> Any:

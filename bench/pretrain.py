@@ -23,7 +23,13 @@ from bench.timing import interleaved
 # Cells a step: what the memory of a small machine holds, two views each.
 BATCH_SIZES = {32: 128, 64: 64, 224: 16}
 _SCALE = 0.04
-_OBJECTIVE: dict[str, Any] = {"objective": "paper", "similarity_scale": _SCALE}
+_OBJECTIVE: dict[str, Any] = {
+    "objective": "paper",
+    "similarity_scale": _SCALE,
+    "arch": "resnet18",
+    "weights": "none",
+    "image_size": 32,
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

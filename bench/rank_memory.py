@@ -20,7 +20,7 @@ from cytomil.features.embed import embed
 from cytomil.mil.fit import fit_mil
 from cytomil.pretrain.loop import pretrain
 from cytomil.progress import Silent
-from cytomil.settings import EmbedSettings, FitMilSettings, Layer, MakeBagsSettings, PretrainSettings, RankSettings
+from cytomil.settings import EmbedSettings, FitMilSettings, MakeBagsSettings, PretrainSettings, RankSettings
 from cytomil.triage.rank import rank
 
 _SMALL_SIDE = 1_000
@@ -55,8 +55,10 @@ def make_model(root: Path) -> Path:
     (root / "labels.csv").write_text("\n".join(lines))
     bags, encoder, features = root / "bags", root / "encoder", root / "features"
     make_bags(MakeBagsSettings(source=str(root / "slides"), labels=root / "labels.csv", out=bags), Silent())
-    pretrain(PretrainSettings(bags=bags, out=encoder, epochs=1), Silent())
-    embed(EmbedSettings(bags=bags, encoder=encoder, out=features, layer=Layer.Z, orientations=1), Silent())
+    pretrain(
+        PretrainSettings(bags=bags, out=encoder, epochs=1, image_size=32, arch="resnet18", weights="none"), Silent()
+    )
+    embed(EmbedSettings(bags=bags, encoder=encoder, out=features, layer="z", orientations=1), Silent())
     briefly = FitMilSettings(
         aggregator="pamil", features=features, encoder=encoder, out=root / "model", epochs=2, folds=2
     )

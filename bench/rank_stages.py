@@ -25,6 +25,7 @@ from cytomil.encoders.engines import open_engine
 from cytomil.encoders.transform import CellTransform
 from cytomil.features.cache import EmbeddedBlock, write_features
 from cytomil.features.embedder import Embedder
+from cytomil.layer import Layer
 from cytomil.slides import Cutting, Resolutions
 from cytomil.slides.find import find_cells
 from cytomil.triage.whole_slide import SlideReading, WholeSlide
@@ -53,8 +54,8 @@ def _measure(root: Path, options: argparse.Namespace) -> Measured:
     encoder = Encoder(Architecture(stem=resolve_stem("auto", options.image_size)))
     save_bundle(root / "encoder", encoder, transform, {"method": "none"})
     bundle = load_bundle(root / "encoder")
-    engine = open_engine(bundle, "h", options.engine, "auto", print)
-    embedder = Embedder(bundle, engine, "h", "float32")
+    engine = open_engine(bundle, Layer("h"), options.engine, "auto", print)
+    embedder = Embedder(bundle, engine, Layer("h"), "float32")
     cutting = Cutting(12.0, math.ceil(options.image_size / transform.center_crop))
 
     def slide(cache: Path) -> WholeSlide:

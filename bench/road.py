@@ -67,6 +67,7 @@ def walk(data: Path, root: Path, image_size: int, epochs: int) -> list[Run]:
         shape = ["--bag-size", "200", "--train-bags", str(train), "--test-bags", str(test)]
         runs.append(run(["make-bags", str(data), *BLOOD_SMEAR_CLASSES, *shape, "--out", str(bags)], n_all))
         line = ["pretrain", "--bags", str(bags), "--out", str(encoder), "--image-size", str(image_size)]
+        line += ["--arch", "resnet18", "--weights", "none"]
         runs.append(run([*line, "--epochs", str(epochs)], n_train * epochs))
         runs.append(run(["embed", "--bags", str(bags), "--encoder", str(encoder), "--out", str(features)], n_all))
         line = ["fit-mil", "--features", str(features), "--encoder", str(encoder), "--out", str(model)]

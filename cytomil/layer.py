@@ -19,7 +19,7 @@ class Layer:
     """One layer, written ``h``, ``z`` or ``stages:1,2,4:mean,max,spread``; ``+morphology`` follows if cells are ``described``.
 
     ``h`` is the encoder's output, ``z`` the projector's. ``stages`` are inner stages of the network, by number and in
-    rising order, ``statistics`` what is taken over each one's places, in the order of `STATISTICS`; both are empty for h and z.
+    rising order, ``statistics`` what is taken over each one's places, in the order of `STATISTICS`; h and z have neither.
     """
 
     kind: str

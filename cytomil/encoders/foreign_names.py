@@ -42,7 +42,9 @@ def from_efficientnet_pytorch(tensors: Mapping[str, Tensor], network: nn.Module)
     blocks: Any = getattr(network, "blocks", None)
     if "_conv_stem.weight" not in tensors or not isinstance(blocks, nn.Sequential):
         return dict(tensors)
-    places = [(stage, number) for stage, part in enumerate(blocks) for number in range(len(part))]
+    places = [
+        (stage, number) for stage, part in enumerate(blocks.children()) for number, _ in enumerate(part.children())
+    ]
     return {_timm_name(name, tensors, places): tensor for name, tensor in tensors.items()}
 
 

@@ -53,7 +53,7 @@ def default_layer(encoder: Encoder) -> Layer:
 def layer_of(text: str, encoder: Encoder) -> Layer:
     """The layer that a setting asks for of ``encoder``; see `cytomil.layer`.
 
-    Raises `SettingsError` for what is no layer, or a stage that the encoder has not.
+    Raises `SettingsError` for what is no layer, or a stage that it has not.
     """
     try:
         layer = resolve_layer(text, lambda: default_layer(encoder))
@@ -95,8 +95,8 @@ def layer_dim(encoder: Encoder, layer: Layer) -> int:
 class Layers(nn.Module):
     """An encoder that gives the layers asked for and computes no more than they need: what engines run and compile.
 
-    ``forward`` takes pixels (N, 3, S, S) in 0 to 1 and returns one (N, `layer_dim`) for each layer, in the order asked. A layer
-    of stages is, stage by stage, one statistic after another. Raises `SettingsError` for stages that the encoder has not.
+    ``forward`` takes pixels (N, 3, S, S) in 0 to 1 and returns one (N, `layer_dim`) for each layer, in the order asked. A
+    layer of stages is, stage by stage, one statistic after another. Raises `SettingsError` for a stage that it has not.
     """
 
     def __init__(self, encoder: Encoder, layers: Sequence[Layer]) -> None:

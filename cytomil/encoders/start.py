@@ -94,8 +94,8 @@ def resolve_start(
     published = find_published(weights)
     if arch not in (AUTO, published.architecture):
         raise SettingsError(
-            f"--weights {weights} are {published.architecture}'s, not {arch}'s. Leave out --arch, or use --weights none (random "
-            f"ones) or a file of {arch}'s."
+            f"--weights {weights} are {published.architecture}'s, not {arch}'s. Leave out --arch, or use --weights none "
+            f"(random ones) or a file of {arch}'s."
         )
     if is_resnet(published.architecture) and stem == AUTO:
         stem = "standard"  # the first layers that the weights have, whatever the image size

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from cytomil.cli.app import app
 
 BAGS = ["--bag-size", "12", "--train-bags", "6", "--test-bags", "4", "--cell-size", "24", "--difficulty", "0"]
-TRAIN = ["--epochs", "1", "--batch-size", "16", "--image-size", "16", "--method", "simclr"]
+TRAIN = ["--epochs", "1", "--batch-size", "16", "--image-size", "16", "--weights", "none", "--method", "simclr"]
 FIT = ["--epochs", "2", "--folds", "2", "--ensemble", "1"]
 
 

@@ -4,6 +4,7 @@ import json
 
 import h5py
 import pytest
+import timm
 import torch
 from torchvision.models import resnet18
 from typer.testing import CliRunner
@@ -11,7 +12,6 @@ from typer.testing import CliRunner
 from cytomil.cli.app import app
 from cytomil.files import sha256_of_file
 
-timm = pytest.importorskip("timm", reason="timm's models need the extra: pip install 'cytomil[timm]'")
 NONE = ["pretrain", "--method", "none", "--image-size", "32", "--device", "cpu"]
 SEEN = "its pretraining saw the bone-marrow set"
 
@@ -69,8 +69,11 @@ def test_from_a_weights_file_to_a_worklist(here):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--arch", "resnet19"], "there is no arch 'resnet19'. There are resnet18, resnet50"),
-        (["--arch", "test_vit", "--image-size", "40"], "no multiple of it. Use --image-size 32 or 48"),
+        (["--weights", "none", "--arch", "resnet19"], "there is no arch 'resnet19'. There are resnet18, resnet50"),
+        (
+            ["--weights", "none", "--arch", "test_vit", "--image-size", "40"],
+            "no multiple of it. Use --image-size 32 or 48",
+        ),
         (["--weights", "nowhere.pth"], "nowhere.pth does not exist. Name a local weights file"),
         (["--weights", "imagenet.pth"], "119 of 120 tensors match, the first that does not is conv1.weight"),
         (["--weights", "notes.txt"], "notes.txt cannot be read as weights"),

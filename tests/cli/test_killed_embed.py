@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 
 BAGS = ["--bag-size", "40", "--train-bags", "12", "--test-bags", "4", "--cell-size", "24", "--difficulty", "0"]
-TRAIN = ["--epochs", "1", "--batch-size", "64", "--image-size", "16", "--method", "simclr"]
+TRAIN = ["--epochs", "1", "--batch-size", "64", "--image-size", "16", "--weights", "none", "--method", "simclr"]
 SLOWLY = ["--batch-size", "1", "--layer", "z", "--orientations", "1"]  # long enough to be killed, by one cell at a time
 
 

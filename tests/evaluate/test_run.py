@@ -21,7 +21,7 @@ BAGS = {"bag_size": 12, "train_bags": 6, "test_bags": 4, "cell_size": 24, "witne
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("evaluate")
     make_bags(MakeBagsSettings(out=root / "bags", **BAGS), Silent())
-    small = {"method": "simclr", "epochs": 1, "batch_size": 32, "image_size": 16}
+    small = {"method": "simclr", "epochs": 1, "batch_size": 32, "image_size": 16, "weights": "none"}
     pretrain(PretrainSettings(bags=root / "bags", out=root / "encoder", **small), Silent())
     embed(EmbedSettings(bags=root / "bags", encoder=root / "encoder", out=root / "features"), Silent())
     fit = {"epochs": 2, "folds": 2, "ensemble": 1}
@@ -106,6 +106,8 @@ def test_features_of_another_layer_or_number_of_orientations_are_refused(made, t
         ({"method": "slam-ags", "rescale": "paper", "objective": "stable", "surgery": "sum"}, "slam-ags-stable-sum"),
         ({"method": "slam-ags", "rescale": "paper", "objective": "paper", "surgery": None}, "slam-ags"),
         ({"method": "none", "arch": "resnet18", "weights": "w/imagenet.pth"}, "none imagenet"),
+        ({"method": "none", "arch": "auto", "weights": "efficientnet-lite0"}, "none efficientnet-lite0"),
+        ({"method": "simclr", "arch": "auto", "weights": "none"}, "simclr"),
     ],
 )
 def test_runs_that_differ_in_surgery_encoder_or_start_weights_stand_in_different_rows(settings, name):

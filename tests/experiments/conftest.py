@@ -9,7 +9,14 @@ from experiments.grid import read_grid
 
 PARAMS = {
     "make_bags": {"source": "synthetic", "bag_size": 12, "train_bags": 6, "test_bags": 4, "cell_size": 24},
-    "pretrain": {"epochs": 1, "batch_size": 32, "image_size": 16, "device": "cpu"},
+    "pretrain": {
+        "epochs": 1,
+        "batch_size": 32,
+        "image_size": 16,
+        "arch": "resnet18",
+        "weights": "none",
+        "device": "cpu",
+    },
     "embed": {"device": "cpu", "layer": "z", "orientations": 1},
     "fit_mil": {"epochs": 2, "folds": 2, "ensemble": 1},
 }

@@ -124,8 +124,10 @@ class TestCaches:
     @pytest.mark.parametrize(
         ("asked", "layer", "dim"),
         [
-            *(("h", "h", 512), ("z", "z", 16), ("multi", "multi", 1872)),
-            *(("morphology", "morphology", 1981), ("auto", "morphology", 1981)),
+            *(("h", "h", 512), ("z", "z", 16), ("auto", "stages:1,2,3:mean,max,spread", 1344)),
+            ("stages:3,1:spread,mean", "stages:1,3:mean,spread", 640),
+            ("morphology", "stages:1,2,3:mean,max,spread+morphology", 1453),
+            ("h+morphology", "h+morphology", 621),
         ],
     )
     def test_hold_the_asked_layer(self, run, tmp_path, asked, layer, dim):

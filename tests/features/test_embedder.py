@@ -6,11 +6,11 @@ import torch
 
 from cytomil.encoders.bundle import load_bundle
 from cytomil.encoders.engines import open_engine
+from cytomil.encoders.stages import layer_of
 from cytomil.errors import FeatureFileError
 from cytomil.features import open_features
 from cytomil.features.embedder import Embedder
 from cytomil.features.feeding import CellBlock
-from cytomil.features.layers import encoder_layer
 from cytomil.morphology.descriptors import N_DESCRIPTORS
 from cytomil.progress import Problem
 
@@ -21,7 +21,8 @@ def bundle(encoder_folder):
 
 
 def make_embedder(bundle, layer, dtype):
-    return Embedder(bundle, open_engine(bundle, encoder_layer(layer), "eager", "cpu", print), layer, dtype)
+    layer = layer_of(layer, bundle.encoder)
+    return Embedder(bundle, open_engine(bundle, layer.embedded, "eager", "cpu", print), layer, dtype)
 
 
 def block(n, start=0, problems=(), described=0):
@@ -39,7 +40,7 @@ def test_the_key_names_everything_that_shapes_the_features(bundle, make_encoder,
     )
     others = [
         make_embedder(bundle, "h", "float32").key("source"),
-        make_embedder(bundle, "multi", "float32").key("source"),
+        make_embedder(bundle, "auto", "float32").key("source"),
         make_embedder(bundle, "morphology", "float32").key("source"),
         make_embedder(bundle, "z", "float16").key("source"),
         make_embedder(bundle, "z", "float32").key("another source"),
@@ -66,11 +67,11 @@ def test_blocks_become_one_cache(bundle, tmp_path, layer, dim):
 
 def test_morphology_follows_the_encoders_columns(bundle, tmp_path):
     parts = [(3, 0), (2, 3)]
-    for layer, described in (("multi", 0), ("morphology", N_DESCRIPTORS)):
+    for layer, described in (("auto", 0), ("morphology", N_DESCRIPTORS)):
         cells = [block(n, start, described=described) for n, start in parts]
         make_embedder(bundle, layer, "float32").embed(tmp_path / f"{layer}.h5", "x", "s", cells)
-    multi, both = (open_features(tmp_path / f"{layer}.h5").load() for layer in ("multi", "morphology"))
-    assert np.array_equal(both[:, :-N_DESCRIPTORS], multi)
+    alone, both = (open_features(tmp_path / f"{layer}.h5").load() for layer in ("auto", "morphology"))
+    assert np.array_equal(both[:, :-N_DESCRIPTORS], alone)
     assert both[:, -N_DESCRIPTORS:].tolist() == [[start] * N_DESCRIPTORS for n, start in parts for _ in range(n)]
 
 

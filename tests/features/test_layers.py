@@ -1,34 +1,38 @@
 import pytest
 
-from cytomil.encoders.architecture import Architecture, Encoder
-from cytomil.encoders.stages import layers_of
-from cytomil.features.layers import default_layer, encoder_layer, n_described, preparation_sha256, seen_px
+from cytomil.errors import FeatureFileError
+from cytomil.features.layers import n_described, preparation_sha256, seen_px, stored_layer
+from cytomil.layer import Layer
 from cytomil.morphology.descriptors import N_DESCRIPTORS, SIDE
-from cytomil.settings import Layer
+
+DESCRIBED = Layer("h", described=True)
 
 
-def test_a_resnets_default_is_morphology_and_its_engine_gives_multi():
-    encoder = Encoder(Architecture(projection_dim=16))
-    assert default_layer(encoder) is Layer.MORPHOLOGY
-    assert encoder_layer(default_layer(encoder)) in layers_of(encoder)
-    assert n_described(Layer.MORPHOLOGY) == N_DESCRIPTORS
-
-
-@pytest.mark.parametrize("layer", ["h", "z", "multi"])
-def test_the_encoders_own_layers_are_what_they_were(layer):
-    assert encoder_layer(layer) == layer
-    assert n_described(layer) == 0
-    assert seen_px(layer, 32) == 32
+def test_a_described_layer_has_the_description_after_the_encoders_columns():
+    assert n_described(DESCRIBED) == N_DESCRIPTORS
+    assert n_described(DESCRIBED.embedded) == 0
 
 
 @pytest.mark.parametrize(("image_size", "seen"), [(32, SIDE), (SIDE, SIDE), (224, 224)])
 def test_the_finest_picture_decides_how_finely_cells_are_cut(image_size, seen):
-    assert seen_px("morphology", image_size) == seen
+    assert seen_px(DESCRIBED, image_size) == seen
+    assert seen_px(Layer("h"), 32) == 32
 
 
-def test_only_a_described_layers_preparation_names_the_description(monkeypatch):
-    before = {layer: preparation_sha256(layer, "pixels") for layer in ("z", "morphology")}
+def test_another_description_is_another_preparation_of_described_cells_alone(monkeypatch):
+    before = {layer: preparation_sha256(layer, "pixels") for layer in (Layer("z"), DESCRIBED)}
     monkeypatch.setattr("cytomil.features.layers.DESCRIPTION", "another")
-    after = {layer: preparation_sha256(layer, "pixels") for layer in ("z", "morphology")}
-    assert before["z"] == after["z"] == "pixels"
-    assert len({before["morphology"], after["morphology"], "pixels"}) == 3
+    after = {layer: preparation_sha256(layer, "pixels") for layer in (Layer("z"), DESCRIBED)}
+    assert before[Layer("z")] == after[Layer("z")] == "pixels"
+    assert before[DESCRIBED] != after[DESCRIBED]
+
+
+@pytest.mark.parametrize("text", ["multi", "morphology", "auto", "None"])
+def test_what_another_version_stored_is_refused_with_what_to_do(text):
+    with pytest.raises(FeatureFileError, match=r"not one of this version.*cytomil embed"):
+        stored_layer(text)
+
+
+def test_a_stored_layer_is_rebuilt_as_it_was():
+    for layer in (Layer("h"), DESCRIBED, Layer("stages", (0, 4), ("max",), described=True)):
+        assert stored_layer(str(layer)) == layer

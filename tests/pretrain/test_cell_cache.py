@@ -53,6 +53,7 @@ def test_a_damaged_file_is_one_clear_line(written):
 
 def test_the_next_run_uses_the_file_again_and_ends_with_the_same_weights(bags_folder, tmp_path, monkeypatch):
     chosen = {"bags": bags_folder, "epochs": 1, "batch_size": 20, "image_size": 16, "projection_dim": 8}
+    chosen |= {"weights": "none"}
     in_memory = pretrain(PretrainSettings(out=tmp_path / "ram", **chosen), Silent())
     on_disk = pretrain(PretrainSettings(out=tmp_path / "disk", cache="disk", **chosen), Silent())
     assert on_disk.bundle.sha256 == in_memory.bundle.sha256

@@ -30,7 +30,7 @@ from cytomil.pretrain.methods.classification import FullySupervised
 class Ceiling(FullySupervised):
     pass
 """
-SMALL = {"epochs": 1, "batch_size": 16, "image_size": 16, "projection_dim": 8}
+SMALL = {"epochs": 1, "batch_size": 16, "image_size": 16, "projection_dim": 8, "weights": "none"}
 
 
 def snippet(language):

@@ -24,6 +24,7 @@ SMALL = {
     "epochs": 3,
     "batch_size": 32,
     "image_size": 16,
+    "weights": "none",
     "projection_dim": 16,
     "warmup_epochs": 0.5,
     "learning_rate": 0.01,

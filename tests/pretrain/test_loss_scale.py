@@ -121,7 +121,14 @@ def bags(tmp_path_factory):
 
 
 def settings(bags, out, **changed):
-    small = {"epochs": 3, "batch_size": 8, "image_size": 16, "projection_dim": 16, "learning_rate": 0.01}
+    small = {
+        "epochs": 3,
+        "batch_size": 8,
+        "image_size": 16,
+        "weights": "none",
+        "projection_dim": 16,
+        "learning_rate": 0.01,
+    }
     return PretrainSettings(**({"precision": "float16", "bags": bags, "out": out} | small | changed))
 
 

@@ -17,6 +17,7 @@ from cytomil.progress import Silent
 from cytomil.settings import PretrainSettings
 
 SMALL = {"epochs": 2, "batch_size": 32, "image_size": 32, "projection_dim": 8, "learning_rate": 0.01, "device": "cpu"}
+SMALL |= {"weights": "none"}
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ bags, out, *methods = sys.argv[1:]
 with training_processes("cpu") as processes:
     for method in methods:
         settings = PretrainSettings(bags=bags, out=Path(out) / method, method=method, epochs=2, batch_size=21,
-            image_size=16, projection_dim=8, learning_rate=0.01, warmup_epochs=0, precision="float32")
+            image_size=16, weights="none", projection_dim=8, learning_rate=0.01, warmup_epochs=0, precision="float32")
         pretrain(settings, Silent(), processes=processes)
 """
 
@@ -90,7 +90,18 @@ def test_an_error_of_both_processes_is_said_once(tmp_path):
 
 
 def test_the_command_line_trains_on_two_processes_and_prints_once(bags, tmp_path):
-    options = ["--epochs", "1", "--batch-size", "32", "--image-size", "16", "--projection-dim", "8"]
+    options = [
+        "--epochs",
+        "1",
+        "--batch-size",
+        "32",
+        "--image-size",
+        "16",
+        "--weights",
+        "none",
+        "--projection-dim",
+        "8",
+    ]
     line = [*TORCHRUN, "-m", "cytomil", "pretrain", "--bags", str(bags), "--out", str(tmp_path / "e"), *options]
     done = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

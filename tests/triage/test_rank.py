@@ -36,7 +36,13 @@ def road(tmp_path_factory):
     make_bags(MakeBagsSettings(out=root / "bags", **bags), Silent())
     pretrain(
         PretrainSettings(
-            bags=root / "bags", out=root / "encoder", method="simclr", epochs=1, batch_size=32, image_size=16
+            bags=root / "bags",
+            out=root / "encoder",
+            method="simclr",
+            epochs=1,
+            batch_size=32,
+            image_size=16,
+            weights="none",
         ),
         Silent(),
     )
@@ -238,7 +244,7 @@ def test_a_damaged_model_is_refused(road, tmp_path, victim):
 def test_a_model_that_was_shown_instance_labels_is_refused(road, tmp_path):
     ceiling = tmp_path / "ceiling"
     chosen = {"method": "fully-supervised", "with_instance_labels": True}
-    chosen |= {"epochs": 1, "batch_size": 32, "image_size": 16}
+    chosen |= {"epochs": 1, "batch_size": 32, "image_size": 16, "weights": "none"}
     pretrain(PretrainSettings(bags=road / "bags", out=ceiling / "encoder", **chosen), Silent())
     embed(EmbedSettings(bags=road / "bags", encoder=ceiling / "encoder", out=ceiling / "features"), Silent())
     where = {"features": ceiling / "features", "encoder": ceiling / "encoder", "out": ceiling / "model"}

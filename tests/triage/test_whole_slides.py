@@ -95,7 +95,7 @@ def road(tmp_path_factory):
     )
     made = make_bags(bags, Silent())
     assert made.problems == ()
-    train = {"method": "simclr", "epochs": 2, "batch_size": 32, "image_size": 16}
+    train = {"method": "simclr", "epochs": 2, "batch_size": 32, "image_size": 16, "weights": "none"}
     pretrain(PretrainSettings(bags=root / "bags", out=root / "encoder", **train), Silent())
     embed(EmbedSettings(bags=root / "bags", encoder=root / "encoder", out=root / "features", orientations=1), Silent())
     fit = {"epochs": 5, "folds": 2, "ensemble": 1}

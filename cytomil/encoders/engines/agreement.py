@@ -60,7 +60,7 @@ def top_overlap(eager: np.ndarray, other: np.ndarray) -> float:
 def _distance_from(eager: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Squared Mahalanobis distances (M,) of cells (M, D) from ``eager``'s (N, D), whose covariance is shrunk.
 
-    By singular values of the few cells, not the D × D covariance, which the stages of a ResNet-50 make hundreds of megabytes large: along
+    By singular values of the few cells, not the D × D covariance, which for layers of some thousand numbers is large: along
     their axes a variance is (1 - s) λ + s μ, across all of them s μ (Ledoit and Wolf, 2004). Axes whose variance is lost in
     the rounding of the embeddings' own precision have no say, as in scikit-learn's pseudo-inverse of that precision: along
     them any engine's rounding would outweigh all that cells differ in.

@@ -31,8 +31,8 @@ class EngineRecord:
     """What engine.json says of a compiled form.
 
     ``device`` is cpu or cuda, ``machine`` the processor or GPU it was compiled and measured on, ``versions`` those of its
-    libraries, ``files`` the SHA-256 of each of its files, ``layers`` what it gives, in that order, ``agreement`` with eager by layer, ``images_per_second`` and
-    ``eager_images_per_second`` measured in turn on that machine.
+    libraries, ``files`` the SHA-256 of each of its files, ``layers`` what it gives, in that order, ``agreement`` with eager
+    by layer, ``images_per_second`` and ``eager_images_per_second`` measured in turn on that machine.
     """
 
     engine: str

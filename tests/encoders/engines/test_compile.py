@@ -13,10 +13,15 @@ from cytomil.encoders.engines import open_engine
 from cytomil.encoders.engines.cells import training_cells
 from cytomil.encoders.engines.compile import compile_engine
 from cytomil.encoders.engines.record import read_record
+from cytomil.encoders.stages import default_layer, layer_dim
+from cytomil.encoders.start import resolve_start
 from cytomil.encoders.transform import CellTransform
-from cytomil.errors import EngineError, NotFoundError
+from cytomil.errors import EngineError, NotFoundError, SettingsError
+from cytomil.layer import Layer
 from cytomil.progress import Silent
 from cytomil.settings import CompileSettings
+
+LAYERS = ["h", "z", "stages:1,2,3:mean,max,spread"]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,7 @@ def larger_bags(make_synthetic_bags, tmp_path_factory):
 
 
 def settings(encoder, bags, **changes):
-    return CompileSettings(**{"encoder": encoder, "bags": bags, "cells": 48, "device": "cpu"} | changes)
+    return CompileSettings(**{"encoder": encoder, "bags": bags, "cells": 48, "layer": "h z", "device": "cpu"} | changes)
 
 
 def stored(encoder):
@@ -42,12 +47,12 @@ def silence(message):
     raise AssertionError(f"nothing should be said, but: {message}")
 
 
-@pytest.mark.parametrize("layer", ["h", "z", "multi"])
+@pytest.mark.parametrize("layer", LAYERS)
 def test_a_stored_engine_gives_what_eager_gives(compiled_folder, pixels, layer):
     bundle = load_bundle(compiled_folder)
-    engine = open_engine(bundle, layer, "openvino-float32", "cpu", silence)
-    eager = open_engine(bundle, layer, "eager", "cpu", silence)
-    assert (engine.name, engine.layer, engine.dim) == ("openvino-float32", layer, eager.dim)
+    engine = open_engine(bundle, Layer.parse(layer), "openvino-float32", "cpu", silence)
+    eager = open_engine(bundle, Layer.parse(layer), "eager", "cpu", silence)
+    assert (engine.name, str(engine.layer), engine.dim) == ("openvino-float32", layer, eager.dim)
     values = engine.embed(pixels)
     assert values.dtype == np.float32
     np.testing.assert_allclose(values, eager.embed(pixels), rtol=1e-3, atol=1e-4)
@@ -55,7 +60,7 @@ def test_a_stored_engine_gives_what_eager_gives(compiled_folder, pixels, layer):
 
 @pytest.mark.parametrize("size", [1, 7, 64, 149])
 def test_a_cells_embedding_is_the_same_to_the_byte_in_any_company(compiled_folder, pixels, size):
-    engine = open_engine(load_bundle(compiled_folder), "z", "openvino", "cpu", silence)
+    engine = open_engine(load_bundle(compiled_folder), Layer("z"), "openvino", "cpu", silence)
     whole = engine.embed(pixels)
     parts = [engine.embed(pixels[start : start + size]) for start in range(0, len(pixels), size)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
@@ -72,7 +77,8 @@ def test_the_record_says_what_was_compiled_and_measured(compiled_folder):
     assert set(record.files) == {"encoder.xml", "encoder.bin"}
     assert set(record.versions) == {"openvino"}
     assert record.machine["processor"]
-    assert set(record.agreement) == {"h", "z", "multi"}
+    assert record.layers == LAYERS
+    assert set(record.agreement) == set(LAYERS)
     for figures in record.agreement.values():
         assert figures["cells"] == 48
         assert 0.999 <= figures["least_cosine"] <= figures["mean_cosine"] <= 1.0001
@@ -189,21 +195,41 @@ def test_torch_compile_is_kept_only_where_it_is_faster(make_encoder, bags_folder
     record = compile_engine(line, Silent())
     assert record.gain == 2
     assert json.loads((bundle.path / "engines/torch-compile/engine.json").read_text())["files"] == {}
-    assert open_engine(bundle, "z", "auto", "cpu", silence).name == "torch-compile"
+    assert open_engine(bundle, Layer("z"), "auto", "cpu", silence).name == "torch-compile"
 
 
 @pytest.mark.parametrize("projection_dim", [8, 0])
 def test_a_vision_transformer_compiles_with_and_without_projector(bags_folder, tmp_path, projection_dim):
     pytest.importorskip("openvino", reason="compiled engines need the extra: pip install 'cytomil[openvino]'")
-    pytest.importorskip("timm", reason="timm's models need the extra: pip install 'cytomil[timm]'")
     torch.manual_seed(0)
     encoder = Encoder(resolve_architecture("test_vit", "auto", projection_dim, 32))
     bundle = save_bundle(tmp_path / "encoder", encoder, CellTransform(32, 0.8), {"method": "none"})
-    record = compile_engine(settings(bundle.path, bags_folder), Silent())
+    record = compile_engine(settings(bundle.path, bags_folder, layer="h z auto"), Silent())
     assert record.agreement["h"]["least_cosine"] > 0.9999
     cells = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    for layer in ("h", "z"):
+    for layer in (Layer("h"), Layer("z"), default_layer(bundle.encoder)):
         engine = open_engine(bundle, layer, "openvino-float32", "cpu", silence)
         eager = open_engine(bundle, layer, "eager", "cpu", silence)
-        assert engine.dim == eager.dim == bundle.encoder.dim_of(layer)
+        assert engine.dim == eager.dim == layer_dim(bundle.encoder, layer)
         np.testing.assert_allclose(engine.embed(cells), eager.embed(cells), rtol=1e-3, atol=1e-4)
+
+
+def test_an_efficientnets_inner_stages_compile_and_those_alone_are_computed(bags_folder, tmp_path):
+    pytest.importorskip("openvino", reason="compiled engines need the extra: pip install 'cytomil[openvino]'")
+    start = resolve_start("efficientnet-lite0", "auto", "auto", 64, 0)
+    encoder = Encoder(start.architecture)
+    start.weights.put_into(encoder)
+    bundle = save_bundle(tmp_path / "encoder", encoder, CellTransform(64, 0.8), {"method": "none"})
+    record = compile_engine(settings(bundle.path, bags_folder, layer="morphology"), Silent())
+    assert record.layers == ["stages:1,2,4:mean,max,spread"]
+    # The blocks behind stage 4 hold most of the weights.
+    assert (bundle.path / "engines/openvino-float32/encoder.bin").stat().st_size < 6e6
+    cells = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
+    layer = default_layer(encoder)
+    engine, eager = (open_engine(bundle, layer, name, "cpu", silence) for name in ("openvino", "eager"))
+    np.testing.assert_allclose(engine.embed(cells), eager.embed(cells), rtol=1e-3, atol=1e-3)
+
+
+def test_a_layer_that_the_encoder_has_not_is_refused_before_compiling(encoder_folder, bags_folder):
+    with pytest.raises(SettingsError, match=r"resnet18 has no stage 5; it has stages 1 to 4"):
+        compile_engine(settings(encoder_folder, bags_folder, layer="h stages:5:mean"), Silent())

@@ -6,6 +6,7 @@ import torch
 
 from cytomil.encoders.bundle import load_bundle
 from cytomil.encoders.engines.eager import EagerEngine, to_unit_range
+from cytomil.layer import Layer
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,7 @@ def pixels():
 
 @pytest.fixture(params=["h", "z"])
 def engine(request, encoder_folder):
-    return EagerEngine(load_bundle(encoder_folder).encoder, request.param, torch.device("cpu"))
+    return EagerEngine(load_bundle(encoder_folder).encoder, Layer(request.param), torch.device("cpu"))
 
 
 def test_gives_the_asked_layer(encoder_folder, pixels):
@@ -23,7 +24,7 @@ def test_gives_the_asked_layer(encoder_folder, pixels):
     with torch.inference_mode():
         h, z = encoder(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous() / 255)
     for layer, wanted, dim in (("h", h, 512), ("z", z, 16)):
-        engine = EagerEngine(encoder, layer, torch.device("cpu"))
+        engine = EagerEngine(encoder, Layer(layer), torch.device("cpu"))
         values = engine.embed(pixels)
         assert values.dtype == np.float32
         assert values.shape == (9, dim)
@@ -52,7 +53,7 @@ def test_no_cells_give_no_embeddings(engine):
 def test_embedding_does_not_change_the_encoder(encoder_folder, pixels):
     encoder = load_bundle(encoder_folder).encoder
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    EagerEngine(encoder.train(), "z", torch.device("cpu")).embed(pixels)
+    EagerEngine(encoder.train(), Layer("z"), torch.device("cpu")).embed(pixels)
     assert all(torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
 
 

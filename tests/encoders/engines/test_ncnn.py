@@ -8,8 +8,10 @@ from cytomil.encoders.engines import compile as compile_module
 from cytomil.encoders.engines import open_engine
 from cytomil.encoders.engines.compile import compile_engine
 from cytomil.encoders.engines.record import read_record
+from cytomil.encoders.start import resolve_start
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import EngineError
+from cytomil.layer import Layer
 from cytomil.progress import Silent
 from cytomil.settings import CompileSettings
 
@@ -24,8 +26,8 @@ def no_timing():
         yield
 
 
-def compiled(folder, bags):
-    record = compile_engine(CompileSettings(encoder=folder, bags=bags, cells=48, engine="ncnn"), Silent())
+def compiled(folder, bags, layer="h z stages:1,2,3"):
+    record = compile_engine(CompileSettings(encoder=folder, bags=bags, cells=48, engine="ncnn", layer=layer), Silent())
     return load_bundle(folder), record
 
 
@@ -43,11 +45,11 @@ def pixels():
     return np.random.default_rng(0).integers(0, 256, (30, 24, 24, 3), np.uint8)
 
 
-@pytest.mark.parametrize("layer", ["h", "z", "multi"])
+@pytest.mark.parametrize("layer", ["h", "z", "stages:1,2,3:mean,max,spread"])
 def test_it_gives_what_eager_gives_whatever_the_company(bundle, pixels, layer):
-    engine = open_engine(bundle, layer, "ncnn", "cpu", silence)
-    eager = open_engine(bundle, layer, "eager", "cpu", silence)
-    assert (engine.name, engine.layer, engine.dim) == ("ncnn-float32", layer, eager.dim)
+    engine = open_engine(bundle, Layer.parse(layer), "ncnn", "cpu", silence)
+    eager = open_engine(bundle, Layer.parse(layer), "eager", "cpu", silence)
+    assert (engine.name, str(engine.layer), engine.dim) == ("ncnn-float32", layer, eager.dim)
     values = engine.embed(pixels)
     assert values.dtype == np.float32
     np.testing.assert_allclose(values, eager.embed(pixels), rtol=1e-3, atol=1e-4)
@@ -70,14 +72,27 @@ def test_other_networks_with_and_without_projector(bags_folder, tmp_path, pixels
     save_bundle(tmp_path / "encoder", encoder, CellTransform(24, 0.8), {"method": "none"})
     made, record = compiled(tmp_path / "encoder", bags_folder)
     for layer in ("h", "z"):
-        engine = open_engine(made, layer, "ncnn", "cpu", silence)
+        engine = open_engine(made, Layer(layer), "ncnn", "cpu", silence)
         assert engine.dim == encoder.dim_of(layer)
         assert engine.embed(pixels[:3]).shape == (3, engine.dim)
         assert record.agreement[layer]["least_cosine"] > 0.9999
 
 
+def test_an_efficientnets_inner_stages(bags_folder, tmp_path):
+    start = resolve_start("efficientnet-lite0", "auto", "auto", 64, 0)
+    encoder = Encoder(start.architecture)
+    start.weights.put_into(encoder)
+    save_bundle(tmp_path / "encoder", encoder, CellTransform(64, 0.8), {"method": "none"})
+    made, record = compiled(tmp_path / "encoder", bags_folder, "auto")
+    assert record.layers == ["stages:1,2,4:mean,max,spread"]
+    cells = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
+    engine, eager = (
+        open_engine(made, Layer.parse(record.layers[0]), name, "cpu", silence) for name in ("ncnn", "eager")
+    )
+    np.testing.assert_allclose(engine.embed(cells), eager.embed(cells), rtol=1e-3, atol=1e-3)
+
+
 def test_a_network_it_cannot_run_is_said_in_one_line_and_not_stored(bags_folder, tmp_path):
-    pytest.importorskip("timm", reason="timm's models need the extra: pip install 'cytomil[timm]'")
     encoder = Encoder(resolve_architecture("test_vit", "auto", 8, 32))
     save_bundle(tmp_path / "encoder", encoder, CellTransform(32, 0.8), {"method": "none"})
     with pytest.raises(EngineError, match=r"test_vit.*Use --engine openvino"):

@@ -10,6 +10,7 @@ from cytomil.encoders.engines import record as record_module
 from cytomil.encoders.engines.record import read_record
 from cytomil.errors import EncoderBundleError
 from cytomil.files import write_json_card
+from cytomil.layer import Layer
 
 NAME = "openvino-float32"
 
@@ -20,7 +21,7 @@ def opened(compiled):
 
     def run(name="auto", device="cpu"):
         said = []
-        engine = open_engine(load_bundle(compiled), "z", name, device, said.append)
+        engine = open_engine(load_bundle(compiled), Layer("z"), name, device, said.append)
         return engine.name, said
 
     return run
@@ -179,10 +180,10 @@ def test_engines_are_copied_only_to_their_own_weights_and_damaged_ones_not_at_al
 def test_an_engine_that_does_not_give_the_layer_is_left_aside(compiled, asked):
     card = compiled / "engines" / NAME / "engine.json"
     record = json.loads(card.read_text())
-    del record["agreement"]["multi"]
+    record["layers"] = record["layers"][:2]
     write_json_card(card, record)
     said = []
-    assert open_engine(load_bundle(compiled), "multi", asked, "cpu", said.append).name == "eager"
-    assert "openvino-float32 (does not give layer multi). Running eager." in said[0]
-    assert open_engine(load_bundle(compiled), "z", NAME, "cpu", said.append).name == NAME
+    assert open_engine(load_bundle(compiled), Layer.parse("stages:1,2,3"), asked, "cpu", said.append).name == "eager"
+    assert "openvino-float32 (does not give layer stages:1,2,3:mean,max,spread). Running eager." in said[0]
+    assert open_engine(load_bundle(compiled), Layer("z"), NAME, "cpu", said.append).name == NAME
     assert len(said) == 1

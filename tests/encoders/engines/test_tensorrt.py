@@ -14,8 +14,10 @@ from cytomil.encoders.engines.record import EngineRecord
 from cytomil.encoders.engines.tensorrt import MOST_CELLS, TensorRtEngine, build
 from cytomil.errors import EngineError
 from cytomil.files import sha256_of_file
+from cytomil.layer import Layer
 
 CPU = torch.device("cpu")
+LAYERS = [Layer("h"), Layer("z"), Layer.parse("stages:1,2,3")]
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def library(monkeypatch):
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("float32", torch.float32)])
 def test_the_model_itself_is_cast_and_the_batch_is_dynamic(library, encoder_folder, tmp_path, precision, dtype):
     encoder = load_bundle(encoder_folder).encoder
-    build(encoder, 24, precision, tmp_path, CPU)
+    build(encoder, LAYERS, 24, precision, tmp_path, CPU)
     (_, module, options), (_, path, saved) = library.calls
     assert {parameter.dtype for parameter in module.parameters()} == {dtype}
     assert not module.training
@@ -63,24 +65,22 @@ def test_the_model_itself_is_cast_and_the_batch_is_dynamic(library, encoder_fold
     assert path == str(tmp_path / tensorrt.MODEL_NAME)
 
 
-@pytest.mark.parametrize("layer", ["h", "z", "multi"])
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_cells_go_through_in_pieces_that_fit(library, encoder_folder, tmp_path, monkeypatch, layer):
     monkeypatch.setattr(tensorrt, "MOST_CELLS", 4)
     bundle = load_bundle(encoder_folder)
     eager = open_engine(bundle, layer, "eager", "cpu", print)
     pixels = np.random.default_rng(0).integers(0, 256, (9, 24, 24, 3), np.uint8)
     wanted = eager.embed(pixels)
-    build(bundle.encoder, 24, "float32", tmp_path, CPU)
-    engine = TensorRtEngine(
-        "tensorrt-float32", "key", tmp_path, "float32", layer, eager.dim, ["h", "z", "multi"].index(layer), CPU
-    )
+    build(bundle.encoder, LAYERS, 24, "float32", tmp_path, CPU)
+    engine = TensorRtEngine("tensorrt-float32", "key", tmp_path, "float32", layer, eager.dim, LAYERS.index(layer), CPU)
     np.testing.assert_allclose(engine.embed(pixels), wanted, rtol=1e-3, atol=1e-4)
     assert engine.embed(pixels[:0]).shape == (0, eager.dim)
 
 
 def test_a_module_that_computes_in_float32_in_silence_is_refused(library, encoder_folder, tmp_path):
     bundle = load_bundle(encoder_folder)
-    build(bundle.encoder, 24, "fp16", tmp_path, CPU)
+    build(bundle.encoder, LAYERS, 24, "fp16", tmp_path, CPU)
     library.calls[0][1].forward = lambda pixels: (torch.zeros(len(pixels), 512), torch.zeros(len(pixels), 16))
     engine = TensorRtEngine("tensorrt-fp16", "key", tmp_path, "fp16", "z", 16, 1, CPU)
     with pytest.raises(EngineError, match=r"tensorrt-fp16 computes in torch.float32, not in torch.float16"):
