@@ -17,7 +17,7 @@ import torch
 
 from cytomil.encoders.published import Download, Published, TimmWeights, Wheel
 from cytomil.encoders.state_file import read_state
-from cytomil.errors import CytomilError, WeightsFileError
+from cytomil.errors import WeightsFileError
 from cytomil.files import sha256_of_file, write_text
 from cytomil.weights import save_weights
 
@@ -106,10 +106,9 @@ def _download(published: Published, kept: Path, recorded: Path, note: Callable[[
             shutil.move(partial, kept)
     # torch.hub raises urllib's and RuntimeError for another hash, timm and the hub theirs, of many kinds.
     except Exception as error:
-        if isinstance(error, CytomilError):
-            reason = str(error).partition(": ")[2] or str(error)
-        else:
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        unreadable = isinstance(error, WeightsFileError)
+        reason = "what came cannot be read as weights: cut off, or a web page" if unreadable else said[0][:200]
         raise WeightsFileError(
             f"weights {published.name} could not be downloaded ({reason}). They are {published.source}; fetch the file on a "
             f"machine with network and run: cytomil pretrain --weights FILE --arch {published.architecture}"

@@ -152,11 +152,13 @@ def _projected(encoder: Encoder, layer: Layer, h: Tensor | None) -> Tensor:
     return projected
 
 
-class _InnerMaps(nn.Module):
-    """Normalised pixels → h, if asked for, and each stage's maps (N, C, H, W); what lies behind the last one is left out."""
+class _InnerMaps:
+    """Normalised pixels → h, if asked for, and each stage's maps (N, C, H, W); what lies behind the last one is left out.
+
+    No module of its own: converters would meet the encoder's layers under two names, and pnnx then loses their weights.
+    """
 
     def __init__(self, encoder: Encoder, stages: tuple[int, ...], with_h: bool) -> None:
-        super().__init__()
         network: Any = encoder.backbone
         self._with_h = with_h
         self._stages = stages
@@ -164,7 +166,9 @@ class _InnerMaps(nn.Module):
         if is_resnet(encoder.architecture.name):
             last = get_graph_node_names(network)[1][-1]
             names = {f"layer{number}": str(number) for number in stages} | ({last: "h"} if with_h else {})
-            self._graph = create_feature_extractor(network, names).train(network.training)
+            was_training = network.training
+            self._graph = create_feature_extractor(network, names)
+            network.train(was_training)  # whose layers the graph shares, and has put into a mode of its own
             return
         self._network = network
         self._options: dict[str, Any] = {"indices": list(stages)}
@@ -172,7 +176,7 @@ class _InnerMaps(nn.Module):
             # Place 0 is the stem.
             self._options = {"indices": [number + 1 for number in stages], "extra_blocks": True}
 
-    def forward(self, normalised: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+    def __call__(self, normalised: Tensor) -> tuple[Tensor | None, list[Tensor]]:
         if self._graph is not None:
             found = self._graph(normalised)
             return found.get("h"), [found[str(number)] for number in self._stages]

@@ -49,7 +49,8 @@ def test_from_a_weights_file_to_a_worklist(here):
     assert embedded.exit_code == 0, embedded.output
     assert SEEN in words(embedded)
     with h5py.File(next((here / "data/features").glob("train-*.h5"))) as file:
-        assert file["features"].shape[1] == 64
+        assert file["features"].shape[1] == 3 * 3 * 64
+        assert file.attrs["layer"] == "stages:2,3,4:mean,max,spread"
         made_of = json.loads(file.attrs["encoder"])
         assert made_of["start_weights"] == weights
         assert made_of["architecture"]["name"] == "test_vit"
@@ -74,6 +75,9 @@ def test_from_a_weights_file_to_a_worklist(here):
             ["--weights", "none", "--arch", "test_vit", "--image-size", "40"],
             "no multiple of it. Use --image-size 32 or 48",
         ),
+        (["--weights", "efficientnet-lite0", "--arch", "resnet50"], "are tf_efficientnet_lite0's, not resnet50's"),
+        (["--weights", "efficientnet-light0"], "Did you mean efficientnet-lite0"),
+        (["--weights", "timm/test_viT"], "Did you mean timm/test_vit"),
         (["--weights", "nowhere.pth"], "nowhere.pth does not exist. Name a local weights file"),
         (["--weights", "imagenet.pth"], "119 of 120 tensors match, the first that does not is conv1.weight"),
         (["--weights", "notes.txt"], "notes.txt cannot be read as weights"),
@@ -89,3 +93,19 @@ def test_what_cannot_be_had_is_one_line_and_leaves_nothing(here, options, said):
     assert len(errors) == 1
     assert said in errors[0]
     assert not (here / "models").exists()
+
+
+def test_the_default_start_is_told_with_its_source_and_needs_no_network(here):
+    made = run(*NONE, "--json")
+    assert made.exit_code == 0, made.output
+    card = json.loads(made.stdout)
+    assert card["architecture"]["name"] == "tf_efficientnet_lite0"
+    start = card["start_weights"]
+    assert (start["name"], start["licence"]) == ("efficientnet-lite0", "Apache-2.0")
+    assert start["sha256"].startswith("57934424")
+    assert "started from efficientnet-lite0" in words(made)
+    embedded = run("embed", "--split", "test", "--orientations", "1")
+    assert embedded.exit_code == 0, embedded.output
+    with h5py.File(next((here / "data/features").glob("test-*.h5"))) as file:
+        assert file.attrs["layer"] == "stages:1,2,4:mean,max,spread"
+        assert file["features"].shape[1] == 528

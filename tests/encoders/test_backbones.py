@@ -11,23 +11,6 @@ from cytomil.encoders.backbones import make_backbone, require_image_size
 from cytomil.errors import SettingsError
 
 
-@pytest.fixture
-def timm():
-    return pytest.importorskip("timm", reason="timm's models need the extra: pip install 'cytomil[timm]'")
-
-
-@pytest.fixture
-def without_timm(monkeypatch):
-    imported = __import__
-
-    def refusing(name, *rest, **more):
-        if name.partition(".")[0] == "timm":
-            raise ImportError("No module named 'timm'")
-        return imported(name, *rest, **more)
-
-    monkeypatch.setattr("builtins.__import__", refusing)
-
-
 def one_line(caught):
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -42,7 +25,7 @@ def one_line(caught):
         ("mobilenetv3_small_050", 1024, 32),
     ],
 )
-def test_h_is_as_long_as_the_architecture_makes_it(timm, name, dim, size):
+def test_h_is_as_long_as_the_architecture_makes_it(name, dim, size):
     torch.manual_seed(0)
     encoder = Encoder(resolve_architecture(name, "auto", 8, size)).eval()
     with torch.inference_mode():
@@ -72,7 +55,7 @@ def test_without_projector_z_is_h():
     assert encoder.dim_of("z") == encoder.dim_of("h") == 512
 
 
-def test_a_network_built_for_one_size_says_so_and_others_do_not(timm):
+def test_a_network_built_for_one_size_says_so_and_others_do_not():
     assert resolve_architecture("test_vit", "auto", 8, 32) == Architecture("test_vit", "standard", 8, 32)
     assert resolve_architecture("resnet10t", "auto", 8, 32) == Architecture("resnet10t", "standard", 8, None)
     assert resolve_architecture("resnet50", "auto", 8, 32) == Architecture("resnet50", "small", 8, None)
@@ -81,39 +64,32 @@ def test_a_network_built_for_one_size_says_so_and_others_do_not(timm):
 @pytest.mark.parametrize(
     ("name", "meant"), [("resnet19", "resnet18"), ("vit_small_patch14_dinov3", "vit_small_patch1")]
 )
-def test_a_name_nobody_has_says_what_there_is(timm, name, meant):
+def test_a_name_nobody_has_says_what_there_is(name, meant):
     with pytest.raises(SettingsError, match=r"resnet18, resnet50, and what timm\.list_models\(\)") as caught:
         resolve_architecture(name, "auto", 8, 32)
     assert f"Did you mean '{meant}" in one_line(caught)
 
 
 @pytest.mark.parametrize("name", ["hf-hub:timm/test_vit", "hf_hub:timm/test_vit", "local-dir:/tmp"])
-def test_a_name_that_leads_to_a_download_is_no_name(timm, name):
+def test_a_name_that_leads_to_a_download_is_no_name(name):
     with pytest.raises(SettingsError, match="there is no arch"):
         resolve_architecture(name, "auto", 8, 32)
 
 
-def test_without_the_extra_it_is_named_and_resnets_work(without_timm):
-    with pytest.raises(SettingsError, match=r"pip install 'cytomil\[timm\]'") as caught:
-        resolve_architecture("vit_small_patch14_dinov2", "auto", 8, 224)
-    assert "resnet18, resnet50" in one_line(caught)
-    assert Encoder(resolve_architecture("resnet18", "auto", 8, 32)).dim_of("h") == 512
-
-
-def test_a_small_stem_is_for_resnets(timm):
+def test_a_small_stem_is_for_resnets():
     with pytest.raises(SettingsError, match="test_vit has its own"):
         resolve_architecture("test_vit", "small", 8, 32)
 
 
 @pytest.mark.parametrize(("size", "cure"), [(40, "32 or 48"), (20, "16 or 32")])
-def test_cells_that_patches_do_not_tile_are_refused(timm, size, cure):
+def test_cells_that_patches_do_not_tile_are_refused(size, cure):
     backbone = make_backbone("test_vit", image_size=size)
     with pytest.raises(SettingsError, match=f"patches of 16 px.*--image-size {cure}.*trained at 160") as caught:
         require_image_size("test_vit", backbone.network, backbone.dim, size)
     one_line(caught)
 
 
-def test_a_network_that_does_not_run_at_this_size_is_refused(timm):
+def test_a_network_that_does_not_run_at_this_size_is_refused():
     backbone = make_backbone("resnet10t")
     backbone.network.layer4 = nn.Conv2d(256, 1, 64)
     with pytest.raises(SettingsError, match=r"resnet10t does not run on cells of 32 px.*--image-size") as caught:

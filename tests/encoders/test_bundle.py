@@ -79,7 +79,6 @@ class TestRoundTrip:
 
     @pytest.mark.parametrize("name", ["resnet50", "test_vit"])
     def test_other_architectures_come_back_as_they_were(self, tmp_path, name):
-        pytest.importorskip("timm", reason="timm's models need the extra: pip install 'cytomil[timm]'")
         encoder = Encoder(resolve_architecture(name, "auto", 8, 32)).eval()
         save_bundle(tmp_path / "encoder", encoder, CellTransform(32, 0.8), {"method": "simclr"})
         loaded = load_bundle(tmp_path / "encoder")

@@ -77,7 +77,6 @@ def test_without_weights_nothing_is_read(tmp_path):
 
 @pytest.fixture(scope="module")
 def backbone():
-    pytest.importorskip("timm", reason="DinoBloom needs the extra: pip install 'cytomil[timm]'")
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape):
@@ -254,7 +253,6 @@ class TestRefusals:
         assert "is an encoder of cytomil's" in said
 
     def test_a_size_that_does_not_suit_is_told_before_weights_are_read(self, tmp_path):
-        pytest.importorskip("timm", reason="needs the extra: pip install 'cytomil[timm]'")
         architecture = resolve_architecture("vit_small_patch14_dinov2", "auto", 8, 32)
         said = self.refused(tmp_path / "none.pth", SettingsError, architecture, 32)
         assert "patches of 14 px" in said

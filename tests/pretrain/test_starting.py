@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import timm
 import torch
 from torchvision.models import resnet18
 
 from cytomil.encoders.architecture import Architecture, Encoder
+from cytomil.encoders.start import resolve_start
 from cytomil.errors import ResumeError, SettingsError
 from cytomil.pretrain.loop import pretrain
 from cytomil.pretrain.processes import OneProcess
@@ -18,11 +20,6 @@ from cytomil.settings import PretrainSettings
 
 SMALL = {"epochs": 2, "batch_size": 32, "image_size": 32, "projection_dim": 8, "learning_rate": 0.01, "device": "cpu"}
 SMALL |= {"weights": "none"}
-
-
-@pytest.fixture
-def timm():
-    return pytest.importorskip("timm", reason="timm's models need the extra: pip install 'cytomil[timm]'")
 
 
 @pytest.fixture(scope="module")
@@ -125,13 +122,23 @@ class TestWeights:
         assert same(resumed.encoder, run("unbroken", weights=imagenet, **wanted).encoder)
 
     def test_a_method_that_would_break_them_refuses_them(self, run, imagenet):
-        with pytest.raises(SettingsError, match=r"dsvdd.*--weights"):
-            run("encoder", method="dsvdd", weights=imagenet, stem="standard")
+        for weights in (imagenet, "efficientnet-lite0"):
+            with pytest.raises(SettingsError, match=r"dsvdd.*--weights none"):
+                run("encoder", method="dsvdd", weights=weights)
+
+    def test_training_goes_on_from_named_weights(self, run):
+        bundle = run("encoder", method="simclr", weights="efficientnet-lite0", epochs=1, learning_rate=1e-9)
+        start = resolve_start("efficientnet-lite0", "auto", "auto", 32, 8).weights
+        trained = bundle.encoder.backbone.state_dict()
+        for name in ("conv_stem.weight", "blocks.4.1.conv_dw.weight", "conv_head.weight"):
+            torch.testing.assert_close(trained[name], start.state[name], rtol=1e-4, atol=1e-6)
+        assert bundle.encoder.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+        assert bundle.card["start_weights"]["name"] == "efficientnet-lite0"
 
 
 class TestOtherArchitectures:
     @pytest.mark.parametrize("method", ["slam-ags", "moco-v3"])
-    def test_a_vision_transformer_trains_and_resumes(self, timm, run, method):
+    def test_a_vision_transformer_trains_and_resumes(self, run, method):
         wanted = {"method": method, "arch": "test_vit"}
 
         def stop(record):
@@ -152,7 +159,7 @@ class TestOtherArchitectures:
         assert bundle.card["architecture"]["stem"] == "small"
         assert "timm" not in bundle.card["versions"]
 
-    def test_several_processes_refuse_batch_norms_they_cannot_share(self, timm):
+    def test_several_processes_refuse_batch_norms_they_cannot_share(self):
         several = OneProcess(torch.device("cpu"))
         several.count = 2
         TrainingEncoder(Architecture(), torch.float32, several)

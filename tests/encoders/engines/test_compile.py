@@ -97,9 +97,9 @@ def test_int8_is_calibrated_and_judged_on_different_training_cells(
     seen = {}
     build = compile_module.openvino.build
 
-    def watched(encoder, image_size, precision, calibration, folder):
+    def watched(encoder, layers, image_size, precision, calibration, folder):
         seen["calibration"] = calibration
-        return build(encoder, image_size, precision, calibration, folder)
+        return build(encoder, layers, image_size, precision, calibration, folder)
 
     monkeypatch.setattr(compile_module.openvino, "build", watched)
     record = compile_engine(settings(bundle.path, larger_bags, precision="int8"), Silent())
@@ -111,8 +111,8 @@ def test_int8_is_calibrated_and_judged_on_different_training_cells(
     assert len(held_back) == 48
     assert record.agreement["h"]["cells"] == 48
     assert 0.98 <= record.agreement["h"]["mean_cosine"] < 1
-    engine = open_engine(bundle, "h", "openvino-int8", "cpu", silence)
-    float32 = open_engine(bundle, "h", "eager", "cpu", silence)
+    engine = open_engine(bundle, Layer("h"), "openvino-int8", "cpu", silence)
+    float32 = open_engine(bundle, Layer("h"), "eager", "cpu", silence)
     assert engine.key.startswith("openvino-int8@")
     assert not np.array_equal(engine.embed(every[:9]), float32.embed(every[:9]))
     assert (bundle.path / "engines/openvino-int8/encoder.bin").stat().st_size < 0.4 * 4 * sum(

@@ -63,9 +63,9 @@ def test_auto_keeps_to_eager_where_compiling_won_nothing_but_a_named_engine_runs
 def test_nothing_stored_is_silence_for_auto_and_a_line_for_a_name(encoder_folder):
     said = []
     bundle = load_bundle(encoder_folder)
-    assert open_engine(bundle, "z", "auto", "cpu", said.append).name == "eager"
+    assert open_engine(bundle, Layer("z"), "auto", "cpu", said.append).name == "eager"
     assert said == []
-    assert open_engine(bundle, "z", "openvino-int8", "cpu", said.append).name == "eager"
+    assert open_engine(bundle, Layer("z"), "openvino-int8", "cpu", said.append).name == "eager"
     (line,) = said
     assert "no engine openvino-int8 is stored" in line
     assert f"cytomil compile --encoder {encoder_folder}" in line
@@ -146,7 +146,7 @@ def test_a_valid_engine_runs_though_another_is_stale(compiled, opened):
 
 def test_an_unknown_device_is_still_refused(compiled):
     with pytest.raises(EncoderBundleError, match="quantum"):
-        open_engine(load_bundle(compiled), "z", "auto", "quantum", print)
+        open_engine(load_bundle(compiled), Layer("z"), "auto", "quantum", print)
 
 
 def test_another_compiled_form_has_another_key(compiled):

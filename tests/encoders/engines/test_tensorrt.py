@@ -108,6 +108,7 @@ def stored(make_encoder, tmp_path, monkeypatch):
             "machine": {"gpu": "A GPU"},
             "versions": versions,
             "files": {tensorrt.MODEL_NAME: sha256_of_file(folder / tensorrt.MODEL_NAME)},
+            "layers": ["z"],
             "agreement": {},
             "images_per_second": 2000.0,
             "eager_images_per_second": 1000.0,
@@ -143,7 +144,7 @@ def test_one_made_for_another_gpu_version_or_encoder_is_stale(stored, changes, r
 def test_without_a_gpu_eager_runs_and_says_why(stored):
     bundle, _, _ = stored()
     said = []
-    assert open_engine(bundle, "z", "tensorrt", "cpu", said.append).name == "eager"
+    assert open_engine(bundle, Layer("z"), "tensorrt", "cpu", said.append).name == "eager"
     (line,) = said
     assert "tensorrt-fp16 (made for cuda, not for cpu)" in line
     assert "cytomil compile" in line
@@ -159,7 +160,9 @@ def test_on_a_gpu_it_agrees_with_eager(make_encoder, bags_folder, tmp_path, prec
     from cytomil.settings import CompileSettings
 
     folder = make_encoder(tmp_path / "encoder").path
-    line = CompileSettings(encoder=folder, bags=bags_folder, engine="tensorrt", precision=precision, cells=48)
+    line = CompileSettings(
+        encoder=folder, bags=bags_folder, engine="tensorrt", precision=precision, layer="z", cells=48
+    )
     assert compile_engine(line, Silent()).agreement["z"]["least_cosine"] >= 0.999
-    engine = open_engine(load_bundle(folder), "z", f"tensorrt-{precision}", "cuda", print)
+    engine = open_engine(load_bundle(folder), Layer("z"), f"tensorrt-{precision}", "cuda", print)
     assert engine.name == f"tensorrt-{precision}"
