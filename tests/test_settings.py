@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cytomil.errors import SettingsError
-from cytomil.settings import Layer, Prototypes, Rescale, Settings, Split, load
+from cytomil.settings import Prototypes, Rescale, Settings, Split, load
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCES = ("options", "environment", "profile", "file")
@@ -298,7 +298,7 @@ class TestNames:
         assert loaded.pretrain.rescale is Rescale.NEVER
         assert loaded.pretrain.similarity_scale == "tau"
         assert loaded.fit_mil.prototypes is Prototypes.KMEANS
-        assert loaded.embed.layer is Layer.H
+        assert loaded.embed.layer == "h"
         assert loaded.evaluate.split is Split.ALL
 
 

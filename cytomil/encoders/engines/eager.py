@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from cytomil.encoders.architecture import Encoder
+from cytomil.encoders.engines.batches import cache_sized_batch
 from cytomil.encoders.stages import Layers, layer_dim
 from cytomil.layer import Layer
 
@@ -25,8 +26,9 @@ class EagerEngine:
         """Decoded cells, uint8 (N, S, S, 3) → float32 (N, dim)."""
         if len(pixels) == 0:
             return np.zeros((0, self.dim), np.float32)
-        values: torch.Tensor = self._module(to_unit_range(pixels, self._device))[0]
-        return values.float().cpu().numpy()
+        n = cache_sized_batch(pixels.shape[1]) if self._device.type == "cpu" else len(pixels)
+        parts = [self._module(to_unit_range(pixels[i : i + n], self._device))[0] for i in range(0, len(pixels), n)]
+        return torch.cat(parts).float().cpu().numpy()
 
 
 def to_unit_range(pixels: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytomil.encoders.engines.batches import batch_of, padded
+from cytomil.encoders.engines.batches import batch_of, cache_sized_batch, padded
 
 
 @pytest.mark.parametrize(("size", "batch"), [(24, 64), (32, 64), (64, 64), (112, 32), (224, 8), (512, 8)])
@@ -19,3 +19,9 @@ def test_batches_hold_every_cell_once_and_black_ones_after_the_last(n, batch):
     joined = np.concatenate([*parts, pixels[:0]])
     np.testing.assert_array_equal(joined[:n], pixels)
     assert not joined[n:].any()
+
+
+def test_on_a_processor_about_the_same_number_of_pixels_go_at_a_time():
+    assert cache_sized_batch(96) == 16
+    assert cache_sized_batch(32) == 144
+    assert cache_sized_batch(512) == 1
