@@ -62,6 +62,17 @@ def test_a_model_of_cells_described_in_another_way_is_refused(
         fit(features, encoder_folder, tmp_path / "again", aggregator="knn")
 
 
+def test_a_model_of_a_layer_of_another_version_is_one_clear_line(features_folder, encoder_folder, tmp_path):
+    fit(features_folder, encoder_folder, tmp_path / "model", aggregator="knn")
+    card = json.loads((tmp_path / "model" / CARD_NAME).read_text())
+    write_json_card(tmp_path / "model" / CARD_NAME, card | {"layer": "multi"})
+    with pytest.raises(
+        TriageModelError, match=r"layer 'multi' is not one of this version.*Embed and fit again"
+    ) as caught:
+        load_triage_model(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_model_made_before_there_was_a_choice_is_still_read(features_folder, encoder_folder, tmp_path):
     made = fit(features_folder, encoder_folder, tmp_path / "model", aggregator="pamil")
     card = json.loads((tmp_path / "model" / CARD_NAME).read_text())
