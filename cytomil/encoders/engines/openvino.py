@@ -73,6 +73,8 @@ def _quantize(model: Any, calibration: np.ndarray) -> Any:
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
+    # nncf refuses to leave out what is not there, as the projector where only inner stages are asked for.
+    has_projector = any(step.get_type_name() == "MatMul" for step in model.get_ops())
     logging.getLogger("nncf").setLevel(logging.ERROR)  # else its advice runs through our progress
     # nncf has no switch for its bars; they go to whatever standard output is at the time.
     with contextlib.redirect_stdout(io.StringIO()):
@@ -83,7 +85,7 @@ def _quantize(model: Any, calibration: np.ndarray) -> Any:
             subset_size=len(calibration),
             fast_bias_correction=False,
             # The projector costs next to nothing beside the convolutions and loses the most.
-            ignored_scope=nncf.IgnoredScope(types=["MatMul"]),
+            ignored_scope=nncf.IgnoredScope(types=["MatMul"]) if has_projector else None,
             advanced_parameters=AdvancedQuantizationParameters(
                 # The default range, the mean of single cells' extremes, cuts off the rarest cells: those that are looked for.
                 activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,

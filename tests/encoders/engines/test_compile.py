@@ -120,6 +120,17 @@ def test_int8_is_calibrated_and_judged_on_different_training_cells(
     )
 
 
+def test_int8_of_inner_stages_alone(make_encoder, bags_folder, tmp_path, monkeypatch):
+    pytest.importorskip("nncf", reason="int8 needs nncf: pip install 'cytomil[openvino]'")
+    monkeypatch.setattr(agreement_module, "LEAST_OVERLAP_INT8", 0.0)
+    monkeypatch.setattr(compile_module, "LEAST_CELLS", 12)
+    bundle = make_encoder(tmp_path / "encoder")
+    record = compile_engine(
+        settings(bundle.path, bags_folder, precision="int8", layer="stages:1:mean,spread"), Silent()
+    )
+    assert record.agreement["stages:1:mean,spread"]["mean_cosine"] >= 0.98
+
+
 def test_cells_come_from_training_bags_alone_and_from_the_seed(bags_folder, encoder_folder):
     transform = load_bundle(encoder_folder).transform
     cells = training_cells(bags_folder, transform, 1000, 40, 0)
