@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet18, resnet50
 
 from cytomil.encoders.architecture import Architecture, Encoder, resolve_architecture
-from cytomil.encoders.start import prepare_start
+from cytomil.encoders.start import prepare_start, resolve_start
 from cytomil.errors import CytomilError, NotFoundError, SettingsError, WeightsFileError
 
 RESNETS = {"resnet18": resnet18, "resnet50": resnet50}
@@ -257,3 +257,41 @@ class TestRefusals:
         said = self.refused(tmp_path / "none.pth", SettingsError, architecture, 32)
         assert "patches of 14 px" in said
         assert "--image-size 28 or 42" in said
+
+
+class TestForeignNames:
+    """A network's weights under names that no library here knows."""
+
+    ARCH = "tf_efficientnet_lite0"
+
+    @pytest.fixture
+    def foreign(self, tmp_path):
+        named = resolve_start("efficientnet-lite0", "auto", "auto", 64, 0)
+        state = {
+            f"part{i:03d}.{name.rpartition('.')[2]}": tensor
+            for i, (name, tensor) in enumerate(named.weights.state.items())
+            if not name.endswith("num_batches_tracked")
+        }
+        path = tmp_path / "elsewhere.pth"
+        torch.save(state | {"last.weight": torch.zeros(10, 1280), "last.bias": torch.zeros(10)}, path)
+        return named, path
+
+    def test_they_are_taken_in_order_and_a_caveat_says_so(self, foreign):
+        named, path = foreign
+        start = resolve_start(str(path), self.ARCH, "auto", 64, 0)
+        for name, tensor in named.weights.state.items():
+            if not name.endswith("num_batches_tracked"):
+                assert torch.equal(start.weights.state[name], tensor), name
+        (caveat,) = start.weights.caveats
+        assert "taken in the file's order" in caveat
+        assert "elsewhere.pth" in caveat
+        assert named.weights.caveats == ()
+
+    def test_another_architecture_is_refused_all_the_same(self, foreign):
+        with pytest.raises(WeightsFileError, match=r"does not fit resnet18.*--arch"):
+            resolve_start(str(foreign[1]), "auto", "auto", 96, 0)
+
+
+def test_without_weights_and_architecture_it_is_a_resnet18_at_random():
+    start = resolve_start("none", "auto", "auto", 32, 8)
+    assert start == prepare_start(Architecture(projection_dim=8), 32)
