@@ -9,6 +9,7 @@ from bench.tables import SkippedError
 DATA = Path(__file__).parents[2] / "shared" / "data"
 BLOOD_SMEAR = DATA / "blood-smear"
 BONE_MARROW = DATA / "bone-marrow"
+PATIENTS = DATA / "patients"
 SLIDES = DATA / "slides"
 BLOOD_SMEAR_CLASSES = (
     "--normal",

@@ -341,6 +341,16 @@ class EvaluateSettings(Section):
     redraw: int = Field(
         0, ge=0, description="bags redrawn from the measured bags' cells, for bag figures over many; 0: none"
     )
+    control: bool = Field(
+        False,
+        description="also cross-validate over all bags without their witnesses: what is told apart then is people, not cells",
+    )
+    permutations: int = Field(
+        0, ge=0, le=1000, description="with control: keep the witnesses, but permute the labels, so many times"
+    )
+    sites: Path | None = Field(
+        None, description="CSV of patient,site (bags of unknown patient by name): labels are permuted within a site"
+    )
     name: str | None = Field(None, description="row of this run in tables; without one, the pretraining method's name")
     table: Names = Field((), description="folders of reports: make tables and figures of them, and evaluate nothing")
     against: str | None = Field("simclr", description="row that --table compares every other one with, run by run")

@@ -14,6 +14,7 @@ from cytomil.progress import Problem
 from cytomil.settings import EvaluateSettings, Split, load
 
 if TYPE_CHECKING:
+    from cytomil.evaluate.control import Control, CrossValidated
     from cytomil.evaluate.intervals import Bounds
     from cytomil.evaluate.redrawn import RedrawnMetrics
 
@@ -47,6 +48,9 @@ def evaluate(
     split: Annotated[Split | None, option("evaluate", "split")] = None,
     k: Annotated[int | None, option("evaluate", "k")] = None,
     redraw: Annotated[int | None, option("evaluate", "redraw")] = None,
+    control: Annotated[bool | None, option("evaluate", "control")] = None,
+    permutations: Annotated[int | None, option("evaluate", "permutations")] = None,
+    sites: Annotated[Path | None, option("evaluate", "sites")] = None,
     name: Annotated[str | None, option("evaluate", "name")] = None,
     table: Annotated[list[str] | None, option("evaluate", "table")] = None,
     against: Annotated[str | None, option("evaluate", "against")] = None,
@@ -85,6 +89,8 @@ def evaluate(
             print_warning("FEW TEST BAGS", f"{bag['n_bags']} bags say little: trust no figure beyond its interval.")
         if done.redrawn:
             _show_redrawn(done.redrawn)
+        if done.control:
+            _show_control(done.control)
         console.print(f"metrics.json, predictions.csv and plots in {settings.out}")
         if done.uses_instance_labels:
             print_warning(
@@ -105,6 +111,8 @@ def evaluate(
     }
     if done.redrawn:
         found["redrawn"] = done.redrawn.to_dict()
+    if done.control:
+        found["control"] = done.control.to_dict()
     finish(found, done.problems, as_json, accept_left_out)
 
 
@@ -126,6 +134,32 @@ def _show_redrawn(redrawn: RedrawnMetrics) -> None:
         "and again: it is no sample of new slides.",
         style="dim",
     )
+
+
+def _show_control(control: Control) -> None:
+    permuted = len(control.aurocs)
+    if permuted:
+        reached = sum(auroc >= control.real.auroc for auroc in control.aurocs)
+        name = f"labels permuted {permuted} times"
+        says = f"0.5 wanted; {reached} of {permuted} reach the bags' own"
+    else:
+        name, says = "without their witnesses", f"0.5 wanted; {control.n_removed:,} abnormal cells taken out"
+    real, again = control.real, control.control
+    rows = [("as they are", _interval(real), "0.5 is chance"), (name, _interval(again), says)]
+    bags = f"{real.n_bags} bags of {real.n_positive_patients} positive and {real.n_negative_patients} negative patients"
+    print_table(f"control ({bags}, cross-validated)", ("bags", "AUROC", "what it says"), rows)
+    if control.differs:
+        kept = "with labels that say nothing of them" if permuted else "with no witness in any bag"
+        print_warning(
+            "CONTROL FAR FROM 0.5",
+            f"Slides of the two labels differ by something other than the witnesses: {kept} they are told apart, AUROC "
+            f"{_interval(again)}. It may be stain, focus, scanner, site or day. Figures of bags here do not say that disease "
+            "is found. Take negatives and positives from the same site, days and kind of patient.",
+        )
+
+
+def _interval(figure: CrossValidated) -> str:
+    return f"{figure.auroc:.2f} [{figure.interval[0]:.2f}, {figure.interval[1]:.2f}]"
 
 
 def _show_tables(settings: EvaluateSettings, as_json: bool, accept_left_out: bool) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cytomil.bags.manifest import Manifest, fingerprint
+from cytomil.evaluate.control import Control
 from cytomil.evaluate.curves import recall_by_k_points
 from cytomil.evaluate.intervals import Bounds
 from cytomil.evaluate.metrics import BagMetrics, InstanceMetrics, bags_with_witness, instance_auroc, recall_at_share
@@ -78,6 +79,7 @@ def make_record(
     instance: InstanceMetrics,
     intervals: dict[str, Bounds],
     redrawn: RedrawnMetrics | None = None,
+    control: Control | None = None,
 ) -> dict[str, Any]:
     """What evaluate.json holds. Shares are 0 to 1; a figure that is not defined is None."""
     card = model.encoder.card
@@ -94,6 +96,8 @@ def make_record(
     }
     if redrawn:
         metrics["redrawn"] = redrawn.to_dict()
+    if control:
+        metrics["control"] = control.to_dict()
     return {
         "schema": SCHEMA,
         "name": settings.name or name_of(card["settings"]),

@@ -14,7 +14,8 @@ import numpy as np
 
 from cytomil.bags.instance_labels import read_instance_labels
 from cytomil.bags.manifest import Manifest, open_listed, read_manifest
-from cytomil.errors import CytomilError, FeatureFileError
+from cytomil.errors import CytomilError, FeatureFileError, SettingsError, TriageModelError
+from cytomil.evaluate.control import Control, permuted_labels, read_sites, without_witnesses
 from cytomil.evaluate.curves import pr_curve_points, recall_by_k_points, roc_curve_points
 from cytomil.evaluate.intervals import Bounds, bag_intervals, instance_intervals
 from cytomil.evaluate.metrics import BagMetrics, InstanceMetrics, bag_metrics, instance_metrics
@@ -25,9 +26,10 @@ from cytomil.features.cache import Features
 from cytomil.features.index import read_index
 from cytomil.features.layers import preparation_sha256
 from cytomil.files import write_json, write_text
+from cytomil.mil.fit import training_bag
 from cytomil.mil.triage_model import TriageModel, load_triage_model
 from cytomil.progress import Listener, Problem
-from cytomil.settings import EvaluateSettings
+from cytomil.settings import EvaluateSettings, FitMilSettings
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Measured:
     record: dict[str, Any]
     problems: tuple[Problem, ...]
     redrawn: RedrawnMetrics | None
+    control: Control | None
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,15 @@ class Evaluated:
     uses_instance_labels: bool
     problems: tuple[Problem, ...]
     redrawn: RedrawnMetrics | None
+    control: Control | None
 
 
 def evaluate(settings: EvaluateSettings, listener: Listener) -> Evaluated:
     """Assess the chosen split with the triage model and write metrics.json, predictions.csv and the curves.
 
-    Raises `NotFoundError`, `FeatureFileError` or `TriageModelError`, each with what to do.
+    The control, where it is asked for, takes all bags of the features folder, whatever the split.
+
+    Raises `SettingsError`, `NotFoundError`, `FeatureFileError` or `TriageModelError`, each with what to do.
     """
     measured = measure(settings, listener)
     _write(settings.out, measured)
@@ -77,11 +83,16 @@ def evaluate(settings: EvaluateSettings, listener: Listener) -> Evaluated:
         metrics["uses_instance_labels"],
         measured.problems,
         measured.redrawn,
+        measured.control,
     )
 
 
 def measure(settings: EvaluateSettings, listener: Listener) -> Measured:
     """As `evaluate`, and write nothing."""
+    if (settings.permutations or settings.sites) and not settings.control:
+        raise SettingsError("permutations and sites are for the control. Add --control.")
+    if settings.sites and not settings.permutations:
+        raise SettingsError("sites are for permuted labels. Add --permutations 10.")
     opened = read_index(settings.features).open(settings.split)
     model = load_triage_model(settings.model)
     key = opened[0][1].key
@@ -120,8 +131,40 @@ def measure(settings: EvaluateSettings, listener: Listener) -> Measured:
     )
     intervals = {"bag": bag_intervals(bag, *columns), "instance": instance_intervals(scored, settings.k or None)}
     redrawn = _redraw(settings, model, [features for _, features in opened], predictions) if settings.redraw else None
-    record = make_record(settings, model, manifest, predictions, bag, instance, intervals, redrawn)
-    return Measured(model, tuple(predictions), bag, instance, record, tuple(problems), redrawn)
+    control = _control(settings, model, manifest, listener) if settings.control else None
+    record = make_record(settings, model, manifest, predictions, bag, instance, intervals, redrawn, control)
+    problems += control.problems if control else ()
+    return Measured(model, tuple(predictions), bag, instance, record, tuple(problems), redrawn, control)
+
+
+def _control(settings: EvaluateSettings, model: TriageModel, manifest: Manifest, listener: Listener) -> Control:
+    try:
+        fit_settings = FitMilSettings(**model.card["settings"])
+    except ValueError:
+        raise TriageModelError(
+            f"{settings.model} was fitted with settings that this version of cytomil does not know. Fit again with `cytomil "
+            "fit-mil`."
+        ) from None
+    opened = read_index(settings.features).open("all")
+    bags = [training_bag(row, features) for row, features in opened]
+    if settings.permutations:
+        site_of = read_sites(settings.sites) if settings.sites else {}
+        if unknown := [row.bag_id for row, _ in opened if site_of and (row.patient_id or row.bag_id) not in site_of]:
+            listener.note(
+                f"{len(unknown)} of {len(opened)} bags have no site in {settings.sites}: they count as one site."
+            )
+        by_patient = {
+            bag.patient: site_of.get(row.patient_id or row.bag_id, "")
+            for bag, (row, _) in zip(bags, opened, strict=True)
+        }
+        return permuted_labels(bags, by_patient, settings.permutations, fit_settings, listener)
+    unread: list[Problem] = []
+
+    def labels_of(i: int) -> np.ndarray | None:
+        row, features = opened[i]
+        return _instance_labels(manifest, row.bag_id, features, unread)
+
+    return without_witnesses(bags, labels_of, fit_settings, listener)
 
 
 def _redraw(

@@ -50,7 +50,7 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
         raise FeatureFileError(
             f"{settings.features} was made by another encoder than {settings.encoder}. Run `cytomil embed` again."
         )
-    bags = [_training_bag(row, features) for row, features in opened]
+    bags = [training_bag(row, features) for row, features in opened]
     labels = np.array([bag.label for bag in bags])
     held_out = cross_validate(bags, settings, listener)
     ensemble = _refit(bags, settings, held_out.n_epochs, listener)
@@ -67,7 +67,8 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
     return save_triage_model(settings.out, encoder, ensemble, novelty, facts)
 
 
-def _training_bag(row: IndexRow, features: Features) -> TrainingBag:
+def training_bag(row: IndexRow, features: Features) -> TrainingBag:
+    """A cache as fitting sees it; a bag of unknown patient is a patient of its own."""
     values = torch.from_numpy(features.load())
     patient = row.patient_id or f"bag:{row.bag_id}"
     return TrainingBag(row.bag_id, values, row.label, patient, n_described(stored_layer(features.key.layer)))

@@ -1,0 +1,159 @@
+"""Bags that are people: infected ones alone, half of them left without a parasitised cell, cross-validated over people.
+
+Slides of real people differ in stain, focus and day, which simulated bags of one pot of cells hide. The control is the same
+bags without their witnesses: a model that still tells the labels apart tells people apart. Healthy people against infected
+ones, the other set of bags, are confounded so. One line a set of bags and witness rate, means over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from bench import child
+from bench.data import PATIENTS, require_cells
+from bench.tables import Measured, Table
+
+NORMAL, ABNORMAL = "uninfected", "parasitized"
+HEALTHY = "H"
+"""What the names of healthy people begin with."""
+_SHOWN = {"cells_auroc": "cells", "recall_at_5pct": "R@5 %", "bags_auroc": "bags", "control_auroc": "control"}
+
+
+def people_bags(data: Path, out: Path, witness_rate: float, seed: int, healthy: bool = False) -> Path:
+    """Write one bag a person to ``out``, all in the training split, and return ``out``.
+
+    A bag holds all of a person's normal cells; in a positive one ``witness_rate`` of the cells are parasitised, at least one.
+    Where a person has too few parasitised cells the rate is lower.
+
+    Args:
+        data: class folders with one folder a person.
+        witness_rate: 0 to 1, exclusive.
+        seed: of who is left without parasitised cells, and of which cells the others keep.
+        healthy: negative bags are the healthy people's, and all infected ones are positive.
+    """
+    from cytomil.bags.bag_file import BagInfo, write_bag
+    from cytomil.bags.manifest import BagRow, write_manifest
+
+    rng = np.random.default_rng(seed)
+    people = sorted(folder.name for folder in (data / "cells" / NORMAL).iterdir())
+    infected = [name for name in people if not name.startswith(HEALTHY)]
+    if healthy:
+        label_of = {name: int(name in infected) for name in people}
+    else:
+        label_of = {name: i % 2 for i, name in enumerate(rng.permutation(infected).tolist())}
+    rows = []
+    for number, (name, label) in enumerate(sorted(label_of.items())):
+        normal, abnormal = (sorted((data / "cells" / kind / name).glob("*")) for kind in (NORMAL, ABNORMAL))
+        wanted = label * max(1, round(witness_rate * len(normal) / (1 - witness_rate)))
+        witnesses = rng.permutation(len(abnormal))[:wanted]
+        files = [(file, 0) for file in normal] + [(abnormal[i], 1) for i in witnesses]
+        cells = [_cell(*files[i]) for i in rng.permutation(len(files))]
+        bag_id = f"person-{number:03d}"
+        info = BagInfo(bag_id, label, patient_id=name, source=data.name)
+        sha256, n = write_bag(out / f"{bag_id}.h5", info, cells)
+        rows.append(BagRow(bag_id, f"{bag_id}.h5", name, "train", label, n, len(witnesses) / n, sha256))
+    write_manifest(out, rows)
+    return out
+
+
+def _cell(file: Path, label: int) -> Any:
+    import hashlib
+
+    from cytomil.bags.bag_file import Instance
+
+    image = file.read_bytes()
+    return Instance(
+        hashlib.sha256(image).hexdigest()[:16], image, label=label, source=f"{file.parent.name}/{file.name}"
+    )
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", nargs="?", type=Path, default=PATIENTS, help="folder with cells/CLASS/PERSON/")
+    parser.add_argument("--work", type=Path, default=Path("runs/people"), help="folder for the runs")
+    parser.add_argument("--rates", nargs="+", type=float, default=[0.1, 0.05])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--aggregators", nargs="+", default=["self-paced"])
+
+
+def measure(options: argparse.Namespace) -> Measured:
+    require_cells(options.data, f"cells/{NORMAL}")
+    runs = []
+    for healthy in (False, True):
+        for rate in options.rates[-1:] if healthy else options.rates:
+            for seed in options.seeds:
+                for aggregator in options.aggregators:
+                    where = options.work / f"{'healthy' if healthy else 'infected'}-{rate}-{seed}"
+                    control = run(options.data, where, rate, seed, healthy, aggregator)["control"]
+                    bags = "healthy, infected" if healthy else "infected alone"
+                    runs.append(
+                        {"bags": bags, "rate": rate, "seed": seed, "aggregator": aggregator}
+                        | held_out_cells(where / "features", where / "bags", aggregator, seed)
+                        | {"bags_auroc": control["real"]["auroc"], "control_auroc": control["control"]["auroc"]}
+                        | {"warned": control["differs"]}
+                    )
+    return Measured({"runs": runs}, (_means(runs),))
+
+
+def run(data: Path, where: Path, rate: float, seed: int, healthy: bool, aggregator: str) -> dict[str, Any]:
+    """metrics.json of these bags, with their control; what is finished is not run again."""
+    bags, encoder, features = where / "bags", where / "encoder", where / "features"
+    model, reports = where / f"model-{aggregator}", where / f"reports-{aggregator}"
+    if not (reports / "metrics.json").is_file():
+        if not (features / "features.csv").is_file():
+            people_bags(data, bags, rate, seed, healthy)
+            child.cytomil("pretrain", "--method", "none", "--bags", str(bags), "--out", str(encoder))
+            line = ["--bags", str(bags), "--encoder", str(encoder), "--out", str(features)]
+            child.cytomil("embed", *line)
+        line = ["--features", str(features), "--encoder", str(encoder), "--out", str(model)]
+        child.cytomil("fit-mil", *line, "--aggregator", aggregator, "--seed", str(seed))
+        line = ["--features", str(features), "--model", str(model), "--bags", str(bags), "--out", str(reports)]
+        child.cytomil("evaluate", *line, "--split", "train", "--control")
+    found: dict[str, Any] = json.loads((reports / "metrics.json").read_text())
+    return found
+
+
+def held_out_cells(features: Path, bags: Path, aggregator: str, seed: int) -> dict[str, float | None]:
+    """Means over positive bags of how early witnesses come, each bag's cells scored by a model that did not see its person."""
+    from cytomil.bags.instance_labels import read_instance_labels
+    from cytomil.bags.manifest import read_manifest
+    from cytomil.evaluate.metrics import instance_metrics
+    from cytomil.features.index import read_index
+    from cytomil.mil.cross_validate import assign_folds
+    from cytomil.mil.fit import training_bag
+    from cytomil.mil.train import training_epochs
+    from cytomil.settings import FitMilSettings
+
+    opened = read_index(features).open("all")
+    manifest = read_manifest(bags)
+    file_of = {row.bag_id: manifest.file_of(row) for row in manifest.rows}
+    people = [training_bag(*one) for one in opened]
+    settings = FitMilSettings(aggregator=aggregator, seed=seed)
+    folds = assign_folds(people, settings)
+    scored = []
+    for fold in range(folds.max() + 1):
+        kept = [bag for bag, other in zip(people, folds, strict=True) if other != fold]
+        *_, (fitted, standardise) = training_epochs(kept, settings, settings.epochs, seed)
+        for i in np.flatnonzero(folds == fold):
+            if people[i].label:
+                label_of = read_instance_labels(file_of[people[i].bag_id])
+                labels = [label_of[name] for name in opened[i][1].instance_ids]
+                scored.append((fitted.assess(standardise(people[i].values))[1].numpy(), np.array(labels)))
+    found = instance_metrics(scored)
+    return {"cells_auroc": found.auroc, "recall_at_5pct": found.recall_at_5pct}
+
+
+def _means(runs: list[dict[str, Any]]) -> Table:
+    groups = list(dict.fromkeys((run["bags"], run["rate"], run["aggregator"]) for run in runs))
+    rows = []
+    for bags, rate, aggregator in groups:
+        of = [run for run in runs if (run["bags"], run["rate"], run["aggregator"]) == (bags, rate, aggregator)]
+        means = {shown: f"{mean(run[key] for run in of):.2f}" for key, shown in _SHOWN.items()}
+        warned = f"{sum(run['warned'] for run in of)} of {len(of)}"
+        rows.append({"bags": bags, "rate": f"{rate:.0%}", "aggregator": aggregator} | means | {"warned": warned})
+    return Table.of(*rows)
