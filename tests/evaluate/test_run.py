@@ -4,8 +4,9 @@ import shutil
 import pytest
 
 from cytomil.bags.make import make_bags
+from cytomil.bags.manifest import read_manifest
 from cytomil.encoders.bundle import load_bundle
-from cytomil.errors import FeatureFileError
+from cytomil.errors import FeatureFileError, SettingsError
 from cytomil.evaluate.record import name_of
 from cytomil.evaluate.run import evaluate
 from cytomil.features.embed import embed
@@ -112,3 +113,34 @@ def test_features_of_another_layer_or_number_of_orientations_are_refused(made, t
 )
 def test_runs_that_differ_in_surgery_encoder_or_start_weights_stand_in_different_rows(settings, name):
     assert name_of(settings) == name
+
+
+def test_the_control_is_measured_only_when_asked_for_and_stands_in_the_record(made, tmp_path):
+    done = evaluate(settings(made, tmp_path / "control", control=True), Silent())
+    metrics, record = (
+        json.loads((tmp_path / "control" / name).read_text()) for name in ("metrics.json", "evaluate.json")
+    )
+    assert metrics["control"] == record["metrics"]["control"] == json.loads(json.dumps(done.control.to_dict()))
+    assert metrics["control"]["real"]["n_bags"] == 10
+    assert metrics["control"]["n_removed"] == 5 * 3
+    again = evaluate(settings(made, tmp_path / "permuted", control=True, permutations=2), Silent()).control
+    assert len(again.aurocs) == 2
+    assert again.real == done.control.real
+    assert evaluate(settings(made, tmp_path / "plain"), Silent()).control is None
+
+
+def test_options_of_a_control_that_nobody_asked_for_are_refused(made, tmp_path):
+    with pytest.raises(SettingsError, match="--control"):
+        evaluate(settings(made, tmp_path / "out", permutations=2), Silent())
+    with pytest.raises(SettingsError, match="--permutations"):
+        evaluate(settings(made, tmp_path / "out", control=True, sites=tmp_path / "sites.csv"), Silent())
+
+
+def test_bags_that_lost_their_instance_labels_are_left_out_of_the_control_and_listed(made, tmp_path):
+    bags = tmp_path / "bags"
+    shutil.copytree(made / "bags", bags)
+    positive = next(row.bag_id for row in read_manifest(bags).rows if row.label and row.split == "train")
+    (bags / f"{positive}.h5").write_text("gone")
+    done = evaluate(settings(made, tmp_path / "out", bags=bags, control=True), Silent())
+    assert {problem.where for problem in done.problems} == {positive}
+    assert done.control.real.n_bags == 9
