@@ -178,7 +178,7 @@ def test_mocos_momentum_encoder_follows_slower_and_slower(encoder, make):
 
 
 def test_dsvdd_measures_squared_distance_from_a_centre_off_zero(encoder, make):
-    method = make("dsvdd")
+    method = make("dsvdd", weights="none")
     assert all(float(p.abs().sum()) == 0 for n, p in encoder.named_parameters() if n.endswith("bias"))
     trained = {name for name, weight in encoder.named_parameters() if weight.requires_grad}
     assert not any("bn" in name or name.endswith("bias") for name in trained)
@@ -193,6 +193,41 @@ def test_dsvdd_measures_squared_distance_from_a_centre_off_zero(encoder, make):
     z = encoder(given.views[0])[1].detach()
     expected = sum(float((row - centre) @ (row - centre)) for row in z) / (4 * 8)
     assert float(method.losses(encoder, given)["distance"].detach()) == pytest.approx(expected, rel=1e-5)
+
+
+class TestDeepSVDDFromAStart:
+    @pytest.fixture
+    def method(self, make, encoder):
+        self.before = {name: weight.clone() for name, weight in encoder.state_dict().items()}
+        method = make("dsvdd", weights="efficientnet-lite0")
+        method.before_epoch(0, encoder)
+        return method
+
+    def test_begins_as_the_mahalanobis_distance_of_h(self, method, encoder, cells):
+        encoder.eval()
+        pixels = cells.pixels[~cells.is_positive].permute(0, 3, 1, 2).float() / 255
+        h, z = (found.detach() for found in encoder(pixels))
+        assert z.mean(dim=0).abs().max() < 1e-3
+        assert torch.allclose(torch.cov(z.T), torch.eye(8), atol=1e-2)
+        centred = (h - h.mean(dim=0)).double()
+        u = torch.linalg.svd(centred, full_matrices=False)[0]
+        wanted = (len(h) - 1) ** 0.5 * u[:, :8].norm(dim=1)
+        assert torch.allclose((z - method.centre).norm(dim=1).double(), wanted, rtol=1e-2)
+
+    def test_keeps_the_backbone_and_its_statistics(self, method, encoder, cells):
+        encoder.train()
+        method.losses(encoder, batch([False] * 4, 1))["distance"].backward()
+        assert [name for name, weight in encoder.named_parameters() if weight.grad is not None] == [
+            "projector.2.weight"
+        ]
+        after = encoder.state_dict()
+        kept = [name for name in after if name.startswith("backbone")]
+        assert kept and all(torch.equal(after[name], self.before[name]) for name in kept)
+
+    def test_a_resumed_run_is_not_whitened_again(self, method, encoder):
+        projector = [weight.clone() for weight in encoder.projector.parameters()]
+        method.before_epoch(1, encoder)
+        assert all(torch.equal(a, b) for a, b in zip(projector, encoder.projector.parameters(), strict=True))
 
 
 def test_droc_takes_each_rotation_for_an_instance_of_its_own(encoder, make):

@@ -121,10 +121,12 @@ class TestWeights:
         resumed = run("broken", weights=moved, resume=True, **wanted)
         assert same(resumed.encoder, run("unbroken", weights=imagenet, **wanted).encoder)
 
-    def test_a_method_that_would_break_them_refuses_them(self, run, imagenet):
-        for weights in (imagenet, "efficientnet-lite0"):
-            with pytest.raises(SettingsError, match=r"dsvdd.*--weights none"):
-                run("encoder", method="dsvdd", weights=weights)
+    def test_dsvdd_keeps_the_backbone_that_it_starts_from(self, run, imagenet):
+        bundle = run("encoder", method="dsvdd", weights=imagenet, stem="standard", epochs=1)
+        start = torch.load(imagenet, weights_only=True)
+        trained = bundle.encoder.backbone.state_dict()
+        assert {"conv1.weight", "bn1.running_mean"} <= set(trained)
+        assert all(torch.equal(tensor, start[name]) for name, tensor in trained.items() if "num_batches" not in name)
 
     def test_training_goes_on_from_named_weights(self, run):
         bundle = run("encoder", method="simclr", weights="efficientnet-lite0", epochs=1, learning_rate=1e-9)

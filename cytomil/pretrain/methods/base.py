@@ -51,9 +51,6 @@ class Method(nn.Module):
 
     trains: ClassVar[bool] = True
     """False only of `none`: the encoder is kept as it starts, and has no projector."""
-    keeps_start: ClassVar[bool] = True
-    """Whether weights that the encoder starts from survive: False of a method that takes some of them away."""
-
     standardises: ClassVar[bool] = True
     """Whether z may be standardised over a batch, as the settings say; an objective of z's own scale forbids it."""
 

@@ -22,7 +22,7 @@ def require_consent(method: type[Method], settings: PretrainSettings) -> None:
     """Refuse settings that ask of a method what it does not do.
 
     Raises `SettingsError` where instance labels are read without ``with_instance_labels``, or it is given in vain; or a
-    surgery is chosen for a method that has nothing to reconcile; or start weights for one that would break them.
+    surgery is chosen for a method that has nothing to reconcile.
     """
     name = settings.method
     if method.uses_instance_labels and not settings.with_instance_labels:
@@ -35,9 +35,4 @@ def require_consent(method: type[Method], settings: PretrainSettings) -> None:
     if settings.surgery is not None and not method.reconciles:
         raise SettingsError(
             f"method '{name}' has nothing for --surgery {settings.surgery.value} to reconcile. Leave it out, or use slam-ags."
-        )
-    if settings.weights != "none" and not method.keeps_start:
-        raise SettingsError(
-            f"method '{name}' takes biases and batch norm's gains out of the encoder, which breaks start weights "
-            f"(--weights {settings.weights}). Add --weights none, with --image-size 32 for a quick run, or use another method."
         )
