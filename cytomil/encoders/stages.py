@@ -24,7 +24,7 @@ from cytomil.errors import SettingsError
 from cytomil.layer import Layer, resolve_layer
 
 _PROBED_PX = 64
-_OF_EFFICIENTNETS = (1, 2, 4)
+_OF_EFFICIENTNETS = (1, 4, 5, 6)
 _DEFAULT_STAGES = 3
 
 
@@ -41,7 +41,7 @@ def stages_of(encoder: Encoder) -> tuple[int, ...]:
 def default_layer(encoder: Encoder) -> Layer:
     """The layer that is kept unless another is asked for.
 
-    Stages 1, 2 and 4 of an EfficientNet and its kin, of others the three before the last one; h where there are none.
+    Stages 1, 4, 5 and 6 of an EfficientNet and its kin, of others the three before the last one; h where there are none.
     """
     numbers = stages_of(encoder)
     if _has_block_stages(encoder.backbone) and max(_OF_EFFICIENTNETS) in numbers:
@@ -74,8 +74,16 @@ def require_layer(layer: Layer, encoder: Encoder) -> None:
 
 def layer_dim(encoder: Encoder, layer: Layer) -> int:
     """How many numbers ``encoder`` gives for ``layer``. Raises `SettingsError` for stages that it has not."""
+    return sum(layer_groups(encoder, layer))
+
+
+def layer_groups(encoder: Encoder, layer: Layer) -> tuple[int, ...]:
+    """How many of these numbers each of the layer's stages gives, in their order; one group where it has none.
+
+    Raises `SettingsError` for stages that ``encoder`` has not.
+    """
     if not layer.stages:
-        return encoder.dim_of(layer.kind)
+        return (encoder.dim_of(layer.kind),)
     require_layer(layer, encoder)
     network: Any = encoder.backbone
     if is_resnet(encoder.architecture.name) or _has_block_stages(network):
@@ -89,7 +97,7 @@ def layer_dim(encoder: Encoder, layer: Layer) -> int:
         channels = [int(one.shape[1]) for one in maps]
     else:
         channels = [int(network.feature_info[number]["num_chs"]) for number in layer.stages]
-    return len(layer.statistics) * sum(channels)
+    return tuple(len(layer.statistics) * one for one in channels)
 
 
 class Layers(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -37,7 +37,10 @@ class FeatureKey:
 
 @dataclass(frozen=True)
 class Features:
-    """A validated cache. ``values`` float (N, D), read from disk by `load`; ``coords`` int64 (N, 2)."""
+    """A validated cache. ``values`` float (N, D), read from disk by `load`; ``coords`` int64 (N, 2).
+
+    ``groups`` are the widths of the groups of columns that belong together, such as stages; empty for a single one.
+    """
 
     path: Path
     bag_id: str
@@ -47,6 +50,7 @@ class Features:
     coords: np.ndarray
     shape: tuple[int, int]
     unreadable: tuple[str, ...]
+    groups: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -90,12 +94,14 @@ def write_features(
     unreadable: list[str] | None = None,
     crop_px: int = 0,
     encoder: str = "",
+    groups: Sequence[int] = (),
 ) -> int:
     """Write a cache whole or not at all, one block in memory at a time. Returns the number of instances.
 
     ``unreadable`` names the bag's cells that could not be embedded, each with its reason; it may still grow while
     ``blocks`` is consumed. ``crop_px`` is the crop's side in level-0 pixels, for readers that draw heat maps; 0 where
-    unknown. ``encoder`` says for people what made the features, beside the hash of its weights in ``key``.
+    unknown. ``encoder`` says for people what made the features, beside the hash of its weights in ``key``. ``groups`` as in
+    `Features`.
     """
     with replacing(path) as partial:
         with writing_hdf5(partial) as file:
@@ -142,6 +148,7 @@ def write_features(
                     "mpp": np.nan if mpp is None else mpp,
                     "n_instances": n,
                     "encoder": encoder,
+                    "groups": np.array(groups, np.int64),
                     **vars(key),
                 }
             )
@@ -167,6 +174,7 @@ def open_features(path: Path | str) -> Features:
             coords=file["coords"][:],
             shape=file["features"].shape,
             unreadable=tuple(file["unreadable"].asstr()[:]),
+            groups=tuple(int(width) for width in attributes.get("groups", ())),
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from cytomil.encoders.bundle import EncoderBundle
 from cytomil.encoders.engines import Engine
+from cytomil.encoders.stages import layer_groups
 from cytomil.errors import FeatureFileError
 from cytomil.features.cache import EmbeddedBlock, FeatureKey, write_features
 from cytomil.features.feeding import CellBlock, Preparation
@@ -70,6 +71,8 @@ class Embedder:
                 yield EmbeddedBlock(block.instance_ids, block.coords, values)
 
         key, made_of = self.key(source_sha256), self.bundle.made_of
-        dim = self._engine.dim + n_described(self.layer)
-        write_features(path, bag_id, key, dim, embedded(), mpp, unreadable, crop_px, made_of)
+        groups = list(layer_groups(self.bundle.encoder, self.layer.embedded))
+        if self.layer.described:
+            groups.append(n_described(self.layer))
+        write_features(path, bag_id, key, sum(groups), embedded(), mpp, unreadable, crop_px, made_of, groups)
         return problems

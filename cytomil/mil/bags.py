@@ -17,20 +17,19 @@ _LEAST_SPREAD = 0.1
 class TrainingBag:
     """One bag's features, float32 (N, D), its label and its patient (the bag's own id where unknown).
 
-    The last ``n_described`` columns are the cells' morphology, those before the encoder's.
+    ``groups`` are the widths of groups of columns that belong together, such as an encoder's stages; empty for a single one.
     """
 
     bag_id: str
     values: Tensor
     label: int
     patient: str
-    n_described: int = 0
+    groups: tuple[int, ...] = ()
 
 
-def split(columns: Tensor, n_described: int) -> tuple[Tensor, Tensor]:
-    """What the encoder gave and what describes the cells' morphology, (…, D) → (…, D - n), (…, n); the latter may be empty."""
-    n_embedded = columns.shape[-1] - n_described
-    return columns[..., :n_embedded], columns[..., n_embedded:]
+def split(columns: Tensor, groups: Sequence[int]) -> tuple[Tensor, ...]:
+    """The groups of columns, (…, D) → one (…, width) for each of ``groups``, all of them if there are none."""
+    return columns.split(list(groups), dim=-1) if groups else (columns,)
 
 
 def least_spread(std: Tensor) -> float:
@@ -49,14 +48,14 @@ class Standardiser:
     def of(cls, bags: Sequence[TrainingBag]) -> Standardiser:
         """Measured over all instances of ``bags``.
 
-        A dimension's spread counts for at least a tenth of the root mean square of all, the encoder's and the morphology's
-        each by themselves: networks have dimensions that are silent in training, and a new slide may wake them.
+        A dimension's spread counts for at least a tenth of the root mean square of its group: networks have dimensions that
+        are silent in training, and a new slide may wake them.
         """
         values = torch.cat([bag.values for bag in bags])
         std = values.std(dim=0, correction=0)
         return cls(
             values.mean(dim=0),
-            torch.cat([part.clamp(min=least_spread(part)) for part in split(std, bags[0].n_described)]),
+            torch.cat([part.clamp(min=least_spread(part)) for part in split(std, bags[0].groups)]),
         )
 
     def __call__(self, values: Tensor) -> Tensor:

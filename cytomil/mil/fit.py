@@ -13,7 +13,7 @@ from cytomil.encoders.bundle import EncoderBundle, load_bundle
 from cytomil.errors import FeatureFileError, require_replaceable
 from cytomil.features.cache import Features
 from cytomil.features.index import IndexRow, read_index
-from cytomil.features.layers import n_described, preparation_sha256, stored_layer
+from cytomil.features.layers import preparation_sha256, stored_layer
 from cytomil.mil.aggregators.registry import find_aggregator, require_score
 from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.mil.cross_validate import HeldOut, cross_validate, member_seed, n_members
@@ -71,7 +71,7 @@ def training_bag(row: IndexRow, features: Features) -> TrainingBag:
     """A cache as fitting sees it; a bag of unknown patient is a patient of its own."""
     values = torch.from_numpy(features.load())
     patient = row.patient_id or f"bag:{row.bag_id}"
-    return TrainingBag(row.bag_id, values, row.label, patient, n_described(stored_layer(features.key.layer)))
+    return TrainingBag(row.bag_id, values, row.label, patient, features.groups)
 
 
 def _refit(bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, listener: Listener) -> Ensemble:

@@ -75,12 +75,9 @@ class _Cloud:
 
         cells = _even_sample([bag.values for bag in bags])
         mean, std = cells.mean(dim=0), cells.std(dim=0, correction=0)
-        # The encoder's columns and the morphology's are to count alike, though there are many more of one.
+        # Groups of columns, such as stages, are to count alike, though some have many more.
         weight = torch.cat(
-            [
-                1 / (part.clamp(min=least_spread(part)) * max(len(part), 1) ** 0.5)
-                for part in split(std, bags[0].n_described)
-            ]
+            [1 / (part.clamp(min=least_spread(part)) * max(len(part), 1) ** 0.5) for part in split(std, bags[0].groups)]
         )
         with np.errstate(invalid="ignore"):  # identical cells have no variance to explain
             fitted = PCA(n_components, svd_solver="randomized", random_state=0).fit(((cells - mean) * weight).numpy())

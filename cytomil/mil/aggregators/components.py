@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cytomil.mil.aggregators.pooled_scorer import subsample
+
 _LEAST_VARIANCE = 1e-6
-_FEW = 4
+_WHOLE_UP_TO = 256
+_MOST_CELLS = 5_000
 
 
 class Components(nn.Module):
@@ -32,9 +35,12 @@ class Components(nn.Module):
         from sklearn.decomposition import PCA
 
         n_components = min(most, cells.shape[1], len(cells) - 1)
-        # Of few cells in thousands of dimensions the cells are decomposed; of more of them their covariance is, in less time.
-        solver = "full" if _FEW * len(cells) < cells.shape[1] else "covariance_eigh"
-        found = PCA(n_components, svd_solver=solver).fit(cells.double().numpy())
+        if cells.shape[1] <= _WHOLE_UP_TO or n_components > cells.shape[1] // 2:
+            found = PCA(n_components, svd_solver="covariance_eigh").fit(cells.double().numpy())
+        else:
+            # Of many dimensions only the leading components are looked for: decomposing all of them takes minutes.
+            kept = subsample(cells, _MOST_CELLS, 0).float().numpy()
+            found = PCA(n_components, svd_solver="randomized", random_state=0).fit(kept)
         lengths = np.ones(n_components)
         if whiten:  # a direction in which nothing varies tells nothing, and is not to be blown up
             most_varied = found.explained_variance_[0] or 1.0  # of cells that are all the same, nothing is

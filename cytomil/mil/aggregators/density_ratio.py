@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -9,8 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cytomil.mil.aggregators.neighbours import distance_ratio
+from cytomil.mil.aggregators.pooled_scorer import subsample
 from cytomil.mil.aggregators.two_sided import TwoSidedScorer
+from cytomil.mil.bags import TrainingBag
 from cytomil.settings import FitMilSettings, InstanceScore
+
+_MOST_CELLS = 10_000
 
 
 class DensityRatio(TwoSidedScorer):
@@ -34,8 +39,10 @@ class DensityRatio(TwoSidedScorer):
         self.register_buffer("positives", torch.zeros(n_positives, in_dim))
 
     @classmethod
-    def learn(cls, negatives: Tensor, positives: Tensor, settings: FitMilSettings, n_described: int = 0) -> Self:
-        """Remember the cells."""
+    def learn_from(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
+        """Remember the bags' cells, at most 10,000 drawn ones of each label."""
+        sides = [torch.cat([bag.values for bag in bags if bag.label == label]) for label in (0, 1)]
+        negatives, positives = (subsample(side, _MOST_CELLS, seed) for side in sides)
         model = cls(negatives.shape[1], settings.top_share, len(negatives), len(positives))
         model.negatives.copy_(F.normalize(negatives, dim=1))
         model.positives.copy_(F.normalize(positives, dim=1))

@@ -6,14 +6,9 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Self
 
-import torch
-from torch import Tensor
-
-from cytomil.mil.aggregators.pooled_scorer import INNER_FOLDS, PooledScorer, measure, subsample
+from cytomil.mil.aggregators.pooled_scorer import INNER_FOLDS, PooledScorer, measure
 from cytomil.mil.bags import TrainingBag
 from cytomil.settings import FitMilSettings
-
-_MOST_CELLS = 10_000
 
 _Folds = list[tuple[list[TrainingBag], list[TrainingBag]]]
 
@@ -23,18 +18,8 @@ class TwoSidedScorer(PooledScorer):
 
     @classmethod
     @abstractmethod
-    def learn(cls, negatives: Tensor, positives: Tensor, settings: FitMilSettings, n_described: int = 0) -> Self:
-        """Learn from the cells of bags of either label, (N ≥ 1, D) standardised, at most 10,000 drawn ones of each.
-
-        The last ``n_described`` columns are the cells' morphology.
-        """
-
-    @classmethod
     def learn_from(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
-        """Learn from ``bags``, which are of both labels."""
-        sides = [torch.cat([bag.values for bag in bags if bag.label == label]) for label in (0, 1)]
-        negatives, positives = (subsample(side, _MOST_CELLS, seed) for side in sides)
-        return cls.learn(negatives, positives, settings, bags[0].n_described)
+        """Learn from ``bags``, standardised and of both labels."""
 
     @classmethod
     def fit(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, seed: int) -> Iterator[Self]:

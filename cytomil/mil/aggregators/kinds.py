@@ -1,0 +1,55 @@
+"""Negative bags' cells as a mixture of kinds, by scikit-learn."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cytomil.mil.aggregators.pooled_scorer import subsample
+
+_KINDS = 4
+_CELLS_PER_KIND = 20
+_MOST_CELLS = 6_000
+_RIDGE = 1e-3
+_ROUNDS = 30
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """``means`` (J, K), ``shares`` (J,), and the ``covariance`` (K, K) that all of them have in common.
+
+    ``cells`` (N, K) are those they were fitted to, ``belongs`` (N, J) the probability that a cell is of a kind.
+    """
+
+    means: Tensor
+    shares: Tensor
+    covariance: Tensor
+    cells: Tensor
+    belongs: Tensor
+
+
+def find_kinds(cells: Tensor, seed: int) -> Kinds:
+    """Up to four Gaussians of one covariance, fitted to at most 6,000 drawn ones of ``cells``, (N ≥ 2, K) float64."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    kept = subsample(cells, _MOST_CELLS, seed)
+    n_kinds = max(1, min(_KINDS, len(kept) // _CELLS_PER_KIND))
+    mixture = GaussianMixture(n_kinds, covariance_type="tied", reg_covar=_RIDGE, random_state=seed, max_iter=_ROUNDS)
+    with warnings.catch_warnings():
+        # Kinds that are nearly settled serve as well.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted = mixture.fit(kept.numpy())
+    return Kinds(
+        *(torch.from_numpy(part) for part in (fitted.means_, fitted.weights_, fitted.covariances_)),
+        cells=kept,
+        belongs=torch.from_numpy(fitted.predict_proba(kept.numpy())),
+    )
+
+
+def squared_to_each(cells: Tensor, centres: Tensor) -> Tensor:
+    """Squared distances of cells (N, K) from centres (J, K): (N, J)."""
+    return torch.cdist(cells, centres, compute_mode="donot_use_mm_for_euclid_dist").square()

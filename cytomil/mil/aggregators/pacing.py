@@ -1,0 +1,68 @@
+"""Self-pacing: which cells of positive bags are taken for witnesses, by scorers that have not seen their bag."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+SHARES = (0.3, 0.2, 0.12, 0.08, 0.06)
+"""The suspects' share of the positive bags' cells, round by round."""
+_FOLDS = 5
+_TINY = 1e-9
+
+Known = TypeVar("Known")
+
+
+class Paced(nn.Module, ABC, Generic[Known]):
+    """A scorer of suspects against negatives; ``known`` is what it has learnt of the negatives alone."""
+
+    @classmethod
+    @abstractmethod
+    def study(cls, negatives: Tensor, seed: int) -> Known:
+        """Learn what can be learnt of negative bags' cells, (N ≥ 2, K) float64, alone."""
+
+    @classmethod
+    @abstractmethod
+    def against(cls, known: Known, suspects: Tensor) -> Paced[Known]:
+        """Learn from suspects, (M ≥ 1, K) float64."""
+
+    @abstractmethod
+    def forward(self, cells: Tensor) -> Tensor:
+        """Cells (N, K) → how suspicious each is, float64 (N,)."""
+
+
+def learn_paced(
+    kind: type[Paced[Known]], negatives: Sequence[Tensor], positives: Sequence[Tensor], seed: int
+) -> Paced[Known]:
+    """Learn from bags of either label, (n, K) float64 each, on the plan of self-paced learning (Kumar et al., 2010).
+
+    First every cell of a positive bag is a suspect. Each round scores every positive bag by a scorer that was fitted
+    without it (five folds), and keeps the most suspicious of all as suspects, fewer each round (`SHARES`). Cross-fitting
+    keeps a scorer from confirming what it has learnt by heart.
+    """
+    n_folds = min(_FOLDS, len(negatives), len(positives))
+    known = kind.study(torch.cat(list(negatives)), seed)
+    suspects = list(positives)
+    # With a single bag of a label there is no other to ask, and the bags are judged by a scorer that has seen them.
+    folds = [
+        [bag for i, bag in enumerate(negatives) if i % n_folds != fold] or list(negatives) for fold in range(n_folds)
+    ]
+    studied = [kind.study(torch.cat(fold), seed) for fold in folds]
+    for share in SHARES:
+        scores: list[Tensor] = [torch.empty(0)] * len(positives)
+        for fold in range(n_folds):
+            others = [bag for i, bag in enumerate(suspects) if i % n_folds != fold or n_folds == 1]
+            found = torch.cat(others)
+            # The fold's suspects may all lie in the bags that are held out.
+            scorer = kind.against(studied[fold], found if len(found) else torch.cat(list(positives)))
+            usual = scorer(torch.cat(list(negatives[fold::n_folds])))
+            spread = usual.std(correction=0).clamp(min=_TINY)
+            for i in range(fold, len(positives), n_folds):
+                scores[i] = (scorer(positives[i]) - usual.mean()) / spread
+        threshold = torch.cat(scores).quantile(1 - share)
+        suspects = [bag[score >= threshold] for bag, score in zip(positives, scores, strict=True)]
+    return kind.against(known, torch.cat(suspects))
