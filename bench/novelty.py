@@ -104,11 +104,9 @@ def _embedder(bundle: Any) -> Callable[[Sequence[bytes]], np.ndarray]:
 def _bag(name: str, values: np.ndarray, label: int) -> TrainingBag:
     import torch
 
-    from cytomil.features.layers import n_described
-    from cytomil.layer import Layer
     from cytomil.mil.bags import TrainingBag
 
-    return TrainingBag(name, torch.from_numpy(values), label, name, n_described(Layer("h", described=True)))
+    return TrainingBag(name, torch.from_numpy(values), label, name)
 
 
 def _left_out(train: Sequence[TrainingBag], i: int, settings: Any) -> Any:

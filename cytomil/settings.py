@@ -171,7 +171,7 @@ class PretrainSettings(Section):
     """The encoder's training."""
 
     method: Annotated[str, AfterValidator(known_method)] = Field(
-        "slam-ags", description=f"{', '.join(METHODS)}, or a method that another package brings"
+        "none", description=f"{', '.join(METHODS)}, or a method that another package brings"
     )
     with_instance_labels: bool = Field(
         False, description="let fully-supervised, the ceiling, read instance labels; no other method may"
@@ -184,7 +184,7 @@ class PretrainSettings(Section):
     learning_rate: float = Field(0.06, gt=0, description="peak learning rate of SGD")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(1e-4, ge=0, description="weight decay of SGD")
-    image_size: int = Field(96, ge=16, le=512, description="side of the encoder's input, pixels")
+    image_size: int = Field(128, ge=16, le=512, description="side of the encoder's input, pixels")
     center_crop: float = Field(0.8, gt=0, le=1, description="centre share of a cell image's side that is kept")
     arch: str = Field(
         "auto",
@@ -270,7 +270,7 @@ class EmbedSettings(Section):
     )
     split: Split = Field(Split.ALL, description="which bags to embed")
     orientations: Annotated[int, AfterValidator(_a_group_of_turns)] = Field(
-        8, description="turns and mirror images of a cell that its embedding averages; costs as many times the work"
+        2, description="turns and mirror images of a cell that its embedding averages; costs as many times the work"
     )
     batch_size: int = Field(256, ge=1, description="cells per forward pass")
     dtype: Literal["float16", "float32"] = Field("float32", description="number format on disk")

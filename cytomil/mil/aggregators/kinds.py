@@ -44,7 +44,9 @@ def find_kinds(cells: Tensor, seed: int) -> Kinds:
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = mixture.fit(kept.numpy())
     return Kinds(
-        *(torch.from_numpy(part) for part in (fitted.means_, fitted.weights_, fitted.covariances_)),
+        means=torch.from_numpy(fitted.means_),
+        shares=torch.from_numpy(fitted.weights_),
+        covariance=torch.from_numpy(fitted.covariances_),
         cells=kept,
         belongs=torch.from_numpy(fitted.predict_proba(kept.numpy())),
     )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cytomil.mil.aggregators.base import Aggregator, JudgedBags, PooledReading, top_count
+from cytomil.mil.aggregators.base import Aggregator, JudgedBags, PooledReading, Reading, top_count
 from cytomil.settings import InstanceScore
 
 INNER_FOLDS = 4
@@ -64,7 +64,7 @@ class PooledScorer(Aggregator):
         top = distances.topk(top_count(len(distances), self.share)).values
         return float(top.double().mean().clamp(min=_LEAST).log())
 
-    def read(self, kind: InstanceScore) -> PooledReading:
+    def read(self, kind: InstanceScore) -> Reading:
         """See `Aggregator.read`."""
         return PooledReading(self._positive_distances, self._probability, lambda distances: distances)
 

@@ -90,7 +90,7 @@ class SelfPaced(TwoSidedScorer):
             negatives, positives = ([bag[:, :n] for bag in side[0]] for side in sides)
             add(learn_paced(Discriminant, negatives, positives, seed), 0, n, {"n_components": n})
             mixture = learn_paced(WitnessMixture, negatives, positives, seed)
-            shape = {"n_components": n, "n_normal": len(mixture.normal)}
+            shape = {"n_components": n, "n_normal": int(mixture.get_buffer("normal").shape[0])}
             add(mixture, 0, n, shape)
         for i, view in enumerate(sides[0][1:], 1):
             density = NormalDensity.learn(torch.cat(view), seed)
@@ -110,11 +110,11 @@ class SelfPaced(TwoSidedScorer):
 
     def distances(self, instances: Tensor) -> Tensor:
         """See `PooledScorer`; ``instances`` are a whole bag, since its cells are seen relative to each other."""
-        return self.suspicion([view.project(instances) for view in self.views])
+        return self.suspicion([view.project(instances) for view in self._views()])
 
     def suspicion(self, projected: Sequence[Tensor]) -> Tensor:
         """A whole bag's components, one (N, K) for each view → float32 (N,), at least 0."""
-        raw = self._ask([view.relative(part) for view, part in zip(self.views, projected, strict=True)])
+        raw = self._ask([view.relative(part) for view, part in zip(self._views(), projected, strict=True)])
         squeezed = _SINGLE * torch.asinh((raw - self.usual) / self.spread / _SINGLE)
         return F.softplus(squeezed @ torch.tensor(self.weights, dtype=torch.float64)).float()
 
@@ -126,7 +126,10 @@ class SelfPaced(TwoSidedScorer):
 
     def read(self, kind: InstanceScore) -> ViewsReading:
         """See `Aggregator.read`: only the components of a bag are held."""
-        return ViewsReading(self.views, self.suspicion, self._probability)
+        return ViewsReading(self._views(), self.suspicion, self._probability)
+
+    def _views(self) -> list[View]:
+        return [view for view in self.views if isinstance(view, View)]
 
     def _ask(self, views: Sequence[Tensor]) -> Tensor:
         """Cells as each view has them, one (N, K) each → every opinion as it is, float64 (N, n_opinions)."""
