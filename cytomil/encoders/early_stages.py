@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.models import group_parameters
 from torch import nn
 
 from cytomil.encoders.architecture import Architecture, Encoder
@@ -66,6 +65,8 @@ def _stage_of_parameters(encoder: Encoder) -> dict[str, int]:
         }
     if not hasattr(network, "group_matcher"):
         return {}
+    from timm.models import group_parameters
+
     return {
         name: int(group)
         for name, group in group_parameters(network, network.group_matcher(coarse=True), reverse=True).items()

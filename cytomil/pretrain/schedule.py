@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-
 _FROM_RANDOM, _FROM_WEIGHTS = 0.06, 0.01
 
 
