@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from cytomil.encoders.architecture import Architecture, Encoder
-from cytomil.encoders.backbones import is_resnet
+from cytomil.encoders.backbones import stage_of_parameters
 from cytomil.encoders.stages import Layers
 from cytomil.errors import SettingsError
 from cytomil.layer import Layer
@@ -18,7 +16,9 @@ _TRAINED_STAGES = 2
 
 def usual_frozen_stages(encoder: Encoder) -> int:
     """All stages but the last two; 0 where the network's stages are not known."""
-    return max(0, max(_stage_of_parameters(encoder).values(), default=0) - _TRAINED_STAGES)
+    return max(
+        0, max(stage_of_parameters(encoder.architecture.name, encoder.backbone).values(), default=0) - _TRAINED_STAGES
+    )
 
 
 def early_parameters(encoder: Encoder, stages: int) -> list[nn.Parameter]:
@@ -32,7 +32,7 @@ def early_parameters(encoder: Encoder, stages: int) -> list[nn.Parameter]:
     """
     if not stages:
         return []
-    numbers = _stage_of_parameters(encoder)
+    numbers = stage_of_parameters(encoder.architecture.name, encoder.backbone)
     name = encoder.architecture.name
     if not numbers:
         raise SettingsError(f"the stages of {name} are not known. Use --frozen-stages 0.")
@@ -52,22 +52,3 @@ def frozen_stages_leave_it(architecture: Architecture, image_size: int, stages: 
             parameter.requires_grad_(False)
         (values,) = Layers(encoder, (layer,))(torch.zeros(1, 3, image_size, image_size))
     return not values.requires_grad
-
-
-def _stage_of_parameters(encoder: Encoder) -> dict[str, int]:
-    """Parameter names of the backbone → their stage, counted from 1; 0 is the stem. Empty where stages are not known."""
-    network: Any = encoder.backbone
-    if is_resnet(encoder.architecture.name):
-        places = (name.split(".")[0] for name, _ in network.named_parameters())
-        return {
-            name: int(place.removeprefix("layer")) if place.startswith("layer") else 0
-            for (name, _), place in zip(network.named_parameters(), places, strict=True)
-        }
-    if not hasattr(network, "group_matcher"):
-        return {}
-    from timm.models import group_parameters
-
-    return {
-        name: int(group)
-        for name, group in group_parameters(network, network.group_matcher(coarse=True), reverse=True).items()
-    }

@@ -198,6 +198,10 @@ class TestGoingOn:
         with pytest.raises(SettingsError, match="--frozen-stages 7 leaves nothing"):
             run("encoder", frozen_stages=7, **self.LITE)
 
+    def test_random_stages_are_not_frozen(self, run):
+        with pytest.raises(SettingsError, match="random weights"):
+            run("encoder", frozen_stages=1, weights="none")
+
     def test_timms_batch_norms_need_no_sharing_where_they_keep_their_statistics(self):
         class Two(OneProcess):
             count = 2
