@@ -181,7 +181,9 @@ class PretrainSettings(Section):
     epochs: int = Field(10, ge=1, description="passes over the training cells")
     warmup_epochs: float = Field(1, ge=0, description="epochs of linear warm-up before the cosine schedule")
     batch_size: int = Field(64, ge=4, description="cells per step, half from each side")
-    learning_rate: float = Field(0.06, gt=0, description="peak learning rate of SGD")
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate of SGD; none: 0.06, or 0.01 where training goes on from weights"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(1e-4, ge=0, description="weight decay of SGD")
     image_size: int = Field(128, ge=16, le=512, description="side of the encoder's input, pixels")
@@ -194,6 +196,12 @@ class PretrainSettings(Section):
         "efficientnet-lite0",
         description="what the encoder starts from: a published name (efficientnet-lite0 to 2, resnet18, resnet50, "
         "dinobloom-s to l, reddino-s to l, timm/NAME), a local file, or none: random weights",
+    )
+    frozen_stages: int | None = Field(
+        None,
+        ge=0,
+        description="how many of the network's stages stay as they came, the stem with them; none: all but the last two "
+        "where training goes on from weights, else 0",
     )
     stem: Literal["auto", "standard", "small"] = Field(
         "auto", description="first layers: ImageNet's, or one for small images; auto: small up to 64 pixels"

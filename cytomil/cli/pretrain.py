@@ -37,6 +37,7 @@ def pretrain(
     center_crop: Annotated[float | None, option("pretrain", "center_crop")] = None,
     arch: Annotated[str | None, option("pretrain", "arch")] = None,
     weights: Annotated[str | None, option("pretrain", "weights")] = None,
+    frozen_stages: Annotated[int | None, option("pretrain", "frozen_stages")] = None,
     stem: Annotated[str | None, option("pretrain", "stem")] = None,
     crop_scale: Annotated[float | None, option("pretrain", "crop_scale")] = None,
     jitter: Annotated[float | None, option("pretrain", "jitter")] = None,

@@ -83,6 +83,22 @@ def require_image_size(name: str, network: nn.Module, dim: int, image_size: int)
         )
 
 
+def stage_of_parameters(name: str, network: nn.Module) -> dict[str, int]:
+    """Names of the network's parameters → their stage, counted from 1; 0 is the stem. Empty where stages are not known."""
+    parameters = [parameter for parameter, _ in network.named_parameters()]
+    if is_resnet(name):
+        firsts = [parameter.split(".")[0] for parameter in parameters]
+        numbers = [int(first.removeprefix("layer")) if first.startswith("layer") else 0 for first in firsts]
+        return dict(zip(parameters, numbers, strict=True))
+    group_matcher = getattr(network, "group_matcher", None)
+    if group_matcher is None:
+        return {}
+    from timm.models import group_parameters
+
+    groups = group_parameters(network, group_matcher(coarse=True), reverse=True)
+    return {parameter: int(groups[parameter]) for parameter in parameters}
+
+
 def _resnet(name: str, stem: str) -> Backbone:
     network = _RESNETS[name](weights=None)
     dim = network.fc.in_features

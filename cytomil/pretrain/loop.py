@@ -21,6 +21,8 @@ from cytomil.encoders.bundle import (
     save_bundle,
     stored_engines,
 )
+from cytomil.encoders.early_stages import frozen_stages_leave_it
+from cytomil.encoders.stages import default_layer
 from cytomil.encoders.start import Start, resolve_start
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import SettingsError, require_replaceable
@@ -91,6 +93,12 @@ def pretrain(
     if method.uses_instance_labels:
         make_method = partial(make_method, instance_labels=read_training_instance_labels(manifest, rows, cells))
     run = Run(settings, identity, cells, processes, checkpoint, make_method, start, listener.note)
+    kept, frozen_stages = default_layer(run.encoder), run.encoder.frozen_stages
+    if method.trains and frozen_stages_leave_it(start.architecture, settings.image_size, frozen_stages, kept):
+        listener.note(
+            f"training leaves the layer {kept} as it is, which embed takes unless another is named: "
+            f"{frozen_stages} stages are frozen. Name a later --layer there, or lower --frozen-stages."
+        )
     if checkpoint:
         listener.note(f"resuming after epoch {checkpoint.epoch} of {settings.epochs}")
     for epoch in range(run.epoch, settings.epochs) if method.trains else ():

@@ -20,7 +20,7 @@ from cytomil.pretrain.diagnostics import Health, examine
 from cytomil.pretrain.memory import keep_freed_memory
 from cytomil.pretrain.methods import Batch, Method
 from cytomil.pretrain.processes import Processes
-from cytomil.pretrain.schedule import learning_rate_at
+from cytomil.pretrain.schedule import learning_rate_at, usual_peak
 from cytomil.pretrain.step import Step
 from cytomil.pretrain.training_encoder import TrainingEncoder
 from cytomil.pretrain.views import ViewMaker
@@ -57,7 +57,10 @@ class Run:
         self.processes, self.device = processes, processes.device
         self.precision = pick_precision(settings.precision, self.device)
         self.start = start
-        self.encoder = TrainingEncoder(start.architecture, self.precision, processes)
+        self.peak = settings.learning_rate or usual_peak(bool(start.weights))
+        self.encoder = TrainingEncoder(
+            start.architecture, self.precision, processes, bool(start.weights), settings.frozen_stages
+        )
         self.encoder.normalise_by(*cells.channel_statistics())
         if start.weights:
             start.weights.put_into(self.encoder)
@@ -130,6 +133,8 @@ class Run:
         return {
             "method": self.settings.method,
             "start_weights": self.start.weights.facts() if self.start.weights else None,
+            "frozen_stages": self.encoder.frozen_stages if self.method.trains else None,
+            "peak_learning_rate": self.peak if self.method.trains else None,
             "caveats": list(self.start.weights.caveats) if self.start.weights else [],
             "uses_instance_labels": self.method.uses_instance_labels,
             "collapsed": bool(reason),
@@ -153,9 +158,7 @@ class Run:
 
     def _learning_rate(self, step: int) -> float:
         settings = self.settings
-        return learning_rate_at(
-            step, settings.epochs * self.steps, settings.warmup_epochs * self.steps, settings.learning_rate
-        )
+        return learning_rate_at(step, settings.epochs * self.steps, settings.warmup_epochs * self.steps, self.peak)
 
     def _refuse_divergence(self, first_step: int, measured: list[dict[str, Tensor | float]]) -> None:
         names = [name for name in measured[0] if name.startswith("loss_")]

@@ -37,7 +37,7 @@ class Step:
         self.own = FlatWeights(own) if own else None
         self.optimizer = torch.optim.SGD(
             [self.shared.values, *([self.own.values] if self.own else [])],
-            lr=settings.learning_rate,
+            lr=0.0,  # given anew with each step
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             fused=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import ClassVar
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ import torch
 from torchvision.models import resnet18
 
 from cytomil.encoders.architecture import Architecture, Encoder
+from cytomil.encoders.stages import default_layer
 from cytomil.encoders.start import resolve_start
 from cytomil.errors import ResumeError, SettingsError
 from cytomil.pretrain.loop import pretrain
@@ -20,6 +22,7 @@ from cytomil.settings import PretrainSettings
 
 SMALL = {"epochs": 2, "batch_size": 32, "image_size": 32, "projection_dim": 8, "learning_rate": 0.01, "device": "cpu"}
 SMALL |= {"weights": "none"}
+LITE_LAYER = default_layer(Encoder(Architecture("tf_efficientnet_lite0", "standard", 0)))
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +139,91 @@ class TestWeights:
             torch.testing.assert_close(trained[name], start.state[name], rtol=1e-4, atol=1e-6)
         assert bundle.encoder.mean.flatten().tolist() == [0.5, 0.5, 0.5]
         assert bundle.card["start_weights"]["name"] == "efficientnet-lite0"
+
+
+class TestGoingOn:
+    """Training that goes on from others' weights."""
+
+    LITE: ClassVar = {"weights": "efficientnet-lite0", "method": "slam-ags"}
+
+    def state(self):
+        return resolve_start("efficientnet-lite0", "auto", "auto", 32, 8).weights.state
+
+    def test_frozen_stages_stay_as_they_came_and_the_others_are_trained(self, run):
+        start, bundle = self.state(), run("encoder", frozen_stages=5, **self.LITE)
+        trained = bundle.encoder.backbone.state_dict()
+        for name, tensor in start.items():
+            if name.startswith(("conv_stem", "bn1", *(f"blocks.{number}." for number in range(5)))):
+                assert torch.equal(trained[name], tensor), name
+        for name in ("blocks.5.0.conv_pw.weight", "blocks.6.0.conv_dw.weight", "conv_head.weight", "bn2.weight"):
+            assert not torch.equal(trained[name], start[name]), name
+        assert bundle.card["frozen_stages"] == 5
+
+    def test_batch_norms_keep_their_statistics_even_where_weights_are_trained(self, run):
+        start, bundle = self.state(), run("encoder", frozen_stages=0, **self.LITE)
+        trained = bundle.encoder.backbone.state_dict()
+        kept = [name for name in start if "running" in name or "num_batches" in name]
+        assert kept and all(torch.equal(trained[name], start[name]) for name in kept)
+        assert not torch.equal(trained["conv_stem.weight"], start["conv_stem.weight"])
+        # The projector is new, and has statistics of its own to find.
+        assert float(bundle.encoder.projector[1].running_mean.abs().max()) > 0
+
+    def test_the_usual_rate_is_lower_and_all_but_two_stages_are_frozen(self, run):
+        from_weights = run("start", epochs=1, learning_rate=None, **self.LITE).card
+        from_random = run("random", epochs=1, learning_rate=None, method="simclr").card
+        assert (from_weights["frozen_stages"], from_random["frozen_stages"]) == (5, 0)
+        assert from_weights["peak_learning_rate"] < from_random["peak_learning_rate"]
+
+    def test_a_run_resumes_to_the_weights_of_an_unbroken_one(self, run):
+        def stop(record):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run("broken", on_epoch=stop, **self.LITE)
+        assert same(run("broken", resume=True, **self.LITE).encoder, run("unbroken", **self.LITE).encoder)
+
+    def test_it_says_where_training_does_not_reach_the_layer_that_is_kept(self, bags_folder, tmp_path):
+        told = []
+
+        class Heard(Silent):
+            def note(self, text):
+                told.append(text)
+
+        for number, frozen_stages in enumerate((5, 3)):
+            changed = {"bags": bags_folder, "out": tmp_path / str(number), "frozen_stages": frozen_stages, "epochs": 1}
+            pretrain(PretrainSettings(**{**SMALL, **self.LITE, **changed}), Heard())
+        assert [text.split(" as it is")[0] for text in told if "5 stages are frozen" in text or "3 stages" in text] == [
+            f"training leaves the layer {LITE_LAYER}"
+        ]
+
+    def test_a_frozen_network_is_refused(self, run):
+        with pytest.raises(SettingsError, match="--frozen-stages 7 leaves nothing"):
+            run("encoder", frozen_stages=7, **self.LITE)
+
+    def test_random_stages_are_not_frozen(self, run):
+        with pytest.raises(SettingsError, match="random weights"):
+            run("encoder", frozen_stages=1, weights="none")
+
+    def test_timms_batch_norms_need_no_sharing_where_they_keep_their_statistics(self):
+        class Two(OneProcess):
+            count = 2
+
+        processes = Two(torch.device("cpu"))
+        lite = Architecture("tf_efficientnet_lite0", "standard", 8)
+        encoder = TrainingEncoder(lite, torch.float32, processes, from_weights=True)
+        encoder.train()
+        assert encoder.projector.training
+        assert not encoder.backbone.bn1.training
+        with pytest.raises(SettingsError, match="several processes cannot share"):
+            TrainingEncoder(lite, torch.float32, processes)
+
+    @pytest.mark.parametrize("method", ["moco-v3", "weaksupcon", "weakly-supervised"])
+    def test_other_methods_go_on_as_well(self, run, method):
+        start = self.state()
+        trained = run("encoder", epochs=1, weights="efficientnet-lite0", method=method).encoder.backbone.state_dict()
+        assert torch.equal(trained["blocks.4.2.bn3.running_var"], start["blocks.4.2.bn3.running_var"])
+        assert torch.equal(trained["blocks.4.2.conv_pw.weight"], start["blocks.4.2.conv_pw.weight"])
+        assert not torch.equal(trained["blocks.6.0.conv_pw.weight"], start["blocks.6.0.conv_pw.weight"])
 
 
 class TestOtherArchitectures:

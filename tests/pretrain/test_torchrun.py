@@ -89,16 +89,17 @@ def test_an_error_of_both_processes_is_said_once(tmp_path):
     assert "none" in done.stderr.split("error: ")[1].splitlines()[0]
 
 
-def test_the_command_line_trains_on_two_processes_and_prints_once(bags, tmp_path):
+@pytest.mark.parametrize(("weights", "image_size"), [("none", "16"), ("efficientnet-lite0", "32")])
+def test_the_command_line_trains_on_two_processes_and_prints_once(bags, tmp_path, weights, image_size):
     options = [
         "--epochs",
         "1",
         "--batch-size",
         "32",
         "--image-size",
-        "16",
+        image_size,
         "--weights",
-        "none",
+        weights,
         "--projection-dim",
         "8",
     ]
