@@ -104,11 +104,11 @@ def _embedder(bundle: Any) -> Callable[[Sequence[bytes]], np.ndarray]:
 def _bag(name: str, values: np.ndarray, label: int) -> TrainingBag:
     import torch
 
-    from cytomil.features.layers import n_described
-    from cytomil.layer import Layer
     from cytomil.mil.bags import TrainingBag
+    from cytomil.morphology.descriptors import N_DESCRIPTORS
 
-    return TrainingBag(name, torch.from_numpy(values), label, name, n_described(Layer("h", described=True)))
+    groups = (values.shape[1] - N_DESCRIPTORS, N_DESCRIPTORS)
+    return TrainingBag(name, torch.from_numpy(values), label, name, groups)
 
 
 def _left_out(train: Sequence[TrainingBag], i: int, settings: Any) -> Any:
