@@ -105,8 +105,10 @@ def _bag(name: str, values: np.ndarray, label: int) -> TrainingBag:
     import torch
 
     from cytomil.mil.bags import TrainingBag
+    from cytomil.morphology.descriptors import N_DESCRIPTORS
 
-    return TrainingBag(name, torch.from_numpy(values), label, name)
+    groups = (values.shape[1] - N_DESCRIPTORS, N_DESCRIPTORS)
+    return TrainingBag(name, torch.from_numpy(values), label, name, groups)
 
 
 def _left_out(train: Sequence[TrainingBag], i: int, settings: Any) -> Any:

@@ -201,4 +201,9 @@ def _fault(file: h5py.File) -> str:
         return f"lacks {', '.join(missing)}"
     n = int(file.attrs["n_instances"])
     wrong = [name for name in _PER_INSTANCE if file[name].shape[:1] != (n,)]
-    return f"contradicts itself: {n} instances announced, not as many in {', '.join(wrong)}" if wrong else ""
+    if wrong:
+        return f"contradicts itself: {n} instances announced, not as many in {', '.join(wrong)}"
+    groups, dim = [int(width) for width in file.attrs.get("groups", ())], file["features"].shape[-1]
+    if groups and (min(groups) < 1 or sum(groups) != dim):
+        return f"contradicts itself: groups of {', '.join(map(str, groups))} columns announced, {dim} columns there"
+    return ""

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from cytomil.encoders.architecture import Architecture, Encoder, resolve_architecture
-from cytomil.encoders.stages import Layers, default_layer, layer_dim, layer_of, stages_of
+from cytomil.encoders.stages import Layers, default_layer, layer_dim, layer_groups, layer_of, stages_of
 from cytomil.errors import SettingsError
 from cytomil.layer import Layer
 
@@ -54,12 +54,12 @@ def test_an_efficientnets_stages_are_its_blocks_one_after_another():
         maps = network.bn1(network.conv_stem((pixels - encoder.mean) / encoder.std))
         for number, block in enumerate(network.blocks):
             maps = block(maps)
-            if number in (1, 2, 4):
+            if number in (1, 4, 5, 6):
                 wanted += statistics(maps)
     layer = default_layer(encoder)
-    assert str(layer) == "stages:1,2,4:mean,max,spread"
+    assert str(layer) == "stages:1,4,5,6:mean,max,spread"
     (found,) = run(encoder, [layer], pixels)
-    assert found.shape == (3, 528) == (3, layer_dim(encoder, layer))
+    assert found.shape == (3, 1944) == (3, layer_dim(encoder, layer))
     torch.testing.assert_close(found, torch.cat(wanted, dim=1), rtol=1e-4, atol=1e-5)
     assert stages_of(encoder) == tuple(range(7))
 
@@ -93,7 +93,17 @@ def test_layers_together_are_what_each_is_alone(name):
     torch.testing.assert_close(together[0], z, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "behind"), [("resnet18", "layer4"), ("tf_efficientnet_lite0", "blocks.5")])
+@pytest.mark.parametrize("name", ["resnet18", *SIZES])
+def test_a_layers_groups_are_its_stages_in_order(name):
+    encoder = make(name)
+    layer = default_layer(encoder)
+    alone = [layer_dim(encoder, Layer("stages", (number,), layer.statistics)) for number in layer.stages]
+    assert list(layer_groups(encoder, layer)) == alone
+    assert sum(alone) == layer_dim(encoder, layer)
+    assert layer_groups(encoder, Layer("z")) == (5,)
+
+
+@pytest.mark.parametrize(("name", "behind"), [("resnet18", "layer4"), ("tf_efficientnet_lite0", "conv_head")])
 def test_what_lies_behind_the_last_stage_is_not_computed(name, behind):
     encoder = make(name)
 

@@ -60,6 +60,16 @@ class TestRoundTrip:
         wanted = np.concatenate([np.zeros((0, dim)), *(block.values for block in blocks)])
         assert np.array_equal(features.load(), wanted.astype(np.float32))
 
+    @pytest.mark.parametrize("groups", [(), (4,), (1, 3)])
+    def test_groups_of_columns_are_read_as_written(self, tmp_path, groups):
+        write_features(tmp_path / "bag.h5", "bag", KEY, 4, blocks_of(3), groups=groups)
+        assert open_features(tmp_path / "bag.h5").groups == groups
+
+    def test_a_cache_from_before_there_were_groups_has_a_single_one(self, cache):
+        with altering(cache) as file:
+            del file.attrs["groups"]
+        assert open_features(cache).groups == ()
+
     def test_the_unreadable_may_become_known_while_writing(self, tmp_path):
         unreadable = []
 
@@ -201,6 +211,13 @@ class TestDamage:
         with altering(cache) as file:
             file[name].resize(n, axis=0)
         with pytest.raises(FeatureFileError, match=f"contradicts itself: 10 .*{name}"):
+            open_features(cache)
+
+    @pytest.mark.parametrize("groups", [(1, 2), (4, 1), (5, -1)])
+    def test_groups_that_are_not_the_columns(self, cache, groups):
+        with altering(cache) as file:
+            file.attrs["groups"] = np.array(groups)
+        with pytest.raises(FeatureFileError, match=r"contradicts itself: groups of .* announced, 4 columns there"):
             open_features(cache)
 
     def test_deleted_after_opening(self, cache):

@@ -6,7 +6,7 @@ import torch
 
 from cytomil.encoders.bundle import load_bundle
 from cytomil.encoders.engines import open_engine
-from cytomil.encoders.stages import layer_of
+from cytomil.encoders.stages import layer_groups, layer_of
 from cytomil.errors import FeatureFileError
 from cytomil.features import open_features
 from cytomil.features.embedder import Embedder
@@ -73,6 +73,18 @@ def test_morphology_follows_the_encoders_columns(bundle, tmp_path):
     alone, both = (open_features(tmp_path / f"{layer}.h5").load() for layer in ("auto", "morphology"))
     assert np.array_equal(both[:, :-N_DESCRIPTORS], alone)
     assert both[:, -N_DESCRIPTORS:].tolist() == [[start] * N_DESCRIPTORS for n, start in parts for _ in range(n)]
+
+
+def test_a_cache_knows_the_widths_of_its_stages_and_of_the_morphology(bundle, tmp_path):
+    of_stages = layer_groups(bundle.encoder, layer_of("auto", bundle.encoder))
+    assert len(of_stages) > 1
+    wanted = {"z": (16,), "auto": of_stages, "morphology": (*of_stages, N_DESCRIPTORS)}
+    for layer, groups in wanted.items():
+        cells = [block(2, described=N_DESCRIPTORS if layer == "morphology" else 0)]
+        make_embedder(bundle, layer, "float32").embed(tmp_path / f"{layer}.h5", "x", "s", cells)
+        features = open_features(tmp_path / f"{layer}.h5")
+        assert features.groups == groups
+        assert features.shape == (2, sum(groups))
 
 
 def test_embeddings_that_are_not_finite_are_refused(bundle, tmp_path):

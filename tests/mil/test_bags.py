@@ -28,17 +28,17 @@ def test_cells_that_are_all_the_same_stay_finite():
     assert torch.isfinite(standardise(torch.randn(5, 4) * 1e6)).all()
 
 
-def test_columns_of_morphology_are_measured_by_themselves():
+def test_each_group_of_columns_is_measured_by_itself():
     values = torch.randn(100, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e3, 1e3, 1.0, 1.0, 1e-3])
-    described = Standardiser.of([TrainingBag("a", values, 0, "p", n_described=3)])
+    grouped = Standardiser.of([TrainingBag("a", values, 0, "p", groups=(2, 3))])
     by_parts = [Standardiser.of([TrainingBag("a", part, 0, "p")]).std for part in (values[:, :2], values[:, 2:])]
-    assert torch.equal(described.std, torch.cat(by_parts))
-    assert Standardiser.of([TrainingBag("a", values, 0, "p")]).std[2] > 50 * described.std[2]
+    assert torch.equal(grouped.std, torch.cat(by_parts))
+    assert Standardiser.of([TrainingBag("a", values, 0, "p")]).std[2] > 50 * grouped.std[2]
 
 
 def test_a_split_is_joined_to_what_it_was():
     values = torch.arange(20.0).reshape(2, 10)
-    for n in (0, 4, 10):
-        embedded, described = split(values, n)
-        assert described.shape == (2, n)
-        assert torch.equal(torch.cat([embedded, described], dim=1), values)
+    for groups in ((), (10,), (6, 4), (1, 2, 7)):
+        parts = split(values, groups)
+        assert tuple(part.shape[1] for part in parts) == (groups or (10,))
+        assert torch.equal(torch.cat(parts, dim=1), values)

@@ -17,9 +17,9 @@ def cells(rng, size=200, between=0.0, shift=0.0):
     return ((rng.normal(size=(size, DIM)) + centre + shift) @ STRETCH).astype(np.float32)
 
 
-def bags_of(n, seed, n_described=0, **how):
+def bags_of(n, seed, **how):
     rng = np.random.default_rng(seed)
-    return [TrainingBag(str(i), torch.from_numpy(cells(rng, **how)), i % 2, str(i), n_described) for i in range(n)]
+    return [TrainingBag(str(i), torch.from_numpy(cells(rng, **how)), i % 2, str(i)) for i in range(n)]
 
 
 def fitted(n=18, seed=0, folds=3, **how):
@@ -120,13 +120,13 @@ def test_one_cell_of_identical_cells_gives_numbers():
     assert not judged.is_unlike
 
 
-def test_the_encoders_many_columns_do_not_drown_the_morphologys_few():
+def test_a_group_of_many_columns_does_not_drown_one_of_few():
     rng = np.random.default_rng(0)
 
     def slide(shift):
         return np.hstack([rng.normal(size=(300, 200)), rng.normal(size=(300, 4)) + shift]).astype(np.float32)
 
-    bags = [TrainingBag(str(i), torch.from_numpy(slide(0.0)), i % 2, str(i), 4) for i in range(12)]
+    bags = [TrainingBag(str(i), torch.from_numpy(slide(0.0)), i % 2, str(i), (200, 4)) for i in range(12)]
     assert fit_novelty(bags, np.arange(12) % 3).judge([slide(1.5)]).is_unlike
 
 

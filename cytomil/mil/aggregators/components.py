@@ -16,9 +16,9 @@ _MOST_CELLS = 5_000
 
 
 class Components(nn.Module):
-    """The first principal components of some cells.
+    """The first principal components of some cells, whitened.
 
-    Whitened, each is brought to variance 1 over them: what few cells differ in then weighs as much as what all differ in.
+    Each is brought to variance 1 over them: what few cells differ in then weighs as much as what all differ in.
     """
 
     origin: Tensor
@@ -30,7 +30,7 @@ class Components(nn.Module):
         self.register_buffer("directions", torch.zeros((in_dim, n_components), dtype=torch.float64))
 
     @classmethod
-    def learn(cls, cells: Tensor, most: int, whiten: bool) -> Self:
+    def learn(cls, cells: Tensor, most: int) -> Self:
         """Learn at most ``most`` components of ``cells``, (N ≥ 2, D)."""
         from sklearn.decomposition import PCA
 
@@ -41,10 +41,9 @@ class Components(nn.Module):
             # Of many dimensions only the leading components are looked for: decomposing all of them takes minutes.
             kept = subsample(cells, _MOST_CELLS, 0).float().numpy()
             found = PCA(n_components, svd_solver="randomized", random_state=0).fit(kept)
-        lengths = np.ones(n_components)
-        if whiten:  # a direction in which nothing varies tells nothing, and is not to be blown up
-            most_varied = found.explained_variance_[0] or 1.0  # of cells that are all the same, nothing is
-            lengths = np.sqrt(np.maximum(found.explained_variance_, _LEAST_VARIANCE * most_varied))
+        # A direction in which nothing varies tells nothing, and is not to be blown up.
+        most_varied = found.explained_variance_[0] or 1.0  # of cells that are all the same, nothing is
+        lengths = np.sqrt(np.maximum(found.explained_variance_, _LEAST_VARIANCE * most_varied))
         model = cls(cells.shape[1], n_components)
         model.origin.copy_(torch.from_numpy(found.mean_))
         model.directions.copy_(torch.from_numpy(found.components_.T / lengths))

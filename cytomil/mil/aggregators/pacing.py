@@ -55,10 +55,10 @@ def learn_paced(
     for share in SHARES:
         scores: list[Tensor] = [torch.empty(0)] * len(positives)
         for fold in range(n_folds):
-            others = [bag for i, bag in enumerate(suspects) if i % n_folds != fold or n_folds == 1]
-            found = torch.cat(others)
-            # The fold's suspects may all lie in the bags that are held out.
-            scorer = kind.against(studied[fold], found if len(found) else torch.cat(list(positives)))
+            others = [i for i in range(len(positives)) if i % n_folds != fold or n_folds == 1]
+            found = torch.cat([suspects[i] for i in others])
+            # All suspects may lie in the bags that are held out.
+            scorer = kind.against(studied[fold], found if len(found) else torch.cat([positives[i] for i in others]))
             usual = scorer(torch.cat(list(negatives[fold::n_folds])))
             spread = usual.std(correction=0).clamp(min=_TINY)
             for i in range(fold, len(positives), n_folds):

@@ -43,7 +43,7 @@ class View(nn.Module):
     @classmethod
     def learn(cls, bags: Sequence[Tensor], cells: Tensor, start: int, stop: int, most: int, seed: int) -> Self:
         """Learn at most ``most`` components of ``cells``, (M ≥ 2, D), and how the ``bags``, (N, D) each, differ in them."""
-        components = Components.learn(cells[:, start:stop], most, whiten=True)
+        components = Components.learn(cells[:, start:stop], most)
         view = cls(start, stop, components.directions.shape[1])
         view.components = components
         projected = [view.project(bag) for bag in bags]

@@ -11,7 +11,7 @@ def cells(n=50, d=6, seed=0):
 
 
 def test_they_are_scikit_learns_whitened_components():
-    model = Components.learn(cells(), 4, whiten=True)
+    model = Components.learn(cells(), 4)
     expected = PCA(4, whiten=True, svd_solver="covariance_eigh").fit(cells().double().numpy())
     np.testing.assert_allclose(
         model(cells(9, seed=1)), expected.transform(cells(9, seed=1).double().numpy()), rtol=1e-9
@@ -19,25 +19,17 @@ def test_they_are_scikit_learns_whitened_components():
     torch.testing.assert_close(model(cells()).var(dim=0), torch.ones(4, dtype=torch.float64))
 
 
-def test_unwhitened_they_keep_the_cells_own_spread():
-    model = Components.learn(cells(), 4, whiten=False)
-    expected = PCA(4, svd_solver="covariance_eigh").fit(cells().double().numpy())
-    np.testing.assert_allclose(
-        model(cells(9, seed=1)), expected.transform(cells(9, seed=1).double().numpy()), rtol=1e-9
-    )
-
-
 def test_there_are_no_more_than_the_cells_have_and_what_does_not_vary_stays_small():
-    assert Components.learn(cells(3), 64, whiten=True)(cells()).shape == (50, 2)
+    assert Components.learn(cells(3), 64)(cells()).shape == (50, 2)
     flat = torch.cat([cells(), torch.ones(50, 2)], dim=1)
-    model = Components.learn(flat, 64, whiten=True)
+    model = Components.learn(flat, 64)
     assert model(flat).shape == (50, 8)
     assert model(flat).abs().max() < 10
 
 
 def test_few_components_among_many_are_the_same_as_by_full_decomposition():
     many = cells(120, 90)
-    model = Components.learn(many, 5, whiten=True)
+    model = Components.learn(many, 5)
     expected = PCA(5, whiten=True, svd_solver="full").fit(many.double().numpy())
     np.testing.assert_allclose(model(many), expected.transform(many.double().numpy()), rtol=1e-6, atol=1e-9)
 
@@ -45,6 +37,6 @@ def test_few_components_among_many_are_the_same_as_by_full_decomposition():
 @pytest.mark.parametrize("rank", [0, 3])
 def test_cells_that_vary_in_less_than_there_are_components_give_finite_ones(rank):
     flat = cells(100, 90) * (torch.arange(90) < rank) + 5
-    model = Components.learn(flat, 8, whiten=True)
+    model = Components.learn(flat, 8)
     assert model(flat).isfinite().all()
     assert model(flat).abs().max() < 10

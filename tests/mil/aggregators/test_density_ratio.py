@@ -44,6 +44,12 @@ def test_it_is_the_ratio_of_scikit_learns_tenth_distances():
     np.testing.assert_allclose(fitted(bags).distances(new).numpy(), tenth(0) / tenth(1), rtol=1e-3)
 
 
+def test_of_huge_bags_ten_thousand_cells_a_side_are_remembered():
+    bags = [TrainingBag(f"b{i}", torch.randn(12_000, 3), i % 2, f"p{i}") for i in range(2)]
+    model = DensityRatio.learn_from(bags, SETTINGS, 0)
+    assert model.negatives.shape == model.positives.shape == (10_000, 3)
+
+
 def test_witnesses_come_before_cells_that_are_merely_odd():
     model = fitted(make_bags([f"p{i}" for i in range(8)]))
     new = cells(60, 7)

@@ -2,20 +2,20 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
-from sklearn.covariance import LedoitWolf
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import NearestNeighbors
+from scipy.stats import spearmanr
 
+from cytomil.mil.aggregators import self_paced
 from cytomil.mil.aggregators.mahalanobis import Mahalanobis
 from cytomil.mil.aggregators.self_paced import SelfPaced
 from cytomil.mil.bags import TrainingBag
-from cytomil.settings import FitMilSettings
+from cytomil.settings import FitMilSettings, InstanceScore
 
 SETTINGS = FitMilSettings(top_share=0.05)
 
 
-def make_bags(n, size=100, witnesses=4, seed=0, d=8):
+def make_bags(n, size=100, witnesses=4, seed=0, d=8, between=0.0):
     """Witnesses are alike, and far out in one thing; every bag holds five odd cells, a little out in many."""
     generator = torch.Generator().manual_seed(seed)
     bags = []
@@ -24,115 +24,165 @@ def make_bags(n, size=100, witnesses=4, seed=0, d=8):
         values[-5:] *= 1.5
         if i % 2:
             values[:witnesses] = 5.0 * (torch.arange(d) == 0) + 0.5 * values[:witnesses]
+        values += between * torch.randn(d, generator=generator)
         bags.append(TrainingBag(f"b{i}", values, i % 2, f"p{i}"))
     return bags
 
 
-def sides(bags):
-    return [torch.cat([bag.values for bag in bags if bag.label == label]) for label in (0, 1)]
+def learnt(bags):
+    return SelfPaced.learn_from(bags, SETTINGS, 0)
 
 
-def whitening(cells):
-    values, vectors = np.linalg.eigh(np.cov(cells.T))
-    return lambda x: (x - cells.mean(0)) @ (vectors / np.sqrt(values))
+def n_found(model, bags, witnesses=4):
+    """How many of the positive bags' most suspicious cells are witnesses, each bag read whole; of as many as there are."""
+    positives = [bag for bag in bags if bag.label]
+    scores = torch.cat([model.distances(bag.values) for bag in positives])
+    is_witness = torch.cat([torch.arange(len(bag.values)) < witnesses for bag in positives])
+    return int(is_witness[scores.topk(witnesses * len(positives)).indices].sum())
 
 
-def principal(cells):
-    vectors = np.linalg.eigh(np.cov(cells.T))[1]
-    return lambda x: (x - cells.mean(0)) @ vectors
+@pytest.fixture(scope="module")
+def model():
+    return learnt(make_bags(12))
 
 
-def opinions(n, p, new, bend):
-    """Written out: both opinions on ``new`` of a scorer that has seen ``n`` and ``p``, in the negatives' units."""
-    bent = principal(bend(np.vstack([n, p])))
-    cloud = LedoitWolf().fit(bent(bend(n)))
-    whiten = whitening(np.vstack([n, p]))
-    raw_n, n, p = n, whiten(n), whiten(p)
-    unit_n, unit_p = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (n, p))
-    to_n = NearestNeighbors(n_neighbors=10).fit(unit_n).kneighbors(unit_p)[0][:, -1]
-    to_p = NearestNeighbors(n_neighbors=11).fit(unit_p).kneighbors(unit_p)[0][:, -1]  # itself among them
-    order = np.argsort(-to_n / to_p)
-    for _ in range(2):
-        suspects = p[order[: round(0.06 * len(p))]]
-        model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000)
-        model.fit(np.vstack([n, suspects]), [0] * len(n) + [1] * len(suspects))
-        order = np.argsort(-model.decision_function(p))
+def test_each_family_of_opinions_counts_a_third():
+    bags = [replace(bag, groups=(5, 3)) for bag in make_bags(6)]
+    model, negatives = learnt(bags), [bag.values for bag in bags if not bag.label]
 
-    def both(x):
-        return np.stack([model.decision_function(whiten(x)), np.sqrt(cloud.mahalanobis(bent(bend(x))))], axis=1)
+    def asked(values):
+        families: dict[str, list[np.ndarray]] = {}
+        for opinion, part in zip(model.opinions, model.config["parts"], strict=True):
+            view = model.views[part["view"]]
+            cells = [view.relative(view.project(bag))[:, : part["n_components"]] for bag in values]
+            families.setdefault(part["kind"], []).append(opinion(torch.cat(cells)).numpy())
+        return families
 
-    middle, upper = np.quantile(both(raw_n), [0.5, 0.84], axis=0)
-    return (both(new) - middle) / (upper - middle)
-
-
-def test_it_equals_all_opinions_written_out():
-    negatives, positives = sides(make_bags(6))
-    new = torch.randn(20, 8, generator=torch.Generator().manual_seed(9))
-    n, p, x = (cells.double().numpy() for cells in (negatives, positives, new))
-    for n_described in (0, 3):
-        asked = [opinions(*(cells[:, : 8 - n_described] for cells in (n, p, x)), lambda cells: cells * abs(cells))]
-        if n_described:
-            asked.append(opinions(*(cells[:, -n_described:] for cells in (n, p, x)), lambda cells: cells))
-        expected = np.log1p(np.exp((4 * np.arcsinh(np.concatenate(asked, axis=1) / 4)).mean(1)))
-        found = SelfPaced.learn(negatives, positives, SETTINGS, n_described).distances(new)
-        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
+    usual, found = asked(negatives), asked([bags[1].values])
+    assert {name: len(opinions) for name, opinions in found.items()} == {
+        "Discriminant": 2,
+        "WitnessMixture": 2,
+        "NormalDensity": 2,
+    }
+    squeezed = []
+    for name, opinions in found.items():
+        of_family = []
+        for of_normal, opinion in zip(usual[name], opinions, strict=True):
+            middle, upper = np.quantile(of_normal, [0.5, 0.84])
+            of_family.append(4 * np.arcsinh((opinion - middle) / (upper - middle) / 4))
+        squeezed.append(np.mean(of_family, axis=0))
+    expected = np.log1p(np.exp(np.mean(squeezed, axis=0)))
+    np.testing.assert_allclose(model.distances(bags[1].values), expected, rtol=1e-5)
 
 
-def test_witnesses_that_only_their_morphology_shows_are_found():
+def test_few_witnesses_that_are_alike_are_found_and_call_their_bags(model):
+    test = make_bags(12, seed=1)
+    negatives = torch.cat([bag.values for bag in make_bags(12) if not bag.label])
+    assert n_found(model, test) > 20 > n_found(Mahalanobis.learn(negatives, SETTINGS, 0), test)
+    (calibrated,) = SelfPaced.fit(make_bags(12), SETTINGS, 1, 0)
+    probabilities = [calibrated.assess(bag.values)[0] for bag in test]
+    assert min(probabilities[1::2]) > max(probabilities[::2])
+
+
+def test_witnesses_that_only_one_group_of_columns_shows_are_found():
     def bags(seed):
         made = make_bags(12, seed=seed)
         blind = torch.Generator().manual_seed(seed + 100)
+        noise = [torch.randn(100, 60, generator=blind) for _ in made]
         return [
-            replace(bag, values=torch.cat([torch.randn(100, 6, generator=blind), bag.values], dim=1), n_described=8)
-            for bag in made
+            replace(bag, values=torch.cat([part, bag.values], dim=1), groups=(60, 8))
+            for bag, part in zip(made, noise, strict=True)
         ]
 
-    (model,) = SelfPaced.fit(bags(0), SETTINGS, 1, 0)
-    (blind,) = SelfPaced.fit([replace(b, values=b.values[:, :6], n_described=0) for b in bags(0)], SETTINGS, 1, 0)
-    cells = torch.cat([bag.values for bag in bags(1) if bag.label])
-    is_witness = torch.arange(len(cells)) % 100 < 4
-    found = int(is_witness[model.distances(cells).topk(24).indices].sum())
-    found_blind = int(is_witness[blind.distances(cells[:, :6]).topk(24).indices].sum())
-    assert found > 16
-    assert found_blind < 4
+    def without(bags):
+        return [replace(bag, values=bag.values[:, :60], groups=()) for bag in bags]
+
+    assert n_found(learnt(bags(0)), bags(1)) > 16
+    assert n_found(learnt(without(bags(0))), without(bags(1))) < 6
 
 
-def test_a_model_is_the_same_after_its_weights_went_through_a_file():
-    negatives, positives = sides(make_bags(6))
-    for n_described in (0, 3):
-        model = SelfPaced.learn(negatives, positives, SETTINGS, n_described)
-        again = SelfPaced(**json.loads(json.dumps(model.config)))
-        again.load_state_dict(model.state_dict())
-        assert torch.equal(model.distances(positives), again.distances(positives))
+def test_where_bags_differ_as_people_do_a_shift_of_a_whole_slide_leaves_its_cells_order():
+    model = learnt(make_bags(24, between=1.0))
+    bag = make_bags(2, seed=1, between=1.0)[1].values
+    moved = model.distances(bag + torch.tensor([2.0, -2, 2, -2, 2, -2, 2, -2]))
+    assert spearmanr(model.distances(bag), moved).statistic > 0.95
+    assert n_found(model, make_bags(12, seed=2, between=1.0)) > 20
 
 
-def test_what_lies_far_out_counts_by_its_logarithm():
-    negatives, positives = sides(make_bags(6))
-    model = SelfPaced.learn(negatives, positives, SETTINGS)
-    far, farther = (torch.full((1, 8), value) for value in (1e2, 1e4))
-    usual = model.distances(negatives).median()
-    assert model.distances(far) > usual
-    assert model.distances(farther) > model.distances(far)
-    assert model.distances(farther) < 4 * model.distances(far)
+def test_a_bag_is_called_by_three_shares_of_its_top_cells(model):
+    scores = torch.rand(200, generator=torch.Generator().manual_seed(0))
+    ordered = np.sort(scores.double().numpy())[::-1]
+    expected = np.mean([np.log(ordered[:n].mean()) for n in (3, 10, 30)])
+    assert model.pool(scores) == pytest.approx(expected)
 
 
-def test_a_direction_in_which_nothing_varies_is_left_as_it_is():
-    negatives, positives = (torch.cat([side, torch.zeros(len(side), 3)], dim=1) for side in sides(make_bags(6)))
-    model = SelfPaced.learn(negatives, positives, SETTINGS)
-    new = torch.randn(20, 11, generator=torch.Generator().manual_seed(9))
-    assert torch.isfinite(model.distances(new)).all()
+def test_a_model_is_the_same_after_its_weights_went_through_a_file(tmp_path):
+    model = learnt([replace(bag, groups=(5, 3)) for bag in make_bags(6)])
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    again = SelfPaced(**json.loads(json.dumps(model.config)))
+    again.load_state_dict(torch.load(tmp_path / "weights.pt"))
+    bag = make_bags(2, seed=1)[1].values
+    assert torch.equal(model.distances(bag), again.distances(bag))
 
 
-def test_few_witnesses_come_before_most_odd_cells_and_call_their_bags():
-    negatives, positives = sides(make_bags(12))
-    test = make_bags(12, seed=1)
-    cells = torch.cat([bag.values for bag in test if bag.label])
-    is_witness = torch.arange(len(cells)) % 100 < 4
-    model = SelfPaced.learn(negatives, positives, SETTINGS)
-    scores = model.distances(cells), Mahalanobis.learn(negatives, SETTINGS, 0).distances(cells)
-    witnesses, of_distance = (int(is_witness[score.topk(24).indices].sum()) for score in scores)
-    assert witnesses > 20 > of_distance
+@pytest.mark.parametrize("size", [1, 7])
+def test_block_by_block_a_bag_is_read_as_it_is_whole(model, size):
+    bag = make_bags(2, seed=1)[1].values
+    reading = model.read(InstanceScore.EVIDENCE)
+    for block in bag.split(size):
+        reading.add(block)
+    probability, scores = reading.result()
+    assert probability == pytest.approx(model.assess(bag)[0], rel=1e-6)
+    torch.testing.assert_close(scores, model.distances(bag), rtol=1e-4, atol=1e-5)
 
-    (model,) = SelfPaced.fit(make_bags(12), SETTINGS, 1, 0)
-    probabilities = [model.assess(bag.values)[0] for bag in test]
-    assert min(probabilities[1::2]) > max(probabilities[::2])
+
+def test_what_lies_far_out_counts_by_its_logarithm(model):
+    bag = make_bags(2, seed=1)[0].values
+    scores = []
+    for far in (1e2, 1e4, 1e6):
+        bag[0] = torch.where(torch.arange(8) == 0, far, 0)
+        scores.append(float(model.distances(bag)[0]))
+    assert scores[0] > float(model.distances(bag).median())
+    assert scores == sorted(scores)
+    assert scores[2] - scores[1] == pytest.approx(scores[1] - scores[0], rel=0.1)
+
+
+def test_a_direction_in_which_nothing_varies_gives_finite_scores():
+    def flat(bags):
+        return [replace(b, values=torch.cat([b.values, torch.zeros(100, 3)], dim=1), groups=(8, 3)) for b in bags]
+
+    model = learnt(flat(make_bags(6)))
+    assert torch.isfinite(model.distances(torch.randn(20, 11, generator=torch.Generator().manual_seed(9)))).all()
+    assert n_found(model, flat(make_bags(6, seed=1))) > 9
+
+
+@pytest.mark.parametrize(("n", "size", "d"), [(2, 100, 8), (3, 100, 1), (4, 1, 8), (2, 1, 8)])
+def test_single_bags_features_and_cells_are_enough_for_numbers(n, size, d):
+    bags = make_bags(n, size, 1, d=d)
+    (model,) = SelfPaced.fit(bags, SETTINGS, 1, 0)
+    for bag in bags:
+        probability, scores = model.assess(bag.values)
+        assert 0 <= probability <= 1
+        assert torch.isfinite(scores).all()
+
+
+def test_an_empty_bag_does_no_harm():
+    bags = make_bags(6)
+    empty = TrainingBag("empty", torch.zeros(0, 8), 0, "nobody")
+    test = make_bags(2, seed=1)[1].values
+    assert torch.equal(learnt([*bags, empty]).distances(test), learnt(bags).distances(test))
+
+
+def test_of_many_cells_as_many_of_each_label_are_learnt_from(monkeypatch):
+    counts = []
+
+    def counting(kind, negatives, positives, seed):
+        counts.append((sum(map(len, negatives)), sum(map(len, positives))))
+        return learn_paced(kind, negatives, positives, seed)
+
+    learn_paced = self_paced.learn_paced
+    monkeypatch.setattr(self_paced, "learn_paced", counting)
+    monkeypatch.setattr(self_paced, "_MOST_CELLS", 120)
+    model = learnt(make_bags(6))
+    assert set(counts) == {(120, 120)}
+    assert n_found(model, make_bags(12, seed=1)) > 12

@@ -58,18 +58,3 @@ def test_a_single_bag_of_a_label_is_measured_all_the_same(kind):
     probability, scores = model.assess(bags[0].values[:20])
     assert 0 <= probability <= 1
     assert torch.isfinite(scores).all()
-
-
-@pytest.mark.parametrize("kind", [DensityRatio, SelfPaced])
-def test_of_huge_bags_ten_thousand_cells_a_side_are_drawn(kind):
-    class Counter(kind):
-        counts: ClassVar = []
-
-        @classmethod
-        def learn(cls, negatives, positives, settings, n_described=0):
-            cls.counts.append((len(negatives), len(positives)))
-            return super().learn(negatives[:50], positives[:50], settings)
-
-    bags = [TrainingBag(f"b{i}", torch.randn(12_000, 3), i % 2, f"p{i}") for i in range(2)]
-    Counter.learn_from(bags, SETTINGS, 0)
-    assert Counter.counts == [(10_000, 10_000)]
