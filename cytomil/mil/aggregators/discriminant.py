@@ -38,7 +38,7 @@ class Discriminant(Paced[Cloud]):
     @classmethod
     def study(cls, negatives: Tensor, seed: int) -> Cloud:
         """See `Paced`."""
-        return Cloud(negatives.mean(dim=0), torch.linalg.inv(shrunk(torch.cov(negatives.T))))
+        return Cloud(negatives.mean(dim=0), torch.linalg.inv(shrunk(torch.cov(negatives.T, correction=0))))
 
     @classmethod
     def against(cls, known: Cloud, suspects: Tensor) -> Discriminant:

@@ -32,11 +32,13 @@ class Kinds:
 
 
 def find_kinds(cells: Tensor, seed: int) -> Kinds:
-    """Up to four Gaussians of one covariance, fitted to at most 6,000 drawn ones of ``cells``, (N ≥ 2, K) float64."""
+    """Up to four Gaussians of one covariance, fitted to at most 6,000 drawn ones of ``cells``, (N ≥ 1, K) float64."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
     kept = subsample(cells, _MOST_CELLS, seed)
+    if len(kept) == 1:  # scikit-learn asks for two
+        kept = kept.repeat(2, 1)
     n_kinds = max(1, min(_KINDS, len(kept) // _CELLS_PER_KIND))
     mixture = GaussianMixture(n_kinds, covariance_type="tied", reg_covar=_RIDGE, random_state=seed, max_iter=_ROUNDS)
     with warnings.catch_warnings():

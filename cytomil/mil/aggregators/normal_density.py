@@ -32,7 +32,7 @@ class NormalDensity(nn.Module):
 
     @classmethod
     def learn(cls, negatives: Tensor, seed: int) -> Self:
-        """Learn from the negative bags' cells, (N ≥ 2, K) float64."""
+        """Learn from the negative bags' cells, (N ≥ 1, K) float64."""
         kinds = find_kinds(negatives, seed)
         model = cls(negatives.shape[1], len(kinds.means))
         model.centres.copy_(kinds.means)

@@ -23,7 +23,7 @@ class Paced(nn.Module, ABC, Generic[Known]):
     @classmethod
     @abstractmethod
     def study(cls, negatives: Tensor, seed: int) -> Known:
-        """Learn what can be learnt of negative bags' cells, (N ≥ 2, K) float64, alone."""
+        """Learn what can be learnt of negative bags' cells, (N ≥ 1, K) float64, alone."""
 
     @classmethod
     @abstractmethod

@@ -22,12 +22,7 @@ def require_consent(method: type[Method], settings: PretrainSettings) -> None:
     """Refuse settings that ask of a method what it does not do.
 
     Raises `SettingsError` where instance labels are read without ``with_instance_labels``, or it is given in vain; or a
-<<<<<<< HEAD
     surgery is chosen for a method that has nothing to reconcile.
-=======
-    surgery is chosen for a method that has nothing to reconcile; or start weights for one that would break them; or stages
-    are frozen that have only random weights.
->>>>>>> slam
     """
     name = settings.method
     if method.uses_instance_labels and not settings.with_instance_labels:
@@ -41,15 +36,7 @@ def require_consent(method: type[Method], settings: PretrainSettings) -> None:
         raise SettingsError(
             f"method '{name}' has nothing for --surgery {settings.surgery.value} to reconcile. Leave it out, or use slam-ags."
         )
-<<<<<<< HEAD
-=======
-    if settings.weights != "none" and not method.keeps_start:
-        raise SettingsError(
-            f"method '{name}' takes biases and batch norm's gains out of the encoder, which breaks start weights "
-            f"(--weights {settings.weights}). Add --weights none, with --image-size 32 for a quick run, or use another method."
-        )
     if settings.frozen_stages and settings.weights == "none":
         raise SettingsError(
             f"--frozen-stages {settings.frozen_stages} would keep random weights as they are. Name --weights, or leave it out."
         )
->>>>>>> slam

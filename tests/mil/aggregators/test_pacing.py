@@ -22,7 +22,9 @@ def test_it_equals_pacing_written_out(n_negatives, n_positives):
 
     def weight(some, suspects):
         some, suspects = np.vstack(some), np.vstack(suspects)
-        return np.linalg.inv(shrunk(torch.from_numpy(np.cov(some.T))).numpy()) @ (suspects.mean(0) - some.mean(0))
+        return np.linalg.inv(shrunk(torch.from_numpy(np.cov(some.T, ddof=0))).numpy()) @ (
+            suspects.mean(0) - some.mean(0)
+        )
 
     suspects = p
     for share in (0.3, 0.2, 0.12, 0.08, 0.06):

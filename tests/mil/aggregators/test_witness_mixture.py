@@ -21,7 +21,7 @@ def test_it_is_the_log_ratio_of_scipys_densities():
     def log_density(mean):
         return multivariate_normal(mean, covariance).logpdf(new.numpy())
 
-    normal = [log_density(mean) + np.log(share) for mean, share in zip(kinds.means, kinds.shares, strict=True)]
+    normal = [log_density(m) + np.log(share) for m, share in zip(kinds.means, kinds.shares.numpy(), strict=True)]
     found = WitnessMixture.against(WitnessMixture.study(negatives, 0), suspects)(new)
     np.testing.assert_allclose(found, log_density(suspects.mean(0)) - logsumexp(normal, axis=0), rtol=1e-6, atol=1e-9)
 
