@@ -107,5 +107,5 @@ def test_the_default_start_is_told_with_its_source_and_needs_no_network(here):
     embedded = run("embed", "--split", "test", "--orientations", "1")
     assert embedded.exit_code == 0, embedded.output
     with h5py.File(next((here / "data/features").glob("test-*.h5"))) as file:
-        assert file.attrs["layer"] == "stages:1,2,4:mean,max,spread"
-        assert file["features"].shape[1] == 528
+        assert file.attrs["layer"] == "stages:1,4,5,6:mean,max,spread"
+        assert file["features"].shape[1] == 1944

@@ -84,7 +84,7 @@ def test_a_bag_without_instance_labels_is_listed_and_the_rest_goes_on(made, tmp_
     assert done.bag.n_bags == 4
 
 
-@pytest.mark.parametrize("other", [{"layer": "h"}, {"orientations": 2}])
+@pytest.mark.parametrize("other", [{"layer": "h"}, {"orientations": 4}])
 def test_features_of_another_layer_or_number_of_orientations_are_refused(made, tmp_path, other):
     embed(EmbedSettings(bags=made / "bags", encoder=made / "encoder", out=tmp_path / "other", **other), Silent())
     with pytest.raises(FeatureFileError, match="another encoder, layer, engine or number of orientations"):

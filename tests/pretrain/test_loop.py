@@ -21,6 +21,7 @@ from cytomil.settings import MakeBagsSettings, PretrainSettings
 
 BAGS = {"bag_size": 16, "train_bags": 6, "test_bags": 2, "cell_size": 24, "difficulty": 0.2, "witness_rate": 0.25}
 SMALL = {
+    "method": "slam-ags",
     "epochs": 3,
     "batch_size": 32,
     "image_size": 16,

@@ -122,6 +122,7 @@ def bags(tmp_path_factory):
 
 def settings(bags, out, **changed):
     small = {
+        "method": "slam-ags",
         "epochs": 3,
         "batch_size": 8,
         "image_size": 16,

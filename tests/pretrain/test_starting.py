@@ -14,6 +14,7 @@ from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.encoders.stages import default_layer
 from cytomil.encoders.start import resolve_start
 from cytomil.errors import ResumeError, SettingsError
+from cytomil.layer import Layer
 from cytomil.pretrain.loop import pretrain
 from cytomil.pretrain.processes import OneProcess
 from cytomil.pretrain.training_encoder import TrainingEncoder
@@ -182,7 +183,9 @@ class TestGoingOn:
             run("broken", on_epoch=stop, **self.LITE)
         assert same(run("broken", resume=True, **self.LITE).encoder, run("unbroken", **self.LITE).encoder)
 
-    def test_it_says_where_training_does_not_reach_the_layer_that_is_kept(self, bags_folder, tmp_path):
+    def test_it_says_where_training_does_not_reach_the_layer_that_is_kept(self, bags_folder, tmp_path, monkeypatch):
+        early = Layer.parse("stages:1,2,4")
+        monkeypatch.setattr("cytomil.pretrain.loop.default_layer", lambda encoder: early)
         told = []
 
         class Heard(Silent):
@@ -193,7 +196,7 @@ class TestGoingOn:
             changed = {"bags": bags_folder, "out": tmp_path / str(number), "frozen_stages": frozen_stages, "epochs": 1}
             pretrain(PretrainSettings(**{**SMALL, **self.LITE, **changed}), Heard())
         assert [text.split(" as it is")[0] for text in told if "5 stages are frozen" in text or "3 stages" in text] == [
-            f"training leaves the layer {LITE_LAYER}"
+            f"training leaves the layer {early}"
         ]
 
     def test_a_frozen_network_is_refused(self, run):

@@ -92,6 +92,8 @@ def test_an_error_of_both_processes_is_said_once(tmp_path):
 @pytest.mark.parametrize(("weights", "image_size"), [("none", "16"), ("efficientnet-lite0", "32")])
 def test_the_command_line_trains_on_two_processes_and_prints_once(bags, tmp_path, weights, image_size):
     options = [
+        "--method",
+        "slam-ags",
         "--epochs",
         "1",
         "--batch-size",

@@ -22,7 +22,7 @@ def require_consent(method: type[Method], settings: PretrainSettings) -> None:
     """Refuse settings that ask of a method what it does not do.
 
     Raises `SettingsError` where instance labels are read without ``with_instance_labels``, or it is given in vain; or a
-    surgery is chosen for a method that has nothing to reconcile.
+    surgery is chosen for a method that has nothing to reconcile; or stages are frozen that have only random weights.
     """
     name = settings.method
     if method.uses_instance_labels and not settings.with_instance_labels:
