@@ -25,6 +25,8 @@ class Embedder:
     def __init__(self, bundle: EncoderBundle, engine: Engine, layer: Layer, dtype: str, orientations: int = 1) -> None:
         self.bundle, self.layer = bundle, layer
         self._engine, self._dtype, self._orientations = engine, dtype, orientations
+        description = (n_described(layer),) if layer.described else ()
+        self._groups = layer_groups(bundle.encoder, layer.embedded) + description
 
     @property
     def preparation(self) -> Preparation:
@@ -71,8 +73,6 @@ class Embedder:
                 yield EmbeddedBlock(block.instance_ids, block.coords, values)
 
         key, made_of = self.key(source_sha256), self.bundle.made_of
-        groups = list(layer_groups(self.bundle.encoder, self.layer.embedded))
-        if self.layer.described:
-            groups.append(n_described(self.layer))
-        write_features(path, bag_id, key, sum(groups), embedded(), mpp, unreadable, crop_px, made_of, groups)
+        dim = sum(self._groups)
+        write_features(path, bag_id, key, dim, embedded(), mpp, unreadable, crop_px, made_of, self._groups)
         return problems

@@ -8,14 +8,14 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from cytomil.mil.aggregators.kinds import squared_to_each, tied_mixture
 from cytomil.mil.aggregators.one_class import OneClassScorer
 from cytomil.mil.aggregators.pooled_scorer import subsample
 from cytomil.settings import FitMilSettings, InstanceScore
 
 _COMPONENTS = 8
-_CELLS_A_COMPONENT = 20
+_ROUNDS = 100
 _MOST_CELLS = 20_000
-_RIDGE = 1e-3
 
 
 class GaussianDensity(OneClassScorer):
@@ -42,13 +42,8 @@ class GaussianDensity(OneClassScorer):
     @classmethod
     def learn(cls, cells: Tensor, settings: FitMilSettings, seed: int) -> Self:
         """See `OneClassScorer`."""
-        from sklearn.mixture import GaussianMixture
-
-        kept = subsample(cells, _MOST_CELLS, seed).double()
-        n_components = max(1, min(_COMPONENTS, len(kept) // _CELLS_A_COMPONENT))
-        mixture = GaussianMixture(n_components, covariance_type="tied", reg_covar=_RIDGE, random_state=seed)
-        fitted = mixture.fit(kept.numpy())
-        model = cls(cells.shape[1], settings.top_share, n_components)
+        fitted = tied_mixture(subsample(cells, _MOST_CELLS, seed).double(), _COMPONENTS, _ROUNDS, seed)
+        model = cls(cells.shape[1], settings.top_share, len(fitted.means_))
         model.centres.copy_(torch.from_numpy(fitted.means_))
         model.whitening.copy_(torch.from_numpy(fitted.precisions_cholesky_))
         model.log_weights.copy_(torch.from_numpy(fitted.weights_).log())
@@ -58,8 +53,7 @@ class GaussianDensity(OneClassScorer):
     def log_density(self, instances: Tensor) -> Tensor:
         """Log density less that constant which all cells share: (N, D) → float64 (N,)."""
         white, centres = instances.double() @ self.whitening, self.centres @ self.whitening
-        squared = torch.stack([(white - centre).square().sum(dim=1) for centre in centres], dim=1)
-        return (self.log_weights - squared / 2).logsumexp(dim=1)
+        return (self.log_weights - squared_to_each(white, centres) / 2).logsumexp(dim=1)
 
     def distances(self, instances: Tensor) -> Tensor:
         """See `OneClassScorer`."""

@@ -121,7 +121,7 @@ class SelfPaced(TwoSidedScorer):
     def pool(self, distances: Tensor) -> float:
         """The mean, over three shares about ``share``, of the log of the mean of a bag's top distances, (N,) → a number."""
         ordered = distances.double().sort(descending=True).values
-        tops = [ordered[: top_count(len(ordered), min(1.0, part * self.share))] for part in _POOLED]
+        tops = [ordered[: top_count(len(ordered), part * self.share)] for part in _POOLED]
         return float(torch.stack([top.mean().clamp(min=_LEAST_SPREAD).log() for top in tops]).mean())
 
     def read(self, kind: InstanceScore) -> ViewsReading:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from cytomil.mil.aggregators.components import Components
 
 _TINY = 1e-12
-_ERRORS = 1.0
 
 
 class View(nn.Module):
@@ -54,7 +53,7 @@ class View(nn.Module):
             view.within.copy_(torch.stack(halved).mean(dim=0))
             explained = torch.stack([view.within / len(bag) for bag in projected]).mean(dim=0)
             # A variance of few bags is itself uncertain: one standard error of it is not taken for a difference.
-            by_chance = explained * (1 + _ERRORS * (2 / (len(bags) - 1)) ** 0.5)
+            by_chance = explained * (1 + (2 / (len(bags) - 1)) ** 0.5)
             view.between.copy_((medians.var(dim=0) - by_chance).clamp(min=0))
         return view
 
