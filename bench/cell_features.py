@@ -1,0 +1,103 @@
+"""Features of every cell of a data folder, embedded once by the commands, from which benches draw their bags."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench import child
+from cytomil.bags.bag_file import BagInfo, Instance, write_bag
+from cytomil.bags.manifest import BagRow, write_manifest
+from cytomil.features.index import read_index
+
+IMAGES = (".jpg", ".png")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Features, float32 (N, D); ``folder`` (N,) is the folder of images below the data folder that a cell lies in.
+
+    ``groups`` are the widths of the features' parts, as a feature cache has them.
+    """
+
+    values: np.ndarray
+    folder: np.ndarray
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An encoder and how it is asked: options of `cytomil pretrain` and of `cytomil embed`, the defaults where none are given.
+
+    ``trained``: it learns from each split's own training bags; otherwise it has met none of the cells.
+    """
+
+    pretrain: tuple[str, ...] = ("--method", "none")
+    embed: tuple[str, ...] = ()
+    trained: bool = False
+
+
+def folder_bags(data: Path, out: Path, leave_out: tuple[str, ...] = ()) -> Path:
+    """Write one bag to ``out`` for each folder of images in ``data``, and return ``out``.
+
+    Their labels alternate and mean nothing: the commands ask for both.
+
+    Args:
+        data: folder whose folders, at any depth, hold images.
+        out: folder of the bags; made where it is not there.
+        leave_out: folders directly below ``data`` that are not wanted.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[BagRow] = []
+    for folder in sorted({file.parent for file in data.rglob("*") if file.suffix in IMAGES}):
+        name = folder.relative_to(data).as_posix()
+        if name.split("/")[0] in leave_out:
+            continue
+        bag_id, label = name.replace("/", "--"), len(rows) % 2
+        files = sorted(file for file in folder.iterdir() if file.suffix in IMAGES)
+        cells = [cell(file, 0) for file in files]
+        info = BagInfo(bag_id, label, patient_id="", source=data.name)
+        sha256, n = write_bag(out / f"{bag_id}.h5", info, cells)
+        rows.append(BagRow(bag_id, f"{bag_id}.h5", "", "train", label, n, 0.0, sha256))
+    write_manifest(out, rows)
+    return out
+
+
+def cell(file: Path, label: int) -> Instance:
+    """An image as an instance, named by its content."""
+    image = file.read_bytes()
+    named = hashlib.sha256(image).hexdigest()[:16]
+    return Instance(named, image, label=label, source=f"{file.parent.name}/{file.name}")
+
+
+def embed_cells(
+    data: Path, work: Path, recipe: Recipe, bags: Path | None = None, leave_out: tuple[str, ...] = ()
+) -> Cells:
+    """Embed all cells of ``data``, by the commands; what is finished in ``work`` is not made again.
+
+    Args:
+        data: as for `folder_bags`.
+        work: folder for bags, encoder and features.
+        recipe: the encoder and how it is asked.
+        bags: the bags that a trained encoder learns from; by default those of the cells.
+        leave_out: as for `folder_bags`.
+    """
+    pool = work.parent / f"{data.name}-cells"
+    if not (pool / "bags.csv").is_file():
+        folder_bags(data, pool, leave_out)
+    encoder, features = work / "encoder", work / "features"
+    if not (encoder / "encoder.json").is_file():
+        child.cytomil("pretrain", "--bags", str(bags or pool), "--out", str(encoder), *recipe.pretrain)
+    child.cytomil("embed", "--bags", str(pool), "--encoder", str(encoder), "--out", str(features), *recipe.embed)
+    return read_cells(features)
+
+
+def read_cells(features: Path) -> Cells:
+    """Read the caches that `embed_cells` made."""
+    opened = read_index(features).open("all")
+    values = [one.load() for _, one in opened]
+    names = np.repeat([row.bag_id.replace("--", "/") for row, _ in opened], [len(one) for one in values])
+    return Cells(np.concatenate(values), names, opened[0][1].groups)

@@ -1,0 +1,463 @@
+"""The default recipe on five tasks of real cells, ten splits each, with intervals; and what becomes of it with a part changed.
+
+Every cell is embedded once. A split draws 18 training bags and 6 test bags, half of them positive, from the pool of cells,
+fits to slide labels alone, and is judged on 200 bags redrawn from cells that it did not train on. People are not exchangeable:
+there a bag is an infected person, half of them left without parasitised cells, and people are held out in five folds;
+`control` is the bags' AUROC of the same people without any parasitised cell. Splits of one pool share cells, so that intervals
+(Student's, 95 %, over splits) tell how a figure moves with the draw, not with other slides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bench.cell_features import Cells, Recipe, cell, embed_cells
+from bench.data import BLOOD_SMEAR, BONE_MARROW, PATIENTS, require_cells
+from bench.tables import Measured, Table
+from cytomil.threads import usable_cores
+
+TRAIN_BAGS, TEST_BAGS, REDRAWN, PEOPLE_FOLDS = 18, 6, 200, 5
+SPLITS = list(range(2, 12))
+"""The recipe was chosen on splits 0 and 1."""
+CEILING = "told every cell"
+"""Logistic regression on training cells' own labels: what slide labels leave on the table. It is no method of the project."""
+DEFAULT_AGGREGATOR = "self-paced"
+FIGURES = {
+    "cells": "cells",
+    "recall_at_40pct": "R@40 %",
+    "recall_at_5pct": "R@5 %",
+    "bags": "bags",
+    "control": "control",
+}
+PLATELETS = "platelet"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where cells come from and how bags are drawn; ``bag_size`` None: a bag is a person."""
+
+    data: Path
+    normal: tuple[str, ...]
+    abnormal: tuple[str, ...]
+    bag_size: int | None
+    rates: tuple[float, ...]
+
+
+_FOUR_NORMAL = ("neutrophil", "eosinophil", "lymphocyte", "monocyte")
+TASKS = {
+    "mixed": Task(BLOOD_SMEAR, _FOUR_NORMAL, ("ig", "erythroblast", "basophil"), 360, (0.1, 0.05, 0.01, 0.005)),
+    "paper-like": Task(
+        BLOOD_SMEAR,
+        _FOUR_NORMAL[:2],
+        ("ig", "erythroblast", "basophil", "lymphocyte", "monocyte"),
+        260,
+        (0.1, 0.05, 0.01, 0.005),
+    ),
+    "LYT": Task(BONE_MARROW, ("LYT",), ("BLA", "PMO"), 21, (0.1, 0.05)),
+    "four kinds": Task(BONE_MARROW, ("LYT", "NGS", "EOS", "MON"), ("BLA", "PMO"), 80, (0.1, 0.05, 0.01)),
+    "people": Task(PATIENTS, ("uninfected",), ("parasitized",), None, (0.1, 0.05)),
+}
+_MORPHOLOGY = "stages:1,4,5,6:mean,max,spread+morphology"
+RECIPES = {
+    "default": Recipe(),
+    "random weights": Recipe(("--method", "none", "--weights", "none", "--arch", "tf_efficientnet_lite0")),
+    "last layer alone": Recipe(embed=("--layer", "h")),
+    "stages 1, 2, 4": Recipe(embed=("--layer", "stages:1,2,4:mean,max,spread")),
+    "one orientation": Recipe(embed=("--orientations", "1")),
+    "with morphology": Recipe(embed=("--layer", _MORPHOLOGY)),
+    "morphology alone": Recipe(embed=("--layer", "morphology")),
+    "slam-ags on top": Recipe(("--method", "slam-ags"), trained=True),
+}
+
+
+class Drawn(NamedTuple):
+    """Positions of a bag's cells, (N,), which of them are abnormal, bool (N,), its label, and its person where it is one."""
+
+    cells: np.ndarray
+    abnormal: np.ndarray
+    label: int
+    person: str = ""
+
+
+Scorer = Callable[[np.ndarray], tuple[float, np.ndarray]]
+"""Features (N, D) of a bag → the bag's number and its cells', (N,)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One figure of the tables: a recipe and an aggregator on one split of a task."""
+
+    task: str
+    rate: float
+    split: int
+    recipe: str
+    aggregator: str
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--work", type=Path, default=Path("runs/recipe"), help="folder for features and figures")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--rates", nargs="+", type=float, default=[], help="default: every rate of a task")
+    parser.add_argument("--splits", nargs="+", type=int, default=SPLITS, help="seeds of the splits")
+    parser.add_argument("--recipes", nargs="+", default=["default"], choices=list(RECIPES))
+    parser.add_argument("--aggregators", nargs="+", default=[DEFAULT_AGGREGATOR], help=f"'{CEILING}' is one as well")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="draw the differences from the first recipe, as PNG"
+    )
+
+
+def measure(options: argparse.Namespace) -> Measured:
+    for task in options.tasks:
+        require_cells(TASKS[task].data)
+    jobs = [
+        Job(task, rate, split, recipe, aggregator)
+        for task in options.tasks
+        for rate in TASKS[task].rates
+        if not options.rates or rate in options.rates
+        for recipe in options.recipes
+        for aggregator in options.aggregators
+        for split in options.splits
+    ]
+    for data, recipe in dict.fromkeys((TASKS[job.task].data, job.recipe) for job in jobs):
+        if not RECIPES[recipe].trained:
+            embed_cells(data, _where(options.work, data, recipe), RECIPES[recipe], leave_out=(PLATELETS,))
+    # Several jobs side by side use the cores better than one job's threads do; libraries read this as they are loaded.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(usable_cores(), get_context("spawn")) as pool:
+        runs = list(pool.map(partial(_finished, options.work), jobs))
+    told = (
+        f"Means over {len(options.splits)} splits, in percent, with 95 % intervals. "
+        f"A fit took {max(run['seconds'] for run in runs):.0f} s of one core at most, on people all folds together."
+    )
+    differences = [_differences(runs)] if len(_variants(runs)) > 1 else []
+    if options.picture:
+        draw_differences(runs, options.picture)
+    return Measured({"runs": runs}, (_figures(runs), told, *differences))
+
+
+def _finished(work: Path, job: Job) -> dict[str, Any]:
+    """The figures of one job; kept in ``work``, and read from there where they are."""
+    name = f"{job.task}-{job.rate}-{job.split}-{job.aggregator}.json".replace(" ", "-")
+    file = work / job.recipe.replace(" ", "-") / "figures" / name
+    if not file.is_file():
+        found = job_figures(work, job)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial_file = file.with_suffix(f".{os.getpid()}")
+        partial_file.write_text(json.dumps(found))
+        partial_file.replace(file)
+    figures: dict[str, Any] = json.loads(file.read_text())
+    return job.__dict__ | figures
+
+
+def job_figures(work: Path, job: Job) -> dict[str, float | None]:
+    """Draw the bags of a split, fit, and judge; ``seconds`` is what fitting took."""
+    task = TASKS[job.task]
+    recipe = RECIPES[job.recipe]
+    cells = (
+        _trained_cells(work, job) if recipe.trained else _read(task.data, _where(work, task.data, job.recipe), recipe)
+    )
+    normal, abnormal = pools(cells, task)
+    if task.bag_size is None:
+        return judge_people(cells, people(cells, task, job.rate, job.split), job.aggregator, job.split)
+    bags = draw(normal, abnormal, task.bag_size, job.rate, job.split)
+    started = time.perf_counter()
+    scorer = fit(cells, bags[:TRAIN_BAGS], job.aggregator, job.split)
+    seconds = time.perf_counter() - started
+    unseen = np.setdiff1d(abnormal, np.concatenate([bag.cells for bag in bags]))
+    return judge(cells, scorer, bags[TRAIN_BAGS:], unseen, job.split) | {"seconds": seconds}
+
+
+def _where(work: Path, data: Path, recipe: str) -> Path:
+    return work / recipe.replace(" ", "-") / data.name
+
+
+@lru_cache(maxsize=1)
+def _read(data: Path, where: Path, recipe: Recipe) -> Cells:
+    return embed_cells(data, where, recipe, leave_out=(PLATELETS,))
+
+
+def _trained_cells(work: Path, job: Job) -> Cells:
+    """All cells by an encoder that has learnt from this split's training bags and their slide labels."""
+    from cytomil.bags.bag_file import BagInfo, write_bag
+    from cytomil.bags.manifest import BagRow, write_manifest
+
+    task = TASKS[job.task]
+    plain = _read(task.data, _where(work, task.data, "default"), RECIPES["default"])
+    files = [file for name in dict.fromkeys(plain.folder) for file in sorted((task.data / name).iterdir())]
+    where = work / job.recipe.replace(" ", "-") / f"{job.task}-{job.rate}-{job.split}".replace(" ", "-")
+    bags = where / "bags"
+    if not (bags / "bags.csv").is_file():
+        bags.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for number, bag in enumerate(draw(*pools(plain, task), task.bag_size or 0, job.rate, job.split)[:TRAIN_BAGS]):
+            bag_id = f"train-{number:02d}"
+            instances = [
+                cell(files[i], int(is_abnormal)) for i, is_abnormal in zip(bag.cells, bag.abnormal, strict=True)
+            ]
+            info = BagInfo(bag_id, bag.label, patient_id=bag_id, source=task.data.name)
+            sha256, n = write_bag(bags / f"{bag_id}.h5", info, instances)
+            rows.append(BagRow(bag_id, f"{bag_id}.h5", bag_id, "train", bag.label, n, bag.abnormal.mean(), sha256))
+        write_manifest(bags, rows)
+    recipe = RECIPES[job.recipe]
+    seeded = Recipe((*recipe.pretrain, "--seed", str(job.split)), recipe.embed, recipe.trained)
+    return embed_cells(task.data, where, seeded, bags, leave_out=(PLATELETS,))
+
+
+def pools(cells: Cells, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the normal and of the abnormal cells."""
+    kinds = np.array([_kind(name) for name in cells.folder])
+    return np.flatnonzero(np.isin(kinds, task.normal)), np.flatnonzero(np.isin(kinds, task.abnormal))
+
+
+def _kind(folder: str) -> str:
+    """`LYT` → `LYT`, `cells/uninfected/H1` → `uninfected`."""
+    parts = folder.split("/")
+    return parts[0] if len(parts) == 1 else parts[1]
+
+
+def draw(normal: np.ndarray, abnormal: np.ndarray, bag_size: int, rate: float, seed: int) -> list[Drawn]:
+    """Training bags, then test bags, of cells that no other bag has; every second bag is positive.
+
+    Raises `ValueError` where there are too few cells.
+    """
+    rng = np.random.default_rng(seed)
+    normal, abnormal = rng.permutation(normal), rng.permutation(abnormal)
+    witnesses = max(1, round(bag_size * rate))
+    bags = []
+    for number in range(TRAIN_BAGS + TEST_BAGS):
+        label = number % 2
+        n = witnesses * label
+        if len(normal) < bag_size - n or len(abnormal) < n:
+            raise ValueError(f"there are too few cells for {TRAIN_BAGS + TEST_BAGS} bags of {bag_size}")
+        cells = np.concatenate([normal[: bag_size - n], abnormal[:n]])
+        normal, abnormal = normal[bag_size - n :], abnormal[n:]
+        order = rng.permutation(bag_size)
+        bags.append(Drawn(cells[order], order >= bag_size - n, label))
+    return bags
+
+
+def people(cells: Cells, task: Task, rate: float, seed: int) -> list[Drawn]:
+    """One bag an infected person: every second has no parasitised cell, the others have ``rate`` of them, at least one."""
+    rng = np.random.default_rng(seed)
+    name_of = np.array([folder.split("/")[-1] for folder in cells.folder])
+    normal, abnormal = pools(cells, task)
+    bags = []
+    for number, person in enumerate(rng.permutation(sorted(set(name_of[abnormal])))):
+        own, odd = normal[name_of[normal] == person], abnormal[name_of[abnormal] == person]
+        label = number % 2
+        wanted = label * max(1, round(rate * len(own) / (1 - rate)))
+        chosen = np.concatenate([own, rng.permutation(odd)[:wanted]])
+        order = rng.permutation(len(chosen))
+        bags.append(Drawn(chosen[order], order >= len(own), label, str(person)))
+    return bags
+
+
+def fit(cells: Cells, bags: Sequence[Drawn], aggregator: str, seed: int) -> Scorer:
+    """Fit an aggregator to the bags and their labels; `CEILING` alone looks at the cells' own labels."""
+    import torch
+
+    from cytomil.mil.bags import TrainingBag
+    from cytomil.mil.train import training_epochs
+    from cytomil.settings import FitMilSettings
+
+    if aggregator == CEILING:
+        return _supervised(cells, bags)
+    settings = FitMilSettings(aggregator=aggregator, seed=seed)
+    given = [
+        TrainingBag(str(i), torch.from_numpy(cells.values[bag.cells]), bag.label, bag.person or str(i), cells.groups)
+        for i, bag in enumerate(bags)
+    ]
+    *_, (fitted, standardise) = training_epochs(given, settings, settings.epochs, seed)
+
+    def score(values: np.ndarray) -> tuple[float, np.ndarray]:
+        probability, scores = fitted.assess(standardise(torch.from_numpy(values)))
+        return probability, scores.numpy()
+
+    return score
+
+
+def _supervised(cells: Cells, bags: Sequence[Drawn]) -> Scorer:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
+    model.fit(cells.values[np.concatenate([bag.cells for bag in bags])], np.concatenate([bag.abnormal for bag in bags]))
+
+    def score(values: np.ndarray) -> tuple[float, np.ndarray]:
+        scores = model.decision_function(values)
+        return float(np.sort(scores)[-max(1, round(0.03 * len(scores))) :].mean()), scores
+
+    return score
+
+
+def judge(
+    cells: Cells, scorer: Scorer, tests: Sequence[Drawn], unseen: np.ndarray, seed: int
+) -> dict[str, float | None]:
+    """Figures over bags like ``tests``, redrawn from their cells and from ``unseen`` abnormal ones."""
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng((seed, 1))
+    normal = np.concatenate([bag.cells[~bag.abnormal] for bag in tests])
+    abnormal = np.concatenate([unseen, *(bag.cells[bag.abnormal] for bag in tests)])
+    size, witnesses = len(tests[0].cells), max(int(bag.abnormal.sum()) for bag in tests)
+    bags, numbers = [], []
+    for label in np.arange(REDRAWN) % 2:
+        n = witnesses * label
+        chosen = np.concatenate([rng.choice(normal, size - n, replace=False), rng.choice(abnormal, n, replace=False)])
+        number, scores = scorer(cells.values[chosen])
+        numbers.append(number)
+        bags.append((scores, np.arange(size) >= size - n))
+    return _cell_figures(bags) | {"bags": float(roc_auc_score(np.arange(REDRAWN) % 2, numbers))}
+
+
+def judge_people(cells: Cells, bags: Sequence[Drawn], aggregator: str, seed: int) -> dict[str, float | None]:
+    """Figures over people held out, and the bags' AUROC of the same people without parasitised cells."""
+    from sklearn.metrics import roc_auc_score
+
+    started = time.perf_counter()
+    judged = list(_held_out(cells, bags, aggregator, seed))
+    seconds = time.perf_counter() - started
+    found = _cell_figures([(scores, bag.abnormal) for bag, _, scores in judged])
+    found["bags"] = float(roc_auc_score([bag.label for bag, *_ in judged], [number for _, number, _ in judged]))
+    if aggregator != CEILING:
+        bare = [Drawn(bag.cells[~bag.abnormal], bag.abnormal[~bag.abnormal], bag.label, bag.person) for bag in bags]
+        without = list(_held_out(cells, bare, aggregator, seed))
+        found["control"] = float(
+            roc_auc_score([bag.label for bag, *_ in without], [number for _, number, _ in without])
+        )
+    return found | {"seconds": seconds}
+
+
+def _held_out(
+    cells: Cells, bags: Sequence[Drawn], aggregator: str, seed: int
+) -> Iterator[tuple[Drawn, float, np.ndarray]]:
+    # Labels alternate, so that pairs keep every fold half positive.
+    fold_of = np.arange(len(bags)) // 2 % PEOPLE_FOLDS
+    for fold in range(PEOPLE_FOLDS):
+        scorer = fit(cells, [bag for bag, other in zip(bags, fold_of, strict=True) if other != fold], aggregator, seed)
+        for bag, other in zip(bags, fold_of, strict=True):
+            if other == fold:
+                yield bag, *scorer(cells.values[bag.cells])
+
+
+def _cell_figures(bags: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float | None]:
+    from cytomil.evaluate.metrics import instance_metrics
+
+    found = instance_metrics([(scores, abnormal.astype(int)) for scores, abnormal in bags if abnormal.any()])
+    return {
+        "cells": found.auroc,
+        "recall_at_40pct": found.recall_at_40pct,
+        "recall_at_5pct": found.recall_at_5pct,
+    }
+
+
+def _variants(runs: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((run["recipe"], run["aggregator"]) for run in runs))
+
+
+def _by_task(runs: Sequence[dict[str, Any]]) -> dict[tuple[str, float], list[dict[str, Any]]]:
+    found: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for run in runs:
+        found.setdefault((run["task"], run["rate"]), []).append(run)
+    return found
+
+
+def _figures(runs: Sequence[dict[str, Any]]) -> Table:
+    rows = []
+    for (task, rate), of_task in _by_task(runs).items():
+        for variant in _variants(of_task):
+            of = [run for run in of_task if (run["recipe"], run["aggregator"]) == variant]
+            shown = {short: _interval([run.get(key) for run in of]) for key, short in FIGURES.items()}
+            rows.append(_row(task, rate, variant) | shown)
+    return Table.of(*rows)
+
+
+def _differences(runs: Sequence[dict[str, Any]]) -> Table:
+    rows = []
+    for (task, rate), of_task in _by_task(runs).items():
+        for variant in _variants(of_task)[1:]:
+            shown = {
+                short: _interval(paired(of_task, variant, key), signed=True)
+                for key, short in FIGURES.items()
+                if key != "control"
+            }
+            rows.append(_row(task, rate, variant) | shown)
+    return Table.of(*rows)
+
+
+def paired(runs: Sequence[dict[str, Any]], variant: tuple[str, str], figure: str) -> list[float]:
+    """The figure of a variant less that of the first one, in points, split by split."""
+    first, *_ = _variants(runs)
+    of = {(run["recipe"], run["aggregator"], run["split"]): run.get(figure) for run in runs}
+    both = [(of.get((*first, split)), of.get((*variant, split))) for split in sorted({run["split"] for run in runs})]
+    return [100 * (other - one) for one, other in both if one is not None and other is not None]
+
+
+def _row(task: str, rate: float, variant: tuple[str, str]) -> dict[str, str]:
+    return {"task": task, "rate": f"{100 * rate:g} %", "recipe": _name(variant)}
+
+
+def _name(variant: tuple[str, str]) -> str:
+    recipe, aggregator = variant
+    return (
+        recipe if aggregator == DEFAULT_AGGREGATOR else f"{recipe}, {aggregator}" if recipe != "default" else aggregator
+    )
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of Student's 95 % interval of the mean; 0 of a single value."""
+    from scipy.stats import t
+
+    n = len(values)
+    return float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+
+
+def _interval(values: Sequence[float | None], signed: bool = False) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    if signed:
+        return f"{mean(known):+.1f}±{half_width(known):.1f}"
+    return f"{100 * mean(known):.1f}±{100 * half_width(known):.1f}"
+
+
+def draw_differences(runs: Sequence[dict[str, Any]], file: Path) -> None:
+    """A picture: for each task, each variant's paired differences from the first in cells' and in bags' AUROC."""
+    from matplotlib.figure import Figure
+
+    tasks = _by_task(runs)
+    first, *others = _variants(runs)
+    figure = Figure(figsize=(9, 1.2 + 0.28 * len(others) * ((len(tasks) + 1) // 2)), layout="constrained")
+    panels = figure.subplots((len(tasks) + 1) // 2, 2, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, ((task, rate), of_task) in zip(panels, tasks.items(), strict=False):
+        for place, variant in enumerate(others):
+            for shift, key, colour, mark in ((-0.15, "cells", "#0072B2", "o"), (0.15, "bags", "#D55E00", "s")):
+                values = paired(of_task, variant, key)
+                if values:
+                    label = f"{FIGURES[key]}' AUROC" if not place else None
+                    axes.errorbar(
+                        mean(values), place + shift, xerr=half_width(values), fmt=mark, color=colour, label=label
+                    )
+        axes.axvline(0, color="#777777", linewidth=1)
+        axes.set_title(f"{task}, {100 * rate:g} %", loc="left", fontsize=10)
+        axes.set_yticks(range(len(others)), map(_name, others), fontsize=8)
+        axes.invert_yaxis() if axes is panels[0] else None
+    for axes in panels[len(tasks) :]:
+        axes.set_axis_off()
+    figure.supxlabel(f"points more or less than '{_name(first)}', means over splits with 95 % intervals", fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
+    figure.savefig(file, dpi=110)
