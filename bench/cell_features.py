@@ -30,14 +30,17 @@ class Cells:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An encoder and how it is asked: options of `cytomil pretrain` and of `cytomil embed`, the defaults where none are given.
+    """An encoder and how it is asked: options of `cytomil pretrain`, and of `cytomil embed` its layer and orientations.
 
-    ``trained``: it learns from each split's own training bags; otherwise it has met none of the cells.
+    ``trained``: it learns from each split's own training bags; otherwise it has met none of the cells. ``compiled``: it is
+    asked through OpenVINO; layers that are no network's cannot be.
     """
 
     pretrain: tuple[str, ...] = ("--method", "none")
-    embed: tuple[str, ...] = ()
+    layer: str = "auto"
+    orientations: int = 2
     trained: bool = False
+    compiled: bool = True
 
 
 def folder_bags(data: Path, out: Path, leave_out: tuple[str, ...] = ()) -> Path:
@@ -91,7 +94,12 @@ def embed_cells(
     encoder, features = work / "encoder", work / "features"
     if not (encoder / "encoder.json").is_file():
         child.cytomil("pretrain", "--bags", str(bags or pool), "--out", str(encoder), *recipe.pretrain)
-    child.cytomil("embed", "--bags", str(pool), "--encoder", str(encoder), "--out", str(features), *recipe.embed)
+        if recipe.compiled:
+            line = ["--bags", str(bags or pool), "--encoder", str(encoder), "--layer", recipe.layer]
+            child.cytomil("compile", *line)
+    if not (features / "features.csv").is_file():
+        line = ["--layer", recipe.layer, "--orientations", str(recipe.orientations)]
+        child.cytomil("embed", "--bags", str(pool), "--encoder", str(encoder), "--out", str(features), *line)
     return read_cells(features)
 
 

@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -74,11 +74,12 @@ _MORPHOLOGY = "stages:1,4,5,6:mean,max,spread+morphology"
 RECIPES = {
     "default": Recipe(),
     "random weights": Recipe(("--method", "none", "--weights", "none", "--arch", "tf_efficientnet_lite0")),
-    "last layer alone": Recipe(embed=("--layer", "h")),
-    "stages 1, 2, 4": Recipe(embed=("--layer", "stages:1,2,4:mean,max,spread")),
-    "one orientation": Recipe(embed=("--orientations", "1")),
-    "with morphology": Recipe(embed=("--layer", _MORPHOLOGY)),
-    "morphology alone": Recipe(embed=("--layer", "morphology")),
+    "last layer alone": Recipe(layer="h"),
+    "stages 1, 2, 4": Recipe(layer="stages:1,2,4:mean,max,spread"),
+    "one orientation": Recipe(orientations=1),
+    "with morphology": Recipe(layer=_MORPHOLOGY),
+    "morphology alone": Recipe(layer="morphology", compiled=False),
+    "dsvdd": Recipe(("--method", "dsvdd"), layer="z", trained=True),
     "slam-ags on top": Recipe(("--method", "slam-ags"), trained=True),
 }
 
@@ -212,7 +213,7 @@ def _trained_cells(work: Path, job: Job) -> Cells:
             rows.append(BagRow(bag_id, f"{bag_id}.h5", bag_id, "train", bag.label, n, bag.abnormal.mean(), sha256))
         write_manifest(bags, rows)
     recipe = RECIPES[job.recipe]
-    seeded = Recipe((*recipe.pretrain, "--seed", str(job.split)), recipe.embed, recipe.trained)
+    seeded = replace(recipe, pretrain=(*recipe.pretrain, "--seed", str(job.split)))
     return embed_cells(task.data, where, seeded, bags, leave_out=(PLATELETS,))
 
 
