@@ -80,6 +80,7 @@ RECIPES = {
     "with morphology": Recipe(layer=_MORPHOLOGY),
     "morphology alone": Recipe(layer="morphology", compiled=False),
     "dsvdd": Recipe(("--method", "dsvdd"), layer="z", trained=True),
+    "droc": Recipe(("--method", "droc"), layer="z", trained=True),
     "slam-ags on top": Recipe(("--method", "slam-ags"), trained=True),
 }
 
@@ -110,8 +111,8 @@ class Job:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/recipe"), help="folder for features and figures")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--rates", nargs="+", type=float, default=[], help="default: every rate of a task")
+    told = f"of {', '.join(TASKS)}; NAME is a task at all its witness rates, NAME:0.05 at one"
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="NAME", help=told)
     parser.add_argument("--splits", nargs="+", type=int, default=SPLITS, help="seeds of the splits")
     parser.add_argument("--recipes", nargs="+", default=["default"], choices=list(RECIPES))
     parser.add_argument("--aggregators", nargs="+", default=[DEFAULT_AGGREGATOR], help=f"'{CEILING}' is one as well")
@@ -121,13 +122,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Measured:
-    for task in options.tasks:
+    asked = [(task, rate) for one in options.tasks for task, rate in _rates(one)]
+    for task, _ in asked:
         require_cells(TASKS[task].data)
     jobs = [
         Job(task, rate, split, recipe, aggregator)
-        for task in options.tasks
-        for rate in TASKS[task].rates
-        if not options.rates or rate in options.rates
+        for task, rate in asked
         for recipe in options.recipes
         for aggregator in options.aggregators
         for split in options.splits
@@ -147,6 +147,14 @@ def measure(options: argparse.Namespace) -> Measured:
     if options.picture:
         draw_differences(runs, options.picture)
     return Measured({"runs": runs}, (_figures(runs), told, *differences))
+
+
+def _rates(asked: str) -> list[tuple[str, float]]:
+    """`mixed` → the task at each of its rates, `mixed:0.05` → at this one."""
+    task, _, rate = asked.partition(":")
+    if task not in TASKS:
+        raise SystemExit(f"no task is called '{task}'. There are: {', '.join(TASKS)}.")
+    return [(task, float(rate))] if rate else [(task, one) for one in TASKS[task].rates]
 
 
 def _finished(work: Path, job: Job) -> dict[str, Any]:
