@@ -2,7 +2,19 @@ import numpy as np
 import pytest
 
 from bench.cell_features import Cells, folder_bags
-from bench.recipe import CEILING, TEST_BAGS, TRAIN_BAGS, Task, draw, fit, half_width, judge, judge_people, paired, people
+from bench.recipe import (
+    CEILING,
+    TEST_BAGS,
+    TRAIN_BAGS,
+    Task,
+    draw,
+    fit,
+    half_width,
+    judge,
+    judge_people,
+    paired,
+    people,
+)
 from cytomil.bags.images import encode_image
 from cytomil.bags.manifest import read_manifest
 

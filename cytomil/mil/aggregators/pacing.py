@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 SHARES = (0.3, 0.2, 0.12, 0.08, 0.06)
 """The suspects' share of the positive bags' cells, round by round."""
-_FOLDS = 5
+FOLDS = 5
 _TINY = 1e-9
 
 Known = TypeVar("Known")
@@ -35,16 +36,28 @@ class Paced(nn.Module, ABC, Generic[Known]):
         """Cells (N, K) → how suspicious each is, float64 (N,)."""
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """A scorer, and how suspicious each bag's cells look to scorers that have not seen the bag, float64 (n,) each.
+
+    ``negatives`` and ``positives`` are in spreads above the mean of the negatives that were held out with them.
+    """
+
+    scorer: nn.Module
+    negatives: list[Tensor]
+    positives: list[Tensor]
+
+
 def learn_paced(
     kind: type[Paced[Known]], negatives: Sequence[Tensor], positives: Sequence[Tensor], seed: int
-) -> Paced[Known]:
+) -> Learnt:
     """Learn from bags of either label, (n, K) float64 each, on the plan of self-paced learning (Kumar et al., 2010).
 
     First every cell of a positive bag is a suspect. Each round scores every positive bag by a scorer that was fitted
     without it (five folds), and keeps the most suspicious of all as suspects, fewer each round (`SHARES`). Cross-fitting
     keeps a scorer from confirming what it has learnt by heart.
     """
-    n_folds = min(_FOLDS, len(negatives), len(positives))
+    n_folds = min(FOLDS, len(negatives), len(positives))
     known = kind.study(torch.cat(list(negatives)), seed)
     suspects = list(positives)
     # With a single bag of a label there is no other to ask, and the bags are judged by a scorer that has seen them.
@@ -54,15 +67,18 @@ def learn_paced(
     studied = [kind.study(torch.cat(fold), seed) for fold in folds]
     for share in SHARES:
         scores: list[Tensor] = [torch.empty(0)] * len(positives)
+        usual: list[Tensor] = [torch.empty(0)] * len(negatives)
         for fold in range(n_folds):
             others = [i for i in range(len(positives)) if i % n_folds != fold or n_folds == 1]
             found = torch.cat([suspects[i] for i in others])
             # All suspects may lie in the bags that are held out.
             scorer = kind.against(studied[fold], found if len(found) else torch.cat([positives[i] for i in others]))
-            usual = scorer(torch.cat(list(negatives[fold::n_folds])))
-            spread = usual.std(correction=0).clamp(min=_TINY)
+            held = scorer(torch.cat(list(negatives[fold::n_folds])))
+            middle, spread = held.mean(), held.std(correction=0).clamp(min=_TINY)
             for i in range(fold, len(positives), n_folds):
-                scores[i] = (scorer(positives[i]) - usual.mean()) / spread
+                scores[i] = (scorer(positives[i]) - middle) / spread
+            parts = ((held - middle) / spread).split([len(bag) for bag in negatives[fold::n_folds]])
+            usual[fold::n_folds] = list(parts)
         threshold = torch.cat(scores).quantile(1 - share)
         suspects = [bag[score >= threshold] for bag, score in zip(positives, scores, strict=True)]
-    return kind.against(known, torch.cat(suspects))
+    return Learnt(kind.against(known, torch.cat(suspects)), usual, scores)

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from cytomil.mil.aggregators.base import top_count
 from cytomil.mil.aggregators.discriminant import Discriminant
 from cytomil.mil.aggregators.gathered_views import ViewsReading
+from cytomil.mil.aggregators.matched_contrast import MatchedContrast
 from cytomil.mil.aggregators.normal_density import NormalDensity
-from cytomil.mil.aggregators.pacing import learn_paced
+from cytomil.mil.aggregators.pacing import FOLDS, Learnt, learn_paced
 from cytomil.mil.aggregators.two_sided import TwoSidedScorer
 from cytomil.mil.aggregators.view import View
 from cytomil.mil.aggregators.witness_mixture import WitnessMixture
@@ -21,6 +22,7 @@ from cytomil.mil.bags import TrainingBag
 from cytomil.settings import FitMilSettings, InstanceScore
 
 _JOINT = (64, 128)
+_MATCHED = 256
 _OF_GROUP = 64
 _MOST_CELLS = 10_000
 _SINGLE = 4.0  # spreads above normal: what one opinion says beyond counts as its logarithm does
@@ -30,7 +32,7 @@ _POOLED = (1 / 3, 1.0, 3.0)
 
 
 class SelfPaced(TwoSidedScorer):
-    """Three families of opinions on a cell, each counting a third, on features relative to the cell's bag (`View`).
+    """Four families of opinions on a cell, each counting a quarter, on features relative to the cell's bag (`View`).
 
     - *What suspects have in common*: a linear discriminant of suspects against negative bags' cells (`Discriminant`), in 64
       and in 128 components of all features.
@@ -38,6 +40,8 @@ class SelfPaced(TwoSidedScorer):
       self-paced (`learn_paced`), on the plan of Kumar et al. (NeurIPS 2010) and ItS2CLR (arXiv 2210.09452).
     - *How unlikely the cell is* among the negative bags' (`NormalDensity`), in 64 components of each group of columns. It
       needs no witness to learn from, and carries where they are few.
+    - *What suspects have that equally suspicious normal cells lack* (`MatchedContrast`), in 256 components. Its suspects are
+      the choice of the three others together, each cell judged by opinions that have not seen its bag.
 
     Each opinion is counted from the negative bags' median in units of their upper spread and squeezed as 4·asinh(x/4), so that
     one alone does not outshout the others. A cell's suspicion is softplus of their mean. A bag is called by the mean log
@@ -52,11 +56,10 @@ class SelfPaced(TwoSidedScorer):
     def __init__(self, in_dim: int, share: float, parts: list[dict[str, Any]], views: list[dict[str, int]]) -> None:
         super().__init__(in_dim, share, parts=parts, views=views)
         self.views = nn.ModuleList(View(**view) for view in views)
-        kinds = {kind.__name__: kind for kind in (Discriminant, WitnessMixture, NormalDensity)}
+        kinds = {kind.__name__: kind for kind in (Discriminant, WitnessMixture, NormalDensity, MatchedContrast)}
         self.opinions = nn.ModuleList(kinds[part["kind"]](**part["shape"]) for part in parts)
         self.sees = [(part["view"], part["n_components"]) for part in parts]
-        names = [part["kind"] for part in parts]
-        self.weights = [1 / names.count(name) / len(set(names)) for name in names]
+        self.weights = _weights(parts)
         for name, value in {"usual": torch.zeros, "spread": torch.ones}.items():
             self.register_buffer(name, value(len(parts), dtype=torch.float64))
 
@@ -67,7 +70,7 @@ class SelfPaced(TwoSidedScorer):
         cells = torch.cat([bag.values for bag in bags])
         groups = bags[0].groups or (cells.shape[1],)
         stops = torch.tensor(groups).cumsum(0).tolist()
-        spans = [(0, cells.shape[1], max(_JOINT))]
+        spans = [(0, cells.shape[1], _MATCHED)]
         spans += [(stop - width, stop, _OF_GROUP) for stop, width in zip(stops, groups, strict=True)]
         views = [View.learn([bag.values for bag in bags], cells, *span, seed) for span in spans]
         seen = [[view.relative(view.project(bag.values)) for bag in bags] for view in views]
@@ -79,33 +82,38 @@ class SelfPaced(TwoSidedScorer):
             ]
             for label in (0, 1)
         ]
-        parts, opinions = [], []
+        parts: list[dict[str, Any]] = []
+        learnt: list[Learnt] = []
 
-        def add(opinion: nn.Module, view: int, n_components: int, shape: dict[str, int]) -> None:
-            parts.append({"kind": type(opinion).__name__, "view": view, "n_components": n_components, "shape": shape})
-            opinions.append(opinion)
+        def add(opinion: Learnt, view: int, n_components: int, **shape: int) -> None:
+            shape["n_components"] = n_components
+            kind = type(opinion.scorer).__name__
+            parts.append({"kind": kind, "view": view, "n_components": n_components, "shape": shape})
+            learnt.append(opinion)
 
         for most in _JOINT:
             n = min(most, seen[0][0].shape[1])
             negatives, positives = ([bag[:, :n] for bag in side[0]] for side in sides)
-            add(learn_paced(Discriminant, negatives, positives, seed), 0, n, {"n_components": n})
+            add(learn_paced(Discriminant, negatives, positives, seed), 0, n)
             mixture = learn_paced(WitnessMixture, negatives, positives, seed)
-            shape = {"n_components": n, "n_normal": int(mixture.get_buffer("normal").shape[0])}
-            add(mixture, 0, n, shape)
-        for i, view in enumerate(sides[0][1:], 1):
-            density = NormalDensity.learn(torch.cat(view), seed)
-            n = view[0].shape[1]
-            add(density, i, n, {"n_components": n, "n_kinds": len(density.centres)})
+            add(mixture, 0, n, n_normal=len(mixture.scorer.get_buffer("normal")))
+        for i, (negatives, positives) in enumerate(zip(*(side[1:] for side in sides), strict=True), 1):
+            density = _learn_density(negatives, positives, seed)
+            add(density, i, negatives[0].shape[1], n_kinds=len(density.scorer.get_buffer("centres")))
+        suspicion = _held_out_suspicion(learnt, _weights(parts))
+        negatives, positives = (side[0] for side in sides)
+        penalty = views[0].components.directions.square().sum(dim=0)
+        contrast = MatchedContrast.learn(negatives, positives, suspicion, penalty)
+        add(Learnt(contrast, [], []), 0, negatives[0].shape[1])
         shapes = [
             {"start": view.start, "stop": view.stop, "n_components": view.components.directions.shape[1]}
             for view in views
         ]
         model = cls(cells.shape[1], settings.top_share, parts, shapes)
-        model.views, model.opinions = nn.ModuleList(views), nn.ModuleList(opinions)
-        raw = model._ask([torch.cat(view) for view in sides[0]])
-        middle, upper = raw.quantile(torch.tensor([0.5, _UPPER], dtype=torch.float64), dim=0)
-        model.usual.copy_(middle)
-        model.spread.copy_((upper - middle).clamp(min=_LEAST_SPREAD))
+        model.views, model.opinions = nn.ModuleList(views), nn.ModuleList(opinion.scorer for opinion in learnt)
+        usual, spread = _scale(model._ask([torch.cat(view) for view in sides[0]]))
+        model.usual.copy_(usual)
+        model.spread.copy_(spread)
         return model
 
     def distances(self, instances: Tensor) -> Tensor:
@@ -115,8 +123,7 @@ class SelfPaced(TwoSidedScorer):
     def suspicion(self, projected: Sequence[Tensor]) -> Tensor:
         """A whole bag's components, one (N, K) for each view → float32 (N,), at least 0."""
         raw = self._ask([view.relative(part) for view, part in zip(self._views(), projected, strict=True)])
-        squeezed = _SINGLE * torch.asinh((raw - self.usual) / self.spread / _SINGLE)
-        return F.softplus(squeezed @ torch.tensor(self.weights, dtype=torch.float64)).float()
+        return F.softplus(_mean_opinion(raw, self.usual, self.spread, self.weights)).float()
 
     def pool(self, distances: Tensor) -> float:
         """The mean, over three shares about ``share``, of the log of the mean of a bag's top distances, (N,) → a number."""
@@ -135,6 +142,46 @@ class SelfPaced(TwoSidedScorer):
         """Cells as each view has them, one (N, K) each → every opinion as it is, float64 (N, n_opinions)."""
         answers = [opinion(views[i][:, :n]) for opinion, (i, n) in zip(self.opinions, self.sees, strict=True)]
         return torch.stack(answers, dim=1)
+
+
+def _weights(parts: Sequence[dict[str, Any]]) -> list[float]:
+    """Each family of opinions counts alike, and in it each opinion."""
+    names = [part["kind"] for part in parts]
+    return [1 / names.count(name) / len(set(names)) for name in names]
+
+
+def _scale(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Negatives' opinions (N, n) → the median and the upper spread of each, (n,)."""
+    middle, upper = raw.quantile(torch.tensor([0.5, _UPPER], dtype=torch.float64), dim=0)
+    return middle, (upper - middle).clamp(min=_LEAST_SPREAD)
+
+
+def _mean_opinion(raw: Tensor, usual: Tensor, spread: Tensor, weights: Sequence[float]) -> Tensor:
+    """Opinions (N, n) → their weighted mean (N,), each scaled and squeezed."""
+    squeezed = _SINGLE * torch.asinh((raw - usual) / spread / _SINGLE)
+    return squeezed @ torch.tensor(weights, dtype=torch.float64)
+
+
+def _learn_density(negatives: Sequence[Tensor], positives: Sequence[Tensor], seed: int) -> Learnt:
+    """The negatives' density, and what the densities of other bags make of each bag, on the folds of `learn_paced`."""
+    n_folds = min(FOLDS, len(negatives), len(positives))
+    scores: list[list[Tensor]] = [[torch.empty(0)] * len(side) for side in (negatives, positives)]
+    for fold in range(n_folds):
+        kept = [bag for i, bag in enumerate(negatives) if i % n_folds != fold] or list(negatives)
+        density = NormalDensity.learn(torch.cat(kept), seed)
+        for side, found in zip((negatives, positives), scores, strict=True):
+            found[fold::n_folds] = [density(bag) for bag in side[fold::n_folds]]
+    return Learnt(NormalDensity.learn(torch.cat(list(negatives)), seed), *scores)
+
+
+def _held_out_suspicion(opinions: Sequence[Learnt], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """The negatives' and the positives' cells, (N,) and (M,), as opinions that have not seen their bag have them together."""
+    usual, odd = (
+        torch.stack([torch.cat(side) for side in sides], dim=1)
+        for sides in ([one.negatives for one in opinions], [one.positives for one in opinions])
+    )
+    scale = _scale(usual)
+    return _mean_opinion(usual, *scale, weights), _mean_opinion(odd, *scale, weights)
 
 
 def _share_kept(bags: Sequence[TrainingBag], label: int) -> float:

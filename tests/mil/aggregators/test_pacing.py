@@ -41,7 +41,9 @@ def test_it_equals_pacing_written_out(n_negatives, n_positives):
         threshold = np.quantile(np.concatenate(scores), 1 - share)
         suspects = [bag[score >= threshold] for bag, score in zip(p, scores, strict=True)]
     found = learn_paced(Discriminant, negatives, positives, 0)
-    np.testing.assert_allclose(found.weight, weight(n, suspects), rtol=1e-6)
+    for held, score in zip(found.positives, scores, strict=True):
+        np.testing.assert_allclose(held, score, rtol=1e-6)
+    np.testing.assert_allclose(found.scorer.weight, weight(n, suspects), rtol=1e-6)
 
 
 class Recorder(Paced):
@@ -98,4 +100,4 @@ def test_nor_where_all_suspects_lie_in_the_bag_that_is_held_out(recorder):
 def test_at_last_six_cells_in_a_hundred_are_suspects(recorder):
     model = learn_paced(recorder, numbered(5, 0), numbered(10, 100), 0)
     assert recorder.n_suspects[-1] == pytest.approx(SHARES[-1] * 1000, abs=1)
-    assert model.seen >= set(range(5))
+    assert model.scorer.seen >= set(range(5))
