@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from cytomil.allocator import keep_freed_memory
 from cytomil.encoders.architecture import Encoder
 from cytomil.encoders.engines.batches import cache_sized_batch
 from cytomil.encoders.stages import Layers, layer_dim
@@ -20,6 +21,8 @@ class EagerEngine:
         self.name = self.key = "eager"
         self.layer = layer
         self._device = device
+        if device.type == "cpu":
+            keep_freed_memory()
 
     @torch.inference_mode()
     def embed(self, pixels: np.ndarray) -> np.ndarray:
