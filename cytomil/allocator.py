@@ -17,7 +17,8 @@ def keep_freed_memory() -> bool:
     """Have blocks of up to 32 MiB used again in place of being returned to the system, of which 256 MiB stay at most.
 
     A network on a processor makes and frees its maps with every batch. Returned to the system, each has to be mapped
-    and cleared anew, which took EfficientNet-Lite0 at 128 px a quarter of its time. Only glibc can be told so; False elsewhere.
+    and cleared anew, which took EfficientNet-Lite0 at 128 px a quarter of its time.
+    Only glibc can be told so; False elsewhere.
     """
     if not sys.platform.startswith("linux"):
         return False
