@@ -320,7 +320,7 @@ class FitMilSettings(Section):
         le=1,
         description="share of a bag's cells that top-k, density-ratio, self-paced and one-class scorers pool",
     )
-    folds: int = Field(3, ge=2, description="cross-validation folds, by patient where known")
+    folds: int = Field(4, ge=2, description="cross-validation folds, by patient where known")
     ensemble: int = Field(3, ge=1, description="models from different seeds, averaged")
     instance_score: InstanceScore = Field(
         InstanceScore.EVIDENCE,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cytomil.errors import FeatureFileError
-from cytomil.mil.aggregators.base import Aggregator
+from cytomil.mil.aggregators.base import Aggregator, JudgedBags
 from cytomil.mil.aggregators.registry import find_aggregator
 from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.mil.train import fit_side_by_side, positive_probability, training_epochs
@@ -33,12 +33,22 @@ class HeldOut:
 def cross_validate(bags: Sequence[TrainingBag], settings: FitMilSettings, listener: Listener) -> HeldOut:
     """Train on all folds but one, for every fold and seed of the ensemble, and watch the held-out bags epoch by epoch.
 
-    The number of epochs is the one with the least held-out log loss of the averaged ensemble. Raises
-    `FeatureFileError` where a label has fewer than two patients.
+    The number of epochs is the one with the least held-out log loss of the averaged ensemble. An aggregator that holds bags
+    out itself, by patient, is fitted once: see `of_judged`. Raises `FeatureFileError` where a label has fewer than two
+    patients.
     """
     folds = assign_folds(bags, settings)
     labels = np.array([bag.label for bag in bags])
     kind = find_aggregator(settings.aggregator)
+    if not kind.by_epochs and not kind.averaged:
+
+        def fit_once(_: int, check: Callable[[], None]) -> JudgedBags | None:
+            *_others, (model, _standardise) = training_epochs(bags, settings, 1, member_seed(settings, 0))
+            return model.judged
+
+        (judged,) = fit_side_by_side([0], fit_once, settings.workers, listener, "cross-validating")
+        if (held_out := of_judged(judged)) is not None:
+            return held_out
     kept_by_fold = [
         [bag for bag, other in zip(bags, folds, strict=True) if other != fold] for fold in range(folds.max() + 1)
     ]
@@ -61,10 +71,26 @@ def cross_validate(bags: Sequence[TrainingBag], settings: FitMilSettings, listen
     by_epoch = np.zeros((len(found[0]), len(bags)))
     for (fold, _), probabilities in zip(jobs, found, strict=True):
         by_epoch[:, folds == fold] += np.array(probabilities) / members
-    certain = np.clip(by_epoch, 1e-7, 1 - 1e-7)
-    loss = -np.where(labels == 1, np.log(certain), np.log1p(-certain)).mean(axis=1)
+    loss = _log_loss(by_epoch, labels)
     best = int(loss.argmin())
     return HeldOut(by_epoch[best], folds, best + 1, loss)
+
+
+def of_judged(judged: JudgedBags | None) -> HeldOut | None:
+    """The bags that an aggregator held out itself, where no patient stands in two of its folds.
+
+    Each bag's place on the scale comes from a scorer without its patient. The scale itself, a logistic curve of two
+    numbers, and the features' standardisation have seen all training bags.
+    """
+    if judged is None or judged.fold is None:
+        return None
+    return HeldOut(judged.probabilities, judged.fold, 1, _log_loss(judged.probabilities[None], judged.labels))
+
+
+def _log_loss(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    certain = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    loss: np.ndarray = -np.where(labels == 1, np.log(certain), np.log1p(-certain)).mean(axis=1)
+    return loss
 
 
 def assign_folds(bags: Sequence[TrainingBag], settings: FitMilSettings) -> np.ndarray:

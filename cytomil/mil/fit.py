@@ -16,7 +16,7 @@ from cytomil.features.index import IndexRow, read_index
 from cytomil.features.layers import preparation_sha256, stored_layer
 from cytomil.mil.aggregators.registry import find_aggregator, require_score
 from cytomil.mil.bags import Standardiser, TrainingBag
-from cytomil.mil.cross_validate import HeldOut, cross_validate, member_seed, n_members
+from cytomil.mil.cross_validate import HeldOut, assign_folds, cross_validate, member_seed, n_members, of_judged
 from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, reference_evidence, score_shares
 from cytomil.mil.intervals import auroc_interval, n_independent
 from cytomil.mil.novelty import UNLIKE_BELOW, Novelty, fit_novelty
@@ -52,8 +52,7 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
         )
     bags = [training_bag(row, features) for row, features in opened]
     labels = np.array([bag.label for bag in bags])
-    held_out = cross_validate(bags, settings, listener)
-    ensemble = _refit(bags, settings, held_out.n_epochs, listener)
+    held_out, ensemble = _fit(bags, settings, listener)
     thresholds = choose_thresholds(held_out, labels, ensemble.judged, settings.sensitivity, settings.seed)
     novelty = fit_novelty(bags, held_out.fold)
     facts = _facts(settings, encoder, bags, held_out, thresholds, ensemble) | {
@@ -72,6 +71,17 @@ def training_bag(row: IndexRow, features: Features) -> TrainingBag:
     values = torch.from_numpy(features.load())
     patient = row.patient_id or f"bag:{row.bag_id}"
     return TrainingBag(row.bag_id, values, row.label, patient, features.groups)
+
+
+def _fit(bags: Sequence[TrainingBag], settings: FitMilSettings, listener: Listener) -> tuple[HeldOut, Ensemble]:
+    if not find_aggregator(settings.aggregator).by_epochs:
+        assign_folds(bags, settings)  # raises where a label has too few patients
+        ensemble = _refit(bags, settings, 1, listener)
+        if (held_out := of_judged(ensemble.judged)) is not None:
+            return held_out, ensemble
+        return cross_validate(bags, settings, listener), ensemble
+    held_out = cross_validate(bags, settings, listener)
+    return held_out, _refit(bags, settings, held_out.n_epochs, listener)
 
 
 def _refit(bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, listener: Listener) -> Ensemble:

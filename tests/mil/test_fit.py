@@ -6,6 +6,7 @@ import torch
 from scipy.stats import spearmanr
 
 from cytomil.errors import FeatureFileError
+from cytomil.mil import cross_validate as cross_validation
 from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.mil.cross_validate import assign_folds, cross_validate
 from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, reference_evidence, score_shares
@@ -185,3 +186,22 @@ def test_score_shares_are_shares_and_keep_outliers():
     assert shares[0] == pytest.approx(0.25)
     assert shares[-1] == pytest.approx(0.25)
     json.dumps(shares.tolist())
+
+
+@pytest.mark.parametrize("aggregator", ["mahalanobis", "density-ratio"])
+def test_what_holds_bags_out_itself_is_fitted_once_and_no_patient_stands_in_two_folds(aggregator, monkeypatch):
+    bags = make_bags(12)
+    settings = SETTINGS.model_copy(update={"aggregator": aggregator, "folds": 3})
+    n_fits = []
+    real = cross_validation.training_epochs
+    monkeypatch.setattr(
+        cross_validation, "training_epochs", lambda *given: (n_fits.append(len(given[0])), real(*given))[1]
+    )
+    found = cross_validate(bags, settings, Silent())
+    assert n_fits == [12]
+    assert sorted(set(found.fold.tolist())) == [0, 1, 2]
+    for patient in {bag.patient for bag in bags}:
+        assert len({int(fold) for bag, fold in zip(bags, found.fold, strict=True) if bag.patient == patient}) == 1
+    labels = np.array([bag.label for bag in bags])
+    expected = -np.log(np.where(labels == 1, found.probabilities, 1 - found.probabilities)).mean()
+    assert found.loss_by_epoch == pytest.approx([expected])

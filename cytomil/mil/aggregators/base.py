@@ -39,10 +39,15 @@ class Reading(Protocol):
 
 @dataclass(frozen=True)
 class JudgedBags:
-    """Training bags' ``probabilities`` and ``labels``, both (n_bags,)."""
+    """Training bags' ``probabilities`` and ``labels``, both (n_bags,).
+
+    ``fold`` (n_bags,) says which bags were held out together; None where a patient's bags stand in several folds, or a bag
+    is missing.
+    """
 
     probabilities: np.ndarray
     labels: np.ndarray
+    fold: np.ndarray | None = None
 
 
 class Aggregator(nn.Module, ABC):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cytomil.mil.aggregators.pooled_scorer import INNER_FOLDS, PooledScorer, measure
+from cytomil.mil.aggregators.pooled_scorer import PooledScorer, measure
 from cytomil.mil.bags import TrainingBag
 from cytomil.settings import FitMilSettings
 
@@ -28,15 +28,14 @@ class OneClassScorer(PooledScorer):
         """See `Aggregator.fit`; ``epochs`` do not matter."""
         negatives = [bag for bag in bags if bag.label == 0]
         model = cls.learn(torch.cat([bag.values for bag in negatives]), settings, seed).eval()
-        pooled, labels = cls._cross_fitted(bags, negatives, settings, seed)
-        model.calibrate(pooled, labels)
+        model.calibrate(*cls._cross_fitted(bags, negatives, settings, seed))
         yield model
 
     @classmethod
     def _cross_fitted(
         cls, bags: Sequence[TrainingBag], negatives: Sequence[TrainingBag], settings: FitMilSettings, seed: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Pooled distance and label of each bag, measured by scorers that did not see its patient's negative cells.
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Pooled distance, label and fold of each bag, measured by scorers that did not see its patient's negative cells.
 
         Bags of patients without a negative bag are spread over the same scorers: one that has seen fewer cells than another
         measures somewhat longer distances, for both labels alike.
@@ -44,21 +43,26 @@ class OneClassScorer(PooledScorer):
         patients = sorted({bag.patient for bag in negatives})
         if len(patients) == 1:
             return cls._halved(bags, negatives, settings, seed)
-        n_folds = min(INNER_FOLDS, len(patients))
+        n_folds = min(settings.folds, len(patients))
         fold_of = {patient: i % n_folds for i, patient in enumerate(patients)}
         others = sorted({bag.patient for bag in bags} - set(patients))
         fold_of |= {patient: i % n_folds for i, patient in enumerate(others)}
-        kept = [torch.cat([bag.values for bag in negatives if fold_of[bag.patient] != fold]) for fold in range(n_folds)]
-        held = [[(bag.values, bag.label) for bag in bags if fold_of[bag.patient] == fold] for fold in range(n_folds)]
-        return measure((cls.learn(cells, settings, seed), some) for cells, some in zip(kept, held, strict=True))
+        fold = np.array([fold_of[bag.patient] for bag in bags])
+        pooled = np.zeros(len(bags))
+        for number in range(n_folds):
+            cells = torch.cat([bag.values for bag in negatives if fold_of[bag.patient] != number])
+            held = np.flatnonzero(fold == number)
+            pooled[held] = measure(cls.learn(cells, settings, seed), (bags[i].values for i in held.tolist()))
+        return pooled, np.array([bag.label for bag in bags]), fold
 
     @classmethod
     def _halved(
         cls, bags: Sequence[TrainingBag], negatives: Sequence[TrainingBag], settings: FitMilSettings, seed: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, None]:
         """The same where all negative bags are one patient's: every other cell of theirs is held out instead."""
         cells = torch.cat([bag.values for bag in negatives])
         scorer = cls.learn(cells[::2], settings, seed)
         held = [bag.values if bag.label else bag.values[1::2] for bag in bags]
         some = [(values, bag.label) for values, bag in zip(held, bags, strict=True) if len(values)]
-        return measure([(scorer, some)])
+        labels = np.array([label for _, label in some])
+        return np.array(measure(scorer, (values for values, _ in some))), labels, None

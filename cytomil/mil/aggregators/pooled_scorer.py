@@ -13,7 +13,6 @@ from torch import Tensor
 from cytomil.mil.aggregators.base import Aggregator, JudgedBags, PooledReading, Reading, top_count
 from cytomil.settings import InstanceScore
 
-INNER_FOLDS = 4
 _LEAST = 1e-6
 _LEAST_SLOPE = 0.05
 
@@ -47,8 +46,8 @@ class PooledScorer(Aggregator):
     def distances(self, instances: Tensor) -> Tensor:
         """How suspicious each instance is: (N, D) → float32 (N,), at least 0."""
 
-    def calibrate(self, pooled: np.ndarray, labels: np.ndarray) -> None:
-        """Fit the logistic curve to bags' pooled distances and labels, both (n_bags,)."""
+    def calibrate(self, pooled: np.ndarray, labels: np.ndarray, fold: np.ndarray | None = None) -> None:
+        """Fit the logistic curve to bags' pooled distances and labels, both (n_bags,); ``fold`` as in `JudgedBags`."""
         from sklearn.linear_model import LogisticRegression
 
         # In units of their spread, so that the fit's slight shrinking does not depend on the distances' scale.
@@ -57,7 +56,7 @@ class PooledScorer(Aggregator):
         slope = max(float(curve.coef_[0, 0]), _LEAST_SLOPE) / spread
         self.slope.fill_(slope)
         self.intercept.fill_(float(curve.intercept_[0]) - slope * centre)
-        self.judged = JudgedBags(self._curve(torch.from_numpy(pooled)).numpy(), labels)
+        self.judged = JudgedBags(self._curve(torch.from_numpy(pooled)).numpy(), labels, fold)
 
     def pool(self, distances: Tensor) -> float:
         """The log of the mean of a bag's top distances, (N,) → a number."""
@@ -78,10 +77,9 @@ class PooledScorer(Aggregator):
         return (self.slope * pooled + self.intercept).sigmoid()
 
 
-def measure(held_out: Iterable[tuple[PooledScorer, Iterable[tuple[Tensor, int]]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled distances and labels, both (n_bags,), of the (instances, label) that each scorer has not learnt from."""
-    found = [(scorer.pool(scorer.distances(values)), label) for scorer, bags in held_out for values, label in bags]
-    return np.array([pooled for pooled, _ in found]), np.array([label for _, label in found])
+def measure(scorer: PooledScorer, bags: Iterable[Tensor]) -> list[float]:
+    """The pooled distance of each of the bags, (n, D), that ``scorer`` has not learnt from."""
+    return [scorer.pool(scorer.distances(values)) for values in bags]
 
 
 def subsample(cells: Tensor, most: int, seed: int) -> Tensor:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
-from cytomil.mil.aggregators.pooled_scorer import INNER_FOLDS, PooledScorer, measure
+import numpy as np
+import torch
+
+from cytomil.mil.aggregators.pooled_scorer import PooledScorer, measure
 from cytomil.mil.bags import TrainingBag
 from cytomil.settings import FitMilSettings
-
-_Folds = list[tuple[list[TrainingBag], list[TrainingBag]]]
+from cytomil.threads import usable_cores
 
 
 class TwoSidedScorer(PooledScorer):
@@ -24,33 +27,41 @@ class TwoSidedScorer(PooledScorer):
     @classmethod
     def fit(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, seed: int) -> Iterator[Self]:
         """See `Aggregator.fit`; ``epochs`` do not matter."""
-        model = cls.learn_from(bags, settings, seed).eval()
-        held_out = (
-            (cls.learn_from(kept, settings, seed), [(bag.values, bag.label) for bag in held])
-            for kept, held in _folds(bags)
-        )
-        model.calibrate(*measure(held_out))
+        fold, by_patient = _folds(bags, settings.folds)
+        sets = [
+            [bag for bag, other in zip(bags, fold, strict=True) if other != number] or bags
+            for number in range(fold.max() + 1)
+        ]
+        # PyTorch lets go of the interpreter while it calculates; one thread each, so that cores make no difference.
+        with ThreadPoolExecutor(settings.workers or usable_cores(), initializer=_one_thread) as pool:
+            model, *scorers = pool.map(lambda some: cls.learn_from(some, settings, seed).eval(), [bags, *sets])
+        pooled = np.zeros(len(bags))
+        for number, scorer in enumerate(scorers):
+            held = np.flatnonzero(fold == number)
+            pooled[held] = measure(scorer, (bags[i].values for i in held.tolist()))
+        model.calibrate(pooled, np.array([bag.label for bag in bags]), fold if by_patient else None)
         yield model
 
 
-def _folds(bags: Sequence[TrainingBag]) -> _Folds:
-    """Bags to learn from, of both labels, and bags held out; no patient on both sides, as far as there are enough.
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
-    Where a label has one patient only, bags are held out; where it has one bag only, nothing can be, and the bags are
-    measured by their own cells.
+
+def _folds(bags: Sequence[TrainingBag], most: int) -> tuple[np.ndarray, bool]:
+    """The fold of each bag, (n_bags,), and whether no patient stands in two; bags of both labels lie outside of each fold.
+
+    Where a label has one patient only, bags are held out; where it has one bag only, nothing can be, and all bags are one
+    fold: they are measured by their own cells.
     """
     for group_of in (lambda bag: bag.patient, lambda bag: bag.bag_id):
         groups = [list(dict.fromkeys(group_of(bag) for bag in bags if bag.label == label)) for label in (0, 1)]
-        n_folds = min(INNER_FOLDS, *map(len, groups))
+        n_folds = min(most, *map(len, groups))
         # A patient with bags of both labels keeps the fold that its negative bags gave it.
         fold_of = {group: i % n_folds for side in reversed(groups) for i, group in enumerate(side)}
-        folds: _Folds = [
-            (
-                [bag for bag in bags if fold_of[group_of(bag)] != fold],
-                [bag for bag in bags if fold_of[group_of(bag)] == fold],
-            )
-            for fold in range(n_folds)
-        ]
-        if all(len({bag.label for bag in kept}) == 2 for kept, _ in folds):
-            return folds
-    return [(list(bags), list(bags))]
+        fold = np.array([fold_of[group_of(bag)] for bag in bags])
+        if n_folds > 1 and all(
+            len({bag.label for bag, other in zip(bags, fold, strict=True) if other != number}) == 2
+            for number in range(n_folds)
+        ):
+            return fold, all(len(set(fold[[bag.patient == one.patient for bag in bags]])) == 1 for one in bags)
+    return np.zeros(len(bags), dtype=int), False
