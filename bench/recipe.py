@@ -70,15 +70,13 @@ TASKS = {
     "four kinds": Task(BONE_MARROW, ("LYT", "NGS", "EOS", "MON"), ("BLA", "PMO"), 80, (0.1, 0.05, 0.01)),
     "people": Task(PATIENTS, ("uninfected",), ("parasitized",), None, (0.1, 0.05)),
 }
-_MORPHOLOGY = "stages:1,4,5,6:mean,max,spread+morphology"
 RECIPES = {
     "default": Recipe(),
     "random weights": Recipe(("--method", "none", "--weights", "none", "--arch", "tf_efficientnet_lite0")),
     "last layer alone": Recipe(layer="h"),
     "stages 1, 2, 4": Recipe(layer="stages:1,2,4:mean,max,spread"),
     "one orientation": Recipe(orientations=1),
-    "with morphology": Recipe(layer=_MORPHOLOGY),
-    "morphology alone": Recipe(layer="morphology", compiled=False),
+    "with morphology": Recipe(layer="morphology"),
     "dsvdd": Recipe(("--method", "dsvdd"), layer="z", trained=True),
     "droc": Recipe(("--method", "droc"), layer="z", trained=True),
     "slam-ags on top": Recipe(("--method", "slam-ags"), trained=True),
