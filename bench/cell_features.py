@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bench import child
-from cytomil.bags.bag_file import BagInfo, Instance, write_bag
+from cytomil.bags.bag_file import UNKNOWN, BagInfo, Instance, write_bag
 from cytomil.bags.manifest import BagRow, write_manifest
 from cytomil.features.index import read_index
 
@@ -32,7 +32,8 @@ class Cells:
 class Recipe:
     """An encoder and how it is asked: options of `cytomil pretrain`, and of `cytomil embed` its layer and orientations.
 
-    ``trained``: it learns from each split's own training bags; otherwise it has met none of the cells. ``compiled``: it is
+    ``trained``: it learns from each split's own training bags. Otherwise it has learnt from none of the cells, but takes
+    their colours' mean and spread where it starts from no weights. ``compiled``: it is
     asked through OpenVINO; layers that are no network's cannot be.
     """
 
@@ -61,7 +62,7 @@ def folder_bags(data: Path, out: Path, leave_out: tuple[str, ...] = ()) -> Path:
             continue
         bag_id, label = name.replace("/", "--"), len(rows) % 2
         files = sorted(file for file in folder.iterdir() if file.suffix in IMAGES)
-        cells = [cell(file, 0) for file in files]
+        cells = [cell(file, UNKNOWN) for file in files]
         info = BagInfo(bag_id, label, patient_id="", source=data.name)
         sha256, n = write_bag(out / f"{bag_id}.h5", info, cells)
         rows.append(BagRow(bag_id, f"{bag_id}.h5", "", "train", label, n, 0.0, sha256))
@@ -94,10 +95,10 @@ def embed_cells(
     encoder, features = work / "encoder", work / "features"
     if not (encoder / "encoder.json").is_file():
         child.cytomil("pretrain", "--bags", str(bags or pool), "--out", str(encoder), *recipe.pretrain)
+    if not (features / "features.csv").is_file():
         if recipe.compiled:
             line = ["--bags", str(bags or pool), "--encoder", str(encoder), "--layer", recipe.layer]
             child.cytomil("compile", *line)
-    if not (features / "features.csv").is_file():
         line = ["--layer", recipe.layer, "--orientations", str(recipe.orientations)]
         child.cytomil("embed", "--bags", str(pool), "--encoder", str(encoder), "--out", str(features), *line)
     return read_cells(features)

@@ -31,7 +31,7 @@ from cytomil.threads import usable_cores
 
 TRAIN_BAGS, TEST_BAGS, REDRAWN, PEOPLE_FOLDS = 18, 6, 200, 3
 SPLITS = list(range(2, 12))
-"""The recipe was chosen on splits 0 and 1."""
+"""Splits 0 and 1 chose the recipe, with 20 and 21; see docs/research-log.md, "A learner for frozen features"."""
 CEILING = "told every cell"
 """Logistic regression on training cells' own labels: what slide labels leave on the table. It is no method of the project."""
 DEFAULT_AGGREGATOR = "self-paced"
@@ -108,7 +108,10 @@ class Job:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--work", type=Path, default=Path("runs/recipe"), help="folder for features and figures")
+    kept = (
+        "folder for features and figures; what lies there is not made again, so another state of the code wants another"
+    )
+    parser.add_argument("--work", type=Path, default=Path("runs/recipe"), help=kept)
     told = f"of {', '.join(TASKS)}; NAME is a task at all its witness rates, NAME:0.05 at one"
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="NAME", help=told)
     parser.add_argument("--splits", nargs="+", type=int, default=SPLITS, help="seeds of the splits")
@@ -130,9 +133,16 @@ def measure(options: argparse.Namespace) -> Measured:
         for aggregator in options.aggregators
         for split in options.splits
     ]
-    for data, recipe in dict.fromkeys((TASKS[job.task].data, job.recipe) for job in jobs):
-        if not RECIPES[recipe].trained:
-            embed_cells(data, _where(options.work, data, recipe), RECIPES[recipe], leave_out=(PLATELETS,))
+    for job in jobs:
+        trained = RECIPES[job.recipe].trained
+        if trained and TASKS[job.task].bag_size is None:
+            raise SystemExit(
+                f"'{job.recipe}' learns from a split's bags, and would meet the people held out of '{job.task}'."
+            )
+        # An encoder is made by one process, and a trained one draws its bags from the default's list of cells.
+        _read(TASKS[job.task].data, options.work, "default" if trained else job.recipe)
+        if trained:
+            _trained_cells(options.work, job)
     # Several jobs side by side use the cores better than one job's threads do; libraries read this as they are loaded.
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(usable_cores(), get_context("spawn")) as pool:
@@ -172,10 +182,7 @@ def _finished(work: Path, job: Job) -> dict[str, Any]:
 def job_figures(work: Path, job: Job) -> dict[str, float | None]:
     """Draw the bags of a split, fit, and judge; ``seconds`` is what fitting took."""
     task = TASKS[job.task]
-    recipe = RECIPES[job.recipe]
-    cells = (
-        _trained_cells(work, job) if recipe.trained else _read(task.data, _where(work, task.data, job.recipe), recipe)
-    )
+    cells = _trained_cells(work, job) if RECIPES[job.recipe].trained else _read(task.data, work, job.recipe)
     normal, abnormal = pools(cells, task)
     if task.bag_size is None:
         return judge_people(cells, people(cells, task, job.rate, job.split), job.aggregator, job.split)
@@ -187,13 +194,9 @@ def job_figures(work: Path, job: Job) -> dict[str, float | None]:
     return judge(cells, scorer, bags[TRAIN_BAGS:], unseen, job.split) | {"seconds": seconds}
 
 
-def _where(work: Path, data: Path, recipe: str) -> Path:
-    return work / recipe.replace(" ", "-") / data.name
-
-
 @lru_cache(maxsize=1)
-def _read(data: Path, where: Path, recipe: Recipe) -> Cells:
-    return embed_cells(data, where, recipe, leave_out=(PLATELETS,))
+def _read(data: Path, work: Path, recipe: str) -> Cells:
+    return embed_cells(data, work / recipe.replace(" ", "-") / data.name, RECIPES[recipe], leave_out=(PLATELETS,))
 
 
 def _trained_cells(work: Path, job: Job) -> Cells:
@@ -202,7 +205,7 @@ def _trained_cells(work: Path, job: Job) -> Cells:
     from cytomil.bags.manifest import BagRow, write_manifest
 
     task = TASKS[job.task]
-    plain = _read(task.data, _where(work, task.data, "default"), RECIPES["default"])
+    plain = _read(task.data, work, "default")
     files = [file for name in dict.fromkeys(plain.folder) for file in sorted((task.data / name).iterdir())]
     where = work / job.recipe.replace(" ", "-") / f"{job.task}-{job.rate}-{job.split}".replace(" ", "-")
     bags = where / "bags"
@@ -282,7 +285,7 @@ def fit(cells: Cells, bags: Sequence[Drawn], aggregator: str, seed: int) -> Scor
 
     if aggregator == CEILING:
         return _supervised(cells, bags)
-    settings = FitMilSettings(aggregator=aggregator, seed=seed)
+    settings = FitMilSettings(aggregator=aggregator, seed=seed, workers=1)
     given = [
         TrainingBag(str(i), torch.from_numpy(cells.values[bag.cells]), bag.label, bag.person or str(i), cells.groups)
         for i, bag in enumerate(bags)
@@ -426,20 +429,20 @@ def _name(variant: tuple[str, str]) -> str:
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Half of Student's 95 % interval of the mean; 0 of a single value."""
+    """Half of Student's 95 % interval of the mean; not a number of a single value, whose spread is not known."""
     from scipy.stats import t
 
     n = len(values)
-    return float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    return float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
 
 
 def _interval(values: Sequence[float | None], signed: bool = False) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "–"
-    if signed:
-        return f"{mean(known):+.1f}±{half_width(known):.1f}"
-    return f"{100 * mean(known):.1f}±{100 * half_width(known):.1f}"
+    scaled = known if signed else [100 * value for value in known]
+    told = f"{mean(scaled):+.1f}" if signed else f"{mean(scaled):.1f}"
+    return f"{told}±{half_width(scaled):.1f}" if len(known) > 1 else told
 
 
 def draw_differences(runs: Sequence[dict[str, Any]], file: Path) -> None:

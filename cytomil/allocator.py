@@ -14,7 +14,9 @@ _KEPT_IN_ALL = 256 * 2**20
 
 @lru_cache(maxsize=1)
 def keep_freed_memory() -> bool:
-    """Have blocks of up to 32 MiB used again in place of being returned to the system, of which 256 MiB stay at most.
+    """Have this whole process use blocks of up to 32 MiB again in place of returning them to the system.
+
+    Of each arena's free end 256 MiB stay at most.
 
     A network on a processor makes and frees its maps with every batch. Returned to the system, each has to be mapped
     and cleared anew, which took EfficientNet-Lite0 at 128 px a quarter of its time.

@@ -40,7 +40,7 @@ def cross_validate(bags: Sequence[TrainingBag], settings: FitMilSettings, listen
     folds = assign_folds(bags, settings)
     labels = np.array([bag.label for bag in bags])
     kind = find_aggregator(settings.aggregator)
-    if not kind.by_epochs and not kind.averaged:
+    if kind.holds_out:
 
         def fit_once(_: int, check: Callable[[], None]) -> JudgedBags | None:
             *_others, (model, _standardise) = training_epochs(bags, settings, 1, member_seed(settings, 0))
@@ -79,12 +79,11 @@ def cross_validate(bags: Sequence[TrainingBag], settings: FitMilSettings, listen
 def of_judged(judged: JudgedBags | None) -> HeldOut | None:
     """The bags that an aggregator held out itself, where no patient stands in two of its folds.
 
-    Each bag's place on the scale comes from a scorer without its patient. The scale itself, a logistic curve of two
-    numbers, and the features' standardisation have seen all training bags.
+    Scorer and curve of probability are of other patients' bags. The features' standardisation alone has seen all cells.
     """
-    if judged is None or judged.fold is None:
+    if judged is None or judged.fold is None or judged.apart is None:
         return None
-    return HeldOut(judged.probabilities, judged.fold, 1, _log_loss(judged.probabilities[None], judged.labels))
+    return HeldOut(judged.apart, judged.fold, 1, _log_loss(judged.apart[None], judged.labels))
 
 
 def _log_loss(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ _LIMITS = (
 
 
 def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
-    """Cross-validate over the training bags, refit on all of them, choose the thresholds, write the triage model.
+    """Hold training bags out by patient, fit on all of them, choose the thresholds, write the triage model.
 
     Raises `SettingsError`, `NotFoundError`, `FeatureFileError` or `EncoderBundleError`, each with what to do.
     """
@@ -74,7 +74,7 @@ def training_bag(row: IndexRow, features: Features) -> TrainingBag:
 
 
 def _fit(bags: Sequence[TrainingBag], settings: FitMilSettings, listener: Listener) -> tuple[HeldOut, Ensemble]:
-    if not find_aggregator(settings.aggregator).by_epochs:
+    if find_aggregator(settings.aggregator).holds_out:
         assign_folds(bags, settings)  # raises where a label has too few patients
         ensemble = _refit(bags, settings, 1, listener)
         if (held_out := of_judged(ensemble.judged)) is not None:

@@ -46,6 +46,7 @@ def choose_thresholds(
     decision = steady_f1_threshold(judged.probabilities, judged.labels, seed)
     low = min(sensitivity_threshold(judged.probabilities, judged.labels, sensitivity), decision)
     folds = [held_out.fold == number for number in range(held_out.fold.max() + 1)]
+    folds = [fold for fold in folds if labels[fold].any()]  # without a positive bag there is nothing to call
     decisions = [steady_f1_threshold(held_out.probabilities[fold], labels[fold], seed) for fold in folds]
     lows = [
         min(sensitivity_threshold(held_out.probabilities[fold], labels[fold], sensitivity), upper)

@@ -103,3 +103,4 @@ def test_the_interval_is_students():
     values = [0.1, 0.4, 0.35, 0.8]
     low, high = ttest_1samp(values, 0).confidence_interval(0.95)
     assert half_width(values) == pytest.approx((high - low) / 2)
+    assert np.isnan(half_width([0.4]))

@@ -1,15 +1,18 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
 
 from cytomil.errors import FeatureFileError
 from cytomil.mil import cross_validate as cross_validation
 from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.mil.cross_validate import assign_folds, cross_validate
 from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, reference_evidence, score_shares
+from cytomil.mil.thresholds import choose_thresholds
 from cytomil.mil.train import fit_side_by_side, one_thread, positive_probability, training_epochs
 from cytomil.progress import Silent
 from cytomil.settings import FitMilSettings, InstanceScore
@@ -204,4 +207,44 @@ def test_what_holds_bags_out_itself_is_fitted_once_and_no_patient_stands_in_two_
         assert len({int(fold) for bag, fold in zip(bags, found.fold, strict=True) if bag.patient == patient}) == 1
     labels = np.array([bag.label for bag in bags])
     expected = -np.log(np.where(labels == 1, found.probabilities, 1 - found.probabilities)).mean()
+    assert roc_auc_score(labels, found.probabilities) > 0.7
     assert found.loss_by_epoch == pytest.approx([expected])
+
+
+@pytest.mark.parametrize("aggregator", ["mahalanobis", "density-ratio"])
+def test_a_bags_label_has_no_part_in_the_scale_of_its_held_out_probability(aggregator):
+    settings = SETTINGS.model_copy(update={"aggregator": aggregator, "folds": 4})
+
+    def loss(probabilities, labels):
+        return -np.log(np.where(labels == 1, probabilities, 1 - probabilities)).mean()
+
+    own, apart = [], []
+    for seed in range(12):
+        bags = make_bags(18, size=20, shift=0.0, seed=seed)
+        *_, (model, _) = training_epochs(bags, settings, 1, 0)
+        own.append(loss(model.judged.probabilities, model.judged.labels))
+        apart.append(loss(model.judged.apart, model.judged.labels))
+    assert np.mean(own) < np.mean(apart)
+    assert np.mean(apart) > 0.99 * np.log(2)  # nothing can be known of noise
+
+
+@pytest.mark.parametrize(
+    ("aggregator", "negatives", "positives"),
+    [
+        ("mahalanobis", "abcdefgh", "ij"),  # fewer positive patients than folds
+        ("self-paced", "xay", "acd"),  # a patient has bags of both labels
+        ("density-ratio", "xay", "acd"),
+    ],
+)
+def test_folds_without_a_positive_bag_give_thresholds_all_the_same(aggregator, negatives, positives):
+    patients = [*negatives, *positives]
+    made = make_bags(2 * len(patients))
+    bags = [
+        replace(made[2 * i + (i >= len(negatives))], bag_id=f"b{i}", patient=patient)
+        for i, patient in enumerate(patients)
+    ]
+    settings = SETTINGS.model_copy(update={"aggregator": aggregator, "folds": 4, "workers": 1})
+    held_out = cross_validate(bags, settings, Silent())
+    labels = np.array([bag.label for bag in bags])
+    found = choose_thresholds(held_out, labels, None, 0.95, 0)
+    assert 0 <= found.low <= found.decision <= 1

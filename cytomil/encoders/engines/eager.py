@@ -13,7 +13,10 @@ from cytomil.layer import Layer
 
 
 class EagerEngine:
-    """Runs an encoder on blocks of decoded cells and gives the chosen layer."""
+    """Runs an encoder on blocks of decoded cells and gives the chosen layer.
+
+    On a processor it calls `keep_freed_memory`, which holds for the whole process.
+    """
 
     def __init__(self, encoder: Encoder, layer: Layer, device: torch.device) -> None:
         self.dim = layer_dim(encoder, layer)

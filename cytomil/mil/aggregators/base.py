@@ -42,12 +42,13 @@ class JudgedBags:
     """Training bags' ``probabilities`` and ``labels``, both (n_bags,).
 
     ``fold`` (n_bags,) says which bags were held out together; None where a patient's bags stand in several folds, or a bag
-    is missing.
+    is missing. ``apart`` (n_bags,) is then each bag's probability on a scale that its fold had no part in.
     """
 
     probabilities: np.ndarray
     labels: np.ndarray
     fold: np.ndarray | None = None
+    apart: np.ndarray | None = None
 
 
 class Aggregator(nn.Module, ABC):
@@ -56,7 +57,7 @@ class Aggregator(nn.Module, ABC):
     ``config`` are the arguments that build another of its shape, as JSON. ``meaning`` says, for each kind of instance
     score that it can give, what such a score is, in a clinician's words that follow a number: "14 × the average cell".
     ``by_epochs``: whether it is fitted over epochs, of which cross-validation chooses the number. ``averaged``: whether
-    the ensemble holds several of it, from different seeds.
+    the ensemble holds several of it, from different seeds. ``holds_out``: whether fitting it holds bags out, see ``judged``.
 
     ``judged`` is known of one that was just fitted and whose fitting holds bags out: the bags on its own scale of
     probability, each as if it had not learnt from its patient.
@@ -65,6 +66,7 @@ class Aggregator(nn.Module, ABC):
     meaning: ClassVar[Mapping[InstanceScore, str]] = {InstanceScore.EVIDENCE: EVIDENCE_MEANING}
     by_epochs: ClassVar[bool] = True
     averaged: ClassVar[bool] = True
+    holds_out: ClassVar[bool] = False
 
     config: dict[str, Any]
     judged: JudgedBags | None = None

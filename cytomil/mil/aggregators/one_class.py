@@ -53,7 +53,10 @@ class OneClassScorer(PooledScorer):
             cells = torch.cat([bag.values for bag in negatives if fold_of[bag.patient] != number])
             held = np.flatnonzero(fold == number)
             pooled[held] = measure(cls.learn(cells, settings, seed), (bags[i].values for i in held.tolist()))
-        return pooled, np.array([bag.label for bag in bags]), fold
+        labels = np.array([bag.label for bag in bags])
+        # A scale can be fitted without a fold only where both labels lie outside of it.
+        apart = all(len(set(labels[fold != number])) == 2 for number in range(n_folds))
+        return pooled, labels, fold if apart else None
 
     @classmethod
     def _halved(

@@ -31,6 +31,7 @@ class PooledScorer(Aggregator):
 
     by_epochs: ClassVar[bool] = False
     averaged: ClassVar[bool] = False
+    holds_out: ClassVar[bool] = True
 
     slope: Tensor
     intercept: Tensor
@@ -48,15 +49,17 @@ class PooledScorer(Aggregator):
 
     def calibrate(self, pooled: np.ndarray, labels: np.ndarray, fold: np.ndarray | None = None) -> None:
         """Fit the logistic curve to bags' pooled distances and labels, both (n_bags,); ``fold`` as in `JudgedBags`."""
-        from sklearn.linear_model import LogisticRegression
-
-        # In units of their spread, so that the fit's slight shrinking does not depend on the distances' scale.
-        centre, spread = pooled.mean(), max(float(pooled.std()), _LEAST)
-        curve = LogisticRegression().fit((pooled[:, None] - centre) / spread, labels)
-        slope = max(float(curve.coef_[0, 0]), _LEAST_SLOPE) / spread
+        slope, intercept = _fit_curve(pooled, labels)
         self.slope.fill_(slope)
-        self.intercept.fill_(float(curve.intercept_[0]) - slope * centre)
-        self.judged = JudgedBags(self._curve(torch.from_numpy(pooled)).numpy(), labels, fold)
+        self.intercept.fill_(intercept)
+        probabilities, apart = self._curve(torch.from_numpy(pooled)).numpy(), None
+        if fold is not None:
+            apart = np.zeros(len(pooled))
+            for number in np.unique(fold):
+                held = fold == number
+                slope, intercept = _fit_curve(pooled[~held], labels[~held])
+                apart[held] = torch.from_numpy(slope * pooled[held] + intercept).sigmoid().numpy()
+        self.judged = JudgedBags(probabilities, labels, fold, apart)
 
     def pool(self, distances: Tensor) -> float:
         """The log of the mean of a bag's top distances, (N,) → a number."""
@@ -75,6 +78,17 @@ class PooledScorer(Aggregator):
 
     def _curve(self, pooled: Tensor | float) -> Tensor:
         return (self.slope * pooled + self.intercept).sigmoid()
+
+
+def _fit_curve(pooled: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Slope and intercept of the logistic curve, which rises."""
+    from sklearn.linear_model import LogisticRegression
+
+    # In units of their spread, so that the fit's slight shrinking does not depend on the distances' scale.
+    centre, spread = float(pooled.mean()), max(float(pooled.std()), _LEAST)
+    curve = LogisticRegression().fit((pooled[:, None] - centre) / spread, labels)
+    slope = max(float(curve.coef_[0, 0]), _LEAST_SLOPE) / spread
+    return slope, float(curve.intercept_[0]) - slope * centre
 
 
 def measure(scorer: PooledScorer, bags: Iterable[Tensor]) -> list[float]:

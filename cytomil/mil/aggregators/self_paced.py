@@ -14,15 +14,17 @@ from cytomil.mil.aggregators.discriminant import Discriminant
 from cytomil.mil.aggregators.gathered_views import ViewsReading
 from cytomil.mil.aggregators.matched_contrast import MatchedContrast
 from cytomil.mil.aggregators.normal_density import NormalDensity
-from cytomil.mil.aggregators.pacing import FOLDS, Learnt, learn_paced
+from cytomil.mil.aggregators.pacing import Learnt, learn_paced
 from cytomil.mil.aggregators.two_sided import TwoSidedScorer
 from cytomil.mil.aggregators.view import View
 from cytomil.mil.aggregators.witness_mixture import WitnessMixture
 from cytomil.mil.bags import TrainingBag
+from cytomil.mil.folds import spread_folds
 from cytomil.settings import FitMilSettings, InstanceScore
 
 _JOINT = (64, 128)
 _MATCHED = 256
+_FOLDS = 5
 _OF_GROUP = 64
 _MOST_CELLS = 10_000
 _SINGLE = 4.0  # spreads above normal: what one opinion says beyond counts as its logarithm does
@@ -41,7 +43,8 @@ class SelfPaced(TwoSidedScorer):
     - *How unlikely the cell is* among the negative bags' (`NormalDensity`), in 64 components of each group of columns. It
       needs no witness to learn from, and carries where they are few.
     - *What suspects have that equally suspicious normal cells lack* (`MatchedContrast`), in 256 components. Its suspects are
-      the choice of the three others together, each cell judged by opinions that have not seen its bag.
+      the choice of the three others together, each cell judged by opinions that have not seen its patient, as far as there
+      are several.
 
     Each opinion is counted from the negative bags' median in units of their upper spread and squeezed as 4·asinh(x/4), so that
     one alone does not outshout the others. A cell's suspicion is softplus of their mean. A bag is called by the mean log
@@ -82,35 +85,44 @@ class SelfPaced(TwoSidedScorer):
             ]
             for label in (0, 1)
         ]
+        fold, _ = spread_folds(bags, _FOLDS)
+        of_negative, of_positive = (
+            [int(own) for own, bag in zip(fold, bags, strict=True) if bag.label == label] for label in (0, 1)
+        )
+        folds = of_negative, of_positive
         parts: list[dict[str, Any]] = []
+        opinions: list[nn.Module] = []
         learnt: list[Learnt] = []
 
-        def add(opinion: Learnt, view: int, n_components: int, **shape: int) -> None:
+        def add(opinion: nn.Module, view: int, n_components: int, **shape: int) -> None:
             shape["n_components"] = n_components
-            kind = type(opinion.scorer).__name__
+            kind = type(opinion).__name__
             parts.append({"kind": kind, "view": view, "n_components": n_components, "shape": shape})
-            learnt.append(opinion)
+            opinions.append(opinion)
 
         for most in _JOINT:
             n = min(most, seen[0][0].shape[1])
             negatives, positives = ([bag[:, :n] for bag in side[0]] for side in sides)
-            add(learn_paced(Discriminant, negatives, positives, seed), 0, n)
-            mixture = learn_paced(WitnessMixture, negatives, positives, seed)
-            add(mixture, 0, n, n_normal=len(mixture.scorer.get_buffer("normal")))
+            discriminant = learn_paced(Discriminant, negatives, positives, folds, seed)
+            mixture = learn_paced(WitnessMixture, negatives, positives, folds, seed)
+            learnt += [discriminant, mixture]
+            add(discriminant.scorer, 0, n)
+            add(mixture.scorer, 0, n, n_normal=len(mixture.scorer.get_buffer("normal")))
         for i, (negatives, positives) in enumerate(zip(*(side[1:] for side in sides), strict=True), 1):
-            density = _learn_density(negatives, positives, seed)
-            add(density, i, negatives[0].shape[1], n_kinds=len(density.scorer.get_buffer("centres")))
+            density = _learn_density(negatives, positives, folds, seed)
+            learnt.append(density)
+            add(density.scorer, i, negatives[0].shape[1], n_kinds=len(density.scorer.get_buffer("centres")))
         suspicion = _held_out_suspicion(learnt, _weights(parts))
         negatives, positives = (side[0] for side in sides)
         penalty = views[0].components.directions.square().sum(dim=0)
         contrast = MatchedContrast.learn(negatives, positives, suspicion, penalty)
-        add(Learnt(contrast, [], []), 0, negatives[0].shape[1])
+        add(contrast, 0, negatives[0].shape[1])
         shapes = [
             {"start": view.start, "stop": view.stop, "n_components": view.components.directions.shape[1]}
             for view in views
         ]
         model = cls(cells.shape[1], settings.top_share, parts, shapes)
-        model.views, model.opinions = nn.ModuleList(views), nn.ModuleList(opinion.scorer for opinion in learnt)
+        model.views, model.opinions = nn.ModuleList(views), nn.ModuleList(opinions)
         usual, spread = _scale(model._ask([torch.cat(view) for view in sides[0]]))
         model.usual.copy_(usual)
         model.spread.copy_(spread)
@@ -162,15 +174,20 @@ def _mean_opinion(raw: Tensor, usual: Tensor, spread: Tensor, weights: Sequence[
     return squeezed @ torch.tensor(weights, dtype=torch.float64)
 
 
-def _learn_density(negatives: Sequence[Tensor], positives: Sequence[Tensor], seed: int) -> Learnt:
-    """The negatives' density, and what the densities of other bags make of each bag, on the folds of `learn_paced`."""
-    n_folds = min(FOLDS, len(negatives), len(positives))
+def _learn_density(
+    negatives: Sequence[Tensor], positives: Sequence[Tensor], folds: tuple[list[int], list[int]], seed: int
+) -> Learnt:
+    """The negatives' density, and what the densities of other folds make of each bag."""
     scores: list[list[Tensor]] = [[torch.empty(0)] * len(side) for side in (negatives, positives)]
-    for fold in range(n_folds):
-        kept = [bag for i, bag in enumerate(negatives) if i % n_folds != fold] or list(negatives)
+    for fold in range(max(folds[0]) + 1):
+        kept = [bag for bag, own in zip(negatives, folds[0], strict=True) if own != fold] or list(negatives)
         density = NormalDensity.learn(torch.cat(kept), seed)
-        for side, found in zip((negatives, positives), scores, strict=True):
-            found[fold::n_folds] = [density(bag) for bag in side[fold::n_folds]]
+        held = torch.cat([density(bag) for bag, own in zip(negatives, folds[0], strict=True) if own == fold])
+        middle, spread = held.mean(), held.std(correction=0).clamp(min=_LEAST_SPREAD)
+        for side, of_side, found in zip((negatives, positives), folds, scores, strict=True):
+            for i, own in enumerate(of_side):
+                if own == fold:
+                    found[i] = (density(side[i]) - middle) / spread
     return Learnt(NormalDensity.learn(torch.cat(list(negatives)), seed), *scores)
 
 

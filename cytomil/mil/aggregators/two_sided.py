@@ -12,6 +12,7 @@ import torch
 
 from cytomil.mil.aggregators.pooled_scorer import PooledScorer, measure
 from cytomil.mil.bags import TrainingBag
+from cytomil.mil.folds import spread_folds
 from cytomil.settings import FitMilSettings
 from cytomil.threads import usable_cores
 
@@ -27,7 +28,7 @@ class TwoSidedScorer(PooledScorer):
     @classmethod
     def fit(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, seed: int) -> Iterator[Self]:
         """See `Aggregator.fit`; ``epochs`` do not matter."""
-        fold, by_patient = _folds(bags, settings.folds)
+        fold, by_patient = spread_folds(bags, settings.folds)
         sets = [
             [bag for bag, other in zip(bags, fold, strict=True) if other != number] or bags
             for number in range(fold.max() + 1)
@@ -45,23 +46,3 @@ class TwoSidedScorer(PooledScorer):
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def _folds(bags: Sequence[TrainingBag], most: int) -> tuple[np.ndarray, bool]:
-    """The fold of each bag, (n_bags,), and whether no patient stands in two; bags of both labels lie outside of each fold.
-
-    Where a label has one patient only, bags are held out; where it has one bag only, nothing can be, and all bags are one
-    fold: they are measured by their own cells.
-    """
-    for group_of in (lambda bag: bag.patient, lambda bag: bag.bag_id):
-        groups = [list(dict.fromkeys(group_of(bag) for bag in bags if bag.label == label)) for label in (0, 1)]
-        n_folds = min(most, *map(len, groups))
-        # A patient with bags of both labels keeps the fold that its negative bags gave it.
-        fold_of = {group: i % n_folds for side in reversed(groups) for i, group in enumerate(side)}
-        fold = np.array([fold_of[group_of(bag)] for bag in bags])
-        if n_folds > 1 and all(
-            len({bag.label for bag, other in zip(bags, fold, strict=True) if other != number}) == 2
-            for number in range(n_folds)
-        ):
-            return fold, all(len(set(fold[[bag.patient == one.patient for bag in bags]])) == 1 for one in bags)
-    return np.zeros(len(bags), dtype=int), False

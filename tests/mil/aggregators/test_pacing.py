@@ -14,6 +14,11 @@ def make_bags(n, seed, witnesses=0, size=50, d=4):
     return list(values)
 
 
+def folds(n_negatives, n_positives):
+    n = min(5, n_negatives, n_positives)
+    return [i % n for i in range(n_negatives)], [i % n for i in range(n_positives)]
+
+
 @pytest.mark.parametrize(("n_negatives", "n_positives"), [(7, 6), (3, 8), (1, 1)])
 def test_it_equals_pacing_written_out(n_negatives, n_positives):
     negatives, positives = make_bags(n_negatives, 0), make_bags(n_positives, 1, witnesses=3)
@@ -40,7 +45,7 @@ def test_it_equals_pacing_written_out(n_negatives, n_positives):
             scores.append((bag @ w - usual.mean()) / usual.std())
         threshold = np.quantile(np.concatenate(scores), 1 - share)
         suspects = [bag[score >= threshold] for bag, score in zip(p, scores, strict=True)]
-    found = learn_paced(Discriminant, negatives, positives, 0)
+    found = learn_paced(Discriminant, negatives, positives, folds(n_negatives, n_positives), 0)
     for held, score in zip(found.positives, scores, strict=True):
         np.testing.assert_allclose(held, score, rtol=1e-6)
     np.testing.assert_allclose(found.scorer.weight, weight(n, suspects), rtol=1e-6)
@@ -85,7 +90,7 @@ def numbered(n, start, seed=0):
 
 
 def test_no_bag_is_judged_by_a_scorer_that_has_seen_it(recorder):
-    learn_paced(recorder, numbered(6, 0), numbered(7, 100), 0)
+    learn_paced(recorder, numbered(6, 0), numbered(7, 100), folds(6, 7), 0)
     assert set.union(*(bags for _, bags in recorder.asked)) == {*range(6), *range(100, 107)}
     assert all(not seen & bags for seen, bags in recorder.asked)
 
@@ -93,11 +98,18 @@ def test_no_bag_is_judged_by_a_scorer_that_has_seen_it(recorder):
 def test_nor_where_all_suspects_lie_in_the_bag_that_is_held_out(recorder):
     positives = numbered(4, 100)
     positives[0][:, 0] += 100
-    learn_paced(recorder, numbered(4, 0), positives, 0)
+    learn_paced(recorder, numbered(4, 0), positives, folds(4, 4), 0)
     assert all(not seen & bags for seen, bags in recorder.asked)
 
 
 def test_at_last_six_cells_in_a_hundred_are_suspects(recorder):
-    model = learn_paced(recorder, numbered(5, 0), numbered(10, 100), 0)
+    model = learn_paced(recorder, numbered(5, 0), numbered(10, 100), folds(5, 10), 0)
     assert recorder.n_suspects[-1] == pytest.approx(SHARES[-1] * 1000, abs=1)
     assert model.scorer.seen >= set(range(5))
+
+
+def test_whose_bags_are_held_out_together_is_the_callers_to_say(recorder):
+    learn_paced(recorder, numbered(4, 0), numbered(4, 100), ([0, 0, 1, 1], [0, 0, 1, 1]), 0)
+    first, second = {0, 1, 100, 101}, {2, 3, 102, 103}
+    assert all(not (seen & first and bags & first) for seen, bags in recorder.asked)
+    assert all(not (seen & second and bags & second) for seen, bags in recorder.asked)

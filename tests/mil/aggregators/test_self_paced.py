@@ -177,9 +177,9 @@ def test_an_empty_bag_does_no_harm():
 def test_of_many_cells_as_many_of_each_label_are_learnt_from(monkeypatch):
     counts = []
 
-    def counting(kind, negatives, positives, seed):
+    def counting(kind, negatives, positives, folds, seed):
         counts.append((sum(map(len, negatives)), sum(map(len, positives))))
-        return learn_paced(kind, negatives, positives, seed)
+        return learn_paced(kind, negatives, positives, folds, seed)
 
     learn_paced = self_paced.learn_paced
     monkeypatch.setattr(self_paced, "learn_paced", counting)
@@ -187,3 +187,17 @@ def test_of_many_cells_as_many_of_each_label_are_learnt_from(monkeypatch):
     model = learnt(make_bags(6))
     assert set(counts) == {(120, 120)}
     assert n_found(model, make_bags(12, seed=1)) > 12
+
+
+def test_a_patients_bags_are_held_out_together(monkeypatch):
+    given = []
+
+    def watch(kind, negatives, positives, folds, seed):
+        given.append(folds)
+        return learn_paced(kind, negatives, positives, folds, seed)
+
+    learn_paced = self_paced.learn_paced
+    monkeypatch.setattr(self_paced, "learn_paced", watch)
+    patients = ["n", "a", "n", "b", "m", "b", "m", "c"]
+    learnt([replace(bag, patient=patient) for bag, patient in zip(make_bags(8), patients, strict=True)])
+    assert {tuple(map(tuple, folds)) for folds in given} == {((0, 0, 1, 1), (0, 1, 1, 0))}
