@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from bench import child
+from bench.cell_features import cell
 from bench.data import PATIENTS, require_cells
 from bench.tables import Measured, Table
 
@@ -53,24 +54,13 @@ def people_bags(data: Path, out: Path, witness_rate: float, seed: int, healthy: 
         wanted = label * max(1, round(witness_rate * len(normal) / (1 - witness_rate)))
         witnesses = rng.permutation(len(abnormal))[:wanted]
         files = [(file, 0) for file in normal] + [(abnormal[i], 1) for i in witnesses]
-        cells = [_cell(*files[i]) for i in rng.permutation(len(files))]
+        cells = [cell(*files[i]) for i in rng.permutation(len(files))]
         bag_id = f"person-{number:03d}"
         info = BagInfo(bag_id, label, patient_id=name, source=data.name)
         sha256, n = write_bag(out / f"{bag_id}.h5", info, cells)
         rows.append(BagRow(bag_id, f"{bag_id}.h5", name, "train", label, n, len(witnesses) / n, sha256))
     write_manifest(out, rows)
     return out
-
-
-def _cell(file: Path, label: int) -> Any:
-    import hashlib
-
-    from cytomil.bags.bag_file import Instance
-
-    image = file.read_bytes()
-    return Instance(
-        hashlib.sha256(image).hexdigest()[:16], image, label=label, source=f"{file.parent.name}/{file.name}"
-    )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

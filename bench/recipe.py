@@ -27,6 +27,7 @@ import numpy as np
 from bench.cell_features import Cells, Recipe, cell, embed_cells
 from bench.data import BLOOD_SMEAR, BONE_MARROW, PATIENTS, require_cells
 from bench.tables import Measured, Table
+from cytomil.mil.intervals import student_half_width
 from cytomil.threads import usable_cores
 
 TRAIN_BAGS, TEST_BAGS, REDRAWN, PEOPLE_FOLDS = 18, 6, 200, 3
@@ -304,12 +305,16 @@ def _supervised(cells: Cells, bags: Sequence[Drawn]) -> Scorer:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    from cytomil.mil.aggregators.base import top_count
+    from cytomil.settings import FitMilSettings
+
+    share = FitMilSettings().top_share
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
     model.fit(cells.values[np.concatenate([bag.cells for bag in bags])], np.concatenate([bag.abnormal for bag in bags]))
 
     def score(values: np.ndarray) -> tuple[float, np.ndarray]:
         scores = model.decision_function(values)
-        return float(np.sort(scores)[-max(1, round(0.03 * len(scores))) :].mean()), scores
+        return float(np.sort(scores)[-top_count(len(scores), share) :].mean()), scores
 
     return score
 
@@ -428,21 +433,13 @@ def _name(variant: tuple[str, str]) -> str:
     )
 
 
-def half_width(values: Sequence[float]) -> float:
-    """Half of Student's 95 % interval of the mean; not a number of a single value, whose spread is not known."""
-    from scipy.stats import t
-
-    n = len(values)
-    return float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-
-
 def _interval(values: Sequence[float | None], signed: bool = False) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "–"
     scaled = known if signed else [100 * value for value in known]
     told = f"{mean(scaled):+.1f}" if signed else f"{mean(scaled):.1f}"
-    return f"{told}±{half_width(scaled):.1f}" if len(known) > 1 else told
+    return f"{told}±{student_half_width(scaled):.1f}" if len(known) > 1 else told
 
 
 def draw_differences(runs: Sequence[dict[str, Any]], file: Path) -> None:
@@ -460,7 +457,12 @@ def draw_differences(runs: Sequence[dict[str, Any]], file: Path) -> None:
                 if values:
                     label = f"{FIGURES[key]}' AUROC" if not place else None
                     axes.errorbar(
-                        mean(values), place + shift, xerr=half_width(values), fmt=mark, color=colour, label=label
+                        mean(values),
+                        place + shift,
+                        xerr=student_half_width(values),
+                        fmt=mark,
+                        color=colour,
+                        label=label,
                     )
         axes.axvline(0, color="#777777", linewidth=1)
         axes.set_title(f"{task}, {100 * rate:g} %", loc="left", fontsize=10)

@@ -31,16 +31,12 @@ class HeldOut:
 
 
 def cross_validate(bags: Sequence[TrainingBag], settings: FitMilSettings, listener: Listener) -> HeldOut:
-    """Train on all folds but one, for every fold and seed of the ensemble, and watch the held-out bags epoch by epoch.
+    """Hold every bag out once: by one fit where the aggregator does so itself (`of_judged`), else by `over_folds`.
 
-    The number of epochs is the one with the least held-out log loss of the averaged ensemble. An aggregator that holds bags
-    out itself, by patient, is fitted once: see `of_judged`. Raises `FeatureFileError` where a label has fewer than two
-    patients.
+    Raises `FeatureFileError` where a label has fewer than two patients.
     """
-    folds = assign_folds(bags, settings)
-    labels = np.array([bag.label for bag in bags])
-    kind = find_aggregator(settings.aggregator)
-    if kind.holds_out:
+    require_two_patients(bags)
+    if find_aggregator(settings.aggregator).holds_out:
 
         def fit_once(_: int, check: Callable[[], None]) -> JudgedBags | None:
             *_others, (model, _standardise) = training_epochs(bags, settings, 1, member_seed(settings, 0))
@@ -49,6 +45,18 @@ def cross_validate(bags: Sequence[TrainingBag], settings: FitMilSettings, listen
         (judged,) = fit_side_by_side([0], fit_once, settings.workers, listener, "cross-validating")
         if (held_out := of_judged(judged)) is not None:
             return held_out
+    return over_folds(bags, settings, listener)
+
+
+def over_folds(bags: Sequence[TrainingBag], settings: FitMilSettings, listener: Listener) -> HeldOut:
+    """Train on all folds but one, for every fold and seed of the ensemble, and watch the held-out bags epoch by epoch.
+
+    The number of epochs is the one with the least held-out log loss of the averaged ensemble. Raises `FeatureFileError`
+    where a label has fewer than two patients.
+    """
+    folds = assign_folds(bags, settings)
+    labels = np.array([bag.label for bag in bags])
+    kind = find_aggregator(settings.aggregator)
     kept_by_fold = [
         [bag for bag, other in zip(bags, folds, strict=True) if other != fold] for fold in range(folds.max() + 1)
     ]
@@ -92,18 +100,24 @@ def _log_loss(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return loss
 
 
-def assign_folds(bags: Sequence[TrainingBag], settings: FitMilSettings) -> np.ndarray:
-    """The fold of each bag, (n_bags,): no patient in two folds, both labels in every fold."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    labels = np.array([bag.label for bag in bags])
-    patients = [bag.patient for bag in bags]
-    fewest = min(len({p for p, label in zip(patients, labels, strict=True) if label == side}) for side in (0, 1))
+def require_two_patients(bags: Sequence[TrainingBag]) -> int:
+    """The patients of the label that has fewer, at least two. Raises `FeatureFileError` where it has not."""
+    fewest = min(len({bag.patient for bag in bags if bag.label == label}) for label in (0, 1))
     if fewest < 2:
         raise FeatureFileError(
             f"cross-validation needs at least two patients of each label among the training bags; one label has {fewest}. "
             "Make more bags."
         )
+    return fewest
+
+
+def assign_folds(bags: Sequence[TrainingBag], settings: FitMilSettings) -> np.ndarray:
+    """The fold of each bag, (n_bags,): no patient in two folds, both labels in every fold."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    fewest = require_two_patients(bags)
+    labels = np.array([bag.label for bag in bags])
+    patients = [bag.patient for bag in bags]
     splitter = StratifiedGroupKFold(min(settings.folds, fewest), shuffle=True, random_state=settings.seed)
     folds = np.zeros(len(bags), int)
     for number, (_, held) in enumerate(splitter.split(np.zeros(len(bags)), labels, patients)):

@@ -16,7 +16,14 @@ from cytomil.features.index import IndexRow, read_index
 from cytomil.features.layers import preparation_sha256, stored_layer
 from cytomil.mil.aggregators.registry import find_aggregator, require_score
 from cytomil.mil.bags import Standardiser, TrainingBag
-from cytomil.mil.cross_validate import HeldOut, assign_folds, cross_validate, member_seed, n_members, of_judged
+from cytomil.mil.cross_validate import (
+    HeldOut,
+    member_seed,
+    n_members,
+    of_judged,
+    over_folds,
+    require_two_patients,
+)
 from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, reference_evidence, score_shares
 from cytomil.mil.intervals import auroc_interval, n_independent
 from cytomil.mil.novelty import UNLIKE_BELOW, Novelty, fit_novelty
@@ -75,12 +82,10 @@ def training_bag(row: IndexRow, features: Features) -> TrainingBag:
 
 def _fit(bags: Sequence[TrainingBag], settings: FitMilSettings, listener: Listener) -> tuple[HeldOut, Ensemble]:
     if find_aggregator(settings.aggregator).holds_out:
-        assign_folds(bags, settings)  # raises where a label has too few patients
+        require_two_patients(bags)
         ensemble = _refit(bags, settings, 1, listener)
-        if (held_out := of_judged(ensemble.judged)) is not None:
-            return held_out, ensemble
-        return cross_validate(bags, settings, listener), ensemble
-    held_out = cross_validate(bags, settings, listener)
+        return of_judged(ensemble.judged) or over_folds(bags, settings, listener), ensemble
+    held_out = over_folds(bags, settings, listener)
     return held_out, _refit(bags, settings, held_out.n_epochs, listener)
 
 

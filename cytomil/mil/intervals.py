@@ -64,16 +64,22 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
     Where all are equal their spread is not known: Wilson's interval of as many cases stands in.
     """
-    from scipy.stats import t
-
     n = len(values)
     if n < 2:
         return None
     mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
     if std < 1e-12:
         return proportion_interval(min(1.0, max(0.0, mean)), n)
-    half = float(t.ppf(0.975, n - 1)) * std / math.sqrt(n)
+    half = student_half_width(values)
     return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def student_half_width(values: Sequence[float]) -> float:
+    """Half of Student's 95 % interval of the mean; not a number of fewer than two values, whose spread is not known."""
+    from scipy.stats import t
+
+    n = len(values)
+    return float(t.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
 
 
 def n_independent(labels: Sequence[int], patients: Sequence[str]) -> tuple[int, int]:

@@ -9,7 +9,6 @@ from bench.recipe import (
     Task,
     draw,
     fit,
-    half_width,
     judge,
     judge_people,
     paired,
@@ -95,12 +94,3 @@ def test_differences_are_of_the_same_split():
         for split, value in by_split.items()
     ]
     assert paired(runs, ("two", "a"), "bags") == pytest.approx([0, 10])
-
-
-def test_the_interval_is_students():
-    from scipy.stats import ttest_1samp
-
-    values = [0.1, 0.4, 0.35, 0.8]
-    low, high = ttest_1samp(values, 0).confidence_interval(0.95)
-    assert half_width(values) == pytest.approx((high - low) / 2)
-    assert np.isnan(half_width([0.4]))

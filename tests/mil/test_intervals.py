@@ -11,6 +11,7 @@ from cytomil.mil.intervals import (
     mean_interval,
     n_independent,
     proportion_interval,
+    student_half_width,
 )
 
 shares = st.floats(0, 1)
@@ -71,3 +72,12 @@ def test_a_mean_is_students_and_never_a_point():
 
 def test_several_bags_of_a_patient_count_once():
     assert n_independent([1, 1, 0, 0, 0], ["p", "p", "q", "", ""]) == (1, 3)
+
+
+def test_the_interval_is_students():
+    from scipy.stats import ttest_1samp
+
+    values = [0.1, 0.4, 0.35, 0.8]
+    low, high = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert student_half_width(values) == pytest.approx((high - low) / 2)
+    assert np.isnan(student_half_width([0.4]))

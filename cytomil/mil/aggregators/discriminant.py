@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cytomil.mil.aggregators.direction import Direction
 from cytomil.mil.aggregators.pacing import Paced
 
 SHRINKAGE = 0.1
@@ -20,20 +21,12 @@ class Cloud:
     precision: Tensor
 
 
-class Discriminant(Paced[Cloud]):
+class Discriminant(Direction, Paced[Cloud]):
     """Fisher's linear discriminant: w = Σ⁻¹(suspects' mean - negatives' mean), Σ the negatives' covariance shrunk by 0.1.
 
     It rests on two means, where logistic regression bends to single cells. Suspects are few and some of them are wrong, so
     that it orders cells better here; docs/research-log.md has the figures.
     """
-
-    weight: Tensor
-    middle: Tensor
-
-    def __init__(self, n_components: int) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.zeros(n_components, dtype=torch.float64))
-        self.register_buffer("middle", torch.zeros(n_components, dtype=torch.float64))
 
     @classmethod
     def study(cls, negatives: Tensor, seed: int) -> Cloud:
@@ -48,10 +41,6 @@ class Discriminant(Paced[Cloud]):
         model.weight.copy_(known.precision @ (mean - known.mean))
         model.middle.copy_((mean + known.mean) / 2)
         return model
-
-    def forward(self, cells: Tensor) -> Tensor:
-        """See `Paced`."""
-        return (cells - self.middle) @ self.weight
 
 
 def shrunk(covariance: Tensor) -> Tensor:

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from cytomil.mil.aggregators.direction import Direction
 
 SHARES = (0.03, 0.06, 0.1)
 _TINY = 1e-9
 
 
-class MatchedContrast(nn.Module):
+class MatchedContrast(Direction):
     """A ridge discriminant of suspects against negatives' cells that looked as suspicious.
 
     Most suspects are odd normal cells, and their mean says more of oddness than of witnesses. Negative bags have odd cells
@@ -22,17 +24,9 @@ class MatchedContrast(nn.Module):
         w_t = (Σ + diag(penalty))⁻¹ (mean of suspects past t - mean of negatives past t),
 
     Σ the covariance of all negatives. The directions are averaged, each in units of its spread over the negatives. A cell on
-    their other side counts 0: it is no less abnormal for it. Suspicion must come from scorers that have not seen the bag:
-    otherwise positives pass because they were learnt by heart.
+    the other side of the negatives' mean counts 0, since it is no less abnormal for that. Suspicion must come from scorers
+    that have not seen the bag: otherwise positives pass because they were learnt by heart.
     """
-
-    weight: Tensor
-    middle: Tensor
-
-    def __init__(self, n_components: int) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.zeros(n_components, dtype=torch.float64))
-        self.register_buffer("middle", torch.zeros(n_components, dtype=torch.float64))
 
     @classmethod
     def learn(
@@ -64,4 +58,4 @@ class MatchedContrast(nn.Module):
 
     def forward(self, cells: Tensor) -> Tensor:
         """Cells (N, K) → how suspicious each is, float64 (N,), at least 0."""
-        return ((cells - self.middle) @ self.weight).clamp(min=0)
+        return super().forward(cells).clamp(min=0)

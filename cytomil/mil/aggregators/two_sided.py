@@ -34,7 +34,9 @@ class TwoSidedScorer(PooledScorer):
             for number in range(fold.max() + 1)
         ]
         # PyTorch lets go of the interpreter while it calculates; one thread each, so that cores make no difference.
-        with ThreadPoolExecutor(settings.workers or usable_cores(), initializer=_one_thread) as pool:
+        with ThreadPoolExecutor(
+            settings.workers or usable_cores(), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
             model, *scorers = pool.map(lambda some: cls.learn_from(some, settings, seed).eval(), [bags, *sets])
         pooled = np.zeros(len(bags))
         for number, scorer in enumerate(scorers):
@@ -42,7 +44,3 @@ class TwoSidedScorer(PooledScorer):
             pooled[held] = measure(scorer, (bags[i].values for i in held.tolist()))
         model.calibrate(pooled, np.array([bag.label for bag in bags]), fold if by_patient else None)
         yield model
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
