@@ -281,7 +281,7 @@ class EmbedSettings(Section):
         2, description="turns and mirror images of a cell that its embedding averages; costs as many times the work"
     )
     batch_size: int = Field(256, ge=1, description="cells per forward pass")
-    dtype: Literal["float16", "float32"] = Field("float32", description="number format on disk")
+    dtype: Literal["float16", "float32"] = Field("float16", description="number format on disk")
     workers: int = Field(0, ge=0, description="threads that decode cells; 0: one per core")
     engine: EngineName = Field(
         EngineName.AUTO,
@@ -319,6 +319,9 @@ class FitMilSettings(Section):
         gt=0,
         le=1,
         description="share of a bag's cells that top-k, density-ratio, self-paced and one-class scorers pool",
+    )
+    cells_per_bag: int = Field(
+        2000, ge=0, description="cells of each bag that fitting reads, drawn by seed; 0: all of them"
     )
     folds: int = Field(4, ge=2, description="cross-validation folds, by patient where known")
     ensemble: int = Field(3, ge=1, description="models from different seeds, averaged")

@@ -37,6 +37,7 @@ def fit_mil(
     weight_decay: Annotated[float | None, option("fit_mil", "weight_decay")] = None,
     cluster_weight: Annotated[float | None, option("fit_mil", "cluster_weight")] = None,
     top_share: Annotated[float | None, option("fit_mil", "top_share")] = None,
+    cells_per_bag: Annotated[int | None, option("fit_mil", "cells_per_bag")] = None,
     folds: Annotated[int | None, option("fit_mil", "folds")] = None,
     ensemble: Annotated[int | None, option("fit_mil", "ensemble")] = None,
     instance_score: Annotated[InstanceScore | None, option("fit_mil", "instance_score")] = None,

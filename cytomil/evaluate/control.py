@@ -111,7 +111,7 @@ def without_witnesses(
     for i, bag in enumerate(bags):
         labels = instance_labels(i) if bag.label else None
         if not bag.label:
-            normal[i] = np.ones(len(bag.values), dtype=bool)
+            normal[i] = np.ones(len(bag), dtype=bool)
         elif labels is None or (labels < 0).any():
             problems.append(
                 Problem(bag.bag_id, "left out of the control: which of its cells are abnormal is not known")
@@ -133,7 +133,7 @@ def without_witnesses(
         cells = np.flatnonzero(kept)
         if not bags[i].label:
             cells = np.sort(rng.permutation(cells)[: max(1, round(len(cells) * (1 - share)))])
-        kept_bags.append(replace(bags[i], values=bags[i].values[cells]))
+        kept_bags.append(replace(bags[i], stored=bags[i].stored[cells]))
     n_removed = sum(int((~kept).sum()) for kept in normal.values())
     real = _cross_validated([bags[i] for i in normal], settings, listener)
     control = _cross_validated(kept_bags, settings, listener)

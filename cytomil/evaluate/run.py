@@ -26,7 +26,7 @@ from cytomil.features.cache import Features
 from cytomil.features.index import read_index
 from cytomil.features.layers import preparation_sha256
 from cytomil.files import write_json, write_text
-from cytomil.mil.fit import training_bag
+from cytomil.mil.fit import drawn_cells, training_bags
 from cytomil.mil.triage_model import TriageModel, load_triage_model
 from cytomil.progress import Listener, Problem
 from cytomil.settings import EvaluateSettings, FitMilSettings
@@ -146,7 +146,7 @@ def _control(settings: EvaluateSettings, model: TriageModel, manifest: Manifest,
             "fit-mil`."
         ) from None
     opened = read_index(settings.features).open("all")
-    bags = [training_bag(row, features) for row, features in opened]
+    bags = training_bags(opened, fit_settings, listener)
     if settings.permutations:
         site_of = read_sites(settings.sites) if settings.sites else {}
         if unknown := [row.bag_id for row, _ in opened if site_of and (row.patient_id or row.bag_id) not in site_of]:
@@ -162,7 +162,8 @@ def _control(settings: EvaluateSettings, model: TriageModel, manifest: Manifest,
 
     def labels_of(i: int) -> np.ndarray | None:
         row, features = opened[i]
-        return _instance_labels(manifest, row.bag_id, features, unread)
+        labels = _instance_labels(manifest, row.bag_id, features, unread)
+        return None if labels is None else labels[drawn_cells(features, fit_settings)]
 
     return without_witnesses(bags, labels_of, fit_settings, listener)
 

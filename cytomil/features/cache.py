@@ -67,6 +67,18 @@ class Features:
             for start in range(0, len(values), _BLOCK):
                 yield self._finite(values[start : start + _BLOCK])
 
+    def some(self, cells: np.ndarray) -> np.ndarray:
+        """The embeddings of some cells, by ascending place (n,): (n, D) in the file's own format."""
+        with _reading(self.path) as file:
+            values = file["features"]
+            out = np.empty((len(cells), self.shape[1]), values.dtype)
+            for start in range(0, len(values), _BLOCK):
+                first, last = np.searchsorted(cells, (start, start + _BLOCK))
+                if first < last:
+                    out[first:last] = values[start : start + _BLOCK][cells[first:last] - start]
+            self._finite(out)
+            return out
+
     def _finite(self, values: np.ndarray) -> np.ndarray:
         if not np.isfinite(values).all():
             raise FeatureFileError(

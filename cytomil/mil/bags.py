@@ -15,16 +15,50 @@ _LEAST_SPREAD = 0.1
 
 @dataclass(frozen=True)
 class TrainingBag:
-    """One bag's features, float32 (N, D), its label and its patient (the bag's own id where unknown).
+    """One bag's features, its label and its patient (the bag's own id where unknown).
 
-    ``groups`` are the widths of groups of columns that belong together, such as an encoder's stages; empty for a single one.
+    ``stored`` (N, D) are the features as memory holds them, float16 or float32. ``groups`` are the widths of groups of columns
+    that belong together, such as an encoder's stages; empty for a single one. ``standardise`` is applied on reading.
     """
 
     bag_id: str
-    values: Tensor
+    stored: Tensor
     label: int
     patient: str
     groups: tuple[int, ...] = ()
+    standardise: Standardiser | None = None
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    @property
+    def dim(self) -> int:
+        """The number of features D."""
+        return self.stored.shape[1]
+
+    @property
+    def values(self) -> Tensor:
+        """The features, float32 (N, D), standardised where that was asked for; made anew at each call, to save memory."""
+        return self.some(slice(None))
+
+    def some(self, cells: slice | Tensor) -> Tensor:
+        """`values` of some cells."""
+        kept = self.stored[cells].float()
+        return kept if self.standardise is None else self.standardise(kept)
+
+
+def drawn_together(bags: Sequence[TrainingBag], most: int, seed: int) -> Tensor:
+    """At most ``most`` of all the bags' cells, drawn without replacement: float32 (≤ most, D)."""
+    sizes = [len(bag) for bag in bags]
+    drawn = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed))[:most].sort().values
+    starts = [0, *torch.tensor(sizes).cumsum(0).tolist()]
+    bounds = torch.searchsorted(drawn, torch.tensor(starts)).tolist()
+    return torch.cat(
+        [
+            bag.some(drawn[first:last] - start)
+            for bag, start, first, last in zip(bags, starts, bounds, bounds[1:], strict=False)
+        ]
+    )
 
 
 def split(columns: Tensor, groups: Sequence[int]) -> tuple[Tensor, ...]:
@@ -51,10 +85,13 @@ class Standardiser:
         A dimension's spread counts for at least a tenth of the root mean square of its group: networks have dimensions that
         are silent in training, and a new slide may wake them.
         """
-        values = torch.cat([bag.values for bag in bags])
-        std = values.std(dim=0, correction=0)
+        n = sum(len(bag) for bag in bags)
+        # A bag at a time, and about the mean: the sum of squares itself would lose the spread of what lies far from 0.
+        mean = sum((bag.values.double().sum(dim=0) for bag in bags), start=torch.zeros(bags[0].dim).double()) / n
+        squares = ((bag.values.double() - mean).square().sum(dim=0) for bag in bags)
+        std = (sum(squares, start=torch.zeros_like(mean)) / n).sqrt().float()
         return cls(
-            values.mean(dim=0),
+            mean.float(),
             torch.cat([part.clamp(min=least_spread(part)) for part in split(std, bags[0].groups)]),
         )
 

@@ -57,12 +57,13 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
         raise FeatureFileError(
             f"{settings.features} was made by another encoder than {settings.encoder}. Run `cytomil embed` again."
         )
-    bags = [training_bag(row, features) for row, features in opened]
+    bags = training_bags(opened, settings, listener)
     labels = np.array([bag.label for bag in bags])
     held_out, ensemble = _fit(bags, settings, listener)
     thresholds = choose_thresholds(held_out, labels, ensemble.judged, settings.sensitivity, settings.seed)
     novelty = fit_novelty(bags, held_out.fold)
-    facts = _facts(settings, encoder, bags, held_out, thresholds, ensemble) | {
+    n_cells = sum(len(features) for _, features in opened)
+    facts = _facts(settings, encoder, bags, n_cells, held_out, thresholds, ensemble) | {
         "layer": key.layer,
         "preparation_sha256": key.transform_sha256,
         "orientations": int(key.orientations),
@@ -73,11 +74,24 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
     return save_triage_model(settings.out, encoder, ensemble, novelty, facts)
 
 
-def training_bag(row: IndexRow, features: Features) -> TrainingBag:
-    """A cache as fitting sees it; a bag of unknown patient is a patient of its own."""
-    values = torch.from_numpy(features.load())
-    patient = row.patient_id or f"bag:{row.bag_id}"
-    return TrainingBag(row.bag_id, values, row.label, patient, features.groups)
+def training_bags(
+    opened: Sequence[tuple[IndexRow, Features]], settings: FitMilSettings, listener: Listener
+) -> list[TrainingBag]:
+    """Caches as fitting sees them: of each the drawn cells alone. A bag of unknown patient is a patient of its own."""
+    bags = []
+    for row, features in listener.track(opened, "reading features", unit="bags"):
+        values = torch.from_numpy(features.some(drawn_cells(features, settings)))
+        bags.append(TrainingBag(row.bag_id, values, row.label, row.patient_id or f"bag:{row.bag_id}", features.groups))
+    return bags
+
+
+def drawn_cells(features: Features, settings: FitMilSettings) -> np.ndarray:
+    """Ascending places of the cells that fitting draws of a bag: `FitMilSettings.cells_per_bag` of them, by seed and bag."""
+    n = len(features)
+    if not 0 < settings.cells_per_bag < n:
+        return np.arange(n)
+    rng = np.random.default_rng([settings.seed, *features.bag_id.encode()])
+    return np.sort(rng.choice(n, settings.cells_per_bag, replace=False))
 
 
 def _fit(bags: Sequence[TrainingBag], settings: FitMilSettings, listener: Listener) -> tuple[HeldOut, Ensemble]:
@@ -108,6 +122,7 @@ def _facts(
     settings: FitMilSettings,
     encoder: EncoderBundle,
     bags: Sequence[TrainingBag],
+    n_cells: int,
     held_out: HeldOut,
     thresholds: Thresholds,
     ensemble: Ensemble,
@@ -123,7 +138,8 @@ def _facts(
         "trained_on": {
             "bags": len(bags),
             "positive_bags": int(labels.sum()),
-            "cells": int(sum(len(bag.values) for bag in bags)),
+            "cells": n_cells,
+            "cells_drawn": sum(len(bag) for bag in bags),
             "sources": encoder.card["data"]["sources"],
         },
         "held_out": _held_out_figures(held_out, bags, thresholds),

@@ -73,7 +73,7 @@ class _Cloud:
         """The leading principal components of the bags' cells; of many cells, an even sample."""
         from sklearn.decomposition import PCA
 
-        cells = _even_sample([bag.values for bag in bags])
+        cells = _even_sample(bags)
         mean, std = cells.mean(dim=0), cells.std(dim=0, correction=0)
         # Groups of columns, such as stages, are to count alike, though some have many more.
         weight = torch.cat(
@@ -147,9 +147,9 @@ def fit_novelty(bags: Sequence[TrainingBag], fold: np.ndarray) -> Novelty:
     is expected: the slides' own variance and 1 / (number of cells), so that small and large bags are comparable.
     """
     kept = [[bag for bag, other in zip(bags, fold, strict=True) if other != n] for n in range(int(fold.max()) + 1)]
-    fewest = min(sum(len(bag.values) for bag in some) for some in kept)
+    fewest = min(sum(len(bag) for bag in some) for some in kept)
     # Half the dimensions at the most, so that there is a rest to measure.
-    n_components = max(1, min(_COMPONENTS, fewest // _CELLS_PER_COMPONENT, bags[0].values.shape[1] // 2))
+    n_components = max(1, min(_COMPONENTS, fewest // _CELLS_PER_COMPONENT, bags[0].dim // 2))
     held: list[Tensor] = [torch.empty(0)] * len(bags)
     for number, some in enumerate(kept):
         cloud = _Cloud.of(some, n_components)
@@ -173,9 +173,9 @@ def fit_novelty(bags: Sequence[TrainingBag], fold: np.ndarray) -> Novelty:
     )
 
 
-def _even_sample(bags: Sequence[Tensor]) -> Tensor:
+def _even_sample(bags: Sequence[TrainingBag]) -> Tensor:
     most = max(1, _FITTED_CELLS // len(bags))
-    return torch.cat([values[:: -(-len(values) // most)] for values in bags])
+    return torch.cat([bag.some(slice(None, None, -(-len(bag) // most))) for bag in bags])
 
 
 def _standardised(measured: Tensor, usual: Tensor) -> Tensor:

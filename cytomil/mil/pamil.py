@@ -89,7 +89,7 @@ class PAMIL(AttentionAggregator):
     def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
         """See `LearnedAggregator`."""
         model = cls(
-            bags[0].values.shape[1],
+            bags[0].dim,
             settings.n_prototypes,
             prototype_branch=settings.prototype_branch,
             instance_branch=settings.instance_branch,

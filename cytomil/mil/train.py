@@ -35,7 +35,7 @@ def training_epochs(
     ``standardise`` is that of these bags where it is known already.
     """
     standardise = standardise or Standardiser.of(bags)
-    inputs = [replace(bag, values=standardise(bag.values)) for bag in bags]
+    inputs = [replace(bag, standardise=standardise) for bag in bags]
     for aggregator in find_aggregator(settings.aggregator).fit(inputs, settings, epochs, seed):
         yield aggregator, standardise
 

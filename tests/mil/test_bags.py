@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from cytomil.mil.bags import Standardiser, TrainingBag, split
+from cytomil.mil.bags import Standardiser, TrainingBag, drawn_together, split
 
 
 def bags(values):
@@ -42,3 +43,27 @@ def test_a_split_is_joined_to_what_it_was():
         parts = split(values, groups)
         assert tuple(part.shape[1] for part in parts) == (groups or (10,))
         assert torch.equal(torch.cat(parts, dim=1), values)
+
+
+def test_features_are_kept_in_half_precision_and_read_in_single():
+    stored = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).half()
+    bag = TrainingBag("a", stored, 0, "p", standardise=Standardiser(torch.ones(3), torch.full((3,), 2.0)))
+    assert bag.values.dtype == torch.float32
+    torch.testing.assert_close(bag.values, (stored.float() - 1) / 2)
+    torch.testing.assert_close(bag.some(torch.tensor([4, 2])), bag.values[[4, 2]])
+
+
+def test_the_spread_of_what_lies_far_from_nought_is_not_lost():
+    values = 1e4 + torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(Standardiser.of(bags(values)).std, values.double().std(dim=0, correction=0).float())
+
+
+@pytest.mark.parametrize("most", [1, 37, 100, 500])
+def test_cells_are_drawn_from_all_bags_together(most):
+    some = [TrainingBag(str(i), torch.arange(10.0 * i, 10 * i + 10)[:, None], 0, "p") for i in range(10)]
+    some.insert(3, TrainingBag("empty", torch.zeros(0, 1), 0, "p"))
+    drawn = drawn_together(some, most, 0)
+    assert drawn.shape == (min(most, 100), 1)
+    assert len(set(drawn.flatten().tolist())) == len(drawn)
+    assert torch.equal(drawn, drawn_together(some, most, 0))
+    assert most != 37 or not torch.equal(drawn, drawn_together(some, most, 1))

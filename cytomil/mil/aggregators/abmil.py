@@ -48,7 +48,7 @@ class ABMIL(AttentionAggregator):
     @classmethod
     def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
         """See `LearnedAggregator`."""
-        return cls(bags[0].values.shape[1])
+        return cls(bags[0].dim)
 
     @property
     def branches(self) -> int:

@@ -51,7 +51,7 @@ class DTFDMIL(LearnedAggregator):
     @classmethod
     def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
         """See `LearnedAggregator`."""
-        return cls(bags[0].values.shape[1])
+        return cls(bags[0].dim)
 
     def loss(self, instances: Tensor, label: Tensor, settings: FitMilSettings, generator: torch.Generator) -> Tensor:
         """See the class."""

@@ -1,4 +1,4 @@
-"""One-class: the density of the negative slides' cells as a mixture of Gaussians, by scikit-learn."""
+"""One-class: the density of the negative slides' cells as a mixture of Gaussians."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from cytomil.mil.aggregators.kinds import squared_to_each, tied_mixture
+from cytomil.mil.aggregators.kinds import squared_to_each
 from cytomil.mil.aggregators.one_class import OneClassScorer
 from cytomil.mil.aggregators.pooled_scorer import subsample
+from cytomil.mil.aggregators.tied_mixture import TiedMixture
 from cytomil.settings import FitMilSettings, InstanceScore
 
 _COMPONENTS = 8
@@ -42,11 +43,11 @@ class GaussianDensity(OneClassScorer):
     @classmethod
     def learn(cls, cells: Tensor, settings: FitMilSettings, seed: int) -> Self:
         """See `OneClassScorer`."""
-        fitted = tied_mixture(subsample(cells, _MOST_CELLS, seed).double(), _COMPONENTS, _ROUNDS, seed)
-        model = cls(cells.shape[1], settings.top_share, len(fitted.means_))
-        model.centres.copy_(torch.from_numpy(fitted.means_))
-        model.whitening.copy_(torch.from_numpy(fitted.precisions_cholesky_))
-        model.log_weights.copy_(torch.from_numpy(fitted.weights_).log())
+        fitted = TiedMixture.fit(subsample(cells, _MOST_CELLS, seed).double(), _COMPONENTS, _ROUNDS, seed)
+        model = cls(cells.shape[1], settings.top_share, len(fitted.means))
+        model.centres.copy_(fitted.means)
+        model.whitening.copy_(torch.linalg.cholesky(torch.linalg.inv(fitted.covariance)))
+        model.log_weights.copy_(fitted.shares.log())
         model.peak.copy_(model.log_density(model.centres).max())
         return model
 

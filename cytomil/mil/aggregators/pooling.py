@@ -35,7 +35,7 @@ class TopPooling(LearnedAggregator):
     @classmethod
     def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
         """See `LearnedAggregator`."""
-        return cls(bags[0].values.shape[1], settings.top_share)
+        return cls(bags[0].dim, settings.top_share)
 
     def instance_logits(self, instances: Tensor) -> Tensor:
         """Log odds of each instance, (N, D) → (N,)."""
@@ -60,7 +60,7 @@ class MeanPooling(TopPooling):
     @classmethod
     def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
         """See `LearnedAggregator`."""
-        return cls(bags[0].values.shape[1], 1.0)
+        return cls(bags[0].dim, 1.0)
 
 
 class MaxPooling(TopPooling):
@@ -69,4 +69,4 @@ class MaxPooling(TopPooling):
     @classmethod
     def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
         """See `LearnedAggregator`."""
-        return cls(bags[0].values.shape[1], 0.0)
+        return cls(bags[0].dim, 0.0)

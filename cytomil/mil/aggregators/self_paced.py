@@ -16,7 +16,7 @@ from cytomil.mil.aggregators.matched_contrast import MatchedContrast
 from cytomil.mil.aggregators.normal_density import NormalDensity
 from cytomil.mil.aggregators.pacing import Learnt, learn_paced
 from cytomil.mil.aggregators.two_sided import TwoSidedScorer
-from cytomil.mil.aggregators.view import View
+from cytomil.mil.aggregators.view import View, learn_views
 from cytomil.mil.aggregators.witness_mixture import WitnessMixture
 from cytomil.mil.bags import TrainingBag
 from cytomil.mil.folds import spread_folds
@@ -69,20 +69,16 @@ class SelfPaced(TwoSidedScorer):
     @classmethod
     def learn_from(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
         """Learn from ``bags``, which are of both labels; of each label at most 10,000 cells, evenly drawn."""
-        bags = [bag for bag in bags if len(bag.values)]
-        cells = torch.cat([bag.values for bag in bags])
-        groups = bags[0].groups or (cells.shape[1],)
+        bags = [bag for bag in bags if len(bag)]
+        dim = bags[0].dim
+        groups = bags[0].groups or (dim,)
         stops = torch.tensor(groups).cumsum(0).tolist()
-        spans = [(0, cells.shape[1], _MATCHED)]
+        spans = [(0, dim, _MATCHED)]
         spans += [(stop - width, stop, _OF_GROUP) for stop, width in zip(stops, groups, strict=True)]
-        views = [View.learn([bag.values for bag in bags], cells, *span, seed) for span in spans]
-        seen = [[view.relative(view.project(bag.values)) for bag in bags] for view in views]
-        kept = [_evenly(len(bag.values), _share_kept(bags, bag.label)) for bag in bags]
+        kept = [_evenly(len(bag), _share_kept(bags, bag.label)) for bag in bags]
+        views, seen = learn_views(bags, spans, kept, seed)
         sides = [
-            [
-                [one[keep] for one, keep, bag in zip(view, kept, bags, strict=True) if bag.label == label]
-                for view in seen
-            ]
+            [[one for one, bag in zip(view, bags, strict=True) if bag.label == label] for view in seen]
             for label in (0, 1)
         ]
         fold, _ = spread_folds(bags, _FOLDS)
@@ -121,7 +117,7 @@ class SelfPaced(TwoSidedScorer):
             {"start": view.start, "stop": view.stop, "n_components": view.components.directions.shape[1]}
             for view in views
         ]
-        model = cls(cells.shape[1], settings.top_share, parts, shapes)
+        model = cls(dim, settings.top_share, parts, shapes)
         model.views, model.opinions = nn.ModuleList(views), nn.ModuleList(opinions)
         usual, spread = _scale(model._ask([torch.cat(view) for view in sides[0]]))
         model.usual.copy_(usual)
@@ -202,7 +198,7 @@ def _held_out_suspicion(opinions: Sequence[Learnt], weights: Sequence[float]) ->
 
 
 def _share_kept(bags: Sequence[TrainingBag], label: int) -> float:
-    return min(1.0, _MOST_CELLS / max(1, sum(len(bag.values) for bag in bags if bag.label == label)))
+    return min(1.0, _MOST_CELLS / max(1, sum(len(bag) for bag in bags if bag.label == label)))
 
 
 def _evenly(n: int, share: float) -> Tensor:

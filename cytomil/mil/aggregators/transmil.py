@@ -95,7 +95,7 @@ class TransMIL(LearnedAggregator):
     @classmethod
     def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
         """See `LearnedAggregator`."""
-        return cls(bags[0].values.shape[1])
+        return cls(bags[0].dim)
 
     def forward(self, instances: Tensor) -> tuple[Tensor, Tensor]:
         """Bags (B, N ≥ 1, in_dim) → logits (B, 2), the class token's attention to the instances in the last layer (B, N)."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from cytomil.mil.aggregators.components import Components
+from cytomil.mil.bags import TrainingBag, drawn_together
 
+_MOST_CELLS = 5_000
 _TINY = 1e-12
 
 
@@ -40,22 +43,24 @@ class View(nn.Module):
             self.register_buffer(name, torch.zeros(n_components, dtype=torch.float64))
 
     @classmethod
-    def learn(cls, bags: Sequence[Tensor], cells: Tensor, start: int, stop: int, most: int, seed: int) -> Self:
-        """Learn at most ``most`` components of ``cells``, (M ≥ 2, D), and how the ``bags``, (N, D) each, differ in them."""
+    def learn(cls, cells: Tensor, start: int, stop: int, most: int) -> Self:
+        """Learn at most ``most`` components of ``cells``, (M ≥ 2, D); how bags differ is learnt by `compare`."""
         components = Components.learn(cells[:, start:stop], most)
         view = cls(start, stop, components.directions.shape[1])
         view.components = components
-        projected = [view.project(bag) for bag in bags]
-        medians = torch.stack([bag.median(dim=0).values for bag in projected])
-        view.centre.copy_(medians.mean(dim=0))
-        halved = [_halves_apart(bag, seed) * len(bag) for bag in projected if len(bag) > 1]
+        return view
+
+    def compare(self, bags: Sequence[BagOutline]) -> None:
+        """Learn how bags differ."""
+        medians = torch.stack([bag.median for bag in bags])
+        self.centre.copy_(medians.mean(dim=0))
+        halved = [bag.halves_apart * bag.size for bag in bags if bag.size > 1]
         if halved and len(bags) > 1:
-            view.within.copy_(torch.stack(halved).mean(dim=0))
-            explained = torch.stack([view.within / len(bag) for bag in projected]).mean(dim=0)
+            self.within.copy_(torch.stack(halved).mean(dim=0))
+            explained = torch.stack([self.within / bag.size for bag in bags]).mean(dim=0)
             # A variance of few bags is itself uncertain: one standard error of it is not taken for a difference.
             by_chance = explained * (1 + (2 / (len(bags) - 1)) ** 0.5)
-            view.between.copy_((medians.var(dim=0) - by_chance).clamp(min=0))
-        return view
+            self.between.copy_((medians.var(dim=0) - by_chance).clamp(min=0))
 
     def project(self, instances: Tensor) -> Tensor:
         """Instances (N, D) → their components, float64 (N, K), not yet relative to their bag."""
@@ -63,8 +68,61 @@ class View(nn.Module):
 
     def relative(self, projected: Tensor) -> Tensor:
         """A whole bag's components (N, K) → the same with the bag's own offset taken off."""
-        share = self.between / (self.between + self.within / len(projected) + _TINY)
-        return projected - share * (projected.median(dim=0).values - self.centre)
+        return self.relative_to(projected, projected.median(dim=0).values, len(projected))
+
+    def relative_to(self, projected: Tensor, median: Tensor, size: int) -> Tensor:
+        """Components of some cells (n, K) of a bag of ``size`` cells whose median is known → the same, relative to the bag."""
+        share = self.between / (self.between + self.within / size + _TINY)
+        return projected - share * (median - self.centre)
+
+
+@dataclass(frozen=True)
+class BagOutline:
+    """What a view keeps of a bag: some cells' components (n, K), all cells' ``median`` (K,), and their number.
+
+    ``halves_apart`` (K,) is the variance of the median, estimated from the bag's halves.
+    """
+
+    kept: Tensor
+    median: Tensor
+    halves_apart: Tensor
+    size: int
+
+    @classmethod
+    def of(cls, projected: Tensor, kept: Tensor, seed: int) -> Self:
+        """Of a bag's components (N ≥ 1, K); ``kept`` are positions of cells."""
+        halves_apart = _halves_apart(projected, seed) if len(projected) > 1 else torch.zeros_like(projected[0])
+        return cls(projected[kept], projected.median(dim=0).values, halves_apart, len(projected))
+
+
+def learn_views(
+    bags: Sequence[TrainingBag], spans: Sequence[tuple[int, int, int]], kept: Sequence[Tensor], seed: int
+) -> tuple[list[View], list[list[Tensor]]]:
+    """Learn a view for each span of columns, reading the bags one at a time.
+
+    Args:
+        bags: none of them empty, of two cells or more together.
+        spans: first column, one past the last, and the most components.
+        kept: each bag's cells that are wanted, as positions.
+        seed: of the cells that components are learnt from, and of the bags' halves.
+
+    Returns:
+        The views, and for each view and bag the kept cells, float64 (n, K), relative to their bag.
+    """
+    some = drawn_together(bags, _MOST_CELLS, seed)
+    views = [View.learn(some, *span) for span in spans]
+    outlines: list[list[BagOutline]] = [[] for _ in views]
+    for bag, cells in zip(bags, kept, strict=True):
+        values = bag.values
+        for view, of_view in zip(views, outlines, strict=True):
+            of_view.append(BagOutline.of(view.project(values), cells, seed))
+    for view, of_view in zip(views, outlines, strict=True):
+        view.compare(of_view)
+    seen = [
+        [view.relative_to(one.kept, one.median, one.size) for one in of_view]
+        for view, of_view in zip(views, outlines, strict=True)
+    ]
+    return views, seen
 
 
 def _halves_apart(bag: Tensor, seed: int) -> Tensor:

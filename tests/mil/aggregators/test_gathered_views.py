@@ -8,7 +8,7 @@ from cytomil.mil.aggregators.view import View
 @pytest.mark.parametrize("size", [1, 7, 60])
 def test_whatever_the_blocks_the_whole_bag_is_judged_at_once(size):
     cells = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
-    views = [View.learn([cells], cells, start, stop, 2, 0) for start, stop in ((0, 5), (2, 5))]
+    views = [View.learn(cells, start, stop, 2) for start, stop in ((0, 5), (2, 5))]
     asked = []
 
     def suspicion(projected):

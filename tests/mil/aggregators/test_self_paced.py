@@ -91,12 +91,12 @@ def test_witnesses_that_only_one_group_of_columns_shows_are_found():
         blind = torch.Generator().manual_seed(seed + 100)
         noise = [torch.randn(100, 60, generator=blind) for _ in made]
         return [
-            replace(bag, values=torch.cat([part, bag.values], dim=1), groups=(60, 8))
+            replace(bag, stored=torch.cat([part, bag.values], dim=1), groups=(60, 8))
             for bag, part in zip(made, noise, strict=True)
         ]
 
     def without(bags):
-        return [replace(bag, values=bag.values[:, :60], groups=()) for bag in bags]
+        return [replace(bag, stored=bag.values[:, :60], groups=()) for bag in bags]
 
     assert n_found(learnt(bags(0)), bags(1)) > 16
     assert n_found(learnt(without(bags(0))), without(bags(1))) < 6
@@ -150,7 +150,7 @@ def test_what_lies_far_out_counts_by_its_logarithm(model):
 
 def test_a_direction_in_which_nothing_varies_gives_finite_scores():
     def flat(bags):
-        return [replace(b, values=torch.cat([b.values, torch.zeros(100, 3)], dim=1), groups=(8, 3)) for b in bags]
+        return [replace(b, stored=torch.cat([b.values, torch.zeros(100, 3)], dim=1), groups=(8, 3)) for b in bags]
 
     model = learnt(flat(make_bags(6)))
     assert torch.isfinite(model.distances(torch.randn(20, 11, generator=torch.Generator().manual_seed(9)))).all()

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from cytomil.mil.aggregators.view import View
+from cytomil.mil.aggregators.view import learn_views
+from cytomil.mil.bags import TrainingBag
 
 
 def make_bags(n, seed, between=0.0, size=200, d=6):
@@ -11,7 +12,12 @@ def make_bags(n, seed, between=0.0, size=200, d=6):
 
 
 def learnt(bags, start=0, stop=6, most=6):
-    return View.learn(bags, torch.cat(bags), start, stop, most, 0)
+    (view,), _ = learn_views(training(bags), [(start, stop, most)], [torch.arange(len(bag)) for bag in bags], 0)
+    return view
+
+
+def training(bags):
+    return [TrainingBag(str(i), bag, i % 2, str(i)) for i, bag in enumerate(bags)]
 
 
 def taken_off(view, bag):
@@ -57,3 +63,12 @@ def test_it_sees_its_columns_alone():
 def test_what_cannot_be_measured_is_not_taken_off(bags):
     view, (bag,) = learnt(bags), make_bags(1, 9)
     assert torch.equal(view.relative(view.project(bag)), view.project(bag))
+
+
+def test_of_each_bag_the_cells_that_are_kept_come_back_relative_to_the_whole_bag():
+    bags = make_bags(6, 0, between=1.0)
+    kept = [torch.arange(3, 200, 5), *[torch.tensor([0, 7])] * 5]
+    views, seen = learn_views(training(bags), [(0, 6, 4), (2, 5, 2)], kept, 0)
+    for view, of_view in zip(views, seen, strict=True):
+        for bag, cells, found in zip(bags, kept, of_view, strict=True):
+            torch.testing.assert_close(found, view.relative(view.project(bag))[cells])
