@@ -33,15 +33,15 @@ class Recipe:
     """An encoder and how it is asked: options of `cytomil pretrain`, and of `cytomil embed` its layer and orientations.
 
     ``trained``: it learns from each split's own training bags. Otherwise it has learnt from none of the cells, but takes
-    their colours' mean and spread where it starts from no weights. ``compiled``: it is
-    asked through OpenVINO; layers that are no network's cannot be.
+    their colours' mean and spread where it starts from no weights. ``precision``: of the OpenVINO engine that is asked; None:
+    eager.
     """
 
     pretrain: tuple[str, ...] = ("--method", "none")
     layer: str = "auto"
     orientations: int = 2
     trained: bool = False
-    compiled: bool = True
+    precision: str | None = "float32"
 
 
 def folder_bags(data: Path, out: Path, leave_out: tuple[str, ...] = ()) -> Path:
@@ -96,10 +96,12 @@ def embed_cells(
     if not (encoder / "encoder.json").is_file():
         child.cytomil("pretrain", "--bags", str(bags or pool), "--out", str(encoder), *recipe.pretrain)
     if not (features / "features.csv").is_file():
-        if recipe.compiled:
+        engine = "eager"
+        if recipe.precision:
+            engine = f"openvino-{recipe.precision}"
             line = ["--bags", str(bags or pool), "--encoder", str(encoder), "--layer", recipe.layer]
-            child.cytomil("compile", *line)
-        line = ["--layer", recipe.layer, "--orientations", str(recipe.orientations)]
+            child.cytomil("compile", "--precision", recipe.precision, *line)
+        line = ["--layer", recipe.layer, "--orientations", str(recipe.orientations), "--engine", engine]
         child.cytomil("embed", "--bags", str(pool), "--encoder", str(encoder), "--out", str(features), *line)
     return read_cells(features)
 

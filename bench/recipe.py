@@ -77,6 +77,7 @@ RECIPES = {
     "last layer alone": Recipe(layer="h"),
     "stages 1, 2, 4": Recipe(layer="stages:1,2,4:mean,max,spread"),
     "one orientation": Recipe(orientations=1),
+    "bf16": Recipe(precision="bf16"),
     "with morphology": Recipe(layer="morphology"),
     "dsvdd": Recipe(("--method", "dsvdd"), layer="z", trained=True),
     "droc": Recipe(("--method", "droc"), layer="z", trained=True),

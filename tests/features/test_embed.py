@@ -186,7 +186,7 @@ class TestAgain:
         assert redone.key == original.key
         np.testing.assert_array_equal(redone.load(), original.load())
 
-    @pytest.mark.parametrize("change", [{"layer": "h"}, {"dtype": "float16"}, {"encoder": 1}, {"image_size": 32}])
+    @pytest.mark.parametrize("change", [{"layer": "h"}, {"dtype": "float32"}, {"encoder": 1}, {"image_size": 32}])
     def test_ones_of_another_key_are_made_anew(self, run, copied, make_encoder, tmp_path, change):
         if "encoder" in change:
             change = {"encoder": make_encoder(tmp_path / "other", seed=1).path}
@@ -280,7 +280,7 @@ class TestProblems:
         whole, left = (open_features(folder / "train-02.h5") for folder in (features_folder, tmp_path / "features"))
         wanted = dict(zip(whole.instance_ids, whole.load(), strict=True))
         for name, values in zip(left.instance_ids, left.load(), strict=True):
-            np.testing.assert_allclose(values, wanted[name], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(values, wanted[name], rtol=1e-3, atol=1e-4)
 
     def test_a_bag_of_unreadable_cells_alone_does_not_stop_what_follows(self, run, bags_copy, tmp_path):
         spoil_cells(bags_copy, "train-02", range(10))

@@ -9,6 +9,7 @@ import numpy as np
 
 LEAST_CELLS = 40
 LEAST_COSINE_FLOAT = 0.999
+LEAST_COSINE_BF16 = 0.995
 LEAST_MEAN_COSINE_INT8 = 0.98
 LEAST_OVERLAP_INT8 = 0.95
 _TOP_SHARE = 0.05
@@ -40,8 +41,9 @@ def refusal(figures: dict[str, float], precision: str) -> str:
         if not figures["top_overlap"] >= LEAST_OVERLAP_INT8:
             return f"top-5 % overlap {figures['top_overlap']:.3f}, at least {LEAST_OVERLAP_INT8} is asked for"
         return ""
-    if not figures["least_cosine"] >= LEAST_COSINE_FLOAT:
-        return f"least cosine {figures['least_cosine']:.6f}, at least {LEAST_COSINE_FLOAT} is asked for"
+    least = LEAST_COSINE_BF16 if precision == "bf16" else LEAST_COSINE_FLOAT
+    if not figures["least_cosine"] >= least:
+        return f"least cosine {figures['least_cosine']:.6f}, at least {least} is asked for"
     return ""
 
 
