@@ -81,6 +81,7 @@ class CompiledEngine(StrEnum):
 class Precision(StrEnum):
     """The numbers a compiled engine computes with."""
 
+    AUTO = "auto"
     FLOAT32 = "float32"
     BF16 = "bf16"
     FP16 = "fp16"
@@ -239,6 +240,10 @@ class PretrainSettings(Section):
     compile: bool = Field(
         False, description="train by torch.compile's code: a minute or more to make; needs g++, on a GPU Triton"
     )
+    engine: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: compile the finished encoder for this processor, as `cytomil compile` does, unless a GPU runs it",
+    )
     cache: Literal["ram", "disk"] = Field(
         "ram", description="where decoded cells are kept; disk: a file beside the bundle that the next run uses again"
     )
@@ -254,8 +259,9 @@ class CompileSettings(Section):
         description="openvino, ncnn: processors; tensorrt: NVIDIA GPUs (never run yet); torch-compile: either",
     )
     precision: Precision = Field(
-        Precision.FLOAT32,
-        description="openvino: float32, bf16, int8; tensorrt: fp16, float32; ncnn, torch-compile: float32",
+        Precision.AUTO,
+        description="openvino: float32, bf16, int8; tensorrt: fp16, float32; ncnn, torch-compile: float32; auto: openvino's "
+        "bf16 where the processor has it, else float32",
     )
     layer: Annotated[str, AfterValidator(known_layers)] = Field(
         "auto", description="layers that the engine gives, as embed's --layer; several with spaces between them"

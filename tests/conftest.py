@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 
 import numpy as np
@@ -12,6 +13,9 @@ from PIL import Image
 
 hypothesis_settings.register_profile("cytomil", derandomize=True, deadline=None, database=None)
 hypothesis_settings.load_profile("cytomil")
+
+# A compiled encoder takes half a minute, and most tests do not look at it.
+os.environ.setdefault("CYTOMIL_PRETRAIN__ENGINE", "none")
 
 IMAGE_SIZE = 24
 

@@ -46,7 +46,7 @@ def _libraries() -> list[Finding]:
 
 def _engines(settings: Settings) -> list[Finding]:
     """What engines could be compiled here, and those that lie in the encoder bundle and in the triage model's copy."""
-    nncf = "int8 too" if util.find_spec("nncf") else "int8 needs nncf: pip install 'cytomil[openvino]'"
+    nncf = "int8 too" if util.find_spec("nncf") else "int8 needs nncf: pip install 'cytomil[int8]'"
     libraries = [
         ("engine eager", "available", "PyTorch, any device"),
         ("engine openvino", _version("openvino"), nncf),

@@ -52,6 +52,7 @@ def pretrain(
     device: Annotated[str | None, option("pretrain", "device")] = None,
     precision: Annotated[str | None, option("pretrain", "precision")] = None,
     compile: Annotated[bool | None, option("pretrain", "compile")] = None,  # noqa: A002
+    engine: Annotated[str | None, option("pretrain", "engine")] = None,
     cache: Annotated[str | None, option("pretrain", "cache")] = None,
     resume: Annotated[
         bool,
@@ -68,6 +69,8 @@ def pretrain(
     options = given("pretrain", locals())
     with plain_errors(kept="Epochs that were finished are kept in a checkpoint. The same line goes on from there."):
         settings = load(options, params, profile).pretrain
+        from cytomil.encoders.bundle import stored_engines
+        from cytomil.encoders.engines.compile import compile_by_default
         from cytomil.pretrain.curves import Curves
         from cytomil.pretrain.loop import pretrain as run
         from cytomil.pretrain.processes import training_processes
@@ -86,6 +89,8 @@ def pretrain(
                     console.print(_line(record, settings.epochs), soft_wrap=True)
 
             done = run(settings, listener, on_epoch, resume, processes)
+            if settings.engine == "auto" and not stored_engines(settings.out):
+                compile_by_default(settings.out, settings.bags, settings.seed, settings.device, listener)
         card = done.bundle.card
         if done.already_done:
             console.print(f"{settings.out} is finished already: same settings, same bags.")

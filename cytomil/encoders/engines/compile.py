@@ -22,7 +22,7 @@ from cytomil.encoders.engines.record import EngineRecord, engine_name, machine, 
 from cytomil.encoders.engines.speed import images_per_second
 from cytomil.encoders.engines.start import start_engine
 from cytomil.encoders.stages import layer_of
-from cytomil.errors import EngineError
+from cytomil.errors import BagFileError, EngineError
 from cytomil.files import replacing_folder, sha256_of_file
 from cytomil.layer import Layer
 from cytomil.progress import Listener
@@ -45,9 +45,36 @@ def compile_engine(settings: CompileSettings, listener: Listener) -> EngineRecor
     Raises `EngineError` for an engine that cannot be built here or is refused (nothing is stored then, and one stored
     before stays), `EncoderBundleError`, `BagFileError` or `NotFoundError` for what it is made from.
     """
-    engine, precision = settings.engine.value, settings.precision.value
-    if precision not in _PRECISIONS[engine]:
-        raise EngineError(f"{engine} has no precision {precision}. Use --precision {' or '.join(_PRECISIONS[engine])}.")
+    engine, asked = settings.engine.value, settings.precision.value
+    if asked not in ("auto", *_PRECISIONS[engine]):
+        raise EngineError(f"{engine} has no precision {asked}. Use --precision {' or '.join(_PRECISIONS[engine])}.")
+    if asked != "auto":
+        return _compile(settings, engine, asked, listener)
+    if engine == "openvino" and openvino.has_bf16():
+        try:
+            return _compile(settings, engine, "bf16", listener)
+        except RefusedError as error:
+            listener.note(f"{error} float32 is compiled in its place.")
+    return _compile(settings, engine, "fp16" if engine == "tensorrt" else "float32", listener)
+
+
+def compile_by_default(encoder: Path, bags: Path, seed: int, device: str, listener: Listener) -> EngineRecord | None:
+    """Compile a finished encoder for this processor; None where a GPU runs it, or where it cannot be, which is said."""
+    if pick_device(device).type != "cpu":
+        return None
+    settings = CompileSettings(encoder=encoder, bags=bags, seed=seed)
+    try:
+        return compile_engine(settings, listener)
+    except (EngineError, BagFileError) as error:
+        listener.note(f"No engine was compiled: {error} embed and rank run eager, about a quarter as fast.")
+        return None
+
+
+class RefusedError(EngineError):
+    """An engine disagrees with eager."""
+
+
+def _compile(settings: CompileSettings, engine: str, precision: str, listener: Listener) -> EngineRecord:
     bundle = load_bundle(settings.encoder)
     layers = tuple(dict.fromkeys(layer_of(word, bundle.encoder).embedded for word in settings.layer.split()))
     device = _device_of(engine, settings.device)
@@ -89,7 +116,7 @@ def _require_nncf() -> None:
     from importlib.util import find_spec
 
     if find_spec("nncf") is None:
-        raise EngineError("int8 is calibrated with nncf, which is not installed; pip install 'cytomil[openvino]'.")
+        raise EngineError("int8 is calibrated with nncf, which is not installed; pip install 'cytomil[int8]'.")
 
 
 def _device_of(engine: str, asked: str) -> torch.device:
@@ -138,7 +165,7 @@ def _measured(
         figures = found[str(layer)] = agreement(eager.embed(cells), engine.embed(cells))
         why = refusal(figures, record.precision)
         if why:
-            raise EngineError(
+            raise RefusedError(
                 f"{record.name} disagrees with eager on {len(cells)} cells (layer {layer}: {why}); nothing is stored. "
                 "Use another --precision."
             )

@@ -95,6 +95,12 @@ def _quantize(model: Any, calibration: np.ndarray) -> Any:
         )
 
 
+def has_bf16() -> bool:
+    """Whether this processor multiplies in bfloat16; elsewhere OpenVINO imitates it, at a loss."""
+    units = torch.cpu.get_capabilities()
+    return any(units.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def _sums_8_bit_products() -> bool:
     units = torch.cpu.get_capabilities()
     return any(units.get(name, False) for name in ("avx512_vnni", "avx_vnni"))

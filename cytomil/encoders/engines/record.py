@@ -23,7 +23,7 @@ _LIBRARIES = {
     "torch-compile": torch_compile.LIBRARIES,
 }
 # Where a library is not installed: the extra of this package that brings it.
-_EXTRAS = {"openvino": "openvino", "ncnn": "ncnn", "pnnx": "ncnn", "torch-tensorrt": "tensorrt"}
+_EXTRAS = {"ncnn": "ncnn", "pnnx": "ncnn", "torch-tensorrt": "tensorrt"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,11 @@ class EngineRecord:
         return f"{self.name}@{sha256_of_json(self.files)[:8]}" if self.files else self.name
 
     @property
+    def is_portable(self) -> bool:
+        """Whether what is stored is a graph, which is compiled where it runs; 8-bit ranges suit one processor alone."""
+        return self.engine == "openvino" and self.precision != "int8"
+
+    @property
     def gain(self) -> float:
         """How many times eager's images per second it gave where it was compiled."""
         return self.images_per_second / self.eager_images_per_second
@@ -92,8 +97,10 @@ def require_valid(record: EngineRecord, folder: Path, bundle: EncoderBundle, dev
     if record.device != device.type:
         raise EngineError(f"made for {record.device}, not for {device.type}")
     require_versions(record)
-    if record.machine != machine(device):
+    if record.machine != machine(device) and not record.is_portable:
         raise EngineError(f"made on another machine ({', '.join(record.machine.values())})")
+    if record.precision == "bf16" and record.engine == "openvino" and not openvino.has_bf16():
+        raise EngineError("this processor has no bfloat16")
     for name, sha256 in record.files.items():
         if not (folder / name).is_file() or sha256_of_file(folder / name) != sha256:
             raise EngineError(f"its {name} is missing or damaged")
@@ -114,8 +121,8 @@ def versions_of(engine: str) -> dict[str, str]:
         try:
             found[library] = metadata.version(library)
         except metadata.PackageNotFoundError:
-            extra = _EXTRAS.get(library, library)
-            raise EngineError(f"{library} is not installed; pip install 'cytomil[{extra}]'") from None
+            wanted = f"'cytomil[{_EXTRAS[library]}]'" if library in _EXTRAS else library
+            raise EngineError(f"{library} is not installed; pip install {wanted}") from None
     return found
 
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cytomil.encoders.bundle import ENGINES_FOLDER, EncoderBundle, pick_device, stored_engines
+from cytomil.encoders.engines.agreement import agreement, refusal
 from cytomil.encoders.engines.eager import EagerEngine
 from cytomil.encoders.engines.engine import Engine
-from cytomil.encoders.engines.record import EngineRecord, read_record, require_valid
+from cytomil.encoders.engines.record import EngineRecord, machine, read_record, require_valid
 from cytomil.encoders.engines.start import start_engine
 from cytomil.errors import EngineError
 from cytomil.layer import Layer
 
 _AUTO = "auto"
 _EAGER = "eager"
+_NOISE_CELLS = 16
 
 
 def open_engine(bundle: EncoderBundle, layer: Layer, name: str, device: str, note: Callable[[str], None]) -> Engine:
@@ -35,6 +38,8 @@ def open_engine(bundle: EncoderBundle, layer: Layer, name: str, device: str, not
                 continue
             try:
                 engine = start_engine(record, folder, bundle, layer, chosen)
+                if record.machine != machine(chosen):
+                    _require_agreement(engine, record, bundle, layer)
             except EngineError as error:
                 faults[record.name] = str(error)
                 continue
@@ -68,6 +73,8 @@ def _valid(
         folder = bundle.path / ENGINES_FOLDER / stored
         try:
             record = read_record(folder)
+            if name == _AUTO and record.device != device.type:
+                continue
             if record.name != stored:
                 raise EngineError(f"its {folder.name} folder holds {record.name}")
             require_valid(record, folder, bundle, device)
@@ -77,6 +84,15 @@ def _valid(
         except EngineError as error:
             faults[stored] = str(error)
     return sorted(found, key=lambda one: one[0].gain, reverse=True)
+
+
+def _require_agreement(engine: Engine, record: EngineRecord, bundle: EncoderBundle, layer: Layer) -> None:
+    """Raise `EngineError` where an engine from another machine does not give eager's embeddings of noise here."""
+    size = bundle.transform.image_size
+    noise = np.random.default_rng(0).integers(0, 256, (_NOISE_CELLS, size, size, 3), np.uint8)
+    eager = EagerEngine(bundle.encoder, layer, torch.device("cpu"))
+    if why := refusal(agreement(eager.embed(noise), engine.embed(noise)), record.precision):
+        raise EngineError(f"made on another machine, and disagrees with eager here: {why}")
 
 
 def _tell(path: Path, asked: str, running: str, faults: dict[str, str], note: Callable[[str], None]) -> None:

@@ -10,13 +10,15 @@ LAYERS = "h z stages:1,2,3"
 @pytest.fixture(scope="session")
 def compiled_folder(make_encoder, bags_folder, tmp_path_factory):
     """An untrained encoder's bundle with a float32 engine of OpenVINO, of layers h, z and auto. Read it, never write to it."""
-    pytest.importorskip("openvino", reason="compiled engines need the extra: pip install 'cytomil[openvino]'")
     from cytomil.encoders.engines.compile import compile_engine
     from cytomil.progress import Silent
     from cytomil.settings import CompileSettings
 
     folder = make_encoder(tmp_path_factory.mktemp("compiled") / "encoder").path
-    compile_engine(CompileSettings(encoder=folder, bags=bags_folder, cells=48, layer=LAYERS, device="cpu"), Silent())
+    settings = CompileSettings(
+        encoder=folder, bags=bags_folder, cells=48, layer=LAYERS, device="cpu", precision="float32"
+    )
+    compile_engine(settings, Silent())
     return folder
 
 

@@ -11,7 +11,7 @@ from cytomil.encoders.engines import agreement as agreement_module
 from cytomil.encoders.engines import compile as compile_module
 from cytomil.encoders.engines import open_engine
 from cytomil.encoders.engines.cells import training_cells
-from cytomil.encoders.engines.compile import compile_engine
+from cytomil.encoders.engines.compile import compile_by_default, compile_engine
 from cytomil.encoders.engines.record import read_record
 from cytomil.encoders.stages import default_layer, layer_dim
 from cytomil.encoders.start import resolve_start
@@ -35,7 +35,10 @@ def larger_bags(make_synthetic_bags, tmp_path_factory):
 
 
 def settings(encoder, bags, **changes):
-    return CompileSettings(**{"encoder": encoder, "bags": bags, "cells": 48, "layer": "h z", "device": "cpu"} | changes)
+    return CompileSettings(
+        **{"encoder": encoder, "bags": bags, "cells": 48, "layer": "h z", "device": "cpu", "precision": "float32"}
+        | changes
+    )
 
 
 def stored(encoder):
@@ -90,7 +93,7 @@ def test_the_record_says_what_was_compiled_and_measured(compiled_folder):
 def test_int8_is_calibrated_and_judged_on_different_training_cells(
     make_encoder, larger_bags, tmp_path, monkeypatch, capfd
 ):
-    pytest.importorskip("nncf", reason="int8 needs nncf: pip install 'cytomil[openvino]'")
+    pytest.importorskip("nncf", reason="int8 needs nncf: pip install 'cytomil[int8]'")
     # What agreement an untrained encoder reaches in 8 bits is not this test's matter.
     monkeypatch.setattr(agreement_module, "LEAST_OVERLAP_INT8", 0.0)
     bundle = make_encoder(tmp_path / "encoder")
@@ -121,7 +124,7 @@ def test_int8_is_calibrated_and_judged_on_different_training_cells(
 
 
 def test_int8_of_inner_stages_alone(make_encoder, bags_folder, tmp_path, monkeypatch):
-    pytest.importorskip("nncf", reason="int8 needs nncf: pip install 'cytomil[openvino]'")
+    pytest.importorskip("nncf", reason="int8 needs nncf: pip install 'cytomil[int8]'")
     monkeypatch.setattr(agreement_module, "LEAST_OVERLAP_INT8", 0.0)
     monkeypatch.setattr(compile_module, "LEAST_CELLS", 12)
     bundle = make_encoder(tmp_path / "encoder")
@@ -211,7 +214,7 @@ def test_torch_compile_is_kept_only_where_it_is_faster(make_encoder, bags_folder
 
 @pytest.mark.parametrize("projection_dim", [8, 0])
 def test_a_vision_transformer_compiles_with_and_without_projector(bags_folder, tmp_path, projection_dim):
-    pytest.importorskip("openvino", reason="compiled engines need the extra: pip install 'cytomil[openvino]'")
+    pytest.importorskip("openvino", reason="compiled engines need the extra: pip install 'cytomil[int8]'")
     torch.manual_seed(0)
     encoder = Encoder(resolve_architecture("test_vit", "auto", projection_dim, 32))
     bundle = save_bundle(tmp_path / "encoder", encoder, CellTransform(32, 0.8), {"method": "none"})
@@ -226,7 +229,7 @@ def test_a_vision_transformer_compiles_with_and_without_projector(bags_folder, t
 
 
 def test_an_efficientnets_inner_stages_compile_and_those_alone_are_computed(bags_folder, tmp_path):
-    pytest.importorskip("openvino", reason="compiled engines need the extra: pip install 'cytomil[openvino]'")
+    pytest.importorskip("openvino", reason="compiled engines need the extra: pip install 'cytomil[int8]'")
     start = resolve_start("efficientnet-lite0", "auto", "auto", 64, 0)
     encoder = Encoder(start.architecture)
     start.weights.put_into(encoder)
@@ -244,3 +247,45 @@ def test_an_efficientnets_inner_stages_compile_and_those_alone_are_computed(bags
 def test_a_layer_that_the_encoder_has_not_is_refused_before_compiling(encoder_folder, bags_folder):
     with pytest.raises(SettingsError, match=r"resnet18 has no stage 5; it has stages 1 to 4"):
         compile_engine(settings(encoder_folder, bags_folder, layer="h stages:5:mean"), Silent())
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "least", "wanted"), [(False, 0.0, "float32"), (True, 0.0, "bf16"), (True, 1.1, "float32")]
+)
+def test_auto_is_bfloat16_where_the_processor_has_it_and_it_agrees(
+    make_encoder, bags_folder, tmp_path, monkeypatch, has_bf16, least, wanted
+):
+    bundle = make_encoder(tmp_path / "encoder")
+    monkeypatch.setattr(compile_module.openvino, "has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(agreement_module, "LEAST_COSINE_BF16", least)
+    record = compile_engine(settings(bundle.path, bags_folder, precision="auto"), Silent())
+    assert (record.precision, stored(bundle.path)) == (wanted, [f"openvino-{wanted}"])
+
+
+class Noting(Silent):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, message):
+        self.notes.append(message)
+
+
+def test_a_finished_encoder_is_compiled_for_a_processor_alone(make_encoder, bags_folder, tmp_path, monkeypatch):
+    bundle, listener = make_encoder(tmp_path / "encoder"), Noting()
+    monkeypatch.setattr(compile_module, "pick_device", lambda device: torch.device("cuda"))
+    assert compile_by_default(bundle.path, bags_folder, 0, "auto", listener) is None
+    monkeypatch.undo()
+    assert stored(bundle.path) == listener.notes == []
+    record = compile_by_default(bundle.path, bags_folder, 0, "cpu", listener)
+    assert stored(bundle.path) == [record.name]
+    assert record.layers == [str(default_layer(bundle.encoder))]
+
+
+def test_one_that_cannot_be_compiled_is_said_and_does_no_harm(make_encoder, bags_folder, tmp_path, monkeypatch):
+    bundle, listener = make_encoder(tmp_path / "encoder"), Noting()
+    monkeypatch.setattr(compile_module, "LEAST_CELLS", 1000)
+    assert compile_by_default(bundle.path, bags_folder, 0, "cpu", listener) is None
+    (line,) = listener.notes
+    assert "60 readable cells" in line
+    assert "eager" in line
+    assert stored(bundle.path) == []

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from cytomil.encoders.bundle import keep_engines, load_bundle, save_bundle, stored_engines
+from cytomil.encoders.engines import agreement as agreement_module
 from cytomil.encoders.engines import open_engine
 from cytomil.encoders.engines import record as record_module
 from cytomil.encoders.engines.record import read_record
@@ -74,8 +75,6 @@ def test_nothing_stored_is_silence_for_auto_and_a_line_for_a_name(encoder_folder
 SPOILT = {
     "other weights": ({"weights_sha256": "0" * 64}, "made for other weights"),
     "other size": ({"image_size": 32}, "made for cells of 32 px"),
-    "other device": ({"device": "cuda"}, "made for cuda, not for cpu"),
-    "other machine": ({"machine": {"processor": "another"}}, "made on another machine (another)"),
     "other version": ({"versions": {"openvino": "2020.1"}}, "made with openvino 2020.1, here is "),
     "other schema": ({"schema": "somebody.else/9"}, "somebody.else/9"),
     "other name": ({"precision": "int8"}, "holds openvino-int8"),
@@ -98,6 +97,40 @@ def test_a_stale_engine_is_left_aside_with_one_line(compiled, opened, kind, aske
     assert "\n" not in line
 
 
+def test_a_graph_from_another_machine_runs_where_it_agrees_with_eager(compiled, opened, monkeypatch):
+    fast(compiled)
+    change(compiled, machine={"processor": "another"})
+    assert opened() == (NAME, [])
+    monkeypatch.setattr(agreement_module, "LEAST_COSINE_FLOAT", 1.1)
+    name, (line,) = opened()
+    assert name == "eager"
+    assert "disagrees with eager here: least cosine" in line
+
+
+def test_an_8_bit_graph_from_another_machine_is_left_aside(compiled, opened):
+    another(compiled, "openvino-int8", 9.0)
+    change(compiled, "openvino-int8", machine={"processor": "another"})
+    name, (line,) = opened("openvino-int8")
+    assert name == "eager"
+    assert "made on another machine (another)" in line
+
+
+def test_bfloat16_runs_where_the_processor_has_it(compiled, opened, monkeypatch):
+    another(compiled, "openvino-bf16", 9.0)
+    monkeypatch.setattr(record_module.openvino, "has_bf16", lambda: False)
+    name, (line,) = opened("openvino-bf16")
+    assert name == "eager"
+    assert "this processor has no bfloat16" in line
+
+
+def test_an_engine_for_another_device_is_silence_for_auto_and_a_line_for_its_name(compiled, opened):
+    change(compiled, device="cuda")
+    assert opened() == ("eager", [])
+    name, (line,) = opened(NAME)
+    assert name == "eager"
+    assert "made for cuda, not for cpu" in line
+
+
 @pytest.mark.parametrize("spoil", ["truncate", "remove", "card"])
 def test_a_damaged_engine_is_left_aside(compiled, opened, spoil):
     fast(compiled)
@@ -111,7 +144,7 @@ def test_a_damaged_engine_is_left_aside(compiled, opened, spoil):
     assert file.name in line
 
 
-def test_a_library_that_is_not_installed_names_its_extra(compiled, opened, monkeypatch):
+def test_a_library_that_is_not_installed_is_named(compiled, opened, monkeypatch):
     fast(compiled)
 
     def absent(name):
@@ -120,7 +153,7 @@ def test_a_library_that_is_not_installed_names_its_extra(compiled, opened, monke
     monkeypatch.setattr(record_module.metadata, "version", absent)
     name, (line,) = opened()
     assert name == "eager"
-    assert "openvino is not installed; pip install 'cytomil[openvino]'" in line
+    assert "openvino is not installed; pip install openvino" in line
 
 
 def test_a_form_that_its_library_refuses_is_left_aside(compiled, opened):
