@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import cv2
 import numpy as np
@@ -32,15 +33,15 @@ class Spans:
     def near(self, reach: float) -> Spans:
         """All within ``reach`` pixels of a pixel of the spans, less than that; these must be a convex hull's."""
         most = int(np.ceil(reach)) - 1
-        beside = np.ceil(np.sqrt(reach**2 - np.arange(-most, most + 1) ** 2)).astype(np.float32) - 1
-        first, last = (_rows_about(one, most, empty) for one, empty in ((self.first, np.inf), (self.last, -np.inf)))
-        return Spans((first - beside).min(axis=2), (last + beside).max(axis=2))
-
-
-def _rows_about(ends: npt.NDArray[np.float32], most: int, empty: float) -> npt.NDArray[np.float32]:
-    """The ends of each row and of the ``most`` above and below it, (N, S, 2 · most + 1)."""
-    wide = np.pad(ends, ((0, 0), (most, most)), constant_values=empty)
-    return np.lib.stride_tricks.sliding_window_view(wide, 2 * most + 1, axis=1)
+        beside = (np.ceil(np.sqrt(reach**2 - np.arange(-most, most + 1) ** 2)) - 1).tolist()
+        above_and_below = ((0, 0), (most, most))
+        first = np.pad(self.first, above_and_below, constant_values=np.inf)
+        last = np.pad(self.last, above_and_below, constant_values=-np.inf)
+        side = self.first.shape[1]
+        return Spans(
+            reduce(np.minimum, (first[:, row : row + side] - far for row, far in enumerate(beside))),
+            reduce(np.maximum, (last[:, row : row + side] + far for row, far in enumerate(beside))),
+        )
 
 
 def hulls(masks: Masks) -> Spans:

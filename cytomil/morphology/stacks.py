@@ -46,44 +46,47 @@ def filled(masks: Masks) -> Masks:
 
 @dataclass(frozen=True)
 class Parts:
-    """The connected parts of N masks.
+    """The n connected parts of N masks.
 
-    ``labels``, int32 (N, S, S), is 0 outside the masks; n labels from 1 on number the parts of all masks. ``picture`` (n,)
-    is the mask that a part lies in, ``area`` (n,) its pixels.
+    ``picture`` (n,) is the mask that a part lies in, ``area`` (n,) its pixels. ``places`` are all pixels of the masks, in
+    the flattened stack; ``part`` is the part of each. ``shape`` is the masks', (N, S, S).
     """
 
-    labels: npt.NDArray[np.int32]
     picture: npt.NDArray[np.intp]
     area: npt.NDArray[np.intp]
+    places: npt.NDArray[np.intp]
+    part: npt.NDArray[np.int32]
+    shape: tuple[int, int, int]
 
     def keep(self, kept: npt.NDArray[np.bool_]) -> Masks:
         """Masks of the parts that ``kept`` (n,) names."""
-        return np.concatenate([[False], kept]).take(self.labels)
+        found = np.zeros(self.shape, np.bool_)
+        found.ravel()[self.places[kept.take(self.part)]] = True
+        return found
 
     def among(self, masks: Masks) -> npt.NDArray[np.bool_]:
-        """Which parts have pixels in ``masks``, which lie in those that were parted: (n,)."""
-        found = np.zeros(len(self.area) + 1, np.bool_)
-        found[self.labels[masks]] = True
-        return found[1:]
+        """Which parts have pixels in ``masks``: (n,)."""
+        found = np.zeros(len(self.area), np.bool_)
+        found[self.part[masks.ravel().take(self.places)]] = True
+        return found
 
     def middles(self) -> npt.NDArray[np.float64]:
         """Row and column of each part's middle, (n, 2)."""
-        side = self.labels.shape[-1]
-        places = np.flatnonzero(self.labels)
-        names = self.labels.ravel()[places] - 1
-        sums = [np.bincount(names, at, len(self.area)) for at in (places // side % side, places % side)]
+        side = self.shape[1]
+        row, column = self.places // side % side, self.places % side
+        sums = [np.bincount(self.part, at, len(self.area)) for at in (row, column)]
         return np.column_stack(sums) / self.area[:, None]
 
 
 def parts(masks: Masks) -> Parts:
     """Part each mask."""
-    n, tall = cv2.connectedComponents(_tall(masks), connectivity=4)
-    labels = _pictures(tall, masks)
+    n, labels = cv2.connectedComponents(_tall(masks), connectivity=4)
     places = np.flatnonzero(masks)
-    names = labels.ravel()[places] - 1
+    part = _pictures(labels, masks).ravel().take(places) - 1
     picture = np.zeros(n - 1, np.intp)
-    picture[names] = places // masks[0].size
-    return Parts(labels, picture, np.bincount(names, minlength=n - 1))
+    picture[part] = places // masks[0].size
+    count, side, _ = masks.shape
+    return Parts(picture, np.bincount(part, minlength=n - 1), places, part, (count, side, side))
 
 
 def depths(masks: Masks) -> npt.NDArray[np.float32]:

@@ -29,7 +29,8 @@ def regions(masks: CellMasks) -> Masks:
     rim = grown(masks.nucleus, _RIM) & cytoplasm
     found = np.stack([masks.nucleus, cytoplasm, rim, eroded(masks.nucleus)], axis=1)
     few = np.count_nonzero(found, axis=(2, 3)) < _LEAST_REGION
-    return np.where(few[..., None, None], masks.cell[:, None], found)
+    found[few] = masks.cell[np.nonzero(few)[0]]
+    return found
 
 
 def stains(found: Masks, layers: list[Images]) -> Floats:

@@ -31,9 +31,9 @@ def test_parts_touch_by_their_edges_within_one_picture(masks):
     found = parts(masks)
     labels = [ndi.label(mask) for mask in masks]
     assert np.bincount(found.picture, minlength=len(masks)).tolist() == [n for _, n in labels]
-    assert np.array_equal(found.labels > 0, masks)
-    for name, (picture, area, middle) in enumerate(zip(found.picture, found.area, found.middles(), strict=True), 1):
-        own = found.labels == name
+    assert np.array_equal(found.keep(np.ones(len(found.area), np.bool_)), masks)
+    for i, (picture, area, middle) in enumerate(zip(found.picture, found.area, found.middles(), strict=True)):
+        own = found.keep(np.arange(len(found.area)) == i)
         assert own[picture].sum() == own.sum() == area
         assert len(np.unique(labels[picture][0][own[picture]])) == 1
         assert middle == pytest.approx(np.argwhere(own[picture]).mean(axis=0))
