@@ -73,8 +73,9 @@ class Parts:
     def middles(self) -> npt.NDArray[np.float64]:
         """Row and column of each part's middle, (n, 2)."""
         side = self.shape[1]
-        row, column = self.places // side % side, self.places % side
-        sums = [np.bincount(self.part, at, len(self.area)) for at in (row, column)]
+        at = self.places % side**2
+        axes = np.indices((side, side), np.float64).reshape(2, -1)
+        sums = [np.bincount(self.part, axis.take(at), len(self.area)) for axis in axes]
         return np.column_stack(sums) / self.area[:, None]
 
 
