@@ -25,6 +25,7 @@ PACKAGES = (
     "ncnn",
     "ray",
     "simplejpeg",
+    "opencv-python-headless",
 )
 # Those that decide how fast matrices are multiplied.
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")

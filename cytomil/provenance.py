@@ -11,7 +11,16 @@ from pathlib import Path
 
 from cytomil import __version__
 
-_RECORDED_LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "scikit-image", "h5py", "pillow")
+_RECORDED_LIBRARIES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scikit-learn",
+    "scikit-image",
+    "opencv-python-headless",
+    "h5py",
+    "pillow",
+)
 
 
 @cache

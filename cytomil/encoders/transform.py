@@ -41,13 +41,25 @@ def decode_cells(
 
     Returns the pixels of the readable ones, uint8 (M, S, S, 3), their positions in the block, and the unreadable ones.
     """
-    pixels, kept, problems = [], [], []
+    (pixels,), kept, problems = decode_cells_for(encoded, names, [transform])
+    return pixels, kept, problems
+
+
+def decode_cells_for(
+    encoded: Sequence[bytes], names: Sequence[str], transforms: Sequence[CellTransform]
+) -> tuple[list[np.ndarray], list[int], list[Problem]]:
+    """As `decode_cells`, for several transforms: each cell is decoded once. Pixels are a list, one for each transform."""
+    images, kept, problems = [], [], []
     for i, (image, name) in enumerate(zip(encoded, names, strict=True)):
         try:
-            pixels.append(transform(open_image(image, name)))
-            kept.append(i)
+            opened = open_image(image, name)
         except ImageUnreadableError as error:
             problems.append(Problem(name, str(error).removeprefix(f"{name}: ")))
-    size = transform.image_size
-    stacked = np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
-    return stacked, kept, problems
+            continue
+        images.append([transform(opened) for transform in transforms])
+        kept.append(i)
+    pixels = [np.zeros((len(images), one.image_size, one.image_size, 3), np.uint8) for one in transforms]
+    for at, transformed in enumerate(images):
+        for stack, picture in zip(pixels, transformed, strict=True):
+            stack[at] = picture
+    return pixels, kept, problems

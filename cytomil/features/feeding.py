@@ -10,7 +10,7 @@ from itertools import cycle
 
 import numpy as np
 
-from cytomil.encoders.transform import CellTransform, decode_cells
+from cytomil.encoders.transform import CellTransform, decode_cells_for
 from cytomil.morphology.descriptors import SIDE, describe
 from cytomil.progress import Problem
 from cytomil.threads import ahead, usable_cores
@@ -91,13 +91,12 @@ def feed(
 
 def _decoded(piece: Callable[[], EncodedCells], preparation: Preparation) -> CellBlock:
     cells = piece()
-    pixels, kept, problems = decode_cells(cells.images, cells.instance_ids, preparation.transform)
+    transforms = [preparation.transform]
+    if preparation.described:  # in more pixels: the encoder's may be too few to see a nucleus' shape in
+        transforms.append(CellTransform(SIDE, preparation.transform.center_crop))
+    (pixels, *larger), kept, problems = decode_cells_for(cells.images, cells.instance_ids, transforms)
     ids = [cells.instance_ids[i] for i in kept]
-    morphology = np.empty((len(ids), 0), np.float32)
-    if preparation.described:
-        # The encoder's pixels are too few to see a nucleus' shape in, so the cells are decoded once more, as much of them.
-        larger = CellTransform(SIDE, preparation.transform.center_crop)
-        morphology = describe(decode_cells([cells.images[i] for i in kept], ids, larger)[0])
+    morphology = describe(larger[0]) if larger else np.empty((len(ids), 0), np.float32)
     return CellBlock(
         ids, cells.coords[np.array(kept, int)].reshape(-1, 2), pixels, morphology, cells.problems + problems
     )

@@ -1,4 +1,4 @@
-"""Nucleus and cell in the picture of one cell, by their own darkness."""
+"""Nucleus and cell in pictures of one cell each, by their own darkness."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Mask = npt.NDArray[np.bool_]
+from cytomil.morphology.hulls import Spans, hulls
+from cytomil.morphology.otsu import thresholds
+from cytomil.morphology.stacks import Masks, Parts, filled, opened, parts
 
 REACH = 0.19
 """Of the side: how far from its nucleus' hull a cell may reach, so that a neighbour stays out."""
@@ -16,98 +18,68 @@ _LEAST_NUCLEUS = 0.002  # of the picture's area; less is a grain of dirt
 _LEAST_OTHER = 0.005  # the same of what is held for a neighbour's nucleus
 _STAND_IN = 0.4  # of half the side: the disc taken where no nucleus is found
 
+Pictures = npt.NDArray[np.float32]
+
 
 @dataclass(frozen=True)
 class Nuclei:
-    """The nucleus in the middle, its convex hull, and all other nuclei, bool (S, S) each; only ``others`` may be empty.
+    """The nucleus in the middle, its convex hull, and all other nuclei, bool (N, S, S); only ``others`` may be empty.
 
-    Where no nucleus stands out near the centre, ``own`` is a disc about it.
+    Where no nucleus stands out near the centre, ``own`` is a disc about it. Others that reach into the disc end at it.
     """
 
-    own: Mask
-    hull: Mask
-    others: Mask
+    own: Masks
+    hull: Spans
+    others: Masks
 
 
 @dataclass(frozen=True)
 class CellMasks:
-    """Nucleus, its convex hull, the whole cell with the nucleus: bool (S, S), none empty."""
+    """Nucleus, its convex hull, the whole cell with the nucleus: bool (N, S, S), none empty."""
 
-    nucleus: Mask
-    hull: Mask
-    cell: Mask
+    nucleus: Masks
+    hull: Masks
+    cell: Masks
 
 
-def find_nuclei(red: npt.NDArray[np.floating]) -> Nuclei:
-    """Nuclei, from optical density in red light, (S ≥ 16, S), smoothed.
+def find_nuclei(red: Pictures) -> Nuclei:
+    """Nuclei, from optical density in red light, (N, S ≥ 16, S), smoothed.
 
     Blue to violet stain, the nucleus', is what red light shows: Otsu's threshold (1979) parts it from everything else.
     """
-    from scipy import ndimage as ndi
-    from skimage.morphology import convex_hull_image
-
-    side = len(red)
-    out = _distance_from_centre(side)
-    dark = ndi.binary_opening(red > _otsu(red[out < 1]))
-    own = _central_parts(dark, side)
-    if own is None:
-        own = out < _STAND_IN
-    others = _large_parts(ndi.binary_opening(dark & ~own), _LEAST_OTHER * side**2)
-    return Nuclei(own, convex_hull_image(own) | own, others)
+    dark, own = _dark_and_own(red)
+    large = dark.area >= _LEAST_OTHER * red.shape[1] ** 2
+    return Nuclei(own, hulls(own), dark.keep(large) & ~own)
 
 
-def find_masks(red: npt.NDArray[np.floating], green: npt.NDArray[np.floating]) -> CellMasks:
-    """Masks of the cell in the middle, from its optical density in red and in green light, (S ≥ 16, S) each, smoothed.
+def find_masks(red: Pictures, green: Pictures) -> CellMasks:
+    """Masks of the cell in the middle, from its optical density in red and in green light, (N, S ≥ 16, S), smoothed.
 
     The nucleus as `find_nuclei` has it; around it, Otsu's threshold in green, where all stains show, parts cell from
     background.
     """
-    from scipy import ndimage as ndi
-
-    nuclei = find_nuclei(red)
-    nucleus = nuclei.own
-    near = ndi.distance_transform_edt(~nuclei.hull) < REACH * len(red)
-    stained = (green > _otsu(green[~nucleus])) & near
-    cell = ndi.binary_opening(ndi.binary_fill_holes(stained | nucleus), iterations=2) | nucleus
-    labels, _ = ndi.label(cell)
-    return CellMasks(nucleus, nuclei.hull, np.isin(labels, np.unique(labels[nucleus])))
+    _, nucleus = _dark_and_own(red)
+    hull = hulls(nucleus)
+    stained = green > thresholds(green, ~nucleus)[:, None, None]
+    stained &= hull.near(REACH * red.shape[1]).masks
+    cell = parts(opened(filled(stained | nucleus), steps=2) | nucleus)
+    return CellMasks(nucleus, hull.masks, cell.keep(cell.among(nucleus)))
 
 
-def _central_parts(dark: Mask, side: int) -> Mask | None:
-    """The parts of ``dark`` that are large enough and lie about the centre, holes filled; None where there is none."""
-    from scipy import ndimage as ndi
-
-    labels, n = ndi.label(dark)
-    if n == 0:
-        return None
-    numbers = np.arange(1, n + 1)
-    areas = np.bincount(labels.ravel(), minlength=n + 1)[1:]
-    middles = np.array(ndi.center_of_mass(dark, labels, numbers)) - (side - 1) / 2
-    kept = numbers[(areas >= _LEAST_NUCLEUS * side**2) & (np.hypot(*middles.T) < _CENTRAL * side / 2)]
-    return ndi.binary_fill_holes(np.isin(labels, kept)) if len(kept) else None
-
-
-def _large_parts(mask: Mask, least: float) -> Mask:
-    from scipy import ndimage as ndi
-
-    labels, _ = ndi.label(mask)
-    large = np.bincount(labels.ravel()) >= least
-    large[0] = False
-    return large[labels]
+def _dark_and_own(red: Pictures) -> tuple[Parts, Masks]:
+    """All that is dark, and of it what is large enough and lies about the centre, holes filled, or a disc."""
+    side = red.shape[1]
+    out = _distance_from_centre(side)
+    among = np.broadcast_to(out < 1, red.shape)
+    dark = parts(opened(red > thresholds(red, among)[:, None, None]))
+    off = np.hypot(*(dark.middles() - (side - 1) / 2).T)
+    central = (dark.area >= _LEAST_NUCLEUS * side**2) & (off < _CENTRAL * side / 2)
+    own = filled(dark.keep(central))
+    own[~own.any(axis=(1, 2))] = out < _STAND_IN
+    return dark, own
 
 
 def _distance_from_centre(side: int) -> npt.NDArray[np.float64]:
     """Distance of each pixel from the centre, 1 at the middle of an edge."""
     axis = (np.arange(side) - (side - 1) / 2) / (side / 2)
     return np.hypot(axis[:, None], axis)
-
-
-def _otsu(values: npt.NDArray[np.floating]) -> float:
-    from skimage.filters import threshold_otsu
-
-    if not values.size:
-        return 0.0
-    try:
-        return float(threshold_otsu(values))
-    except ValueError:  # all but equal: the values differ by so little that no histogram has bins between them
-        return float(values.max())

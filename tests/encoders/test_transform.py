@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cytomil.encoders.transform import CellTransform, decode_cells
+from cytomil.encoders.transform import CellTransform, decode_cells, decode_cells_for
 
 
 def picture(width, height, box=None):
@@ -91,3 +91,12 @@ class TestDecodeCells:
         assert pixels.dtype == np.uint8
         assert kept == []
         assert len(problems) == len(encoded)
+
+    def test_several_transforms_give_what_each_gives_alone(self, cell_image):
+        encoded, names = [cell_image(0), b"text", cell_image(1)], list("abc")
+        transforms = [self.transform, CellTransform(24, 0.8)]
+        pixels, kept, problems = decode_cells_for(encoded, names, transforms)
+        assert kept == [0, 2]
+        assert [problem.where for problem in problems] == ["b"]
+        for found, transform in zip(pixels, transforms, strict=True):
+            assert np.array_equal(found, decode_cells(encoded, names, transform)[0])

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -74,7 +76,38 @@ def test_whatever_the_picture_its_description_is_finite(pixels):
     assert np.isfinite(found).all()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("side", [1, 2, 8])
+def test_pictures_of_few_pixels_and_even_ones_are_described_without_a_warning(side):
+    few = np.random.default_rng(side).integers(0, 256, (20, side, side, 3)).astype(np.uint8)
+    found = describe(few.repeat(SIDE // side, axis=1).repeat(SIDE // side, axis=2))
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_dots_and_frames_and_slopes_are_described_without_a_warning():
+    frame = np.ones((SIDE, SIDE), np.bool_)
+    frame[2:-2, 2:-2] = False
+    drawn = [frame, ~frame, (ROW == 32) & (COLUMN == 32), COLUMN == 32, ROW == COLUMN, np.zeros_like(frame)]
+    pictures = [np.where(mask, 0, 255) for mask in drawn] + [ROW * 4, COLUMN * 4, np.where(frame, 254, 255)]
+    found = describe(np.stack(pictures).astype(np.uint8)[..., None].repeat(3, axis=3))
+    assert np.isfinite(found).all()
+
+
+def test_a_background_of_another_tint_changes_no_colour():
+    tinted = (ROUND * np.array([0.8, 0.9, 1.0])).astype(np.uint8)
+    np.testing.assert_allclose(one(tinted)[17:23], one(ROUND)[17:23], atol=0.1)
+
+
 def test_cells_are_described_one_by_one():
     cells = np.stack([ROUND, picture(disc(30, 30, 7), disc(32, 32, 15), seed=1), np.zeros_like(ROUND)])
-    np.testing.assert_allclose(describe(cells), np.stack([one(cell) for cell in cells]), rtol=1e-5, atol=1e-5)
+    assert np.array_equal(describe(cells), np.stack([one(cell) for cell in cells]))
+    many = np.concatenate([cells] * 30)
+    assert np.array_equal(describe(many), np.concatenate([describe(cells)] * 30))
     assert describe(cells[:0]).shape == (0, N_DESCRIPTORS)
+
+
+def test_threads_describe_as_one_does():
+    cells = np.stack([picture(disc(30, 30, 5 + i % 7), disc(32, 32, 16), seed=i) for i in range(40)])
+    with ThreadPoolExecutor(4) as threads:
+        assert all(np.array_equal(found, describe(cells)) for found in threads.map(describe, [cells] * 8))

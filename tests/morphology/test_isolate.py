@@ -27,7 +27,7 @@ def drawn(*cells, background=(0.0, 0.0, 0.0), red_cells=()):
 
 
 def alone(density):
-    return isolate(density, ndi.gaussian_filter(density, (0.7, 0.7, 0)))
+    return isolate(density[None], ndi.gaussian_filter(density, (0.7, 0.7, 0))[None])[0]
 
 
 def test_the_cell_stays_as_it_is_and_a_touching_neighbour_goes():
@@ -53,3 +53,16 @@ def test_the_backgrounds_tint_changes_nothing(background):
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_an_empty_picture_is_empty(value):
     assert not alone(np.full((SIDE, SIDE, 3), value, np.float32)).any()
+
+
+def test_pictures_are_isolated_one_by_one():
+    pictures = np.stack([drawn((32, 26), (32, 52)), drawn((32, 32), red_cells=[(6, 6)]), drawn((30, 30))])
+    smooth = ndi.gaussian_filter(pictures, (0, 0.7, 0.7, 0))
+    assert np.array_equal(isolate(pictures, smooth), np.stack([alone(picture) for picture in pictures]))
+
+
+def test_a_pixel_as_near_to_another_nucleus_is_not_the_cells():
+    found = alone(drawn((32, 20), (32, 54)))
+    halfway = 37
+    assert not found[:, halfway:].any()
+    assert found[32, 32].all()

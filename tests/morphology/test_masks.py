@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
-from cytomil.morphology.masks import find_masks, find_nuclei
+from cytomil.morphology import masks as stacked
+from cytomil.morphology.masks import CellMasks
 
 SIDE = 64
 ROW, COLUMN = np.mgrid[:SIDE, :SIDE]
@@ -20,6 +21,11 @@ def densities(nucleus, cytoplasm, extra=None):
     red = 0.1 + 0.9 * nucleus + (0 if extra is None else 0.9 * extra)
     green = 0.1 + 0.5 * (cytoplasm | nucleus) + 0.5 * nucleus
     return red + grain[0], green + grain[1]
+
+
+def find_masks(red, green):
+    found = stacked.find_masks(*(np.ascontiguousarray(one, np.float32)[None] for one in (red, green)))
+    return CellMasks(found.nucleus[0], found.hull[0], found.cell[0])
 
 
 def overlap(found, true):
@@ -45,9 +51,10 @@ def test_all_lobes_of_a_nucleus_count_and_a_neighbours_does_not():
 
 def test_other_nuclei_are_told_apart_and_grains_of_dirt_are_none():
     neighbour, grain = disc(32, 61, 8), disc(8, 8, 2)
-    nuclei = find_nuclei(densities(disc(32, 28, 9), disc(32, 28, 15), neighbour | grain)[0])
-    assert overlap(nuclei.others, neighbour) > 0.8
-    assert not nuclei.others[grain].any()
+    red = densities(disc(32, 28, 9), disc(32, 28, 15), neighbour | grain)[0]
+    nuclei = stacked.find_nuclei(red[None].astype(np.float32))
+    assert overlap(nuclei.others[0], neighbour) > 0.8
+    assert not nuclei.others[0][grain].any()
     assert not (nuclei.own & nuclei.others).any()
 
 
@@ -72,7 +79,7 @@ def test_turning_the_cell_turns_its_masks(turns):
 
 
 @settings(max_examples=30, deadline=None)
-@given(stn.arrays(np.float64, (2, 24, 24), elements=st.floats(0, 5.6)))
+@given(stn.arrays(np.float32, (2, 24, 24), elements=st.floats(0, 5.5, width=32)))
 def test_whatever_the_picture_no_mask_is_empty(picture):
     masks = find_masks(*picture)
     assert masks.nucleus.any()
@@ -85,3 +92,13 @@ def test_a_picture_whose_values_all_but_agree_has_masks():
     picture = np.full((SIDE, SIDE), 5.5, np.float32)
     picture[::2] = np.nextafter(picture[::2], np.float32(6))
     assert find_masks(picture, picture).nucleus.any()
+
+
+def test_pictures_have_the_masks_that_they_have_alone():
+    drawn = [densities(disc(28 + i, 36, 6 + i), disc(31, 31, 17), disc(6, 58, 6) if i else None) for i in range(3)]
+    red, green = np.array(drawn, np.float32).swapaxes(0, 1)
+    together = stacked.find_masks(red, green)
+    for i, (one_red, one_green) in enumerate(zip(red, green, strict=True)):
+        alone = find_masks(one_red, one_green)
+        for name in ("nucleus", "hull", "cell"):
+            assert np.array_equal(getattr(together, name)[i], getattr(alone, name))
