@@ -28,7 +28,7 @@ from cytomil.threads import usable_cores
 from cytomil.workers import Lost, open_workers
 
 _CELLS_AT_ONCE = 256
-_WORTH_A_PROCESS = 16_000_000
+_WORTH_A_PROCESS = 4_000_000
 """Bytes of slides for which another process pays: it takes a second or two to start."""
 
 

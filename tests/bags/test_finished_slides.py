@@ -204,10 +204,13 @@ def test_a_resolution_makes_only_those_slides_anew_that_needed_it(make, read, sl
     assert set(read) == {"s1", "f1"}  # s1's lack of cells was a finding, not a fault
 
 
-def test_a_slide_that_could_not_be_read_is_tried_again(make, read, slides):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_slide_that_could_not_be_read_is_listed_and_tried_again(make, read, slides, workers):
     whole = (slides / "s1.tif").read_bytes()
     (slides / "s1.tif").write_bytes(whole[: len(whole) // 2])
-    assert {problem.where for problem in make().problems} == {"s1", "f1/same.png"}
+    made = make(workers=workers)
+    assert {problem.where for problem in made.problems} == {"s1", "f1/same.png"}
+    assert {row.bag_id for row in made.rows} == {"s2", "s3", "f1", "f2"}
     read.clear()
     make()
     assert "s1" in read
