@@ -29,6 +29,9 @@ from cytomil.layer import known_layer, known_layers
 from cytomil.registry import METHODS, known_method
 
 PARAMS_FILE = Path("params.yaml")
+WHERE_WORK_IS_DONE = ("workers", "ray_address")
+"""Settings of make-bags that shape nothing of its result."""
+
 _PREFIX = "CYTOMIL_"
 
 
@@ -166,6 +169,14 @@ class MakeBagsSettings(Section):
     cell_size: int = Field(72, ge=16, le=512, description="side of a synthetic cell image, pixels")
     difficulty: float = Field(0.0, ge=0, le=1, description="of the synthetic cells: 0 plain, 1 hardly told apart")
     seed: int = Field(0, ge=0, description="seed of every random choice")
+    workers: int = Field(
+        0,
+        ge=0,
+        description="labelled slides read at a time, each by a process; 0: one per core, fewer for small slides",
+    )
+    ray_address: str = Field(
+        "", description="spread slides over Ray: 'local', or a running cluster's HOST:PORT; empty: this machine alone"
+    )
 
 
 class PretrainSettings(Section):

@@ -18,10 +18,10 @@ PACKAGE = Path(cytomil.__file__).parent
 # What each room may import, besides itself. "base" are the modules that lie in no room.
 BASE = {"base"}
 WORKERS = SLIDES = MORPHOLOGY = BASE
-BAGS = BASE | {"slides"}
+BAGS = BASE | {"slides", "workers"}
 ENCODERS = BAGS | {"bags"}
 PRETRAIN = ENCODERS | {"encoders"}
-FEATURES = PRETRAIN | {"workers", "morphology"}
+FEATURES = PRETRAIN | {"morphology"}
 MIL = FEATURES | {"features", "pretrain"}
 EVALUATE = MIL | {"mil"}
 TRIAGE = EVALUATE | {"evaluate"}

@@ -130,6 +130,27 @@ def test_changed_slides_and_labels_make_the_bags_anew(labelled):
     assert bags(labelled)["s3"] == (0, 4)
 
 
+def test_slides_that_were_read_are_not_read_again_though_the_stage_was_killed(labelled):
+    """DVC neither deletes nor keeps what a killed run had finished."""
+    dvc(labelled, "repro", "make-bags")
+    bags_folder, unfinished = labelled / "data" / "bags", labelled / "data" / ".bags.unfinished"
+    content = (bags_folder / "bags.csv").read_bytes()
+    bags_folder.rename(unfinished)  # as a run leaves it that is killed while it reads the last slides
+    for name in ("bags.csv", "make-bags.json", "s4.h5"):
+        (unfinished / name).unlink()
+    done = run(labelled, "dvc", "repro", "make-bags")
+    assert done.returncode == 0, done.stderr
+    assert "3 of 4 slides were read before; 1 are left to read" in " ".join(done.stderr.split())
+    assert (bags_folder / "bags.csv").read_bytes() == content
+    assert not unfinished.exists()
+
+    (labelled.parent / "labels.csv").write_text(LABELS.replace("s3,0", "s3,1"))
+    done = run(labelled, "dvc", "repro", "make-bags")
+    assert "4 of 4 slides were read before; 0 are left to read" in " ".join(done.stderr.split())
+    assert bags(labelled)["s3"] == (1, 4)
+    assert run(labelled, "git", "status", "--porcelain", "data").stdout == ""
+
+
 def test_a_cell_that_cannot_be_read_is_listed_and_the_pipeline_goes_on(labelled):
     (labelled.parent / "slides" / "s1" / "cell-0.png").write_text("no image")
     done = run(labelled, "dvc", "repro", "make-bags")

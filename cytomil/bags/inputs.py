@@ -14,7 +14,7 @@ from cytomil.bags.synthetic import SOURCE as SYNTHETIC
 from cytomil.errors import NotFoundError
 from cytomil.files import sha256_of_file, sha256_of_json, write_json
 from cytomil.progress import Listener
-from cytomil.settings import MakeBagsSettings
+from cytomil.settings import WHERE_WORK_IS_DONE, MakeBagsSettings
 from cytomil.text import printable
 
 SCHEMA = "cytomil.inputs/1"
@@ -46,7 +46,7 @@ def write_fingerprint(file: Path, settings: MakeBagsSettings, listener: Listener
         found.append((printable(name), digest))
     document = {
         "schema": SCHEMA,
-        "settings": settings.model_dump(mode="json", exclude={"out"}),
+        "settings": settings.model_dump(mode="json", exclude={"out", *WHERE_WORK_IS_DONE}),
         "files": len(found),
         "bytes": size,
         "sha256": sha256_of_json(sorted(found)),

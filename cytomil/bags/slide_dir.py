@@ -16,7 +16,7 @@ from cytomil.litter import is_litter, is_note
 from cytomil.slides.multi_file import companions_of, dicom_series, is_dicom_file
 from cytomil.text import printable
 
-_OWN_FOLDERS = frozenset({"cache", "cells", "geojson", "heatmaps", "images", "qc"})
+_OWN_FOLDERS = frozenset({"cache", "cells", "geojson", "heatmaps", "images", "made-from", "qc"})
 
 
 @dataclass(frozen=True)

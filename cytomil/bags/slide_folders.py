@@ -1,22 +1,15 @@
-"""Labelled slides: which side of the split each stands on; and the cells of those that are folders of cell images."""
+"""Labelled slides: which side of the split each stands on, and which cells several of them have in common."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from cytomil.bags.bag_file import Instance
-from cytomil.bags.cell_folder import list_cell_files
-from cytomil.bags.images import read_image
 from cytomil.bags.labels import LabelledSlide
-from cytomil.errors import BagFileError, ImageUnreadableError, NotFoundError
-from cytomil.progress import Problem
-from cytomil.text import printable
+from cytomil.errors import BagFileError
 
 
 def split_by_patient(slides: list[LabelledSlide], test_share: float, seed: int) -> list[LabelledSlide]:
@@ -61,62 +54,27 @@ def _candidates(labels: np.ndarray, patients: list[str], n_folds: int, seed: int
         yield np.array(patients) == patient
 
 
-class SlideFolderReader:
-    """Reads slides' cells; unreadable cells and ones that already stand in the other split go to ``problems``."""
+class SharedCells:
+    """Tells which cells of a slide stand in slides before it; training slides are to come first."""
 
-    def __init__(self, root: Path) -> None:
-        self.problems: list[Problem] = []
-        self._root = root
+    def __init__(self) -> None:
         self._owner: dict[bytes, LabelledSlide] = {}
-        self._own: list[bytes] = []
-        self._shared: Counter[LabelledSlide] = Counter()
-        self._other_split: list[Problem] = []
 
-    def cells(self, slide: LabelledSlide, folder: Path) -> Iterator[Instance]:
-        """The readable cells of one slide's ``folder``, in the order of their names; byte-identical ones once.
+    def look(self, slide: LabelledSlide, digests: Sequence[bytes]) -> tuple[list[LabelledSlide | None], str]:
+        """For each cell of one slide, by its image's digest: the slide of the other split that has it, or None.
 
-        Raises `NotFoundError` where the folder holds no images.
+        And why the slide is a copy of an earlier one, or nothing: more than half of its cells are that one's.
         """
-        self._own, self._shared, self._other_split = [], Counter(), []
-        listed = list_cell_files(folder)
-        if not listed.files:
-            raise NotFoundError(f"{folder} {listed.why_none()}")
-        of_root = printable(folder.relative_to(self._root).as_posix())
-        self.problems += [Problem(f"{of_root}/{one.where}", one.reason) for one in listed.left_out]
-        seen: set[bytes] = set()
-        for file in listed.files:
-            name = printable(file.relative_to(self._root).as_posix())
-            try:
-                image = read_image(file, name)
-            except ImageUnreadableError as error:
-                self.problems.append(Problem(name, str(error).removeprefix(f"{name}: ")))
-                continue
-            digest = hashlib.sha256(image).digest()
-            if digest in seen:
-                continue
-            seen.add(digest)
-            owner = self._owner.setdefault(digest, slide)
-            if owner is slide:
-                self._own.append(digest)
-            else:
-                self._shared[owner] += 1
-            if owner.split != slide.split:
-                reason = f"the same image stands in the {owner.split} slide {owner.slide}; left out here"
-                self._other_split.append(Problem(name, reason))
-                continue
-            yield Instance(printable(file.relative_to(folder).as_posix()), image, source=name)
-
-    def copy_of(self, slide: LabelledSlide) -> str:
-        """Why the slide just read is a copy of an earlier one, or nothing: more than half of its cells are that one's."""
-        n = len(self._own) + self._shared.total()
-        (owner, n_shared), *_ = self._shared.most_common(1) or [(slide, 0)]
-        if 2 * n_shared <= n:
-            self.problems += self._other_split
-            return ""
-        for digest in self._own:
-            del self._owner[digest]
-        reason = f"a copy: {n_shared} of its {n} cells are those of the {owner.split} slide {owner.slide}"
-        return reason + unlike(slide, owner)
+        owners = [self._owner.get(digest, slide) for digest in digests]
+        shared = Counter(owner for owner in owners if owner is not slide)
+        (owner, n_shared), *_ = shared.most_common(1) or [(slide, 0)]
+        if 2 * n_shared > len(digests):
+            reason = (
+                f"a copy: {n_shared} of its {len(digests)} cells are those of the {owner.split} slide {owner.slide}"
+            )
+            return [], reason + unlike(slide, owner)
+        self._owner |= {digest: slide for digest, owner in zip(digests, owners, strict=True) if owner is slide}
+        return [owner if owner.split != slide.split else None for owner in owners], ""
 
 
 def unlike(slide: LabelledSlide, other: LabelledSlide) -> str:

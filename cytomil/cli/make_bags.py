@@ -13,6 +13,11 @@ from cytomil.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, argu
 from cytomil.locks import output_folder
 from cytomil.settings import load
 
+_KEPT = (
+    "The bags that stood there before are unchanged. Labelled slides that were finished are kept. The same line goes on from "
+    "there."
+)
+
 
 def make_bags(
     source: Annotated[str | None, argument("make_bags", "source")] = None,
@@ -36,6 +41,8 @@ def make_bags(
     cell_size: Annotated[int | None, option("make_bags", "cell_size")] = None,
     difficulty: Annotated[float | None, option("make_bags", "difficulty")] = None,
     seed: Annotated[int | None, option("make_bags", "seed")] = None,
+    workers: Annotated[int | None, option("make_bags", "workers")] = None,
+    ray_address: Annotated[str | None, option("make_bags", "ray_address")] = None,
     fingerprint: Annotated[
         Path | None,
         typer.Option(
@@ -51,7 +58,7 @@ def make_bags(
 ) -> None:
     """Make bags: simulated slides from class folders or synthetic cells, or one bag per labelled slide."""
     options = given("make_bags", locals())
-    with plain_errors(kept="No bag was written; what stood there before is unchanged."):
+    with plain_errors(kept=_KEPT):
         settings = load(options, params, profile).make_bags
         if fingerprint is not None:
             from cytomil.bags.inputs import write_fingerprint

@@ -9,6 +9,7 @@ from cytomil.slides.crops import iter_crops
 from cytomil.slides.cutting import Cutting
 from cytomil.slides.find import CellFinding, find_cells, iter_cells, require_enough_cells
 from cytomil.slides.handles import Handles
+from cytomil.slides.multi_file import companions_of
 from cytomil.slides.open import SLIDE_SUFFIXES, WHOLE_SLIDE_ONLY_SUFFIXES, Slide, is_slide_file, open_slide
 from cytomil.slides.qc import qc_thumbnail
 from cytomil.slides.resolution import Resolutions, read_resolutions
@@ -23,6 +24,7 @@ __all__ = [
     "Handles",
     "Resolutions",
     "Slide",
+    "companions_of",
     "find_cells",
     "is_slide_file",
     "iter_cells",

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from cytomil.errors import CytomilError, WorkersError
-from cytomil.progress import Listener, Silent
+from cytomil.progress import Listener
 from cytomil.provenance import code_fingerprint
+from cytomil.workers.answers import TRIES, Notes, Raised, gave_up
 from cytomil.workers.cluster import Share, connected, require_ray, share
 from cytomil.workers.interrupts import kept_interrupts
 from cytomil.workers.job import Item, Job, Lost, Place, Result
 
-TRIES = 3
 _PATIENCE_S = 30.0
 
 
@@ -44,13 +44,6 @@ class OnRay:
 
 
 @dataclass(frozen=True)
-class _Raised:
-    """A `CytomilError` on its way from a worker, which would reach us wrapped in a traceback otherwise."""
-
-    error: CytomilError
-
-
-@dataclass(frozen=True)
 class _Orders:
     """What a worker is told before it begins."""
 
@@ -61,35 +54,25 @@ class _Orders:
     code: str
 
 
-class _Notes(Silent):
-    """Keeps what a job says while it starts."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.said.append(message)
-
-
 class _Worker:
     """Lives in a process of Ray's."""
 
-    def begin(self, orders: _Orders) -> _Raised | list[str]:
+    def begin(self, orders: _Orders) -> Raised | list[str]:
         """Load the job; returns what it has to say."""
         # Before the job brings in PyTorch, which reads them once.
         os.environ.update(orders.environment)
-        notes = _Notes()
+        notes = Notes()
         try:
             os.chdir(orders.folder)  # so that the user's relative paths mean the same here
         except OSError as error:
-            return _Raised(
+            return Raised(
                 WorkersError(
                     f"{orders.folder}: {error.strerror} on {os.uname().nodename}. The slides, the model, the output and the "
                     "folder that cytomil is started in must be on a file system that all machines share."
                 )
             )
         if code_fingerprint() != orders.code:
-            return _Raised(
+            return Raised(
                 WorkersError(f"{os.uname().nodename} has another version of cytomil. Install the same one everywhere.")
             )
         try:
@@ -97,7 +80,7 @@ class _Worker:
                 Place(notes, orders.cores)
             )
         except CytomilError as error:
-            return _Raised(error)
+            return Raised(error)
         return notes.said
 
     def do(self, item: Any) -> Any:
@@ -105,7 +88,7 @@ class _Worker:
         try:
             return next(self._work([item]))
         except CytomilError as error:
-            return _Raised(error)
+            return Raised(error)
 
 
 class _Crew:
@@ -146,12 +129,12 @@ class _Crew:
                 continue
             worker, index = self._in_hand.pop(ready[0])
             answer = self._answer(ready[0])
-            if isinstance(answer, _Raised):
+            if isinstance(answer, Raised):
                 raise answer.error
             if isinstance(answer, Lost):
                 if index is not None and self._give_up(index, answer):
                     unfinished -= 1
-                    yield index, Lost(f"the worker was lost {TRIES} times while on it ({answer.reason}).")
+                    yield index, Lost(gave_up(answer.reason))
                 self._replace(answer, at_start=index is None)
                 continue
             if index is None:

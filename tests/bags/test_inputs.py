@@ -63,6 +63,10 @@ def test_settings_count_wherever_they_come_from(fingerprint):
     assert fingerprint() != fingerprint(seed=1)
 
 
+def test_where_the_work_is_done_does_not(fingerprint):
+    assert fingerprint() == fingerprint(workers=2, ray_address="local")
+
+
 def test_bags_hidden_files_and_touched_ones_do_not(fingerprint, root):
     before = fingerprint()
     (root / "slides" / "bags").mkdir()

@@ -8,7 +8,8 @@ import pytest
 from cytomil.bags import open_bag, read_manifest
 from cytomil.bags.bag_file import content_sha256
 from cytomil.bags.instance_labels import read_instance_sources
-from cytomil.bags.make import RECORD_NAME, make_bags
+from cytomil.bags.made import RECORD_NAME
+from cytomil.bags.make import make_bags
 from cytomil.errors import CytomilError, NotEnoughCellsError, NotFoundError, SettingsError
 from cytomil.progress import Silent
 from cytomil.settings import MakeBagsSettings

@@ -16,11 +16,12 @@ import torch
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'cytomil[ray]'")
 
+from cytomil.bags.make import make_bags
 from cytomil.errors import NoCellsError, TriageModelError, WorkersError
 from cytomil.features.embed import embed
 from cytomil.mil.fit import fit_mil
 from cytomil.progress import Silent
-from cytomil.settings import EmbedSettings, FitMilSettings, RankSettings
+from cytomil.settings import EmbedSettings, FitMilSettings, MakeBagsSettings, RankSettings
 from cytomil.triage.rank import rank
 from cytomil.triage.worklist import Call
 from cytomil.triage.write import write_worklist
@@ -169,6 +170,21 @@ class TestSameAsOneProcess:
         finally:
             torch.set_num_threads(1)
         assert contents(tmp_path / "there") == contents(tmp_path / "here")
+
+    def test_make_bags_to_the_byte_though_a_worker_is_killed_at_work(self, make_slide_folders, tmp_path):
+        slides = make_slide_folders(tmp_path / "slides", ["a", "b", "c", "d"], cells=800)
+        (tmp_path / "labels.csv").write_text("slide,label,split\na,0,train\nb,1,train\nc,0,test\nd,1,test\n")
+        chosen = {"source": str(slides), "labels": tmp_path / "labels.csv"}
+        make_bags(MakeBagsSettings(out=tmp_path / "here", **chosen), Silent())
+        killer, killed = kill_at_work(1)
+        make_bags(MakeBagsSettings(out=tmp_path / "there", ray_address="local", **chosen), Silent())
+        killer.join()
+        assert len(killed) == 1
+        # The record names its moment.
+        here, there = (
+            {k: v for k, v in contents(tmp_path / x).items() if k != "make-bags.json"} for x in ("here", "there")
+        )
+        assert there == here
 
     def test_rank_to_the_byte_though_a_worker_is_killed_at_work(self, slides, model, tmp_path, monkeypatch):
         killed = []
