@@ -60,19 +60,33 @@ class Embedder:
         unreadable: list[str] = []
 
         def embedded() -> Iterator[EmbeddedBlock]:
-            for block in blocks:
-                problems.extend(block.problems)
-                unreadable.extend(f"{problem.where}: {problem.reason}" for problem in block.problems)
-                with np.errstate(over="ignore"):  # what does not fit the format is refused below
-                    embeddings = embed_in_orientations(self._engine.embed, block.pixels, self._orientations)
-                    values = np.concatenate([embeddings, block.morphology], axis=1).astype(self._dtype)
-                if not np.isfinite(values).all():
-                    raise FeatureFileError(
-                        f"{bag_id}: embeddings are not finite in {self._dtype}. Use --dtype float32 or another encoder."
-                    )
-                yield EmbeddedBlock(block.instance_ids, block.coords, values)
+            for block in self.embedded(bag_id, blocks, problems):
+                unreadable[:] = as_lines(problems)
+                yield block
+            unreadable[:] = as_lines(problems)
 
         key, made_of = self.key(source_sha256), self.bundle.made_of
         dim = sum(self._groups)
         write_features(path, bag_id, key, dim, embedded(), mpp, unreadable, crop_px, made_of, self._groups)
         return problems
+
+    def embedded(self, bag_id: str, blocks: Iterable[CellBlock], problems: list[Problem]) -> Iterator[EmbeddedBlock]:
+        """The embeddings of blocks of cells, one after another; unreadable cells are added to ``problems``.
+
+        Raises `FeatureFileError` for non-finite embeddings.
+        """
+        for block in blocks:
+            problems.extend(block.problems)
+            with np.errstate(over="ignore"):  # what does not fit the format is refused below
+                embeddings = embed_in_orientations(self._engine.embed, block.pixels, self._orientations)
+                values = np.concatenate([embeddings, block.morphology], axis=1).astype(self._dtype)
+            if not np.isfinite(values).all():
+                raise FeatureFileError(
+                    f"{bag_id}: embeddings are not finite in {self._dtype}. Use --dtype float32 or another encoder."
+                )
+            yield EmbeddedBlock(block.instance_ids, block.coords, values)
+
+
+def as_lines(problems: Iterable[Problem]) -> list[str]:
+    """Unreadable cells as a cache lists them."""
+    return [f"{problem.where}: {problem.reason}" for problem in problems]

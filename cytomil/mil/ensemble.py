@@ -50,20 +50,16 @@ class Ensemble:
         """Assess a bag's embeddings, float32 (N ≥ 1, D): the mean over the members."""
         return self.assess_blocks([values])
 
-    @torch.inference_mode()
     def assess_blocks(self, blocks: Iterable[np.ndarray]) -> Assessment:
         """Assess a bag whose embeddings come in blocks, float32 (n ≥ 1, D) each, read once and held one at a time."""
-        readings = [member.aggregator.read(self.instance_score) for member in self.members]
+        reading = self.begin()
         for block in blocks:
-            # A slide's cells are too many for standardised copies of all of them.
-            for part in torch.from_numpy(block).split(_BLOCK):
-                for member, reading in zip(self.members, readings, strict=True):
-                    reading.add(member.standardise(part))
-        probabilities, scores = zip(*(reading.result() for reading in readings), strict=True)
-        evidence = self.instance_score is InstanceScore.EVIDENCE
-        units = [member.reference if evidence else 1.0 for member in self.members]
-        shared = [score.div(unit).numpy() for score, unit in zip(scores, units, strict=True)]
-        return Assessment(float(np.mean(probabilities)), np.mean(shared, axis=0))
+            reading.add(block)
+        return reading.result()
+
+    def begin(self) -> EnsembleReading:
+        """Begin to read a bag."""
+        return EnsembleReading(self)
 
     @property
     def judged(self) -> JudgedBags | None:
@@ -74,6 +70,31 @@ class Ensemble:
     def meaning(self) -> str:
         """What an instance's score is, in words that follow a number."""
         return self.members[0].aggregator.meaning[self.instance_score]
+
+
+class EnsembleReading:
+    """One bag on its way through an ensemble."""
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        self._ensemble = ensemble
+        self._readings = [member.aggregator.read(ensemble.instance_score) for member in ensemble.members]
+
+    @torch.inference_mode()
+    def add(self, block: np.ndarray) -> None:
+        """Take the bag's next embeddings, float32 (n ≥ 1, D)."""
+        # A slide's cells are too many for standardised copies of all of them.
+        for part in torch.from_numpy(block).split(_BLOCK):
+            for member, reading in zip(self._ensemble.members, self._readings, strict=True):
+                reading.add(member.standardise(part))
+
+    @torch.inference_mode()
+    def result(self) -> Assessment:
+        """The mean over the members."""
+        probabilities, scores = zip(*(reading.result() for reading in self._readings), strict=True)
+        evidence = self._ensemble.instance_score is InstanceScore.EVIDENCE
+        units = [member.reference if evidence else 1.0 for member in self._ensemble.members]
+        shared = [score.div(unit).numpy() for score, unit in zip(scores, units, strict=True)]
+        return Assessment(float(np.mean(probabilities)), np.mean(shared, axis=0))
 
 
 def reference_evidence(aggregator: Aggregator, standardise: Standardiser, bags: Sequence[TrainingBag]) -> float:

@@ -117,27 +117,50 @@ class Novelty:
 
     def judge(self, blocks: Iterable[np.ndarray]) -> SlideNovelty:
         """Judge a slide by its cells' embeddings, float32 (n, D) a block, N ≥ 1 in all."""
-        cloud = _Cloud(self.mean, self.weight, self.axes, self.spread)
-        total, n, outside = torch.zeros(len(self.spread) + 2, dtype=torch.float64), 0, Gathered()
+        reading = self.begin()
         for block in blocks:
-            for part in torch.from_numpy(block).split(_BLOCK):
-                measured = _standardised(cloud.measure(part), self.usual)
-                total += measured.clamp(-_CLIP, _CLIP).sum(dim=0)
-                n += len(part)
-                outside.add(_outlyingness(measured))
-        mean_square = float((total / n).square().mean())
-        statistic = _statistic(mean_square, n, float(self.slide_variance))
-        is_beyond = (outside.all() > self.cell_limit).numpy()
-        return SlideNovelty(
-            shift=mean_square**0.5,
-            p_value=_p_value(statistic, self.held_out.numpy(), len(total)),
-            farther_than_all=bool(statistic > self.held_out.max()),
-            is_beyond=is_beyond,
-        )
+            reading.add(block)
+        return reading.result()
+
+    def begin(self) -> NoveltyReading:
+        """Begin to judge a slide."""
+        return NoveltyReading(self)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that it knows, by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class NoveltyReading:
+    """One slide on its way past what is usual; of its cells one number each is held."""
+
+    def __init__(self, novelty: Novelty) -> None:
+        self._novelty = novelty
+        self._cloud = _Cloud(novelty.mean, novelty.weight, novelty.axes, novelty.spread)
+        self._total = torch.zeros(len(novelty.spread) + 2, dtype=torch.float64)
+        self._n = 0
+        self._outside = Gathered()
+
+    def add(self, block: np.ndarray) -> None:
+        """Take the slide's next embeddings, float32 (n, D)."""
+        for part in torch.from_numpy(block).split(_BLOCK):
+            measured = _standardised(self._cloud.measure(part), self._novelty.usual)
+            self._total += measured.clamp(-_CLIP, _CLIP).sum(dim=0)
+            self._n += len(part)
+            self._outside.add(_outlyingness(measured))
+
+    def result(self) -> SlideNovelty:
+        """What is to be said of the slide, of N ≥ 1 cells."""
+        held_out = self._novelty.held_out
+        mean_square = float((self._total / self._n).square().mean())
+        statistic = _statistic(mean_square, self._n, float(self._novelty.slide_variance))
+        is_beyond = (self._outside.all() > self._novelty.cell_limit).numpy()
+        return SlideNovelty(
+            shift=mean_square**0.5,
+            p_value=_p_value(statistic, held_out.numpy(), len(self._total)),
+            farther_than_all=bool(statistic > held_out.max()),
+            is_beyond=is_beyond,
+        )
 
 
 def fit_novelty(bags: Sequence[TrainingBag], fold: np.ndarray) -> Novelty:

@@ -24,15 +24,14 @@ from cytomil.errors import (
     WorkersError,
     why_unreadable,
 )
-from cytomil.features.cache import Features, is_valid, open_features
-from cytomil.features.embedder import Embedder
+from cytomil.features.embedder import Embedder, as_lines
 from cytomil.features.layers import seen_px
-from cytomil.files import sha256_of_file, sha256_of_json
-from cytomil.mil.ensemble import score_shares
+from cytomil.files import sha256_of_file
+from cytomil.mil.ensemble import Assessment, score_shares
 from cytomil.mil.novelty import SlideNovelty
 from cytomil.mil.triage_model import CARD_NAME, TriageModel, load_triage_model
 from cytomil.mil.weakness import held_out_auroc, weaknesses
-from cytomil.progress import Listener
+from cytomil.progress import Listener, Problem
 from cytomil.provenance import code_fingerprint, now, versions
 from cytomil.settings import RankSettings
 from cytomil.slides import CellFinding, Cutting, Resolutions, read_resolutions
@@ -215,6 +214,19 @@ def _told(
     return result
 
 
+@dataclass(frozen=True)
+class _Cells:
+    """What remains of a slide's cells once all are read: the names of the readable ones, (N,), and what was made of them.
+
+    ``unreadable`` names the others, each with its reason.
+    """
+
+    names: Sequence[str]
+    unreadable: Sequence[str]
+    assessment: Assessment
+    novelty: SlideNovelty
+
+
 class _Ranker:
     """Assesses slides one after another with one model."""
 
@@ -239,7 +251,7 @@ class _Ranker:
             kept = self._finished.read(found, fingerprint, self._reading.resolutions.fallback)
             if kept is not None:
                 return kept
-            result = self._assess(found, source, fingerprint)
+            result = self._assess(found, source)
             self._finished.write(found, fingerprint, source, result)
             return result
         except CytomilError as error:
@@ -252,48 +264,57 @@ class _Ranker:
         except OSError as error:
             raise SlideUnreadableError(why_unreadable(found.path, error)) from None
 
-    def _assess(self, found: Found, source: SlideSource, fingerprint: str) -> SlideResult:
+    def _assess(self, found: Found, source: SlideSource) -> SlideResult:
         try:
-            features = self._features(found, source, sha256_of_json([fingerprint, source.mpp]))
-            if len(features) < LEAST_CELLS:
-                raise NoCellsError(_too_few(features))
+            cells = self._read(found, source)
         except NoCellsError as error:
             result = _not_assessed(found, error)
             return with_qc(result, source, self._settings.out) if isinstance(source, WholeSlide) else result
-        return self._result(found, source, features)
+        return self._result(found, source, cells)
 
-    def _features(self, found: Found, source: SlideSource, fingerprint: str) -> Features:
-        cache = self._reading.cache / f"{sha256_of_json(found.name)[:16]}.h5"
-        if not is_valid(cache, self._embedder.key(fingerprint)):
-            blocks = source.blocks(self._embedder.preparation, self._settings.batch_size, self._settings.workers)
-            crop_px = round(source.crop_side_px) if isinstance(source, WholeSlide) else 0
-            told = self._listener.track(blocks, found.name, unit="blocks of cells")
-            self._embedder.embed(cache, found.name, fingerprint, told, source.mpp, crop_px)
-        return open_features(cache)
+    def _read(self, found: Found, source: SlideSource) -> _Cells:
+        """Every cell through encoder, aggregator and novelty, a block at a time; of each its name and its numbers remain.
 
-    def _result(self, found: Found, source: SlideSource, features: Features) -> SlideResult:
-        assessment = self._model.ensemble.assess_blocks(features.blocks())
+        Raises `NoCellsError` where there are too few.
+        """
+        blocks = source.blocks(self._embedder.preparation, self._settings.batch_size, self._settings.workers)
+        told = self._listener.track(blocks, found.name, unit="blocks of cells")
+        assessed, judged = self._model.ensemble.begin(), self._model.novelty.begin()
+        names: list[str] = []
+        problems: list[Problem] = []
+        for block in self._embedder.embedded(found.name, told, problems):
+            if block.instance_ids:
+                names += block.instance_ids
+                assessed.add(block.values)
+                judged.add(block.values)
+        unreadable = as_lines(problems)
+        if len(names) < LEAST_CELLS:
+            raise NoCellsError(_too_few(len(names), unreadable))
+        assessment = assessed.result()
         if not np.isfinite(assessment.probability):
             raise TriageModelError("the model gives no finite probability for this slide. Fit the model again.")
-        novelty = self._model.novelty.judge(features.blocks())
+        return _Cells(names, unreadable, assessment, judged.result())
+
+    def _result(self, found: Found, source: SlideSource, cells: _Cells) -> SlideResult:
+        assessment, novelty = cells.assessment, cells.novelty
         result = SlideResult(
             slide=found.name,
             path=found.shown_path,
-            call=self._call(assessment.probability, novelty.is_unlike, len(features) < CellFinding.min_cells),
+            call=self._call(assessment.probability, novelty.is_unlike, len(cells.names) < CellFinding.min_cells),
             probability=assessment.probability,
             sha256=source.content_sha256(),
-            n_instances=len(features),
-            n_unreadable=len(features.unreadable),
-            mpp=features.mpp,
-            cautions=tuple(self._cautions(source, features, novelty)),
+            n_instances=len(cells.names),
+            n_unreadable=len(cells.unreadable),
+            mpp=source.mpp,
+            cautions=tuple(self._cautions(source, cells)),
             is_unlike=novelty.is_unlike,
             novelty_p=novelty.p_value,
-            key_instances=self._key_instances(source, features, assessment.scores, novelty),
+            key_instances=self._key_instances(source, cells),
             score_shares=tuple(score_shares(assessment.scores).tolist()),
         )
         if isinstance(source, WholeSlide):
             out, cells_csv = self._settings.out, self._settings.cells_csv
-            return with_places(result, source, features.instance_ids, assessment.scores, out, cells_csv)
+            return with_places(result, source, cells.names, assessment.scores, out, cells_csv)
         return result
 
     def _call(self, probability: float, is_unlike: bool, is_few: bool) -> Call:
@@ -305,29 +326,28 @@ class _Ranker:
             return Call.REVIEW_FIRST
         return Call.REVIEW if probability >= thresholds["low"] else Call.LOW_PRIORITY
 
-    def _cautions(self, source: SlideSource, features: Features, novelty: SlideNovelty) -> Iterator[str]:
-        if novelty.is_unlike:
+    def _cautions(self, source: SlideSource, cells: _Cells) -> Iterator[str]:
+        if cells.novelty.is_unlike:
             yield (
-                f"Unlike the training slides: do not rely on its call. {_how_unlike(novelty)} Another specimen, stain, "
+                f"Unlike the training slides: do not rely on its call. {_how_unlike(cells.novelty)} Another specimen, stain, "
                 "focus or scanner may be the cause, or far more abnormal cells than any training slide holds."
             )
-        n_unreadable = len(features.unreadable)
-        n = len(features) + n_unreadable
+        n_unreadable = len(cells.unreadable)
+        n = len(cells.names) + n_unreadable
         if n_unreadable:
             care = "read with care: " if n_unreadable > _MANY_UNREADABLE * n else ""
-            yield f"{care}{n_unreadable} of {n} cells could not be read (first: {features.unreadable[0]})"
-        if len(features) < CellFinding.min_cells:
-            yield f"few cells: {len(features)}, where a whole slide needs {CellFinding.min_cells}; read all of them"
+            yield f"{care}{n_unreadable} of {n} cells could not be read (first: {cells.unreadable[0]})"
+        if len(cells.names) < CellFinding.min_cells:
+            yield f"few cells: {len(cells.names)}, where a whole slide needs {CellFinding.min_cells}; read all of them"
         if isinstance(source, CellFolder):
             yield from source.cautions()
 
-    def _key_instances(
-        self, source: SlideSource, features: Features, scores: np.ndarray, novelty: SlideNovelty
-    ) -> tuple[KeyInstance, ...]:
+    def _key_instances(self, source: SlideSource, cells: _Cells) -> tuple[KeyInstance, ...]:
+        scores = cells.assessment.scores
         top = np.argsort(-scores, kind="stable")[: self._settings.top]
-        ids = [features.instance_ids[i] for i in top]
+        ids = [cells.names[i] for i in top]
         return tuple(
-            KeyInstance(name, float(scores[i]), _gallery_image(image, name), why=self._why(scores[i], i, novelty))
+            KeyInstance(name, float(scores[i]), _gallery_image(image, name), why=self._why(scores[i], i, cells.novelty))
             for i, name, image in zip(top, ids, source.images(ids, _GALLERY_PX), strict=True)
         )
 
@@ -352,9 +372,8 @@ def _not_assessed(found: Found, error: CytomilError) -> SlideResult:
     return SlideResult(found.name, found.shown_path, Call.NOT_ASSESSED, reason=printable(reason))
 
 
-def _too_few(features: Features) -> str:
-    n, n_unreadable = len(features), len(features.unreadable)
-    first = f" {n_unreadable} could not be read (first: {features.unreadable[0]})" if n_unreadable else ""
+def _too_few(n: int, unreadable: Sequence[str]) -> str:
+    first = f" {len(unreadable)} could not be read (first: {unreadable[0]})" if unreadable else ""
     return f"too few cells: {n or 'none'}, at least {LEAST_CELLS} are needed.{first}"
 
 

@@ -26,7 +26,6 @@ from cytomil.bags import open_bag, read_manifest
 from cytomil.bags.make import make_bags
 from cytomil.cli.app import app
 from cytomil.cli.console import console
-from cytomil.features import open_features
 from cytomil.features.embed import embed
 from cytomil.files import write_json_card
 from cytomil.mil.fit import fit_mil
@@ -329,10 +328,16 @@ def test_the_number_of_threads_changes_no_byte(road, three, tmp_path):
         write_worklist(rank(three, settings(road, out, workers=workers, batch_size=10, cells_csv=True), Silent()), out)
         files = [out / "triage.csv", *sorted((out / "geojson").iterdir()), *sorted((out / "cells").iterdir())]
         written.append([file.read_bytes() for file in files])
-        caches = sorted((out / "cache").glob("*.h5"))
-        written[-1] += [open_features(cache).load().tobytes() for cache in caches]
-        assert len(caches) == 3
     assert written[0] == written[1]
+
+
+def test_of_a_slide_at_most_forty_bytes_a_cell_are_kept_beside_its_pictures(road, three, tmp_path):
+    out = tmp_path / "out"
+    n_cells = sum(slide.n_instances for slide in rank(three, settings(road, out), Silent()).slides)
+    assert not list((out / "cache").glob("*.h5"))
+    kept = [path.stat().st_size for path in (out / "cache").glob("*.npz")]
+    head = 2_000  # names and shapes of the arrays in a file
+    assert sum(kept) <= 40 * n_cells + head * len(kept)
 
 
 def test_another_top_finds_no_cells_anew(road, three, tmp_path, monkeypatch):

@@ -126,11 +126,11 @@ class SelfPaced(TwoSidedScorer):
 
     def distances(self, instances: Tensor) -> Tensor:
         """See `PooledScorer`; ``instances`` are a whole bag, since its cells are seen relative to each other."""
-        return self.suspicion([view.project(instances) for view in self._views()])
+        return self.suspicion([view.relative(view.project(instances)) for view in self._views()])
 
-    def suspicion(self, projected: Sequence[Tensor]) -> Tensor:
-        """A whole bag's components, one (N, K) for each view → float32 (N,), at least 0."""
-        raw = self._ask([view.relative(part) for view, part in zip(self._views(), projected, strict=True)])
+    def suspicion(self, relative: Sequence[Tensor]) -> Tensor:
+        """Cells' components relative to their bag, one (n, K) for each view → float32 (n,), at least 0."""
+        raw = self._ask(relative)
         return F.softplus(_mean_opinion(raw, self.usual, self.spread, self.weights)).float()
 
     def pool(self, distances: Tensor) -> float:
@@ -140,7 +140,7 @@ class SelfPaced(TwoSidedScorer):
         return float(torch.stack([top.mean().clamp(min=_LEAST_SPREAD).log() for top in tops]).mean())
 
     def read(self, kind: InstanceScore) -> ViewsReading:
-        """See `Aggregator.read`: only the components of a bag are held."""
+        """See `Aggregator.read`."""
         return ViewsReading(self._views(), self.suspicion, self._probability)
 
     def _views(self) -> list[View]:
