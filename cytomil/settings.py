@@ -190,6 +190,9 @@ class PretrainSettings(Section):
     )
     bags: Path = Field(Path("data/bags"), description="folder with bags.csv")
     out: Path = Field(Path("models/encoder"), description="folder for the encoder bundle")
+    cells_per_bag: int = Field(
+        2000, ge=0, description="cells of each bag that training sees, drawn by seed; 0: all of them"
+    )
     epochs: int = Field(10, ge=1, description="passes over the training cells")
     warmup_epochs: float = Field(1, ge=0, description="epochs of linear warm-up before the cosine schedule")
     batch_size: int = Field(64, ge=4, description="cells per step, half from each side")

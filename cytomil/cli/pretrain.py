@@ -27,6 +27,7 @@ def pretrain(
     with_instance_labels: Annotated[bool | None, option("pretrain", "with_instance_labels")] = None,
     bags: Annotated[Path | None, option("pretrain", "bags")] = None,
     out: Annotated[Path | None, option("pretrain", "out")] = None,
+    cells_per_bag: Annotated[int | None, option("pretrain", "cells_per_bag")] = None,
     epochs: Annotated[int | None, option("pretrain", "epochs")] = None,
     warmup_epochs: Annotated[float | None, option("pretrain", "warmup_epochs")] = None,
     batch_size: Annotated[int | None, option("pretrain", "batch_size")] = None,

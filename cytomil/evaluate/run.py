@@ -26,7 +26,7 @@ from cytomil.features.cache import Features
 from cytomil.features.index import read_index
 from cytomil.features.layers import preparation_sha256
 from cytomil.files import write_json, write_text
-from cytomil.mil.fit import drawn_cells, training_bags
+from cytomil.mil.fit import draw_of, training_bags
 from cytomil.mil.triage_model import TriageModel, load_triage_model
 from cytomil.progress import Listener, Problem
 from cytomil.settings import EvaluateSettings, FitMilSettings
@@ -163,7 +163,7 @@ def _control(settings: EvaluateSettings, model: TriageModel, manifest: Manifest,
     def labels_of(i: int) -> np.ndarray | None:
         row, features = opened[i]
         labels = _instance_labels(manifest, row.bag_id, features, unread)
-        return None if labels is None else labels[drawn_cells(features, fit_settings)]
+        return None if labels is None else labels[draw_of(fit_settings).places(row.bag_id, len(labels))]
 
     return without_witnesses(bags, labels_of, fit_settings, listener)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cytomil.bags.draw import Draw
 from cytomil.encoders.bundle import EncoderBundle, load_bundle
 from cytomil.errors import FeatureFileError, require_replaceable
 from cytomil.features.cache import Features
@@ -80,18 +81,14 @@ def training_bags(
     """Caches as fitting sees them: of each the drawn cells alone. A bag of unknown patient is a patient of its own."""
     bags = []
     for row, features in listener.track(opened, "reading features", unit="bags"):
-        values = torch.from_numpy(features.some(drawn_cells(features, settings)))
+        values = torch.from_numpy(features.some(draw_of(settings).places(features.bag_id, len(features))))
         bags.append(TrainingBag(row.bag_id, values, row.label, row.patient_id or f"bag:{row.bag_id}", features.groups))
     return bags
 
 
-def drawn_cells(features: Features, settings: FitMilSettings) -> np.ndarray:
-    """Ascending places of the cells that fitting draws of a bag: `FitMilSettings.cells_per_bag` of them, by seed and bag."""
-    n = len(features)
-    if not 0 < settings.cells_per_bag < n:
-        return np.arange(n)
-    rng = np.random.default_rng([settings.seed, *features.bag_id.encode()])
-    return np.sort(rng.choice(n, settings.cells_per_bag, replace=False))
+def draw_of(settings: FitMilSettings) -> Draw:
+    """Which of a bag's cells fitting reads."""
+    return Draw(settings.cells_per_bag, settings.seed)
 
 
 def _fit(bags: Sequence[TrainingBag], settings: FitMilSettings, listener: Listener) -> tuple[HeldOut, Ensemble]:

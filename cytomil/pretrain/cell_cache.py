@@ -8,36 +8,43 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
 
+from cytomil.bags.draw import ALL, Draw
 from cytomil.bags.manifest import BagRow, Manifest
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import CytomilError
 from cytomil.files import replacing, sha256_of_json
 from cytomil.hdf5 import HDF5_ERRORS
-from cytomil.pretrain.cells import TrainingCells, assemble, fill_cells
+from cytomil.pretrain.cells import TrainingCells, assemble, count, fill_cells
 from cytomil.progress import Listener, Problem
 
 SCHEMA = "cytomil.cells/2"
 
 
-def cell_cache_path(out: Path, data: str, transform: CellTransform) -> Path:
-    """Where runs that write the bundle ``out`` keep the decoded cells of the bags with fingerprint ``data``."""
-    return out.parent / "cache" / f"cells-{sha256_of_json([SCHEMA, data, transform.sha256])[:16]}.h5"
+def cell_cache_path(out: Path, data: str, transform: CellTransform, draw: Draw = ALL) -> Path:
+    """Where runs that write the bundle ``out`` keep the decoded cells drawn of the bags with fingerprint ``data``."""
+    return out.parent / "cache" / f"cells-{sha256_of_json([SCHEMA, data, transform.sha256, asdict(draw)])[:16]}.h5"
 
 
 def write_cell_cache(
-    path: Path, manifest: Manifest, rows: tuple[BagRow, ...], transform: CellTransform, listener: Listener
+    path: Path,
+    manifest: Manifest,
+    rows: tuple[BagRow, ...],
+    transform: CellTransform,
+    listener: Listener,
+    draw: Draw = ALL,
 ) -> None:
-    """Decode the bags' cells into ``path``, whole or not at all; memory holds some blocks of cells at a time."""
-    shape = (sum(row.n_instances for row in rows), transform.image_size, transform.image_size, 3)
+    """Decode the cells drawn of the bags into ``path``, whole or not at all; memory holds some blocks of cells at a time."""
+    shape = (count(rows, draw), transform.image_size, transform.image_size, 3)
     with replacing(path) as partial, h5py.File(partial, "w") as file:
         pixels = file.create_dataset("pixels", shape, np.uint8)  # not chunked, so that it can be mapped
-        bag, problems = fill_cells(pixels, manifest, rows, transform, listener)
+        bag, problems = fill_cells(pixels, manifest, rows, transform, listener, draw)
         file["bag"] = bag.numpy()
         file.attrs["problems"] = json.dumps([vars(problem) for problem in problems])
         file.attrs["schema"] = SCHEMA

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cytomil.bags.bag_file import Bag, content_sha256
+from cytomil.bags.draw import ALL, Draw
 from cytomil.bags.manifest import BagRow, Manifest, open_listed
 from cytomil.encoders.transform import CellTransform, decode_cells
 from cytomil.errors import BagFileError
@@ -46,25 +47,37 @@ class TrainingCells:
         return sample.mean(dim=0).float(), sample.std(dim=0).clamp(min=1e-3).float()
 
 
-def bytes_needed(rows: tuple[BagRow, ...], image_size: int) -> int:
-    """Memory that the decoded cells of these bags will take, in bytes."""
-    return sum(row.n_instances for row in rows) * 3 * image_size**2
+def bytes_needed(rows: tuple[BagRow, ...], image_size: int, draw: Draw = ALL) -> int:
+    """Memory that the decoded cells drawn of these bags will take, in bytes."""
+    return count(rows, draw) * 3 * image_size**2
+
+
+def count(rows: tuple[BagRow, ...], draw: Draw) -> int:
+    """How many cells are drawn of these bags."""
+    return sum(draw.count(row.n_instances) for row in rows)
 
 
 def load_training_cells(
-    manifest: Manifest, rows: tuple[BagRow, ...], transform: CellTransform, listener: Listener
+    manifest: Manifest, rows: tuple[BagRow, ...], transform: CellTransform, listener: Listener, draw: Draw = ALL
 ) -> TrainingCells:
-    """Decode the bags' cells. Raises `BagFileError` if a label has no bag, or a bag is not the one the manifest lists."""
-    n = sum(row.n_instances for row in rows)
-    pixels = np.empty((n, transform.image_size, transform.image_size, 3), np.uint8)
-    bag, problems = fill_cells(pixels, manifest, rows, transform, listener)
+    """Decode the cells drawn of the bags.
+
+    Raises `BagFileError` where a label has no bag, or a bag is not the one that the manifest lists.
+    """
+    pixels = np.empty((count(rows, draw), transform.image_size, transform.image_size, 3), np.uint8)
+    bag, problems = fill_cells(pixels, manifest, rows, transform, listener, draw)
     return assemble(torch.from_numpy(pixels), bag, problems, manifest, rows)
 
 
 def fill_cells(
-    pixels: Any, manifest: Manifest, rows: tuple[BagRow, ...], transform: CellTransform, listener: Listener
+    pixels: Any,
+    manifest: Manifest,
+    rows: tuple[BagRow, ...],
+    transform: CellTransform,
+    listener: Listener,
+    draw: Draw = ALL,
 ) -> tuple[Tensor, tuple[Problem, ...]]:
-    """Decode the bags' cells, on every core, into an array that takes slices (NumPy's or HDF5's), uint8 (N, S, S, 3).
+    """Decode the cells drawn of the bags, on every core, into NumPy's or HDF5's uint8 array (N, S, S, 3).
 
     Returns the place of each readable cell's bag among ``rows``, int64, shape (number of readable cells,), and the
     unreadable cells.
@@ -82,7 +95,7 @@ def fill_cells(
                 raise BagFileError(
                     f"{bag.path} is not the bag bags.csv lists (altered or exchanged). Make the bags again."
                 )
-            for block, unreadable in _decoded(bag, row.bag_id, transform, pool):
+            for block, unreadable in _decoded(bag, row.bag_id, draw, transform, pool):
                 pixels[filled : filled + len(block)] = block
                 bags.append(torch.full((len(block),), number))
                 filled += len(block)
@@ -91,15 +104,23 @@ def fill_cells(
 
 
 def _decoded(
-    bag: Bag, bag_id: str, transform: CellTransform, pool: ThreadPoolExecutor
+    bag: Bag, bag_id: str, draw: Draw, transform: CellTransform, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[np.ndarray, list[Problem]]]:
-    starts = range(0, len(bag), _BLOCK)
-    for first in range(0, len(starts), _BLOCKS_AT_ONCE):  # so that memory holds no more than these of a huge bag
-        some = starts[first : first + _BLOCKS_AT_ONCE]
-        encoded = [bag.images(start, start + _BLOCK) for start in some]
-        names = [[f"{bag_id}/{name}" for name in bag.instance_ids[start : start + _BLOCK]] for start in some]
+    places = draw.places(bag_id, len(bag)).tolist()
+    blocks = [places[start : start + _BLOCK] for start in range(0, len(places), _BLOCK)]
+    for first in range(0, len(blocks), _BLOCKS_AT_ONCE):  # so that memory holds no more than these of a huge bag
+        some = blocks[first : first + _BLOCKS_AT_ONCE]
+        encoded = [[image for start, stop in _runs(block) for image in bag.images(start, stop)] for block in some]
+        names = [[f"{bag_id}/{bag.instance_ids[i]}" for i in block] for block in some]
         for block, _, unreadable in pool.map(decode_cells, encoded, names, repeat(transform)):
             yield block, unreadable
+
+
+def _runs(places: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Start and stop of what is to be read in one piece of ascending places."""
+    breaks = [i for i in range(1, len(places)) if places[i] != places[i - 1] + 1]
+    for first, last in zip([0, *breaks], [*breaks, len(places)], strict=True):
+        yield places[first], places[last - 1] + 1
 
 
 def assemble(

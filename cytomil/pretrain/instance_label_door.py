@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cytomil.bags.draw import ALL, Draw
 from cytomil.bags.manifest import BagRow, Manifest
 from cytomil.errors import BagFileError
 from cytomil.pretrain.cells import TrainingCells
 
 
-def read_training_instance_labels(manifest: Manifest, rows: tuple[BagRow, ...], cells: TrainingCells) -> Tensor:
-    """1 abnormal, 0 normal for each of ``cells``, int64 (N,), on the CPU.
+def read_training_instance_labels(
+    manifest: Manifest, rows: tuple[BagRow, ...], cells: TrainingCells, draw: Draw = ALL
+) -> Tensor:
+    """1 abnormal, 0 normal for each of ``cells``, which were drawn by ``draw``: int64 (N,), on the CPU.
 
     Cells of negative bags are normal, whatever is known of them.
 
@@ -24,8 +27,9 @@ def read_training_instance_labels(manifest: Manifest, rows: tuple[BagRow, ...], 
     unreadable = {problem.where for problem in cells.problems}
     labels: list[int] = []
     for row in rows:
-        known = read_instance_labels(manifest.file_of(row))
-        of_bag = [label for name, label in known.items() if f"{row.bag_id}/{name}" not in unreadable]
+        known = list(read_instance_labels(manifest.file_of(row)).items())
+        drawn = [known[i] for i in draw.places(row.bag_id, len(known))]
+        of_bag = [label for name, label in drawn if f"{row.bag_id}/{name}" not in unreadable]
         if row.label == 1 and any(label not in (0, 1) for label in of_bag):
             raise BagFileError(
                 f"{manifest.file_of(row)} does not know which of its cells are abnormal. Instance labels come with class "

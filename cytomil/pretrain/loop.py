@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from cytomil.bags.bag_file import open_bag
+from cytomil.bags.draw import Draw
 from cytomil.bags.manifest import BagRow, Manifest, fingerprint, read_manifest
 from cytomil.bags.synthetic import SOURCE as SYNTHETIC
 from cytomil.encoders.bundle import (
@@ -28,7 +29,7 @@ from cytomil.encoders.transform import CellTransform
 from cytomil.errors import SettingsError, require_replaceable
 from cytomil.files import sha256_of_json
 from cytomil.pretrain.cell_cache import cell_cache_path, open_cell_cache, write_cell_cache
-from cytomil.pretrain.cells import TrainingCells, bytes_needed, load_training_cells
+from cytomil.pretrain.cells import TrainingCells, bytes_needed, count, load_training_cells
 from cytomil.pretrain.checkpoint import RunIdentity, checkpoint_path, load_checkpoint
 from cytomil.pretrain.instance_label_door import read_training_instance_labels
 from cytomil.pretrain.memory import require_disk, require_memory
@@ -91,7 +92,9 @@ def pretrain(
         _require_batch(cells, settings, processes)
     make_method: Callable[..., Method] = partial(method, settings, cells=cells)
     if method.uses_instance_labels:
-        make_method = partial(make_method, instance_labels=read_training_instance_labels(manifest, rows, cells))
+        make_method = partial(
+            make_method, instance_labels=read_training_instance_labels(manifest, rows, cells, draw_of(settings))
+        )
     run = Run(settings, identity, cells, processes, checkpoint, make_method, start, listener.note)
     kept, frozen_stages = default_layer(run.encoder), run.encoder.frozen_stages
     if method.trains and frozen_stages_leave_it(start.architecture, settings.image_size, frozen_stages, kept):
@@ -157,17 +160,25 @@ def _cells(
     processes: Processes,
 ) -> TrainingCells:
     size = settings.image_size
-    needed = bytes_needed(rows, size)
-    what = f"{sum(row.n_instances for row in rows):,} cells at {size}×{size} px"
+    draw = draw_of(settings)
+    needed, n = bytes_needed(rows, size, draw), count(rows, draw)
+    what = f"{n:,} cells at {size}×{size} px"
+    if n < (n_all := sum(row.n_instances for row in rows)):
+        what = f"{n:,} of {n_all:,} cells, {settings.cells_per_bag:,} at most of a bag, at {size}×{size} px"
     if settings.cache == "ram":
         require_memory(needed, what, processes.on_this_machine, listener)
-        return load_training_cells(manifest, rows, transform, listener)
-    path = cell_cache_path(settings.out, fingerprint(rows), transform)
+        return load_training_cells(manifest, rows, transform, listener, draw)
+    path = cell_cache_path(settings.out, fingerprint(rows), transform, draw)
     if processes.is_first and not path.is_file():
         require_disk(needed, what, path, listener)
-        write_cell_cache(path, manifest, rows, transform, listener)
+        write_cell_cache(path, manifest, rows, transform, listener, draw)
     processes.wait()
     return open_cell_cache(path, manifest, rows)
+
+
+def draw_of(settings: PretrainSettings) -> Draw:
+    """Which of a bag's cells training sees."""
+    return Draw(settings.cells_per_bag, settings.seed)
 
 
 def _finished(settings: PretrainSettings, identity: RunIdentity) -> EncoderBundle | None:

@@ -1,0 +1,29 @@
+"""Which of a bag's cells are read, where reading all of them would take too long or too much memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Draw:
+    """At most ``most`` cells of each bag, drawn without replacement by ``seed`` and the bag's id; 0: all of them."""
+
+    most: int = 0
+    seed: int = 0
+
+    def count(self, n: int) -> int:
+        """How many are drawn of ``n`` cells."""
+        return min(n, self.most) if self.most else n
+
+    def places(self, bag_id: str, n: int) -> np.ndarray:
+        """Ascending places of the drawn ones among a bag's ``n`` cells, int64 (`count`,)."""
+        if self.count(n) == n:
+            return np.arange(n)
+        rng = np.random.default_rng([self.seed, *bag_id.encode()])
+        return np.sort(rng.choice(n, self.most, replace=False))
+
+
+ALL = Draw()
