@@ -23,7 +23,8 @@ started = time.perf_counter()
 process = subprocess.Popen(sys.argv[2:])
 _, status, usage = os.wait4(process.pid, 0)
 process.returncode = os.waitstatus_to_exitcode(status)
-told = {"seconds": time.perf_counter() - started, "status": process.returncode, "peak": usage.ru_maxrss}
+told = {"seconds": time.perf_counter() - started, "status": process.returncode, "peak": usage.ru_maxrss,
+        "cpu": usage.ru_utime + usage.ru_stime}
 with open(sys.argv[1], "w") as file:
     json.dump(told, file)
 """
@@ -32,7 +33,7 @@ _KIB_TO_MB = 1024 / 1e6
 
 @dataclass(frozen=True)
 class Child:
-    """What a process did.
+    """What a process did. ``cpu_seconds`` are the processors' time, which other work beside it hardly changes.
 
     ``peak_mb`` is the largest resident memory of any one of its processes, by the operating system's account.
     ``together_mb`` is the sum over all of them where there are several, memory that they share counted once, looked at
@@ -40,6 +41,7 @@ class Child:
     """
 
     seconds: float
+    cpu_seconds: float
     status: int
     peak_mb: float
     together_mb: float
@@ -63,6 +65,7 @@ def run(command: Sequence[str | Path], accepted: Sequence[int] = (0,), env: dict
             raise SystemExit(f"{' '.join(map(str, command))} failed with status {account['status']}:\n{said}")
         return Child(
             account["seconds"],
+            account["cpu"],
             account["status"],
             account["peak"] * _KIB_TO_MB,
             max(together, account["peak"] * _KIB_TO_MB),

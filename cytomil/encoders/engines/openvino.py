@@ -14,7 +14,6 @@ from cytomil.encoders.architecture import Encoder
 from cytomil.encoders.engines.batches import batch_of, padded
 from cytomil.encoders.stages import Layers
 from cytomil.layer import Layer
-from cytomil.threads import usable_cores
 
 LIBRARIES = ("openvino",)
 PRECISIONS = ("float32", "bf16", "int8")
@@ -107,7 +106,7 @@ def _sums_8_bit_products() -> bool:
 
 
 class OpenVinoEngine:
-    """Runs a stored graph on all cores this process may use, several batches at a time."""
+    """Runs a stored graph on as many threads as PyTorch has, a batch on each."""
 
     def __init__(
         self, name: str, key: str, folder: Path, precision: str, image_size: int, layer: Layer, output: int
@@ -126,7 +125,8 @@ class OpenVinoEngine:
             # Two streams of one core were faster than one of two, and lose less where other work wants a core.
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            "INFERENCE_NUM_THREADS": usable_cores(),
+            # OMP_NUM_THREADS and Ray's workers share a machine out by PyTorch's threads.
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "ENABLE_CPU_PINNING": False,
         }
         self._queue = ov.AsyncInferQueue(core.compile_model(model, "CPU", options))
