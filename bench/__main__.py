@@ -1,4 +1,4 @@
-"""`python -m bench` lists the benches; `python -m bench NAME` runs one, `python -m bench all` every one."""
+"""`python -m bench` prints the page of figures; `python -m bench NAME` runs one bench, `python -m bench all` every one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.tables import SkippedError, document
 from cytomil.threads import let_waiting_threads_sleep
 
 HERE = Path(__file__).parent
+PAGE = (
+    ("speed", ()),
+    ("bag_size", ("--sizes", "1000", "10000")),
+    ("cohort", ("--slides", "0")),
+    ("pretrain", ("--repeats", "1")),
+    ("morphology", ()),
+)
+"""What a reader wants to know first, in under fifteen minutes on two cores: bench and options."""
 
 
 def benches() -> dict[str, str]:
@@ -29,7 +38,10 @@ def benches() -> dict[str, str]:
 def main(line: list[str]) -> int:
     let_waiting_threads_sleep()
     known = benches()
-    if not line or line[0] in ("-h", "--help"):
+    if not line:
+        return run_several([(name, list(options)) for name, options in PAGE])
+    if line[0] in ("-h", "--help"):
+        print("python -m bench                    the page of figures: " + ", ".join(name for name, _ in PAGE))
         print("python -m bench NAME [--json FILE] [--markdown [FILE]] [options of NAME, listed by --help]")
         print("python -m bench all [--json FOLDER] [--markdown FOLDER]", "", sep="\n")
         print("\n".join(f"{name:<{max(map(len, known))}}  {what}" for name, what in known.items()))
@@ -69,20 +81,28 @@ def run_one(name: str, line: list[str]) -> int:
 
 
 def run_all(names: list[str], line: list[str]) -> int:
-    """Every bench with its own defaults, each in a process of its own; files are named by bench."""
+    """Every bench with its own defaults; files are named by bench."""
     parser = argparse.ArgumentParser(prog="python -m bench all", description="Run every bench, one after another.")
     parser.add_argument("--json", type=Path, metavar="FOLDER", help="write NAME.json for each")
     parser.add_argument("--markdown", type=Path, metavar="FOLDER", help="write NAME.md for each; default: print them")
     options = parser.parse_args(line)
-    failed = []
+    commands = []
     for name in names:
-        print(f"bench {name}", file=sys.stderr, flush=True)
-        command = [sys.executable, "-m", "bench", name]
+        written: list[str] = []
         for folder, flag, ending in ((options.json, "--json", "json"), (options.markdown, "--markdown", "md")):
             if folder:
                 folder.mkdir(parents=True, exist_ok=True)
-                command += [flag, str(folder / f"{name}.{ending}")]
-        if subprocess.run(command, check=False).returncode:
+                written += [flag, str(folder / f"{name}.{ending}")]
+        commands.append((name, written))
+    return run_several(commands)
+
+
+def run_several(commands: Sequence[tuple[str, list[str]]]) -> int:
+    """Run benches with their options, each in a process of its own."""
+    failed = []
+    for name, options in commands:
+        print(f"bench {name}", file=sys.stderr, flush=True)
+        if subprocess.run([sys.executable, "-m", "bench", name, *options], check=False).returncode:
             failed.append(name)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

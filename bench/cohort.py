@@ -44,7 +44,14 @@ def fit(n_bags: int, size: int, share: float, aggregator: str, cores: int | None
     with tempfile.TemporaryDirectory() as made:
         root = Path(made)
         columns, written, _ = write_cohort(root, n_bags, size, share)
-        line: list[str | Path] = ["--features", root / "features", "--encoder", root / "encoder", "--out", root / "model"]
+        line: list[str | Path] = [
+            "--features",
+            root / "features",
+            "--encoder",
+            root / "encoder",
+            "--out",
+            root / "model",
+        ]
         allowed = os.sched_getaffinity(0)
         os.sched_setaffinity(0, sorted(allowed)[:cores])
         try:

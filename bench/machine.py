@@ -7,11 +7,13 @@ import platform
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from bench.timing import interleaved
+if TYPE_CHECKING:
+    from cytomil.encoders.architecture import Encoder
+    from cytomil.layer import Layer
 
 PACKAGES = (
     "cytomil",
@@ -65,22 +67,16 @@ def matmul_work(n: int = 2048, repeats: int = 3) -> tuple[Callable[[], object], 
     return lambda: [a @ b for _ in range(repeats)], repeats * 2 * n**3 / 1e9
 
 
-def matmul_peak(repeats: int = 12) -> float:
-    """Best of several float32 matrix products, in GFLOP/s."""
-    product, gflop = matmul_work(repeats=1)
-    return interleaved({"product": product}, repeats)["product"].per_second(gflop).high
-
-
-def encoder_gflop(image_size: int) -> float:
-    """GFLOP of one forward pass of one cell (a multiplication and an addition are two)."""
+def layer_gflop(encoder: Encoder, layer: Layer, image_size: int) -> float:
+    """GFLOP of one forward pass of one cell up to ``layer`` (a multiplication and an addition are two)."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from cytomil.encoders.architecture import Architecture, Encoder, resolve_stem
+    from cytomil.encoders.stages import Layers
 
-    encoder = Encoder(Architecture(stem=resolve_stem("auto", image_size))).eval()
+    network = Layers(encoder, [layer]).eval()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        encoder(torch.zeros(1, 3, image_size, image_size))
+        network(torch.zeros(1, 3, image_size, image_size))
     return counter.get_total_flops() / 1e9
 
 

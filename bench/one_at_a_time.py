@@ -1,6 +1,6 @@
 """The reference for embed: one cell at a time, in the manner of the released code, written from its description.
 
-Open the file, decode with Pillow, crop and resize, a batch of one in float32, channels first, through the eager encoder.
+Open the file, decode with Pillow, crop and resize, a batch of one in float32, channels first, through PyTorch.
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ import torch
 from PIL import Image
 
 from cytomil.encoders.architecture import Encoder
+from cytomil.encoders.stages import Layers
 from cytomil.encoders.transform import CellTransform
+from cytomil.layer import Layer
 
 
 @torch.no_grad()
-def embed_one_at_a_time(files: Iterable[Path], encoder: Encoder, transform: CellTransform, layer: str) -> np.ndarray:
-    """Cell images → embeddings, float32 (N, D)."""
+def embed_one_at_a_time(
+    files: Iterable[Path], encoder: Encoder, transform: CellTransform, layer: Layer, orientations: int
+) -> np.ndarray:
+    """Cell images → embeddings, float32 (N, D), each the mean over one or two orientations."""
     rows = []
+    network = Layers(encoder, [layer]).eval()
     for file in files:
         with Image.open(file) as opened:
             image = opened.convert("RGB")
@@ -28,6 +33,6 @@ def embed_one_at_a_time(files: Iterable[Path], encoder: Encoder, transform: Cell
         size = (transform.image_size, transform.image_size)
         image = image.resize(size, Image.Resampling.BILINEAR, (left, top, left + side, top + side))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
-        h, z = encoder(pixels[None])
-        rows.append((h if layer == "h" else z)[0].numpy())
+        turned = [pixels, pixels.rot90(2, (1, 2))][:orientations]
+        rows.append(np.mean([network(one[None])[0][0].numpy() for one in turned], axis=0))
     return np.stack(rows)

@@ -1,0 +1,168 @@
+"""The default recipe from bag files to features and to a worklist: cells a second, against what its engine alone reaches.
+
+Real blood-smear cells, EfficientNet-Lite0 as `cytomil pretrain` makes it, stages, two orientations. "Alone" is the engine on
+decoded cells in memory. "embed" and "rank" go from bag files to caches and to scores, opening the engine included, starting
+Python not. "one at a time" opens, decodes and embeds a file at a time, as released code does. "matrix product" is the
+processor's peak on the network's arithmetic. All take turns within one run; a ratio is the median over its rounds. With
+--former, the recipe of another checkout of the project is timed too, by its own `embed` in a process of its own, starting
+Python included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import child
+from bench.data import BLOOD_SMEAR, blood_smear_bags, require_cells
+from bench.machine import layer_gflop, matmul_work
+from bench.one_at_a_time import embed_one_at_a_time
+from bench.tables import Measured, Table
+from bench.timing import interleaved
+
+ORIENTATIONS = 2
+LOOP, PRODUCT, RANK, EMBED = "one at a time", "matrix product", "rank", "embed"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, default=BLOOD_SMEAR, help="class folders of cells")
+    parser.add_argument("--cells", type=int, default=3_000, help="cells a round of embed and rank")
+    parser.add_argument("--alone", type=int, default=1_024, help="cells a round of the engine alone")
+    parser.add_argument("--one-by-one", type=int, default=96, help="cells a round of the loop")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--former", type=Path, help="a checkout of the project at another commit")
+    parser.add_argument("--former-cells", type=int, nargs=2, default=[200, 600], help="a rate is of their difference")
+
+
+def measure(options: argparse.Namespace) -> Measured:
+    require_cells(options.data)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        rates, ratios, engine = _measure(options, root)
+        former = former_rate(options.former, options.data, root, *options.former_cells) if options.former else None
+    results: dict[str, Any] = {"engine": engine, "cells_per_second": rates, "ratios": ratios}
+    rows = [{"what": name, "cells/s": f"{rate:,.0f}"} for name, rate in rates.items()]
+    if former:
+        results["former"] = former
+        rows += [
+            {"what": "embed of the former recipe", "cells/s": f"{former:,.1f}"},
+            {"what": "embed, times the former", "cells/s": f"{rates[EMBED] / former:,.1f}"},
+            {"what": "rank, times the former", "cells/s": f"{rates[RANK] / former:,.1f}"},
+        ]
+    compared = [{"ratio": name, "median": f"{value:.2f}"} for name, value in ratios.items()]
+    return Measured(results, (f"Engine: {engine}.", Table.of(*rows), Table.of(*compared)))
+
+
+def _measure(options: argparse.Namespace, root: Path) -> tuple[dict[str, float], dict[str, float], str]:
+    from cytomil.encoders.bundle import load_bundle
+    from cytomil.encoders.engines import open_engine
+    from cytomil.encoders.stages import layer_of
+    from cytomil.features.orientations import embed_in_orientations
+    from cytomil.progress import Silent
+    from cytomil.settings import RankSettings
+    from cytomil.triage.rank import rank
+
+    fitting = blood_smear_bags(options.data, root / "fitting", 80, train_bags=12)
+    encoder, model = root / "encoder", root / "model"
+    child.cytomil("pretrain", "--bags", fitting, "--out", encoder)
+    child.cytomil("embed", "--bags", fitting, "--encoder", encoder, "--out", root / "fitted")
+    child.cytomil("fit-mil", "--features", root / "fitted", "--encoder", encoder, "--out", model)
+    bags = blood_smear_bags(options.data, root / "bags", options.cells // 2, train_bags=2)
+    bundle = load_bundle(encoder)
+    layer = layer_of("auto", bundle.encoder).embedded
+    engine, eager = (open_engine(bundle, layer, name, "cpu", print) for name in ("auto", "eager"))
+    files, pixels = _cells(bags, options.data, bundle.transform, max(options.alone, options.one_by_one))
+    numbers = count()
+
+    def embedding() -> None:
+        embed_bags(bags, encoder, root / f"features-{next(numbers)}")
+
+    def ranking() -> None:
+        settings = RankSettings(model=model, out=root / f"triage-{next(numbers)}", device="cpu")
+        if any(slide.reason for slide in rank(bags, settings, Silent()).slides):
+            raise SystemExit("a bag was not assessed")
+
+    def alone(runs: Any) -> Callable[[], object]:
+        return lambda: embed_in_orientations(runs.embed, pixels[: options.alone], ORIENTATIONS)
+
+    candidates: dict[str, Callable[[], object]] = {
+        LOOP: lambda: embed_one_at_a_time(
+            files[: options.one_by_one], bundle.encoder, bundle.transform, layer, ORIENTATIONS
+        ),
+        "eager alone": alone(eager),
+        f"{engine.name} alone": alone(engine),
+        EMBED: embedding,
+        RANK: ranking,
+    }
+    candidates[PRODUCT], product_gflop = matmul_work()
+    timed = interleaved(candidates, options.repeats)
+    n_whole = options.cells // 2 * 2
+    cells = {LOOP: options.one_by_one, EMBED: n_whole, RANK: n_whole}
+    # What the peak would make of the network's products, were there nothing else to do.
+    cells[PRODUCT] = product_gflop / (ORIENTATIONS * layer_gflop(bundle.encoder, layer, bundle.transform.image_size))
+    per_cell = {name: timing.per(cells.get(name, options.alone)) for name, timing in timed.items()}
+    ratios = {
+        f"{whole} to {other}": per_cell[whole].times_faster_than(per_cell[other]).median
+        for whole in (EMBED, RANK)
+        for other in (f"{engine.name} alone", LOOP, PRODUCT)
+    }
+    return {name: timing.per_second(1).median for name, timing in per_cell.items()}, ratios, engine.key
+
+
+def embed_bags(bags: Path, encoder: Path, out: Path) -> None:
+    """`embed` in this process."""
+    from cytomil.features.embed import embed
+    from cytomil.progress import Silent
+    from cytomil.settings import EmbedSettings
+
+    embed(EmbedSettings(bags=bags, encoder=encoder, out=out, device="cpu"), Silent())
+
+
+def _cells(bags: Path, data: Path, transform: Any, n: int) -> tuple[list[Path], np.ndarray]:
+    """``n`` cells of the bags: the files they came from, and decoded, uint8 (n, S, S, 3)."""
+    from cytomil.bags.bag_file import open_bag
+    from cytomil.bags.instance_labels import read_instance_sources
+    from cytomil.bags.manifest import read_manifest
+    from cytomil.encoders.transform import decode_cells
+
+    manifest = read_manifest(bags)
+    row = manifest.rows[0]
+    bag = open_bag(manifest.file_of(row))
+    sources = list(read_instance_sources(manifest.file_of(row)).values())[:n]
+    pixels, _, _ = decode_cells(bag.images(0, n), bag.instance_ids[:n], transform)
+    return [data / source for source in sources], pixels
+
+
+def former_rate(checkout: Path, data: Path, root: Path, few: int, many: int) -> float:
+    """Cells a second of another checkout's default `embed`: the difference of two runs, so that starting does not count.
+
+    Its encoder is trained for one epoch on few cells: its speed does not depend on its weights.
+    """
+    env = {"PYTHONPATH": str(checkout.resolve())}
+    seconds = {}
+    encoder = root / "former-encoder"
+    for n in (few, many):
+        # Made by the other checkout too, whose bag files may be of another schema.
+        bags, features = root / f"former-{n}", root / f"former-features-{n}"
+        classes = ["--normal", "neutrophil,eosinophil,lymphocyte,monocyte", "--abnormal", "ig,erythroblast,basophil"]
+        drawn = ["--bag-size", str(n // 4), "--train-bags", "4", "--test-bags", "0", "--witness-rate", "0.2"]
+        _former(env, "make-bags", str(data), *classes, *drawn, "--out", bags)
+        if not encoder.exists():
+            _former(env, "pretrain", "--bags", bags, "--out", encoder, "--epochs", "1")
+        started = time.perf_counter()
+        _former(env, "embed", "--bags", bags, "--encoder", encoder, "--out", features)
+        seconds[n] = time.perf_counter() - started
+    return (many - few) / (seconds[many] - seconds[few])
+
+
+def _former(env: dict[str, str], *line: str | Path) -> None:
+    child.run([sys.executable, "-m", "cytomil", *line], (0, 3), {**os.environ, **env})
