@@ -65,6 +65,10 @@ class EngineError(CytomilError):
     """An engine cannot be built, is refused for what it gives, or cannot run here."""
 
 
+class EngineRefusedError(EngineError):
+    """A compiled engine strays too far from eager."""
+
+
 class TriageModelError(CytomilError):
     """A triage model is incomplete or damaged."""
 

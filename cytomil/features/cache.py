@@ -37,7 +37,7 @@ class FeatureKey:
 
 @dataclass(frozen=True)
 class Features:
-    """A validated cache. ``values`` float (N, D), read from disk by `load`; ``coords`` int64 (N, 2).
+    """A validated cache of N cells and D features. What there is one of for each cell is read anew at each call.
 
     ``groups`` are the widths of the groups of columns that belong together, such as stages; empty for a single one.
     """
@@ -46,14 +46,25 @@ class Features:
     bag_id: str
     key: FeatureKey
     mpp: float | None
-    instance_ids: tuple[str, ...]
-    coords: np.ndarray
     shape: tuple[int, int]
     unreadable: tuple[str, ...]
     groups: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    @property
+    def instance_ids(self) -> tuple[str, ...]:
+        """The cells' ids, (N,)."""
+        with _reading(self.path) as file:
+            return tuple(file["instance_id"].asstr()[:])
+
+    @property
+    def coords(self) -> np.ndarray:
+        """The cells' places in px of level 0, int64 (N, 2)."""
+        with _reading(self.path) as file:
+            places: np.ndarray = file["coords"][:]
+            return places
 
     def load(self) -> np.ndarray:
         """The embeddings, float32 (N, D)."""
@@ -182,8 +193,6 @@ def open_features(path: Path | str) -> Features:
             bag_id=str(attributes["bag_id"]),
             key=FeatureKey(**{name: str(attributes[name]) for name in FeatureKey.__dataclass_fields__}),
             mpp=None if np.isnan(mpp) else mpp,
-            instance_ids=tuple(file["instance_id"].asstr()[:]),
-            coords=file["coords"][:],
             shape=file["features"].shape,
             unreadable=tuple(file["unreadable"].asstr()[:]),
             groups=tuple(int(width) for width in attributes.get("groups", ())),

@@ -22,7 +22,7 @@ from cytomil.encoders.engines.record import EngineRecord, engine_name, machine, 
 from cytomil.encoders.engines.speed import images_per_second
 from cytomil.encoders.engines.start import start_engine
 from cytomil.encoders.stages import layer_of
-from cytomil.errors import BagFileError, EngineError
+from cytomil.errors import BagFileError, EngineError, EngineRefusedError
 from cytomil.files import replacing_folder, sha256_of_file
 from cytomil.layer import Layer
 from cytomil.progress import Listener
@@ -53,7 +53,7 @@ def compile_engine(settings: CompileSettings, listener: Listener) -> EngineRecor
     if engine == "openvino" and openvino.has_bf16():
         try:
             return _compile(settings, engine, "bf16", listener)
-        except RefusedError as error:
+        except EngineRefusedError as error:
             listener.note(f"{error} float32 is compiled in its place.")
     return _compile(settings, engine, "fp16" if engine == "tensorrt" else "float32", listener)
 
@@ -68,10 +68,6 @@ def compile_by_default(encoder: Path, bags: Path, seed: int, device: str, listen
     except (EngineError, BagFileError) as error:
         listener.note(f"No engine was compiled: {error} embed and rank run eager, about a quarter as fast.")
         return None
-
-
-class RefusedError(EngineError):
-    """An engine disagrees with eager."""
 
 
 def _compile(settings: CompileSettings, engine: str, precision: str, listener: Listener) -> EngineRecord:
@@ -165,7 +161,7 @@ def _measured(
         figures = found[str(layer)] = agreement(eager.embed(cells), engine.embed(cells))
         why = refusal(figures, record.precision)
         if why:
-            raise RefusedError(
+            raise EngineRefusedError(
                 f"{record.name} disagrees with eager on {len(cells)} cells (layer {layer}: {why}); nothing is stored. "
                 "Use another --precision."
             )
