@@ -90,7 +90,9 @@ def test_lines(work, expected, lines):
     assert told_beforehand(work, expected) == lines
 
 
-@pytest.mark.parametrize(("without_gpu", "total", "told"), [(True, 601, True), (True, 599, False), (False, 9_999, False)])
+@pytest.mark.parametrize(
+    ("without_gpu", "total", "told"), [(True, 601, True), (True, 599, False), (False, 9_999, False)]
+)
 def test_a_gpu_is_spoken_of_only_where_there_is_none_and_the_work_is_long(without_gpu, total, told):
     lines = told_beforehand(Work(total, "cells", without_gpu=without_gpu), expect(total, 1))
     assert (NO_GPU in lines) == told
