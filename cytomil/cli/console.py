@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence, Sized
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -12,12 +14,23 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
+from cytomil.cli.beforehand import duration, told_beforehand
 from cytomil.errors import CytomilError, EndedElsewhereError
-from cytomil.progress import Problem
+from cytomil.forecast import Pace
+from cytomil.progress import Count, Problem, Work
 from cytomil.text import printable
 
 T = TypeVar("T")
@@ -63,22 +76,49 @@ def _fail(message: str, status: int) -> None:
 
 
 class RichListener:
-    """Draws one bar a running task, with rate and time left."""
+    """Draws one bar a running task, with rate and time left; tells beforehand how long the whole of a command will take.
 
-    def __init__(self) -> None:
+    ``clock`` gives seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._progress: Progress | None = None
         self._open = 0
+        self._in_whole = False
 
     def track(self, items: Iterable[T], description: str, total: int | None = None, unit: str = "") -> Iterator[T]:
         """Yield ``items``, advancing a bar that goes away when they are done."""
         if total is None and isinstance(items, Sized):
             total = len(items)
-        progress = self._start()
-        task = progress.add_task(escape(_shown(description)), total=total, unit=unit)
-        try:
+        with self._bar(description, total, unit) as (progress, task):
             for item in items:
                 yield item
                 progress.advance(task)
+
+    @contextmanager
+    def whole(self, work: Work) -> Iterator[Count]:
+        """Draw the bar of the whole, and say how long it will take once its first steps tell."""
+        pace = Pace(work.total, self._clock(), work.warm_up)
+        self._in_whole = True
+        try:
+            with self._bar("in all", work.total, work.unit, lambda: pace.left(self._clock())) as (progress, task):
+                yield _Count(work, pace, self._clock, self.note, lambda units: progress.advance(task, units))
+        finally:
+            self._in_whole = False
+
+    def note(self, message: str) -> None:
+        """Print one line above the bars."""
+        console.print(Text(_shown(message), style="dim"), soft_wrap=True)
+
+    @contextmanager
+    def _bar(
+        self, description: str, total: int | None, unit: str, left: Callable[[], float] | None = None
+    ) -> Iterator[tuple[Progress, TaskID]]:
+        progress = self._start()
+        task = progress.add_task(escape(_shown(description)), total=total, unit=unit, left=left)
+        try:
+            yield progress, task
         finally:
             self._open -= 1
             if self._open == 0:
@@ -87,10 +127,6 @@ class RichListener:
             else:
                 progress.remove_task(task)
 
-    def note(self, message: str) -> None:
-        """Print one line above the bars."""
-        console.print(Text(_shown(message), style="dim"), soft_wrap=True)
-
     def _start(self) -> Progress:
         if self._progress is None:
             self._progress = Progress(
@@ -98,8 +134,7 @@ class RichListener:
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
                 _Rate(),
-                TextColumn("left"),
-                TimeRemainingColumn(compact=True),
+                _Left(lambda: self._in_whole),
                 console=console,
                 transient=True,
                 disable=not console.is_terminal,
@@ -109,10 +144,55 @@ class RichListener:
         return self._progress
 
 
+class _Count:
+    """Counts on a bar; says once how long the whole will take."""
+
+    def __init__(
+        self,
+        work: Work,
+        pace: Pace,
+        clock: Callable[[], float],
+        note: Callable[[str], None],
+        advance: Callable[[int], None],
+    ) -> None:
+        self._work, self._pace, self._clock, self._note, self._advance = work, pace, clock, note, advance
+        self._is_told = False
+
+    def step(self, units: int) -> None:
+        self._pace.step(units, self._clock())
+        self._advance(units)
+        expected = None if self._is_told else self._pace.forecast()
+        if expected is not None:
+            self._is_told = True
+            for line in told_beforehand(self._work, expected):
+                self._note(line)
+
+    def skip(self, units: int) -> None:
+        self._pace.skip(units, self._clock())
+        self._advance(units)
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text(f"{speed:.3g} {task.fields.get('unit', '')}/s" if speed else "")
+
+
+class _Left(TimeRemainingColumn):
+    """Time left: of the whole where there is one, else of each task.
+
+    Rich looks back half a minute, in which a slide may not end; the whole has a pace of its own.
+    """
+
+    def __init__(self, in_whole: Callable[[], bool]) -> None:
+        super().__init__(compact=True)
+        self._in_whole = in_whole
+
+    def render(self, task: Task) -> Text:
+        if task.fields["left"] is None:
+            return Text("") if self._in_whole() else Text("left ") + super().render(task)
+        left = task.fields["left"]()
+        return Text("" if math.isnan(left) else f"about {duration(left)} left", style="progress.remaining")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()) -> None:

@@ -18,7 +18,11 @@ from cytomil.hdf5 import reading_hdf5, writing_hdf5
 SCHEMA = "cytomil.features/1"
 _PER_INSTANCE = ("features", "coords", "instance_id")
 CHUNK_CELLS = 256  # measured: python -m bench hdf5
+_CHUNK_ROWS = 1024
 _BLOCK = 8192
+# What a cache takes beside its arrays, measured: what HDF5 keeps of each file, and of each cell its name.
+_BYTES_A_FILE = 18_000
+_BYTES_A_NAME = 36
 _STRING = h5py.string_dtype("utf-8")
 
 
@@ -107,6 +111,17 @@ class EmbeddedBlock:
     values: np.ndarray
 
 
+def bytes_needed(n: int, dim: int, dtype: str) -> int:
+    """Size on disk of a cache of ``n`` cells and ``dim`` columns, in bytes; names longer than a dozen letters add to it."""
+    values = _whole_chunks(n, CHUNK_CELLS) * dim * np.dtype(dtype).itemsize
+    coords_and_ids = _whole_chunks(n, _CHUNK_ROWS) * (2 * 8 + 16)
+    return values + coords_and_ids + _BYTES_A_FILE + n * _BYTES_A_NAME
+
+
+def _whole_chunks(n: int, chunk: int) -> int:
+    return -(-n // chunk) * chunk
+
+
 def write_features(
     path: Path,
     bag_id: str,
@@ -131,8 +146,8 @@ def write_features(
             values = file.create_dataset(
                 "features", (0, dim), key.dtype, maxshape=(None, dim), chunks=(CHUNK_CELLS, dim)
             )
-            coords = file.create_dataset("coords", (0, 2), np.int64, maxshape=(None, 2), chunks=(1024, 2))
-            ids = file.create_dataset("instance_id", (0,), _STRING, maxshape=(None,), chunks=(1024,))
+            coords = file.create_dataset("coords", (0, 2), np.int64, maxshape=(None, 2), chunks=(_CHUNK_ROWS, 2))
+            ids = file.create_dataset("instance_id", (0,), _STRING, maxshape=(None,), chunks=(_CHUNK_ROWS,))
 
             def append(block: EmbeddedBlock) -> None:
                 n = len(values)

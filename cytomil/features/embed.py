@@ -10,8 +10,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cytomil.bags.bag_file import Bag
 from cytomil.bags.manifest import BagRow, Manifest, open_listed, read_manifest
+from cytomil.disk import require_disk_space
 from cytomil.encoders.bundle import load_bundle
 from cytomil.encoders.engines import open_engine, open_same_engine
 from cytomil.encoders.stages import layer_of
@@ -20,7 +23,7 @@ from cytomil.features.cache import is_valid, open_features
 from cytomil.features.embedder import Embedder
 from cytomil.features.feeding import CellBlock, EncodedCells, Preparation, feed, spans
 from cytomil.features.index import FeatureIndex, IndexRow, write_index
-from cytomil.progress import Listener, Problem
+from cytomil.progress import Count, Listener, Problem, Work
 from cytomil.settings import EmbedSettings
 from cytomil.threads import ahead
 from cytomil.workers import Lost, Place, open_workers
@@ -66,7 +69,11 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
     settings = settings.model_copy(update={"layer": str(layer)})
     engine = open_engine(bundle, layer.embedded, settings.engine.value, settings.device, listener.note)
     embedder = Embedder(bundle, engine, layer, settings.dtype, settings.orientations)
-    job = _Embedding(settings, manifest, bundle.sha256, engine.name, engine.key, embedder)
+    n_bytes = _bytes_to_write(settings, rows, embedder)
+    require_disk_space(n_bytes, "features", settings.out, "Make fewer bags")
+    n_cells = sum(row.n_instances for row in rows)
+    work = Work(n_cells, "cells", warm_up=1, disk=n_bytes, without_gpu=not torch.cuda.is_available())
+    job = _Embedding(settings, manifest, bundle.sha256, engine.name, engine.key, work, embedder)
     answers = open_workers(settings.ray_address).map(job, rows, listener, "embedding", "bags")
     outcomes = [
         _Outcome(problems=(Problem(row.bag_id, answer.reason),)) if isinstance(answer, Lost) else answer
@@ -94,6 +101,16 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
     return Embedded(settings.out, n_done - n_kept, n_kept, n_instances, str(layer), engine.key, tuple(problems))
 
 
+def _bytes_to_write(settings: EmbedSettings, rows: Iterable[BagRow], embedder: Embedder) -> int:
+    """What the caches of these bags will take beyond what stands in their places."""
+    needed = 0
+    for row in rows:
+        path = settings.out / f"{row.bag_id}.h5"
+        there = path.stat().st_size if path.is_file() else 0
+        needed += max(0, embedder.bytes_needed(row.n_instances) - there)
+    return needed
+
+
 @dataclass(frozen=True)
 class _Outcome:
     """What became of one bag; ``indexed`` is None where it is left out."""
@@ -105,13 +122,17 @@ class _Outcome:
 
 @dataclass(frozen=True)
 class _Embedding:
-    """The job of embedding bags. ``embedder`` stays in this process: another one makes its own, and it must be the same."""
+    """The job of embedding bags. ``embedder`` stays in this process: another one makes its own, and it must be the same.
+
+    ``work`` is that of all bags.
+    """
 
     settings: EmbedSettings
     manifest: Manifest
     encoder_sha256: str
     engine: str
     engine_key: str
+    work: Work
     embedder: Embedder | None
 
     @property
@@ -123,7 +144,14 @@ class _Embedding:
 
     def start(self, place: Place) -> Callable[[Iterable[BagRow]], Iterator[_Outcome]]:
         settings = self.settings.model_copy(update={"workers": place.threads(self.settings.workers)})
-        return partial(_embed_bags, settings, self.manifest, self.embedder or self._own_embedder())
+        embedder = self.embedder or self._own_embedder()
+
+        def embed_bags(rows: Iterable[BagRow]) -> Iterator[_Outcome]:
+            # Over Ray nobody listens here, and bags are counted where the command runs.
+            with place.listener.whole(self.work) as count:
+                yield from _embed_bags(settings, self.manifest, embedder, rows, count)
+
+        return embed_bags
 
     def _own_embedder(self) -> Embedder:
         settings = self.settings
@@ -144,7 +172,7 @@ class _Begun:
 
 
 def _embed_bags(
-    settings: EmbedSettings, manifest: Manifest, embedder: Embedder, rows: Iterable[BagRow]
+    settings: EmbedSettings, manifest: Manifest, embedder: Embedder, rows: Iterable[BagRow], count: Count
 ) -> Iterator[_Outcome]:
     def begin(row: BagRow) -> tuple[BagRow, _Begun | BagFileError | None]:
         try:
@@ -159,7 +187,7 @@ def _embed_bags(
     # The next bag is begun while one is embedded, or the engine would wait for the first block of each.
     with closing(ahead((partial(begin, row) for row in rows), workers=1, most=2)) as begun_bags:
         for row, begun in begun_bags:
-            yield _embed_begun(settings, embedder, row, begun)
+            yield _embed_begun(settings, embedder, row, begun, count)
 
 
 def _started(blocks: Iterator[CellBlock]) -> Iterator[CellBlock]:
@@ -167,19 +195,35 @@ def _started(blocks: Iterator[CellBlock]) -> Iterator[CellBlock]:
     return chain(list(islice(blocks, 1)), blocks)
 
 
+def _counted(blocks: Iterable[CellBlock], n: int, count: Count) -> Iterator[CellBlock]:
+    """The same blocks of ``n`` cells, each counted when the next one is asked for: it is embedded then."""
+    try:
+        for block in blocks:
+            yield block
+            done = len(block.instance_ids) + len(block.problems)
+            count.step(done)
+            n -= done
+    except BagFileError:
+        count.skip(n)
+        raise
+
+
 def _embed_begun(
-    settings: EmbedSettings, embedder: Embedder, row: BagRow, begun: _Begun | BagFileError | None
+    settings: EmbedSettings, embedder: Embedder, row: BagRow, begun: _Begun | BagFileError | None, count: Count
 ) -> _Outcome:
     path = settings.out / f"{row.bag_id}.h5"
     if begun is None:
+        count.skip(row.n_instances)
         unreadable = open_features(path).unreadable
         told = (one.partition(": ") for one in unreadable)
         problems = [Problem(f"{row.bag_id}/{name}", why or "could not be read when embedded") for name, _, why in told]
     elif isinstance(begun, BagFileError):
+        count.skip(row.n_instances)
         return _Outcome(problems=(Problem(row.bag_id, str(begun)),))
     else:
         try:
-            faults = embedder.embed(path, row.bag_id, row.sha256, begun.blocks, begun.bag.info.mpp)
+            blocks = _counted(begun.blocks, row.n_instances, count)
+            faults = embedder.embed(path, row.bag_id, row.sha256, blocks, begun.bag.info.mpp)
         except BagFileError as error:
             return _Outcome(problems=(Problem(row.bag_id, str(error)),))
         problems = [Problem(f"{row.bag_id}/{fault.where}", fault.reason) for fault in faults]

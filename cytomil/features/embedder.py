@@ -11,7 +11,7 @@ from cytomil.encoders.bundle import EncoderBundle
 from cytomil.encoders.engines import Engine
 from cytomil.encoders.stages import layer_groups
 from cytomil.errors import FeatureFileError
-from cytomil.features.cache import EmbeddedBlock, FeatureKey, write_features
+from cytomil.features.cache import EmbeddedBlock, FeatureKey, bytes_needed, write_features
 from cytomil.features.feeding import CellBlock, Preparation
 from cytomil.features.layers import n_described, preparation_sha256
 from cytomil.features.orientations import embed_in_orientations
@@ -32,6 +32,10 @@ class Embedder:
     def preparation(self) -> Preparation:
         """What `embed` needs of each cell."""
         return Preparation(self.bundle.transform, n_described(self.layer) > 0)
+
+    def bytes_needed(self, n: int) -> int:
+        """Size on disk of the features of ``n`` cells."""
+        return bytes_needed(n, sum(self._groups), self._dtype)
 
     def key(self, source_sha256: str) -> FeatureKey:
         """The key under which the features of a source with this fingerprint are kept."""

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+
 from cytomil.bags.bag_file import open_bag
 from cytomil.bags.draw import Draw
 from cytomil.bags.manifest import BagRow, Manifest, fingerprint, read_manifest
 from cytomil.bags.synthetic import SOURCE as SYNTHETIC
+from cytomil.disk import require_disk_space
 from cytomil.encoders.bundle import (
     CARD_NAME,
     OWN_FILES,
@@ -32,11 +35,11 @@ from cytomil.pretrain.cell_cache import cell_cache_path, open_cell_cache, write_
 from cytomil.pretrain.cells import TrainingCells, bytes_needed, count, load_training_cells
 from cytomil.pretrain.checkpoint import RunIdentity, checkpoint_path, load_checkpoint
 from cytomil.pretrain.instance_label_door import read_training_instance_labels
-from cytomil.pretrain.memory import require_disk, require_memory
+from cytomil.pretrain.memory import measured_memory, require_disk, require_memory
 from cytomil.pretrain.methods import Method, load_method, require_consent
 from cytomil.pretrain.processes import OneProcess, Processes
 from cytomil.pretrain.run import Run
-from cytomil.progress import Listener, Problem
+from cytomil.progress import Listener, Problem, Work
 from cytomil.provenance import code_fingerprint
 from cytomil.settings import PretrainSettings
 
@@ -104,10 +107,12 @@ def pretrain(
         )
     if checkpoint:
         listener.note(f"resuming after epoch {checkpoint.epoch} of {settings.epochs}")
-    for epoch in range(run.epoch, settings.epochs) if method.trains else ():
-        record = run.train_epoch(epoch, listener)
-        if on_epoch:
-            on_epoch(record)
+    if method.trains:
+        with listener.whole(_work(run, cells, settings, processes)) as count:
+            for epoch in range(run.epoch, settings.epochs):
+                record = run.train_epoch(epoch, listener, count)
+                if on_epoch:
+                    on_epoch(record)
     if not method.trains:
         listener.note("looking at the embeddings of up to a thousand cells")
         record = run.look()
@@ -179,6 +184,20 @@ def _cells(
 def draw_of(settings: PretrainSettings) -> Draw:
     """Which of a bag's cells training sees."""
     return Draw(settings.cells_per_bag, settings.seed)
+
+
+def _work(run: Run, cells: TrainingCells, settings: PretrainSettings, processes: Processes) -> Work:
+    """The epochs that are left. Raises `SettingsError` where the disk has no room for their checkpoints."""
+    n_bytes = run.bytes_to_write()
+    require_disk_space(n_bytes, "checkpoints and encoder", settings.out, "Make room")
+    return Work(
+        (settings.epochs - run.epoch) * run.steps,
+        "steps",
+        warm_up=1,
+        disk=n_bytes + (cells.pixels.nbytes if settings.cache == "disk" else 0),
+        memory=partial(measured_memory, processes.on_this_machine),
+        without_gpu=not torch.cuda.is_available(),
+    )
 
 
 def _finished(settings: PretrainSettings, identity: RunIdentity) -> EncoderBundle | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import shutil
+import sys
 from pathlib import Path
 
 import psutil
 
+from cytomil.disk import require_disk_space
 from cytomil.errors import SettingsError
-from cytomil.progress import Listener
+from cytomil.progress import Listener, Memory
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
@@ -33,13 +34,19 @@ def require_memory(needed: int, what: str, processes: int, listener: Listener) -
 def require_disk(needed: int, what: str, path: Path, listener: Listener) -> None:
     """Say how much space the cells (``what``) take in the file ``path``; raise `SettingsError` if there is less."""
     listener.note(f"{what}: {needed / 1e6:,.0f} MB on disk, in {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(path.parent).free
-    if needed > 0.95 * free:
-        raise SettingsError(
-            f"{what} need {needed / 1e9:.1f} GB of disk; {free / 1e9:.1f} GB are free at {path.parent}. "
-            "Lower --image-size, make fewer bags, or name another disk with --out."
-        )
+    require_disk_space(needed, what, path.parent, "Lower --image-size, make fewer bags")
+
+
+def measured_memory(processes: int) -> Memory:
+    """What so many processes hold of this machine's memory at most, if each holds what this one has held, and what is free."""
+    if sys.platform == "win32":
+        held = psutil.Process().memory_info().peak_wset
+    else:
+        import resource
+
+        # macOS counts bytes, Linux KiB.
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Memory(held * processes, psutil.virtual_memory().available)
 
 
 def keep_freed_memory() -> None:

@@ -24,7 +24,7 @@ from cytomil.pretrain.schedule import learning_rate_at, usual_peak
 from cytomil.pretrain.step import Step
 from cytomil.pretrain.training_encoder import TrainingEncoder
 from cytomil.pretrain.views import ViewMaker
-from cytomil.progress import Listener, Silent
+from cytomil.progress import Count, Listener, Silent
 from cytomil.provenance import now, versions
 from cytomil.settings import PretrainSettings
 
@@ -80,7 +80,11 @@ class Run:
             self._restore(checkpoint)
         self.step.agree()
 
-    def train_epoch(self, epoch: int, listener: Listener) -> dict[str, Any]:
+    def bytes_to_write(self) -> int:
+        """Disk that the run takes at most: a checkpoint, the one that replaces it, and the bundle in the end, in bytes."""
+        return 2 * _bytes_of(vars(self._checkpoint())) + _bytes_of(self.encoder.state_dict())
+
+    def train_epoch(self, epoch: int, listener: Listener, count: Count) -> dict[str, Any]:
         """One pass over the cells, then a look at the embeddings and a checkpoint. Returns the epoch's record.
 
         Raises `DivergedError` if a loss or a weight became NaN or infinite.
@@ -105,6 +109,7 @@ class Run:
                 self._refuse_divergence(step + 1 - len(unseen), unseen)
                 unseen = []
             n_images += len(indices)
+            count.step(1)
         if not self.step.weights_are_finite():
             raise self._diverged("a weight", (epoch + 1) * self.steps - 1)
         seconds = time.perf_counter() - started
@@ -199,6 +204,24 @@ class Run:
         self.step.optimizer.load_state_dict(checkpoint.optimizer)
         self.step.loss_scale.load_state_dict(checkpoint.loss_scale)
         self.health = self._examine()
+
+
+def _bytes_of(state: Any) -> int:
+    """What a file of this state takes, in bytes: tensors that share memory are written once, the rest is little."""
+    storages: dict[int, int] = {}
+
+    def visit(part: Any) -> None:
+        if isinstance(part, Tensor):
+            storages[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+        elif isinstance(part, dict):
+            for value in part.values():
+                visit(value)
+        elif isinstance(part, list):
+            for value in part:
+                visit(value)
+
+    visit(state)
+    return sum(storages.values())
 
 
 def _over_an_epoch(sums: dict[str, Tensor | float], steps: int) -> dict[str, float | int]:

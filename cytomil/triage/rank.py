@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,11 +32,12 @@ from cytomil.mil.ensemble import Assessment, score_shares
 from cytomil.mil.novelty import SlideNovelty
 from cytomil.mil.triage_model import CARD_NAME, TriageModel, load_triage_model
 from cytomil.mil.weakness import held_out_auroc, weaknesses
-from cytomil.progress import Listener, Problem
+from cytomil.progress import Listener, Problem, Uncounted
 from cytomil.provenance import code_fingerprint, now, versions
 from cytomil.settings import RankSettings
 from cytomil.slides import CellFinding, Cutting, Resolutions, read_resolutions
 from cytomil.text import printable
+from cytomil.triage.beforehand import work_on
 from cytomil.triage.placed import with_places, with_qc
 from cytomil.triage.result_cache import ResultCache
 from cytomil.triage.sources import CellFolder, Found, SlideSource, discover, open_source
@@ -79,13 +81,19 @@ def rank(
     def worklist() -> Worklist:
         return _worklist(slide_dir, settings, model, engine.key, results, len(found) - len(results))
 
-    def take(result: SlideResult) -> None:
+    work, units = work_on(found)
+
+    def take(result: SlideResult, is_new: bool) -> None:
+        # What was finished before or failed took no time that the others will take.
+        (count.step if is_new and units[len(results)] else count.skip)(units[len(results)])
         results.append(result)
         if on_slide is not None and len(results) < len(found):
             on_slide(worklist())
 
     job = _Ranking(settings, reading, model.card, engine.name, engine.key, (model, engine), take)
-    answers = open_workers(settings.ray_address).map(job, found, listener, "reading slides", "slides")
+    # Over Ray slides are counted where they come back, and nothing is taken.
+    with nullcontext(Uncounted()) if settings.ray_address else listener.whole(work) as count:
+        answers = open_workers(settings.ray_address).map(job, found, listener, "reading slides", "slides")
     results[:] = [
         _not_assessed(one, WorkersError(answer.reason)) if isinstance(answer, Lost) else answer
         for one, answer in zip(found, answers, strict=True)
@@ -171,7 +179,7 @@ def model_card(model: TriageModel) -> dict[str, object]:
 class _Ranking:
     """The job of assessing slides. ``loaded`` stays in this process: another one loads its own, and it must be the same.
 
-    ``take`` is given each result; it stays in this process too.
+    ``take`` is given each result, and whether it is new; it stays in this process too.
     """
 
     settings: RankSettings
@@ -180,7 +188,7 @@ class _Ranking:
     engine: str
     engine_key: str
     loaded: tuple[TriageModel, Engine] | None
-    take: Callable[[SlideResult], None] | None
+    take: Callable[[SlideResult, bool], None] | None
 
     @property
     def device(self) -> str:
@@ -194,7 +202,7 @@ class _Ranking:
         threads = place.threads(self.settings.workers)
         settings = self.settings.model_copy(update={"workers": threads})
         ranker = _Ranker(model, engine, settings, replace(self.reading, workers=threads), place.listener)
-        return partial(map, partial(_told, ranker.assess, self.take))
+        return partial(map, partial(_told, ranker, self.take))
 
     def _load(self) -> tuple[TriageModel, Engine]:
         model = load_triage_model(self.settings.model)
@@ -205,12 +213,10 @@ class _Ranking:
         )
 
 
-def _told(
-    assess: Callable[[Found], SlideResult], take: Callable[[SlideResult], None] | None, found: Found
-) -> SlideResult:
-    result = assess(found)
+def _told(ranker: _Ranker, take: Callable[[SlideResult, bool], None] | None, found: Found) -> SlideResult:
+    result = ranker.assess(found)
     if take is not None:
-        take(result)
+        take(result, not (ranker.was_finished or result.reason))
     return result
 
 
@@ -243,12 +249,15 @@ class _Ranker:
             "code": code_fingerprint(),
         }
         self._finished = ResultCache(settings.out, reading.cache, shaped_by)
+        self.was_finished = False
+        """Whether the slide that was assessed last had been finished before."""
 
     def assess(self, found: Found) -> SlideResult:
         """Assess one slide; whatever is wrong with it becomes its reason."""
         try:
             source, fingerprint = self._open(found)
             kept = self._finished.read(found, fingerprint, self._reading.resolutions.fallback)
+            self.was_finished = kept is not None
             if kept is not None:
                 return kept
             result = self._assess(found, source)

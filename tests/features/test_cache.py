@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cytomil.errors import FeatureFileError
 from cytomil.features import open_features
-from cytomil.features.cache import EmbeddedBlock, FeatureKey, is_valid, write_features
+from cytomil.features.cache import EmbeddedBlock, FeatureKey, bytes_needed, is_valid, write_features
 from tests.altered import altering
 
 KEY = FeatureKey("bag", "encoder", "z", "transform", "eager", "float32", "1")
@@ -225,3 +225,10 @@ class TestDamage:
         cache.unlink()
         with pytest.raises(FeatureFileError):
             features.load()
+
+
+@pytest.mark.parametrize(("n", "dim", "dtype"), [(0, 8, "float16"), (10, 3000, "float16"), (257, 64, "float32")])
+def test_the_size_on_disk_is_known_beforehand(tmp_path, n, dim, dtype):
+    path = tmp_path / "bag.h5"
+    write_features(path, "bag", dataclasses.replace(KEY, dtype=dtype), dim, blocks_of(n, dim, 64, dtype))
+    assert bytes_needed(n, dim, dtype) == pytest.approx(path.stat().st_size, rel=0.05, abs=13_000)

@@ -8,10 +8,11 @@ import h5py
 import numpy as np
 import pytest
 
+from cytomil import disk
 from cytomil.bags import open_bag, read_manifest
 from cytomil.bags.bag_file import BagInfo, Instance, write_bag
 from cytomil.bags.manifest import BagRow, write_manifest
-from cytomil.errors import BagFileError, EncoderBundleError, NotFoundError
+from cytomil.errors import BagFileError, EncoderBundleError, NotFoundError, SettingsError
 from cytomil.features import embed as module
 from cytomil.features import open_features
 from cytomil.features.embed import embed
@@ -20,6 +21,7 @@ from cytomil.features.index import INDEX_NAME, read_index
 from cytomil.progress import Silent
 from cytomil.settings import EmbedSettings
 from tests.altered import altering
+from tests.counting import Counting
 
 
 @pytest.fixture
@@ -307,3 +309,40 @@ class TestProblems:
         with pytest.raises(EncoderBundleError):
             run(device="no such device")
         assert not (tmp_path / "features").exists()
+
+
+class TestToldBeforehand:
+    def test_every_cell_of_the_run_is_counted_block_by_block(self, run):
+        told = Counting()
+        run(listener=told, batch_size=4)
+        assert (told.work.total, told.work.unit) == (100, "cells")
+        assert told.steps == [4, 4, 2] * 10
+        assert not told.skipped
+
+    def test_finished_bags_say_nothing_of_the_pace_and_take_no_disk(self, run, copied):
+        (copied / "train-01.h5").unlink()
+        told = Counting()
+        run(listener=told)
+        assert told.steps == [10]
+        assert told.skipped == [10] * 9
+        assert told.work.disk == pytest.approx((copied / "train-01.h5").stat().st_size, rel=0.1)
+
+    def test_a_bag_that_cannot_be_read_is_skipped(self, run, bags_copy):
+        (bags_copy / read_manifest(bags_copy).rows[0].path).write_bytes(b"no bag")
+        told = Counting()
+        run(listener=told, bags=bags_copy)
+        assert (told.steps, told.skipped) == ([10] * 9, [10])
+
+    def test_the_disk_that_is_told_is_what_is_written(self, run, tmp_path):
+        told = Counting()
+        run(listener=told, dtype="float32")
+        written = sum(path.stat().st_size for path in (tmp_path / "features").glob("*.h5"))
+        assert told.work.disk == pytest.approx(written, rel=0.05)
+
+    def test_too_little_disk_ends_it_before_it_starts(self, run, tmp_path, monkeypatch):
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10_000))
+        told = Counting()
+        with pytest.raises(SettingsError, match=r"features need 0\.0 GB of disk; .*another disk with --out"):
+            run(listener=told)
+        assert told.work is None
+        assert not list(tmp_path.rglob("*.h5"))

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,15 +10,18 @@ import time
 import pytest
 import torch
 
+from cytomil import disk
 from cytomil.bags.make import make_bags
 from cytomil.encoders.bundle import WEIGHTS_NAME, load_bundle
 from cytomil.errors import BagFileError, DivergedError, ResumeError, SettingsError
 from cytomil.files import sha256_of_file
 from cytomil.pretrain.loop import pretrain
+from cytomil.pretrain.memory import measured_memory
 from cytomil.pretrain.methods.simclr import SimCLR
 from cytomil.progress import Silent
 from cytomil.registry import METHODS
 from cytomil.settings import MakeBagsSettings, PretrainSettings
+from tests.counting import Counting
 
 BAGS = {"bag_size": 16, "train_bags": 6, "test_bags": 2, "cell_size": 24, "difficulty": 0.2, "witness_rate": 0.25}
 SMALL = {
@@ -251,3 +255,60 @@ def test_slam_ags_trains_with_the_surgery_chosen(bags, tmp_path, surgery):
     pretrain(settings(bags, tmp_path / "e", surgery=surgery, epochs=1), Silent(), records.append)
     assert math.isfinite(records[0]["loss_nt_xent"])
     assert -1 <= records[0]["gradient_cosine"] <= 1
+
+
+def test_all_steps_of_all_epochs_are_counted(bags, tmp_path):
+    told = Counting()
+    pretrain(settings(bags, tmp_path / "encoder"), told)
+    assert (told.work.total, told.work.unit, told.work.warm_up) == (9, "steps", 1)
+    assert told.steps == [1] * 9
+
+
+def test_what_is_told_of_disk_holds_two_checkpoints_and_the_bundle(bags, tmp_path):
+    told, sizes = Counting(), []
+
+    def on_epoch(record):
+        sizes.extend(path.stat().st_size for path in (tmp_path / "checkpoints").iterdir())
+
+    pretrain(settings(bags, tmp_path / "encoder", epochs=1), told, on_epoch)
+    assert told.work.disk == pytest.approx(
+        2 * sizes[0] + (tmp_path / "encoder" / WEIGHTS_NAME).stat().st_size, rel=0.05
+    )
+
+
+def test_cells_kept_on_disk_are_told_with_it(bags, tmp_path):
+    in_memory, on_disk = Counting(), Counting()
+    pretrain(settings(bags, tmp_path / "ram", epochs=1), in_memory)
+    pretrain(settings(bags, tmp_path / "disk", epochs=1, cache="disk"), on_disk)
+    assert on_disk.work.disk - in_memory.work.disk == 6 * 16 * 3 * 16**2
+
+
+def test_a_resumed_run_counts_what_is_left(bags, tmp_path):
+    def stop(record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(settings(bags, tmp_path / "encoder"), Silent(), stop)
+    told = Counting()
+    pretrain(settings(bags, tmp_path / "encoder"), told)
+    assert told.work.total == len(told.steps) == 6
+
+
+def test_too_little_disk_for_checkpoints_ends_it_before_the_first_step(bags, tmp_path, monkeypatch):
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10_000))
+    told = Counting()
+    with pytest.raises(SettingsError, match=r"checkpoints and encoder need .* GB of disk"):
+        pretrain(settings(bags, tmp_path / "encoder"), told)
+    assert told.work is None
+
+
+def test_a_method_that_does_not_train_counts_nothing(bags, tmp_path):
+    told = Counting()
+    pretrain(settings(bags, tmp_path / "encoder", method="none"), told)
+    assert told.work is None
+
+
+def test_memory_is_measured_for_all_processes_of_the_machine():
+    one, three = measured_memory(1), measured_memory(3)
+    assert three.held >= 3 * one.held > 0
+    assert one.free > 0

@@ -21,9 +21,12 @@ from cytomil.pretrain.loop import pretrain
 from cytomil.progress import Silent
 from cytomil.settings import EmbedSettings, FitMilSettings, MakeBagsSettings, PretrainSettings, RankSettings
 from cytomil.spreadsheet import from_text_cell
+from cytomil.triage.beforehand import work_on
 from cytomil.triage.rank import rank
+from cytomil.triage.sources import Found
 from cytomil.triage.worklist import Call
 from cytomil.triage.write import to_document, write_worklist
+from tests.counting import Counting
 
 ODD_NAMES = ("<img src=x onerror=alert(1)>", 'Müller "left" 2', "=1+1")
 
@@ -364,3 +367,33 @@ def test_folders_whose_names_are_not_utf8(road, tmp_path):
     document = json.loads((out / "triage.json").read_text(encoding="utf-8"))
     assert document["folder"].endswith("slides-\\xe9")
     assert (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_cells_of_bags_and_folders_are_counted_beforehand_and_as_they_are_read(road, tmp_path):
+    save_cells(tmp_path / "slides" / "s", cell_pngs(road, 5))
+    shutil.copy(road / "bags" / read_manifest(road / "bags").select("test")[0].path, tmp_path / "slides" / "t.h5")
+    told = Counting()
+    rank(tmp_path / "slides", settings(road, tmp_path / "out"), told)
+    assert (told.work.total, told.work.unit) == (21, "cells")
+    assert (told.steps, told.skipped) == ([5, 16], [])
+
+
+def test_slides_finished_before_or_at_fault_are_skipped_and_the_count_is_whole(road, slides, tmp_path):
+    shutil.rmtree(slides / "empty")
+    for whole_slide in ("words.svs", "mystery.xyz"):
+        (slides / whole_slide).unlink(missing_ok=True)
+    first, second = Counting(), Counting()
+    rank(slides, settings(road, tmp_path / "out"), first)
+    rank(slides, settings(road, tmp_path / "out"), second)
+    assert first.steps == [16] * 5
+    assert first.work.total == sum(first.steps) + sum(first.skipped)
+    assert second.steps == []
+    assert sum(second.skipped) == second.work.total
+
+
+def test_beside_whole_slides_nothing_else_counts(tmp_path):
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "a.png").write_bytes(b"")
+    (tmp_path / "a.svs").write_bytes(b"")
+    work, units = work_on([Found("a", tmp_path / "a.svs"), Found("cells", tmp_path / "cells")])
+    assert (work.total, work.unit, units) == (1, "whole slides", [1, 0])
