@@ -29,7 +29,7 @@ from cytomil.workers import Lost, open_workers
 from cytomil.workers.cluster import connected
 from tests.workers.jobs import Square
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 class Noting(Silent):
