@@ -10,7 +10,6 @@ import pytest
 
 BAGS = ["--bag-size", "40", "--train-bags", "12", "--test-bags", "4", "--cell-size", "24", "--difficulty", "0"]
 TRAIN = ["--epochs", "1", "--batch-size", "64", "--image-size", "16", "--weights", "none", "--method", "simclr"]
-TRAIN += ["--arch", "test_resnet"]
 SLOWLY = ["--batch-size", "1", "--layer", "z", "--orientations", "1"]  # long enough to be killed, by one cell at a time
 
 
