@@ -24,7 +24,7 @@ IMAGE_SIZE = 24
 
 @pytest.fixture(scope="session", autouse=True)
 def disk():
-    """No test pulls the plug, and waiting for the disk after every file took more time than what was tested."""
+    """No test cuts the power, and waiting for the disk after every file took a large part of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
