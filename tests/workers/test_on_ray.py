@@ -55,6 +55,21 @@ def ray_here():
 
 
 @pytest.fixture(scope="module")
+def encoder_folder(make_encoder, shared):
+    """A ResNet-18 takes its time, so that there is a worker at work to be killed."""
+    return shared.folder("ray-models", lambda root: make_encoder(root / "encoder", arch="resnet18")) / "encoder"
+
+
+@pytest.fixture(scope="module")
+def features_folder(bags_folder, encoder_folder, shared):
+    def make(root):
+        chosen = {"layer": "z", "orientations": 1, "device": "cpu"}
+        embed(EmbedSettings(bags=bags_folder, encoder=encoder_folder, out=root / "features", **chosen), Silent())
+
+    return shared.folder("ray-embedded", make) / "features"
+
+
+@pytest.fixture(scope="module")
 def model(features_folder, encoder_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fitted") / "triage"
     chosen = {"epochs": 3, "folds": 2, "ensemble": 1}
