@@ -1,10 +1,10 @@
-# `make demo` and `make test` each do all of their own set-up; only Python 3.11 or newer, git and make need be there.
+# `make demo`, `make test` and `make test-all` each do all of their own set-up; only Python 3.11 or newer, git and make need be there.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
 DEMO_SLIDES := data/new-slides
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-all lint bench clean
 
 demo: $(VENV)/.demo-installed
 	PATH="$(BIN):$$PATH" dvc repro
@@ -12,14 +12,19 @@ demo: $(VENV)/.demo-installed
 	PATH="$(BIN):$$PATH" cytomil rank $(DEMO_SLIDES)
 	@echo "The true labels of these synthetic slides, which rank does not look at, stand in $(DEMO_SLIDES)/bags.csv."
 
-test: $(VENV)/.test-installed
+# One thread a process, because there is a process a core.
+PYTEST = OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n 2
+
+test: lint
+	$(PYTEST) -m "not long"
+
+test-all: lint
+	$(PYTEST)
+
+lint: $(VENV)/.test-installed
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/mypy"
-	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n 2
-
-lint: $(VENV)/.test-installed
-	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
 
 bench: $(VENV)/.test-installed
 	"$(BIN)/python" -m bench road

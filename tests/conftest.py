@@ -11,6 +11,8 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from PIL import Image
 
+from tests.shared import Shared
+
 hypothesis_settings.register_profile("cytomil", derandomize=True, deadline=None, database=None)
 hypothesis_settings.load_profile("cytomil")
 
@@ -18,6 +20,22 @@ hypothesis_settings.load_profile("cytomil")
 os.environ.setdefault("CYTOMIL_PRETRAIN__ENGINE", "none")
 
 IMAGE_SIZE = 24
+
+
+@pytest.fixture(scope="session", autouse=True)
+def disk():
+    """No test cuts the power, and waiting for the disk after every file took a large part of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """What is made once for all processes of this run (tests/shared.py): read it, never write to it."""
+    found = Shared.of_run(tmp_path_factory)
+    yield found
+    assert found.altered() == [], "a test wrote to what is made once for all tests"
 
 
 def _cell_image(seed, size=8, kind="PNG"):
@@ -78,9 +96,9 @@ def make_synthetic_bags():
 
 
 @pytest.fixture(scope="session")
-def bags_folder(make_synthetic_bags, tmp_path_factory):
-    """Made once a session: read it, never write to it (see ``bags_copy``)."""
-    return make_synthetic_bags(tmp_path_factory.mktemp("synthetic") / "bags")
+def bags_folder(make_synthetic_bags, shared):
+    """Made once a run: read it, never write to it (see ``bags_copy``)."""
+    return shared.folder("synthetic", lambda root: make_synthetic_bags(root / "bags")) / "bags"
 
 
 @pytest.fixture
@@ -93,17 +111,18 @@ def bags_copy(bags_folder, tmp_path):
 def make_encoder():
     """``make_encoder(folder, seed=0, image_size=24, projection_dim=16, **facts)``: the saved bundle of an untrained encoder.
 
-    Its encoder.json holds what pretrain writes there and what the higher rooms read.
+    Its encoder.json holds what pretrain writes there and what the higher rooms read. The network is timm's smallest
+    ResNet, since two hundred tests write, hash and read one: 1.5 MB, where a ResNet-18 has 46 MB.
     """
     import torch
 
-    from cytomil.encoders.architecture import Architecture, Encoder
+    from cytomil.encoders.architecture import Encoder, resolve_architecture
     from cytomil.encoders.bundle import save_bundle
     from cytomil.encoders.transform import CellTransform
 
-    def make(folder, seed=0, image_size=IMAGE_SIZE, projection_dim=16, **facts):
+    def make(folder, seed=0, image_size=IMAGE_SIZE, projection_dim=16, arch="test_resnet", **facts):
         torch.manual_seed(seed)
-        encoder = Encoder(Architecture(stem="small", projection_dim=projection_dim))
+        encoder = Encoder(resolve_architecture(arch, "auto", projection_dim, image_size, "plain"))
         return save_bundle(folder, encoder, CellTransform(image_size, 0.8), encoder_facts() | facts)
 
     return make
@@ -139,21 +158,20 @@ def encoder_facts():
 
 
 @pytest.fixture(scope="session")
-def encoder_folder(make_encoder, tmp_path_factory):
-    """An untrained encoder's bundle, made once a session: read it, never write to it."""
-    return make_encoder(tmp_path_factory.mktemp("models") / "encoder").path
+def encoder_folder(make_encoder, shared):
+    """An untrained encoder's bundle, made once a run: read it, never write to it."""
+    return shared.folder("models", lambda root: make_encoder(root / "encoder")) / "encoder"
 
 
 @pytest.fixture(scope="session")
-def features_folder(bags_folder, encoder_folder, tmp_path_factory):
-    """The synthetic bags embedded by the untrained encoder, layer z, made once a session: read it, never write to it."""
+def features_folder(bags_folder, encoder_folder, shared):
+    """The synthetic bags embedded by the untrained encoder, layer z, made once a run: read it, never write to it."""
     from cytomil.features.embed import embed
     from cytomil.progress import Silent
     from cytomil.settings import EmbedSettings
 
-    folder = tmp_path_factory.mktemp("embedded") / "features"
-    settings = EmbedSettings(
-        bags=bags_folder, encoder=encoder_folder, out=folder, layer="z", orientations=1, device="cpu"
-    )
-    embed(settings, Silent())
-    return folder
+    def make(root):
+        chosen = {"layer": "z", "orientations": 1, "device": "cpu"}
+        embed(EmbedSettings(bags=bags_folder, encoder=encoder_folder, out=root / "features", **chosen), Silent())
+
+    return shared.folder("embedded", make) / "features"

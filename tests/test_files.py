@@ -46,6 +46,18 @@ def live_process():
     process.wait()
 
 
+@pytest.fixture
+def synced(monkeypatch):
+    """``synced(path)``: a list of what is put on disk from now on, by inode, and whether ``path`` was there then."""
+
+    def watch(path):
+        seen = []
+        monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append((os.fstat(descriptor).st_ino, path.exists())))
+        return seen
+
+    return watch
+
+
 def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -58,6 +70,13 @@ class TestReplacing:
             assert not path.exists()
         assert path.read_text() == "new"
         assert names_in(path.parent) == {"file.txt"}
+
+    def test_content_is_on_disk_before_it_takes_the_name_and_the_name_afterwards(self, tmp_path, synced):
+        path = tmp_path / "file.txt"
+        seen = synced(path)
+        with replacing(path) as partial:
+            partial.write_text("new")
+        assert seen == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
 
     def test_success_replaces_the_old_content(self, tmp_path):
         path = tmp_path / "file.txt"
@@ -90,6 +109,16 @@ class TestReplacing:
 
 
 class TestReplacingFolder:
+    def test_content_is_on_disk_before_it_takes_the_name_and_the_name_afterwards(self, tmp_path, synced):
+        path = tmp_path / "out"
+        seen = synced(path)
+        with replacing_folder(path) as partial:
+            (partial / "a").mkdir()
+            (partial / "a" / "b.txt").write_text("new")
+        before = {inode for inode, is_named in seen if not is_named}
+        assert {child.stat().st_ino for child in path.rglob("*")} <= before
+        assert seen[-1] == (tmp_path.stat().st_ino, True)
+
     def test_success_replaces_the_folder_whole(self, tmp_path):
         path = tmp_path / "out"
         path.mkdir()

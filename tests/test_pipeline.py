@@ -11,10 +11,12 @@ import yaml
 from cytomil.bags.manifest import read_manifest
 from tests.projects import commit, run
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 TINY = {
     "make_bags": {"bag_size": 8, "train_bags": 6, "test_bags": 4, "cell_size": 24, "witness_rate": 0.25},
-    "pretrain": {"epochs": 1, "batch_size": 16, "image_size": 16, "arch": "resnet18", "weights": "none"},
+    "pretrain": {"epochs": 1, "batch_size": 16, "image_size": 16, "arch": "test_resnet", "weights": "none"},
     "fit_mil": {"epochs": 2, "folds": 2, "ensemble": 1},
 }
 LABELS = "slide,label,split\ns1,0,train\ns2,1,train\ns3,0,test\ns4,1,test\n"

@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import h5py
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from cytomil.cli.app import app
 
 BAGS = ["--bag-size", "12", "--train-bags", "6", "--test-bags", "4", "--cell-size", "24", "--difficulty", "0"]
 TRAIN = ["--epochs", "1", "--batch-size", "16", "--image-size", "16", "--weights", "none", "--method", "simclr"]
+TRAIN += ["--arch", "test_resnet"]  # small, since each test has a copy of everything
 FIT = ["--epochs", "2", "--folds", "2", "--ensemble", "1"]
 
 
@@ -27,9 +30,7 @@ def assert_refused(result, *words, status=1):
         assert word in lines[0], lines[0]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    root = tmp_path_factory.mktemp("finished")
+def run_every_verb(root):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         for line in (
@@ -42,7 +43,11 @@ def finished(tmp_path_factory):
         ):
             result = run(*line)
             assert result.exit_code == 0, result.output
-    return root
+
+
+@pytest.fixture(scope="module")
+def finished(shared):
+    return shared.folder("finished", run_every_verb)
 
 
 @pytest.fixture
@@ -221,6 +226,13 @@ def test_the_verbs_hand_on_to_each_other_by_their_defaults(finished):
     for name in ("triage.csv", "triage.json", "report.html"):
         assert (finished / "triage" / name).stat().st_size > 0
     assert not list(finished.rglob(".*partial*"))
+
+
+def test_the_pipelines_outputs_are_what_the_verbs_write_by_default(finished):
+    stages = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]
+    for name in ("make-bags", "pretrain", "embed", "fit-mil", "evaluate"):
+        for out in (*stages[name]["outs"], *stages[name].get("metrics", ())):
+            assert (finished / next(iter([out] if isinstance(out, str) else out))).exists(), f"{name}: {out}"
 
 
 @pytest.mark.parametrize("line", [["pretrain", *TRAIN, "--epochs", "1"], ["fit-mil", *FIT]])

@@ -42,8 +42,11 @@ def embedded(start, pixels):
         return encoder.eval()(pixels)[0]
 
 
-@pytest.mark.parametrize("name", RESNETS)
-@pytest.mark.parametrize("layout", ["new", "before 0.4.1", "half", "DataParallel", "nested", "safetensors"])
+LAYOUTS = ["new", "before 0.4.1", "half", "DataParallel", "nested", "safetensors"]
+
+
+# How a file is laid out has nothing to do with the network in it, and a ResNet-50 has 100 MB.
+@pytest.mark.parametrize(("name", "layout"), [*(("resnet18", layout) for layout in LAYOUTS), ("resnet50", "new")])
 def test_an_imagenet_resnet_gives_what_it_gave(tmp_path, name, layout):
     network = trained_resnet(name)
     state = network.state_dict()
@@ -249,7 +252,7 @@ class TestRefusals:
         assert "holds no state dict" in self.refused(tmp_path / "other.pth")
 
     def test_an_encoder_of_cytomils_is_used_as_it_is(self, encoder_folder):
-        said = self.refused(encoder_folder / "encoder.safetensors", architecture=Architecture(stem="small"))
+        said = self.refused(encoder_folder / "encoder.safetensors", architecture=Architecture("test_resnet"))
         assert "is an encoder of cytomil's" in said
 
     def test_a_size_that_does_not_suit_is_told_before_weights_are_read(self, tmp_path):

@@ -18,16 +18,19 @@ from cytomil.settings import EmbedSettings, EvaluateSettings, FitMilSettings, Ma
 BAGS = {"bag_size": 12, "train_bags": 6, "test_bags": 4, "cell_size": 24, "witness_rate": 0.25, "difficulty": 0.0}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    root = tmp_path_factory.mktemp("evaluate")
+def make_all(root):
     make_bags(MakeBagsSettings(out=root / "bags", **BAGS), Silent())
     small = {"method": "simclr", "epochs": 1, "batch_size": 32, "image_size": 16, "weights": "none"}
+    small["arch"] = "test_resnet"
     pretrain(PretrainSettings(bags=root / "bags", out=root / "encoder", **small), Silent())
     embed(EmbedSettings(bags=root / "bags", encoder=root / "encoder", out=root / "features"), Silent())
     fit = {"epochs": 2, "folds": 2, "ensemble": 1}
     fit_mil(FitMilSettings(features=root / "features", encoder=root / "encoder", out=root / "model", **fit), Silent())
-    return root
+
+
+@pytest.fixture(scope="module")
+def made(shared):
+    return shared.folder("evaluated", make_all)
 
 
 def settings(made, out, **changed):

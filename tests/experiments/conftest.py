@@ -13,7 +13,7 @@ PARAMS = {
         "epochs": 1,
         "batch_size": 32,
         "image_size": 16,
-        "arch": "resnet18",
+        "arch": "test_resnet",
         "weights": "none",
         "device": "cpu",
     },

@@ -17,7 +17,7 @@ def at_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_cell_is_run_and_those_that_fail_are_named(tiny_grid, monkeypatch, capsys):
     grid = tiny_grid(methods=["weakly-supervised", "no-such-method"])
     monkeypatch.setattr("sys.argv", ["experiments", "all", str(grid.folder), "--jobs", "2"])

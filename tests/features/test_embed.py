@@ -121,15 +121,16 @@ class TestCaches:
         for row, features in read_index(tmp_path / "features").open("test"):
             at_once = open_features(features_folder / row.path)
             assert features.instance_ids == at_once.instance_ids
-            np.testing.assert_allclose(features.load(), at_once.load(), rtol=1e-4, atol=1e-5)
+            # Rounding may tip the last of float16's eleven bits.
+            np.testing.assert_allclose(features.load(), at_once.load(), rtol=2**-10, atol=1e-5)
 
     @pytest.mark.parametrize(
         ("asked", "layer", "dim"),
         [
-            *(("h", "h", 512), ("z", "z", 16), ("auto", "stages:1,2,3:mean,max,spread", 1344)),
-            ("stages:3,1:spread,mean", "stages:1,3:mean,spread", 640),
-            ("morphology", "stages:1,2,3:mean,max,spread+morphology", 1453),
-            ("h+morphology", "h+morphology", 621),
+            *(("h", "h", 96), ("z", "z", 16), ("auto", "stages:1,2,3:mean,max,spread", 816)),
+            ("stages:3,1:spread,mean", "stages:1,3:mean,spread", 448),
+            ("morphology", "stages:1,2,3:mean,max,spread+morphology", 925),
+            ("h+morphology", "h+morphology", 205),
         ],
     )
     def test_hold_the_asked_layer(self, run, tmp_path, asked, layer, dim):

@@ -50,7 +50,7 @@ def test_the_key_names_everything_that_shapes_the_features(bundle, make_encoder,
     assert len({base, *others}) == 8
 
 
-@pytest.mark.parametrize(("layer", "dim"), [("h", 512), ("z", 16)])
+@pytest.mark.parametrize(("layer", "dim"), [("h", 96), ("z", 16)])
 def test_blocks_become_one_cache(bundle, tmp_path, layer, dim):
     embedder = make_embedder(bundle, layer, "float32")
     faults = [Problem("bad-1", "why")]

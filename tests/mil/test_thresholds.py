@@ -25,7 +25,9 @@ def test_no_threshold_has_a_better_f1(bags):
     probabilities, labels = arrays(bags)
     chosen = best_f1_threshold(probabilities, labels)
     reached = f1_score(labels, probabilities >= chosen, zero_division=0)
-    best = max(f1_score(labels, probabilities >= t, zero_division=0) for t in np.arange(-0.025, 1.1, 0.025))
+    called = probabilities >= np.arange(-0.025, 1.1, 0.025)[:, None]
+    # By hand, since scikit-learn takes half a millisecond for each of the seven thousand.
+    best = max(2 * (called & (labels == 1)).sum(axis=1) / np.maximum(called.sum(axis=1) + labels.sum(), 1))
     assert reached == pytest.approx(best)
 
 

@@ -122,6 +122,7 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(bags, tmp_
     assert weights(tmp_path / "broken") == weights(tmp_path / "unbroken")
 
 
+@pytest.mark.long
 def test_a_killed_process_resumes_to_the_weights_of_an_unbroken_one(bags, tmp_path):
     def command(out, *more):
         line = [sys.executable, "-m", "cytomil", "pretrain", "--bags", str(bags), "--out", str(tmp_path / out), *more]

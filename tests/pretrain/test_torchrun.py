@@ -1,17 +1,24 @@
-"""Two real processes, gloo between them."""
+"""Two real processes, gloo between them; and what they owe each other, between two threads of this one."""
 
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
 from cytomil.bags.make import make_bags
+from cytomil.encoders.architecture import resolve_architecture
 from cytomil.encoders.bundle import WEIGHTS_NAME, read_card
+from cytomil.pretrain import torchrun
+from cytomil.pretrain.processes import OneProcess
 from cytomil.pretrain.shared_batch_norm import SharedBatchNorm, replace_batch_norms
+from cytomil.pretrain.training_encoder import TrainingEncoder
 from cytomil.progress import Silent
 from cytomil.settings import MakeBagsSettings
 
@@ -69,6 +76,7 @@ def trained(bags, tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_two_processes_end_with_the_weights_of_one_after_ten_steps(trained, method):
     one, two = (load_file(trained / name / method / WEIGHTS_NAME) for name in ("one", "two"))
@@ -81,6 +89,7 @@ def test_two_processes_end_with_the_weights_of_one_after_ten_steps(trained, meth
     assert cards[0]["history"][-1] == pytest.approx(cards[1]["history"][-1], rel=1e-6, abs=1e-6)
 
 
+@pytest.mark.long
 def test_an_error_of_both_processes_is_said_once(tmp_path):
     line = [*TORCHRUN, "-m", "cytomil", "pretrain", "--bags", str(tmp_path / "none"), "--out", str(tmp_path / "e")]
     done = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, check=False, cwd=tmp_path)
@@ -89,6 +98,7 @@ def test_an_error_of_both_processes_is_said_once(tmp_path):
     assert "none" in done.stderr.split("error: ")[1].splitlines()[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("weights", "image_size"), [("none", "16"), ("efficientnet-lite0", "32")])
 def test_the_command_line_trains_on_two_processes_and_prints_once(bags, tmp_path, weights, image_size):
     options = [
@@ -110,6 +120,96 @@ def test_the_command_line_trains_on_two_processes_and_prints_once(bags, tmp_path
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("epoch 1/1") == 1
     assert read_card(tmp_path / "e")["processes"] == 2
+
+
+class TwoThreads:
+    """What is used of torch.distributed, between two threads of this process."""
+
+    ReduceOp = dist.ReduceOp
+
+    def __init__(self):
+        self._both, self._here, self._parts = threading.Barrier(2, timeout=60), threading.local(), [None, None]
+
+    def be(self, rank):
+        """Take the calling thread for this one of the two."""
+        self._here.rank = rank
+
+    def get_rank(self):
+        return self._here.rank
+
+    def get_world_size(self):
+        return 2
+
+    def all_reduce(self, tensor):
+        tensor.copy_(sum(self._exchange(tensor)))
+
+    def broadcast(self, tensor, source):
+        tensor.copy_(self._exchange(tensor)[source])
+
+    def barrier(self):
+        self._both.wait()
+
+    def _exchange(self, tensor):
+        self._parts[self.get_rank()] = tensor.detach().clone()
+        self._both.wait()
+        found = list(self._parts)
+        self._both.wait()  # else one might write its next part before the other has read this one
+        return found
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    """``two_threads(work)``: what ``work(processes)`` gives in each of two threads that are processes to it."""
+    between = TwoThreads()
+    monkeypatch.setattr(torchrun, "dist", between)
+
+    def run(work):
+        def be(rank):
+            between.be(rank)
+            return work(torchrun.TorchrunProcesses(torch.device("cpu")))
+
+        with ThreadPoolExecutor(2) as threads:
+            return list(threads.map(be, range(2)))
+
+    return run
+
+
+@pytest.mark.parametrize("n", [8, 9])
+def test_two_halves_of_a_batch_give_the_gradients_and_statistics_of_the_whole(two_threads, n):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(n, 3, 32, 32, generator=generator, dtype=torch.double)
+    architecture = resolve_architecture("test_resnet", "auto", 8, 32)
+    weights = TrainingEncoder(architecture, torch.float32, OneProcess(torch.device("cpu"))).double().state_dict()
+
+    def step(processes):
+        encoder = TrainingEncoder(architecture, torch.float32, processes).double()
+        encoder.load_state_dict(weights)
+        _, z = encoder.train()(pixels)
+        loss = (z @ z.T).softmax(dim=1).square().sum()  # each cell's depends on all others, as contrast does
+        found = torch.autograd.grad(loss, list(encoder.parameters()))
+        gradients = torch.cat([one.flatten() for one in found])
+        processes.add_up(gradients)
+        return z.detach(), gradients, torch.cat([one.double().flatten() for one in encoder.buffers()])
+
+    whole = step(OneProcess(torch.device("cpu")))
+    for half in two_threads(step):
+        for expected, got in zip(whole, half, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_what_they_must_agree_on_is_the_first_ones(two_threads):
+    def agree(processes):
+        mine = torch.full((3,), float(processes.index))
+        processes.agree(mine)
+        processes.wait()
+        return mine.tolist(), processes.is_first
+
+    assert two_threads(agree) == [([0.0] * 3, True), ([0.0] * 3, False)]
+
+
+def test_of_processes_that_fail_one_speaks():
+    store = dist.HashStore()
+    assert [torchrun._is_first_to_fail(store, rank) for rank in (1, 0, 2)] == [True, False, False]
 
 
 def test_without_torchrun_nothing_distributed_is_started():

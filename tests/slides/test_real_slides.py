@@ -9,7 +9,10 @@ from cytomil.errors import ResolutionError
 from cytomil.slides import CellFinding, find_cells, open_slide
 
 SLIDES = Path(__file__).parents[3] / "shared" / "data" / "slides"
-pytestmark = pytest.mark.skipif(not SLIDES.is_dir(), reason="the real slides are not in ../shared/data/slides")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not SLIDES.is_dir(), reason="the real slides are not in ../shared/data/slides"),
+]
 
 
 @pytest.mark.parametrize("name", ["smear-normal-1", "smear-abnormal-4"])

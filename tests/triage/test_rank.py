@@ -31,10 +31,8 @@ from tests.counting import Counting
 ODD_NAMES = ("<img src=x onerror=alert(1)>", 'Müller "left" 2', "=1+1")
 
 
-@pytest.fixture(scope="module")
-def road(tmp_path_factory):
+def make_road(root):
     """Bags, encoder, features and triage model, made by the verbs themselves at the smallest size."""
-    root = tmp_path_factory.mktemp("road")
     bags = {"bag_size": 16, "train_bags": 8, "test_bags": 4, "cell_size": 24, "witness_rate": 0.25, "difficulty": 0.0}
     make_bags(MakeBagsSettings(out=root / "bags", **bags), Silent())
     pretrain(
@@ -46,13 +44,18 @@ def road(tmp_path_factory):
             batch_size=32,
             image_size=16,
             weights="none",
+            arch="test_resnet",
         ),
         Silent(),
     )
     embed(EmbedSettings(bags=root / "bags", encoder=root / "encoder", out=root / "features"), Silent())
     fit = {"epochs": 3, "folds": 2, "ensemble": 2}
     fit_mil(FitMilSettings(features=root / "features", encoder=root / "encoder", out=root / "model", **fit), Silent())
-    return root
+
+
+@pytest.fixture(scope="module")
+def road(shared):
+    return shared.folder("road", make_road)
 
 
 @pytest.fixture

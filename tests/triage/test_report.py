@@ -521,6 +521,7 @@ def all_pictures_load(browser: Any) -> bool:
     )
 
 
+@pytest.mark.long
 def test_browser_renders_without_errors_or_requests(opened: Any) -> None:
     assert all_pictures_load(opened)
     assert opened.get_log("browser") == []
@@ -528,6 +529,7 @@ def test_browser_renders_without_errors_or_requests(opened: Any) -> None:
     assert outside == []
 
 
+@pytest.mark.long
 def test_browser_shows_split_pictures(browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "my report #1.html"
     write_report(worklist(), path, split_images=True)
@@ -536,6 +538,7 @@ def test_browser_shows_split_pictures(browser: Any, tmp_path: Path) -> None:
     assert browser.get_log("browser") == []
 
 
+@pytest.mark.long
 def test_browser_sorts_and_keeps_unassessed_slides_on_top(opened: Any) -> None:
     assert sort_by(opened, "Slide") == "ascending"
     assert names(opened) == [NASTY, "slide 11", UMLAUT, "slide 2", "slide 10"]
@@ -550,6 +553,7 @@ def test_browser_sorts_and_keeps_unassessed_slides_on_top(opened: Any) -> None:
     assert opened.execute_script("return document.querySelectorAll('[aria-sort]').length") == 1
 
 
+@pytest.mark.long
 def test_browser_filters_and_says_what_is_hidden(opened: Any) -> None:
     opened.find_element("css selector", "#filter-call option[value=review]").click()
     assert names(opened) == ["slide 2"]
@@ -562,6 +566,7 @@ def test_browser_filters_and_says_what_is_hidden(opened: Any) -> None:
     assert names(opened) == [UMLAUT]
 
 
+@pytest.mark.long
 def test_browser_opens_a_slide_from_the_worklist(opened: Any) -> None:
     link = opened.find_element("link text", "slide 2")
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", link)
@@ -576,6 +581,7 @@ def test_browser_opens_a_slide_from_the_worklist(opened: Any) -> None:
     assert section.get_attribute("open") is not None
 
 
+@pytest.mark.long
 def test_browser_prints_everything(opened: Any) -> None:
     opened.find_element("id", "filter-text").send_keys("nothing has this name")
     assert names(opened) == []
@@ -591,6 +597,7 @@ def test_browser_prints_everything(opened: Any) -> None:
     assert min(heights) > 10
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
 def test_browser_never_scrolls_sideways(opened: Any, width: int) -> None:
     set_width(opened, width)
@@ -598,6 +605,7 @@ def test_browser_never_scrolls_sideways(opened: Any, width: int) -> None:
     assert opened.execute_script("return document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scripts", [True, False])
 def test_browser_prints_every_picture_with_and_without_javascript(browser: Any, tmp_path: Path, scripts: bool) -> None:
     shown = tuple(replace(cell, image=jpeg(20 * i)) for i, cell in enumerate(cells(8, 9.0)))

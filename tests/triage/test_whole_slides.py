@@ -73,10 +73,8 @@ def write_tiff(path, image, mpp=0.25):
     return path
 
 
-@pytest.fixture(scope="module")
-def road(tmp_path_factory):
+def make_road(root):
     """Eight labelled synthetic slides, and bags, encoder and triage model made of them by the verbs themselves."""
-    root = tmp_path_factory.mktemp("slides-road")
     slides = root / "slides"
     slides.mkdir()
     lines = ["slide,label,split,mpp"]
@@ -95,11 +93,16 @@ def road(tmp_path_factory):
     made = make_bags(bags, Silent())
     assert made.problems == ()
     train = {"method": "simclr", "epochs": 2, "batch_size": 32, "image_size": 16, "weights": "none"}
+    train["arch"] = "test_resnet"
     pretrain(PretrainSettings(bags=root / "bags", out=root / "encoder", **train), Silent())
     embed(EmbedSettings(bags=root / "bags", encoder=root / "encoder", out=root / "features", orientations=1), Silent())
     fit = {"epochs": 5, "folds": 2, "ensemble": 1}
     fit_mil(FitMilSettings(features=root / "features", encoder=root / "encoder", out=root / "model", **fit), Silent())
-    return root
+
+
+@pytest.fixture(scope="module")
+def road(shared):
+    return shared.folder("slides-road", make_road)
 
 
 def settings(road, out, **changed):
@@ -360,6 +363,7 @@ def test_a_lost_file_of_a_slide_is_made_again(road, three, tmp_path):
     assert lost.read_bytes() == content
 
 
+@pytest.mark.long
 def test_killed_half_way_and_run_again_the_worklist_is_that_of_an_unbroken_run(road, tmp_path):
     for i in range(4):
         (tmp_path / "slides").mkdir(exist_ok=True)
@@ -510,6 +514,7 @@ def test_a_bag_folders_qc_pictures_are_no_slide(road, tmp_path):
     assert {slide.slide for slide in ranked.slides} == {f"s{i}{'.tif' if i > 3 else ''}.h5" for i in range(8)}
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real slides are not in ../shared/data/slides")
 def test_real_slides_a_wrong_tag_is_listed_with_its_cure_and_tissue_never_crashes(road, tmp_path):
     folder = tmp_path / "real"

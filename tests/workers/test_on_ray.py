@@ -29,7 +29,7 @@ from cytomil.workers import Lost, open_workers
 from cytomil.workers.cluster import connected
 from tests.workers.jobs import Square
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 class Noting(Silent):
@@ -52,6 +52,21 @@ def ray_here():
         with connected("local", Silent()) as ray:
             yield ray
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(make_encoder, shared):
+    """A ResNet-18 takes its time, so that there is a worker at work to be killed."""
+    return shared.folder("ray-models", lambda root: make_encoder(root / "encoder", arch="resnet18")) / "encoder"
+
+
+@pytest.fixture(scope="module")
+def features_folder(bags_folder, encoder_folder, shared):
+    def make(root):
+        chosen = {"layer": "z", "orientations": 1, "device": "cpu"}
+        embed(EmbedSettings(bags=bags_folder, encoder=encoder_folder, out=root / "features", **chosen), Silent())
+
+    return shared.folder("ray-embedded", make) / "features"
 
 
 @pytest.fixture(scope="module")

@@ -30,8 +30,8 @@ def pixels():
 
 
 @pytest.fixture(scope="module")
-def larger_bags(make_synthetic_bags, tmp_path_factory):
-    return make_synthetic_bags(tmp_path_factory.mktemp("larger") / "bags", bag_size=16)
+def larger_bags(make_synthetic_bags, shared):
+    return shared.folder("larger", lambda root: make_synthetic_bags(root / "bags", bag_size=16)) / "bags"
 
 
 def settings(encoder, bags, **changes):
@@ -245,7 +245,7 @@ def test_an_efficientnets_inner_stages_compile_and_those_alone_are_computed(bags
 
 
 def test_a_layer_that_the_encoder_has_not_is_refused_before_compiling(encoder_folder, bags_folder):
-    with pytest.raises(SettingsError, match=r"resnet18 has no stage 5; it has stages 1 to 4"):
+    with pytest.raises(SettingsError, match=r"test_resnet has no stage 5; it has stages 0 to 4"):
         compile_engine(settings(encoder_folder, bags_folder, layer="h stages:5:mean"), Silent())
 
 
@@ -258,7 +258,7 @@ def test_auto_is_bfloat16_where_the_processor_has_it_and_it_agrees(
     bundle = make_encoder(tmp_path / "encoder")
     monkeypatch.setattr(compile_module.openvino, "has_bf16", lambda: has_bf16)
     monkeypatch.setattr(agreement_module, "LEAST_COSINE_BF16", least)
-    record = compile_engine(settings(bundle.path, bags_folder, precision="auto"), Silent())
+    record = compile_engine(settings(bundle.path, bags_folder, precision="auto", layer="z"), Silent())
     assert (record.precision, stored(bundle.path)) == (wanted, [f"openvino-{wanted}"])
 
 

@@ -23,7 +23,7 @@ def test_gives_the_asked_layer(encoder_folder, pixels):
     encoder = load_bundle(encoder_folder).encoder
     with torch.inference_mode():
         h, z = encoder(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous() / 255)
-    for layer, wanted, dim in (("h", h, 512), ("z", z, 16)):
+    for layer, wanted, dim in (("h", h, 96), ("z", z, 16)):
         engine = EagerEngine(encoder, Layer(layer), torch.device("cpu"))
         values = engine.embed(pixels)
         assert values.dtype == np.float32

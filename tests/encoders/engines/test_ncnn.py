@@ -36,8 +36,9 @@ def silence(message):
 
 
 @pytest.fixture(scope="module")
-def bundle(make_encoder, bags_folder, tmp_path_factory):
-    return compiled(make_encoder(tmp_path_factory.mktemp("ncnn") / "encoder").path, bags_folder)[0]
+def bundle(make_encoder, bags_folder, shared):
+    made = shared.folder("ncnn", lambda root: compiled(make_encoder(root / "encoder").path, bags_folder))
+    return load_bundle(made / "encoder")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,9 @@ def test_its_record_names_its_files_and_both_libraries(bundle):
     assert record.agreement["h"]["least_cosine"] > 0.9999
 
 
-@pytest.mark.parametrize(("arch", "projection_dim"), [("resnet18", 0), ("resnet50", 8)])
+@pytest.mark.parametrize(
+    ("arch", "projection_dim"), [("resnet18", 0), pytest.param("resnet50", 8, marks=pytest.mark.long)]
+)
 def test_other_networks_with_and_without_projector(bags_folder, tmp_path, pixels, arch, projection_dim):
     torch.manual_seed(0)
     encoder = Encoder(resolve_architecture(arch, "auto", projection_dim, 24, "standardised"))

@@ -81,7 +81,7 @@ def test_cells_go_through_in_pieces_that_fit(library, encoder_folder, tmp_path, 
 def test_a_module_that_computes_in_float32_in_silence_is_refused(library, encoder_folder, tmp_path):
     bundle = load_bundle(encoder_folder)
     build(bundle.encoder, LAYERS, 24, "fp16", tmp_path, CPU)
-    library.calls[0][1].forward = lambda pixels: (torch.zeros(len(pixels), 512), torch.zeros(len(pixels), 16))
+    library.calls[0][1].forward = lambda pixels: (torch.zeros(len(pixels), 96), torch.zeros(len(pixels), 16))
     engine = TensorRtEngine("tensorrt-fp16", "key", tmp_path, "fp16", "z", 16, 1, CPU)
     with pytest.raises(EngineError, match=r"tensorrt-fp16 computes in torch.float32, not in torch.float16"):
         engine.embed(np.zeros((2, 24, 24, 3), np.uint8))
