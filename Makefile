@@ -1,10 +1,10 @@
-# `make demo`, `make test` and `make test-all` each do all of their own set-up; only Python 3.11 or newer, git and make need be there.
+# `make demo`, `make test`, `make test-long` and `make test-all` each do all of their own set-up; only Python 3.11 or newer, git and make need be there.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
 DEMO_SLIDES := data/new-slides
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-long test-all lint bench clean
 
 demo: $(VENV)/.demo-installed
 	PATH="$(BIN):$$PATH" dvc repro
@@ -18,8 +18,10 @@ PYTEST = OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n 2
 test: lint
 	$(PYTEST) -m "not long"
 
-test-all: lint
-	$(PYTEST)
+test-long: lint
+	$(PYTEST) -m long
+
+test-all: test test-long
 
 lint: $(VENV)/.test-installed
 	"$(BIN)/ruff" check .
@@ -27,7 +29,7 @@ lint: $(VENV)/.test-installed
 	"$(BIN)/mypy"
 
 bench: $(VENV)/.test-installed
-	"$(BIN)/python" -m bench road
+	"$(BIN)/python" -m bench
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
