@@ -85,10 +85,13 @@ def fit_side_by_side(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run PyTorch on one thread: the cores are busy with other fits, and a small bag is too little work to share."""
+    """Run PyTorch, BLAS and OpenMP on one thread: other fits keep the cores busy, and a small bag is too little to share."""
+    from threadpoolctl import threadpool_limits
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1):
+            yield
     finally:
         torch.set_num_threads(threads)
