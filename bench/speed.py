@@ -165,4 +165,5 @@ def former_rate(checkout: Path, data: Path, root: Path, few: int, many: int) -> 
 
 
 def _former(env: dict[str, str], *line: str | Path) -> None:
-    child.run([sys.executable, "-m", "cytomil", *line], (0, 3), {**os.environ, **env})
+    # -P: or the folder that the bench was started in, this checkout, would come before the other one.
+    child.run([sys.executable, "-P", "-m", "cytomil", *line], (0, 3), {**os.environ, **env})
