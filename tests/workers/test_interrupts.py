@@ -6,6 +6,15 @@ import pytest
 from cytomil.workers.interrupts import kept_interrupts
 
 
+@pytest.fixture
+def heeded():
+    """Interrupts are heeded, though a shell that runs the tests in the background has them ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 def test_an_interrupt_that_a_library_swallows_is_raised_at_the_next_look():
     before = signal.getsignal(signal.SIGINT)
     with kept_interrupts() as check:

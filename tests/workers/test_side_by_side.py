@@ -30,8 +30,14 @@ def run(job, numbers, listener=None):
     return open_workers("", 2).map(job, numbers, listener or Silent(), "squares", "numbers")
 
 
+def children():
+    """This process's children; other tests of it may have left helpers of a library behind."""
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
 def test_results_come_in_order_from_processes_that_start_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    before = children()
     listener = Noting()
     assert run(Square(tmp_path), list(range(12)), listener) == [(n**2, str(tmp_path / "relative")) for n in range(12)]
     starts = [line.split() for line in (tmp_path / "starts").read_text().splitlines()]
@@ -39,7 +45,7 @@ def test_results_come_in_order_from_processes_that_start_once(tmp_path, monkeypa
     assert str(os.getpid()) not in {process for process, *_ in starts}
     assert all(int(cores) >= 1 for _, cores, _ in starts)
     assert listener.notes == ["started"]
-    assert not psutil.Process().children(recursive=True)
+    assert children() == before
 
 
 def test_a_lost_process_costs_nothing(tmp_path):
@@ -74,9 +80,10 @@ def test_an_interruption_ends_them(tmp_path):
                 yield item
                 raise KeyboardInterrupt
 
+    before = children()
     with pytest.raises(KeyboardInterrupt):
         run(Square(tmp_path), list(range(50)), Impatient())
-    assert not psutil.Process().children(recursive=True)
+    assert children() == before
 
 
 def test_they_end_with_a_process_that_is_killed(tmp_path):
