@@ -49,13 +49,21 @@ class Child:
     stderr: str
 
 
-def run(command: Sequence[str | Path], accepted: Sequence[int] = (0,), env: dict[str, str] | None = None) -> Child:
-    """Run ``command`` to its end. Raises `SystemExit` with what it said where its exit status is not accepted."""
+def run(
+    command: Sequence[str | Path],
+    accepted: Sequence[int] = (0,),
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Child:
+    """Run ``command`` to its end, in the folder ``cwd`` where one is named.
+
+    Raises `SystemExit` with what it said where its exit status is not accepted.
+    """
     with tempfile.TemporaryDirectory() as folder:
         told, out, err = (Path(folder) / name for name in ("told.json", "stdout", "stderr"))
         line = [sys.executable, "-S", "-c", _LAUNCHER, str(told), *map(str, command)]
         with out.open("wb") as stdout, err.open("wb") as stderr:
-            launcher = subprocess.Popen(line, stdout=stdout, stderr=stderr, env={**os.environ, **(env or {})})
+            launcher = subprocess.Popen(line, stdout=stdout, stderr=stderr, env={**os.environ, **(env or {})}, cwd=cwd)
             together = _watch(launcher)
         said = err.read_text(errors="replace")
         if not told.is_file():

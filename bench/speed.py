@@ -11,7 +11,6 @@ Python included.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -147,7 +146,6 @@ def former_rate(checkout: Path, data: Path, root: Path, few: int, many: int) -> 
 
     Its encoder is trained for one epoch on few cells: its speed does not depend on its weights.
     """
-    env = {"PYTHONPATH": str(checkout.resolve())}
     seconds = {}
     encoder = root / "former-encoder"
     for n in (few, many):
@@ -155,15 +153,16 @@ def former_rate(checkout: Path, data: Path, root: Path, few: int, many: int) -> 
         bags, features = root / f"former-{n}", root / f"former-features-{n}"
         classes = ["--normal", "neutrophil,eosinophil,lymphocyte,monocyte", "--abnormal", "ig,erythroblast,basophil"]
         drawn = ["--bag-size", str(n // 4), "--train-bags", "4", "--test-bags", "0", "--witness-rate", "0.2"]
-        _former(env, "make-bags", str(data), *classes, *drawn, "--out", bags)
+        _former(checkout, "make-bags", str(data.resolve()), *classes, *drawn, "--out", bags)
         if not encoder.exists():
-            _former(env, "pretrain", "--bags", bags, "--out", encoder, "--epochs", "1")
+            _former(checkout, "pretrain", "--bags", bags, "--out", encoder, "--epochs", "1")
         started = time.perf_counter()
-        _former(env, "embed", "--bags", bags, "--encoder", encoder, "--out", features)
+        _former(checkout, "embed", "--bags", bags, "--encoder", encoder, "--out", features)
         seconds[n] = time.perf_counter() - started
     return (many - few) / (seconds[many] - seconds[few])
 
 
-def _former(env: dict[str, str], *line: str | Path) -> None:
-    # -P: or the folder that the bench was started in, this checkout, would come before the other one.
-    child.run([sys.executable, "-P", "-m", "cytomil", *line], (0, 3), {**os.environ, **env})
+def _former(checkout: Path, *line: str | Path) -> None:
+    # In its own folder, so that it reads its own params.yaml.
+    env = {"PYTHONPATH": str(checkout.resolve())}
+    child.run([sys.executable, "-m", "cytomil", *line], (0, 3), env, checkout)
