@@ -57,7 +57,6 @@ class Embedder:
         source_sha256: str,
         blocks: Iterable[CellBlock],
         mpp: float | None = None,
-        crop_px: int = 0,
     ) -> list[Problem]:
         """Write the cache ``path``; returns the unreadable cells. Raises `FeatureFileError` for non-finite embeddings."""
         problems: list[Problem] = []
@@ -71,7 +70,7 @@ class Embedder:
 
         key, made_of = self.key(source_sha256), self.bundle.made_of
         dim = sum(self._groups)
-        write_features(path, bag_id, key, dim, embedded(), mpp, unreadable, crop_px, made_of, self._groups)
+        write_features(path, bag_id, key, dim, embedded(), mpp, unreadable, encoder=made_of, groups=self._groups)
         return problems
 
     def embedded(self, bag_id: str, blocks: Iterable[CellBlock], problems: list[Problem]) -> Iterator[EmbeddedBlock]:

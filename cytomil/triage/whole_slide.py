@@ -70,11 +70,6 @@ class WholeSlide:
         """Whether the user gave the resolution, and not the slide's file."""
         return self._resolution()[1]
 
-    @property
-    def crop_side_px(self) -> float:
-        """Side of a crop in level-0 px."""
-        return self.cutting.crop_um / self.mpp
-
     def fingerprint(self) -> str:
         """Names the file by name, size, time and first megabyte, and how it is cut; the fallback resolution is left out."""
         with self.path.open("rb") as file:
