@@ -63,10 +63,8 @@ class Embedder:
         unreadable: list[str] = []
 
         def embedded() -> Iterator[EmbeddedBlock]:
-            for block in self.embedded(bag_id, blocks, problems):
-                unreadable[:] = as_lines(problems)
-                yield block
-            unreadable[:] = as_lines(problems)
+            yield from self.embedded(bag_id, blocks, problems)
+            unreadable.extend(as_lines(problems))
 
         key, made_of = self.key(source_sha256), self.bundle.made_of
         dim = sum(self._groups)

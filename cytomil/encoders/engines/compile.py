@@ -66,7 +66,7 @@ def compile_by_default(encoder: Path, bags: Path, seed: int, device: str, listen
     try:
         return compile_engine(settings, listener)
     except (EngineError, BagFileError) as error:
-        listener.note(f"No engine was compiled: {error} embed and rank run eager, about a quarter as fast.")
+        listener.note(f"No engine was compiled: {error} embed and rank run eager, several times slower.")
         return None
 
 
