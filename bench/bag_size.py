@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
 from itertools import cycle, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -68,18 +67,19 @@ def make_model(root: Path, bags: Path, image_size: int) -> None:
     cytomil("fit-mil", "--features", features, "--encoder", encoder, "--out", root / "model")
 
 
-def write_large_bag(bags: Path, out: Path, size: int) -> None:
-    """One test bag of ``size`` cells, the cells of ``bags`` over and over under names of their own."""
+def write_large_bag(bags: Path, out: Path, size: int, count: int = 1) -> None:
+    """``count`` test bags of ``size`` cells each, the cells of ``bags`` over and over under names of their own."""
     manifest = read_manifest(bags)
     images = [image for row in manifest.rows for image in open_bag(manifest.file_of(row)).images()]
-
-    def instances() -> Iterator[Instance]:
-        for i, image in enumerate(islice(cycle(images), size)):
-            yield Instance(f"cell-{i:06d}", image)
-
+    endless = cycle(images)
     out.mkdir()
-    sha256, n = write_bag(out / "large.h5", BagInfo("large", 0), instances())
-    write_manifest(out, [BagRow("large", "large.h5", "", "test", 0, n, None, sha256)])
+    rows = []
+    for number in range(count):
+        name = f"large-{number}"
+        cells = (Instance(f"cell-{i:06d}", image) for i, image in enumerate(islice(endless, size)))
+        sha256, n = write_bag(out / f"{name}.h5", BagInfo(name, 0), cells)
+        rows.append(BagRow(name, f"{name}.h5", "", "test", 0, n, None, sha256))
+    write_manifest(out, rows)
 
 
 def further_cell(rows: list[dict[str, Any]]) -> dict[str, list[float]]:

@@ -79,7 +79,7 @@ def _measure(options: argparse.Namespace, root: Path) -> tuple[dict[str, float],
     bundle = load_bundle(encoder)
     layer = layer_of("auto", bundle.encoder).embedded
     engine, eager = (open_engine(bundle, layer, name, "cpu", print) for name in ("auto", "eager"))
-    files, pixels = _cells(bags, options.data, bundle.transform, max(options.alone, options.one_by_one))
+    files, pixels = decoded_cells(bags, options.data, bundle.transform, max(options.alone, options.one_by_one))
     numbers = count()
 
     def embedding() -> None:
@@ -117,16 +117,16 @@ def _measure(options: argparse.Namespace, root: Path) -> tuple[dict[str, float],
     return {name: timing.per_second(1).median for name, timing in per_cell.items()}, ratios, engine.key
 
 
-def embed_bags(bags: Path, encoder: Path, out: Path) -> None:
+def embed_bags(bags: Path, encoder: Path, out: Path, device: str = "cpu") -> None:
     """`embed` in this process."""
     from cytomil.features.embed import embed
     from cytomil.progress import Silent
     from cytomil.settings import EmbedSettings
 
-    embed(EmbedSettings(bags=bags, encoder=encoder, out=out, device="cpu"), Silent())
+    embed(EmbedSettings(bags=bags, encoder=encoder, out=out, device=device), Silent())
 
 
-def _cells(bags: Path, data: Path, transform: Any, n: int) -> tuple[list[Path], np.ndarray]:
+def decoded_cells(bags: Path, data: Path, transform: Any, n: int) -> tuple[list[Path], np.ndarray]:
     """``n`` cells of the bags: the files they came from, and decoded, uint8 (n, S, S, 3)."""
     from cytomil.bags.bag_file import open_bag
     from cytomil.bags.instance_labels import read_instance_sources

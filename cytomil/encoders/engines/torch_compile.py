@@ -13,6 +13,7 @@ from cytomil.layer import Layer
 
 LIBRARIES = ("torch",)
 PRECISIONS = ("float32",)
+_CELLS_ON_A_GPU = 256  # what fills one; on a processor its cache is the limit
 
 
 class TorchCompileEngine:
@@ -25,7 +26,7 @@ class TorchCompileEngine:
         self.layer = layer
         self.dim = layer_dim(encoder, layer)
         self._device = device
-        self._batch = batch_of(image_size)
+        self._batch = batch_of(image_size) if device.type == "cpu" else _CELLS_ON_A_GPU
         module = Layers(encoder, (layer,)).to(device).to(memory_format=torch.channels_last).eval()
         self._module = torch.compile(module, options={"freezing": True})
         self.embed(np.zeros((1, image_size, image_size, 3), np.uint8))  # compiles here, where a failure can be told
