@@ -18,7 +18,7 @@ TINY = ["--weights", "none", "--image-size", "32", "--engine", "none", "--device
 
 
 def cytomil(*line: object) -> None:
-    from cytomil.cli.app import app
+    from cytomil.app.cli.app import app
 
     done = CliRunner().invoke(app, [str(word) for word in line])
     assert done.exit_code == 0, done.output
