@@ -15,22 +15,23 @@ from cytomil.errors import FeatureFileError, require_replaceable
 from cytomil.features.cache import Features
 from cytomil.features.index import IndexRow, read_index
 from cytomil.features.layers import preparation_sha256, stored_layer
-from cytomil.mil.aggregators.registry import find_aggregator, require_score
+from cytomil.mil.aggregators.registry import find_aggregator, own_config, require_score
 from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.mil.config import FitMilConfig
 from cytomil.mil.cross_validate import (
     HeldOut,
+    fit_side_by_side,
     member_seed,
     n_members,
     of_judged,
     over_folds,
     require_two_patients,
+    training_epochs,
 )
 from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, reference_evidence, score_shares
 from cytomil.mil.intervals import auroc_interval, n_independent
 from cytomil.mil.novelty import UNLIKE_BELOW, Novelty, fit_novelty
 from cytomil.mil.thresholds import Thresholds, choose_thresholds
-from cytomil.mil.train import fit_side_by_side, training_epochs
 from cytomil.mil.triage_model import CARD_NAME, OWN_FILES, TriageModel, save_triage_model
 from cytomil.progress import Listener
 from cytomil.provenance import now, versions
@@ -49,6 +50,7 @@ def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
     Raises `SettingsError`, `NotFoundError`, `FeatureFileError` or `EncoderBundleError`, each with what to do.
     """
     require_score(settings.aggregator, settings.instance_score)
+    own = own_config(settings.aggregator, settings.options)
     require_replaceable(settings.out, CARD_NAME, OWN_FILES)
     opened = read_index(settings.features).open("train")
     encoder = load_bundle(settings.encoder)
@@ -65,6 +67,7 @@ def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
     novelty = fit_novelty(bags, held_out.fold)
     n_cells = sum(len(features) for _, features in opened)
     facts = _facts(settings, encoder, bags, n_cells, held_out, thresholds, ensemble) | {
+        "settings": settings.model_dump(mode="json") | {"options": own.model_dump(mode="json")},
         "layer": key.layer,
         "preparation_sha256": key.transform_sha256,
         "orientations": int(key.orientations),
@@ -148,7 +151,6 @@ def _facts(
         "epochs_chosen": held_out.n_epochs if find_aggregator(settings.aggregator).by_epochs else None,
         "score_bin_edges": list(SCORE_BIN_EDGES),
         "reference_shares": shares.tolist(),
-        "settings": settings.model_dump(mode="json"),
         "versions": versions(),
     }
 

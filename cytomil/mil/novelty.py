@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cytomil.mil.bags import TrainingBag, least_spread, split
-from cytomil.mil.gathered import Gathered
+from cytomil.mil.aggregators.base import Gathered
+from cytomil.mil.bags import TrainingBag, min_spread, split
 
 CELL_QUANTILE = 0.99
 UNLIKE_BELOW = 0.05
@@ -77,7 +77,7 @@ class _Cloud:
         mean, std = cells.mean(dim=0), cells.std(dim=0, correction=0)
         # Groups of columns, such as stages, are to count alike, though some have many more.
         weight = torch.cat(
-            [1 / (part.clamp(min=least_spread(part)) * max(len(part), 1) ** 0.5) for part in split(std, bags[0].groups)]
+            [1 / (part.clamp(min=min_spread(part)) * max(len(part), 1) ** 0.5) for part in split(std, bags[0].groups)]
         )
         with np.errstate(invalid="ignore"):  # identical cells have no variance to explain
             fitted = PCA(n_components, svd_solver="randomized", random_state=0).fit(((cells - mean) * weight).numpy())

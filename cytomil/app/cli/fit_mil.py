@@ -10,7 +10,7 @@ from cytomil.app.cli.options import AsJson, ParamsFile, Profile, given, option
 from cytomil.app.settings import load
 from cytomil.errors import SettingsError
 from cytomil.locks import output_folder
-from cytomil.mil.config import InstanceScore, Prototypes
+from cytomil.mil.config import InstanceScore
 
 
 def _known_aggregator(name: str) -> str:
@@ -29,14 +29,9 @@ def fit_mil(
     encoder: Annotated[Path | None, option("fit_mil", "encoder")] = None,
     out: Annotated[Path | None, option("fit_mil", "out")] = None,
     aggregator: Annotated[str | None, option("fit_mil", "aggregator", check=_known_aggregator)] = None,
-    n_prototypes: Annotated[int | None, option("fit_mil", "n_prototypes")] = None,
-    prototypes: Annotated[Prototypes | None, option("fit_mil", "prototypes")] = None,
-    prototype_branch: Annotated[bool | None, option("fit_mil", "prototype_branch")] = None,
-    instance_branch: Annotated[bool | None, option("fit_mil", "instance_branch")] = None,
     epochs: Annotated[int | None, option("fit_mil", "epochs")] = None,
     learning_rate: Annotated[float | None, option("fit_mil", "learning_rate")] = None,
     weight_decay: Annotated[float | None, option("fit_mil", "weight_decay")] = None,
-    cluster_weight: Annotated[float | None, option("fit_mil", "cluster_weight")] = None,
     top_share: Annotated[float | None, option("fit_mil", "top_share")] = None,
     cells_per_bag: Annotated[int | None, option("fit_mil", "cells_per_bag")] = None,
     folds: Annotated[int | None, option("fit_mil", "folds")] = None,
@@ -55,7 +50,7 @@ def fit_mil(
     with plain_errors(kept="No model was written; one that stood there before is unchanged."):
         settings = load(options, params, profile).fit_mil
         from cytomil.mil.fit import fit_mil as run
-        from cytomil.mil.weakness import weaknesses
+        from cytomil.mil.triage_model import weaknesses
 
         listener = RichListener()
         with output_folder(settings.out, listener.note, replaced=True):

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cytomil.mil.aggregators.abmil import GatedAttention
-from cytomil.mil.aggregators.base import EVIDENCE_MEANING, odds
+from cytomil.config import Config
+from cytomil.mil.aggregators.base import EVIDENCE_MEANING, Gathered, odds
+from cytomil.mil.aggregators.gated_attention import GatedAttention
 from cytomil.mil.aggregators.learned import LearnedAggregator
 from cytomil.mil.bags import TrainingBag
-from cytomil.mil.config import FitMilConfig, InstanceScore
-from cytomil.mil.gathered import Gathered
+from cytomil.mil.config import FitConfig, InstanceScore
 
 
 class DTFDMIL(LearnedAggregator):
@@ -49,11 +49,11 @@ class DTFDMIL(LearnedAggregator):
         self.classifier = nn.ModuleList(nn.Linear(hidden_dim, 2) for _ in range(2))
 
     @classmethod
-    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, seed: int) -> Self:
+    def untrained(cls, bags: Sequence[TrainingBag], settings: FitConfig, options: Config, seed: int) -> Self:
         """See `LearnedAggregator`."""
         return cls(bags[0].dim)
 
-    def loss(self, instances: Tensor, label: Tensor, settings: FitMilConfig, generator: torch.Generator) -> Tensor:
+    def loss(self, instances: Tensor, label: Tensor, generator: torch.Generator) -> Tensor:
         """See the class."""
         order = torch.randperm(len(instances), generator=generator)
         hidden = self.embed(instances)

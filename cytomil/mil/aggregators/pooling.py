@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cytomil.config import Config
 from cytomil.mil.aggregators.base import PooledReading, odds, top_count
 from cytomil.mil.aggregators.learned import LearnedAggregator
 from cytomil.mil.bags import TrainingBag
-from cytomil.mil.config import FitMilConfig, InstanceScore
+from cytomil.mil.config import FitConfig, InstanceScore
 
 
 class TopPooling(LearnedAggregator):
@@ -33,7 +34,7 @@ class TopPooling(LearnedAggregator):
         self.linear = nn.Linear(in_dim, 1)
 
     @classmethod
-    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, seed: int) -> Self:
+    def untrained(cls, bags: Sequence[TrainingBag], settings: FitConfig, options: Config, seed: int) -> Self:
         """See `LearnedAggregator`."""
         return cls(bags[0].dim, settings.top_share)
 
@@ -45,7 +46,7 @@ class TopPooling(LearnedAggregator):
         """Instance logits (N,) → the bag's ()."""
         return logits.topk(top_count(len(logits), self.share)).values.mean()
 
-    def loss(self, instances: Tensor, label: Tensor, settings: FitMilConfig, generator: torch.Generator) -> Tensor:
+    def loss(self, instances: Tensor, label: Tensor, generator: torch.Generator) -> Tensor:
         """Cross entropy of the bag's label."""
         return F.binary_cross_entropy_with_logits(self.pool(self.instance_logits(instances)), label.float())
 
@@ -58,7 +59,7 @@ class MeanPooling(TopPooling):
     """`TopPooling` over all instances."""
 
     @classmethod
-    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, seed: int) -> Self:
+    def untrained(cls, bags: Sequence[TrainingBag], settings: FitConfig, options: Config, seed: int) -> Self:
         """See `LearnedAggregator`."""
         return cls(bags[0].dim, 1.0)
 
@@ -67,6 +68,6 @@ class MaxPooling(TopPooling):
     """`TopPooling` over the one greatest instance."""
 
     @classmethod
-    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, seed: int) -> Self:
+    def untrained(cls, bags: Sequence[TrainingBag], settings: FitConfig, options: Config, seed: int) -> Self:
         """See `LearnedAggregator`."""
         return cls(bags[0].dim, 0.0)

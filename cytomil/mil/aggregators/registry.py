@@ -1,55 +1,79 @@
-"""The aggregators and one-class scorers by name. To add one: a file here and an entry below.
+"""All aggregators and one-class scorers by name. None of them is imported before it is used.
 
-A package of its own adds one by an entry point in the group ``cytomil.aggregators`` that names a subclass of `Aggregator`.
+To add one to cytomil, write one file and one line below. Another package adds one by an entry point of the group
+``cytomil.aggregators`` that names a subclass of `Aggregator`; docs/aggregators.md shows how.
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from cytomil.config import Config
 from cytomil.errors import SettingsError
-from cytomil.mil.aggregators.abmil import ABMIL
-from cytomil.mil.aggregators.base import Aggregator
-from cytomil.mil.aggregators.clam import CLAM
-from cytomil.mil.aggregators.density_ratio import DensityRatio
-from cytomil.mil.aggregators.dtfd import DTFDMIL
-from cytomil.mil.aggregators.gaussian import GaussianDensity
-from cytomil.mil.aggregators.knn import NearestNeighbours
-from cytomil.mil.aggregators.mahalanobis import Mahalanobis
-from cytomil.mil.aggregators.ocsvm import OneClassSVM
-from cytomil.mil.aggregators.pooling import MaxPooling, MeanPooling, TopPooling
-from cytomil.mil.aggregators.self_paced import SelfPaced
-from cytomil.mil.aggregators.transmil import TransMIL
 from cytomil.mil.config import InstanceScore
-from cytomil.mil.pamil import PAMIL
 from cytomil.plugins import find_foreign, load_kind
 
-AGGREGATORS: dict[str, type[Aggregator]] = {
-    "pamil": PAMIL,
-    "abmil": ABMIL,
-    "dtfd-mil": DTFDMIL,
-    "clam": CLAM,
-    "transmil": TransMIL,
-    "mean": MeanPooling,
-    "max": MaxPooling,
-    "top-k": TopPooling,
-    "density-ratio": DensityRatio,
-    "self-paced": SelfPaced,
-    "knn": NearestNeighbours,
-    "mahalanobis": Mahalanobis,
-    "ocsvm": OneClassSVM,
-    "gaussian": GaussianDensity,
+if TYPE_CHECKING:
+    from cytomil.mil.aggregators.base import Aggregator
+
+GROUP = "cytomil.aggregators"
+
+_BUILT_IN = {
+    "pamil": "pamil:PAMIL",
+    "abmil": "aggregators.gated_attention:ABMIL",
+    "dtfd-mil": "aggregators.dtfd:DTFDMIL",
+    "clam": "aggregators.gated_attention:CLAM",
+    "transmil": "aggregators.transmil:TransMIL",
+    "mean": "aggregators.pooling:MeanPooling",
+    "max": "aggregators.pooling:MaxPooling",
+    "top-k": "aggregators.pooling:TopPooling",
+    "density-ratio": "aggregators.neighbours:DensityRatio",
+    "self-paced": "aggregators.self_paced:SelfPaced",
+    "knn": "aggregators.neighbours:NearestNeighbours",
+    "mahalanobis": "aggregators.one_class:Mahalanobis",
+    "ocsvm": "aggregators.one_class:OneClassSVM",
+    "gaussian": "aggregators.one_class:GaussianDensity",
 }
-ENTRY_POINTS = "cytomil.aggregators"
+AGGREGATORS = {name: EntryPoint(name, f"cytomil.mil.{place}", GROUP) for name, place in _BUILT_IN.items()}
+
+
+def known_aggregator(name: str) -> str:
+    """``name``, if there is an aggregator of this name; it is not imported. Raises `ValueError` with a list of names."""
+    _entry(name)
+    return name
 
 
 def find_aggregator(name: str) -> type[Aggregator]:
-    """The aggregator of this name, ours or an installed package's. Raises `SettingsError` where there is none."""
-    if name in AGGREGATORS:
-        return AGGREGATORS[name]
+    """The aggregator of this name, cytomil's own or an installed package's. Raises `SettingsError` if there is none."""
+    from cytomil.mil.aggregators.base import Aggregator
+
     try:
-        entry = find_foreign("aggregator", ENTRY_POINTS, name, AGGREGATORS)
+        entry = _entry(name)
     except ValueError as error:
         raise SettingsError(str(error)) from None
     return load_kind("aggregator", entry, Aggregator)  # type: ignore[type-abstract]
+
+
+def own_config(name: str, options: Mapping[str, Any]) -> Config:
+    """The aggregator's own settings, validated.
+
+    Args:
+        name: the aggregator's.
+        options: key → value. Missing keys take their defaults.
+
+    Raises:
+        SettingsError: there is no such aggregator, it has no such setting, or a value is out of range.
+    """
+    kind = find_aggregator(name).Config
+    try:
+        return kind(**options)
+    except ValidationError as error:
+        raise SettingsError(_one_line(name, kind, error)) from None
 
 
 def require_score(name: str, kind: InstanceScore) -> None:
@@ -58,3 +82,22 @@ def require_score(name: str, kind: InstanceScore) -> None:
     if kind not in meaning:
         others = " or ".join(f"--instance-score {one.value}" for one in meaning)
         raise SettingsError(f"the aggregator '{name}' gives no instance score '{kind.value}'. Use {others}.")
+
+
+def _entry(name: str) -> EntryPoint:
+    return AGGREGATORS[name] if name in AGGREGATORS else find_foreign("aggregator", GROUP, name, AGGREGATORS)
+
+
+def _one_line(name: str, kind: type[Config], error: ValidationError) -> str:
+    # An unknown key comes first: it is often the cause of the others.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] != "extra_forbidden":
+        message = first["msg"].removeprefix("Value error, ")
+        place = f"the aggregator '{name}': {key}: " if key else f"the aggregator '{name}': "
+        return f"{place}{message[0].lower()}{message[1:]} (it is {first['input']!r})."
+    if not kind.model_fields:
+        return f"the aggregator '{name}' has no setting '{key}', and none of its own at all. Remove it."
+    close = difflib.get_close_matches(key, kind.model_fields, n=1)
+    hint = f"Did you mean '{close[0]}'? " if close else ""
+    return f"the aggregator '{name}' has no setting '{key}'. {hint}There are: {', '.join(kind.model_fields)}."
