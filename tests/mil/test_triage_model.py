@@ -13,6 +13,7 @@ from cytomil.files import sha256_of_file, write_json_card
 from cytomil.mil.aggregators.registry import AGGREGATORS, find_aggregator
 from cytomil.mil.config import FitMilConfig, InstanceScore
 from cytomil.mil.fit import fit_mil
+from cytomil.mil.pamil import PAMIL
 from cytomil.mil.triage_model import CARD_NAME, FEW_BAGS, load_triage_model, weaknesses
 from cytomil.progress import Silent
 
@@ -34,6 +35,19 @@ def test_a_model_loaded_again_says_the_same(name, features_folder, encoder_folde
         assert again.probability == pytest.approx(first.probability, abs=1e-6)
         np.testing.assert_allclose(again.scores, first.scores, rtol=1e-5)
         assert (again.scores > 0).all()
+
+
+def test_the_card_records_the_aggregators_own_settings_with_their_defaults(features_folder, encoder_folder, tmp_path):
+    made = fit(features_folder, encoder_folder, tmp_path / "model", aggregator="pamil", options={"n_prototypes": 4})
+    expected = PAMIL.Config(n_prototypes=4).model_dump(mode="json")
+    assert made.card["settings"]["options"] == expected
+    assert FitMilConfig(**made.card["settings"]).options == expected
+    assert made.card["aggregator"]["n_prototypes"] == 4
+
+
+def test_an_unknown_own_setting_is_refused_before_anything_is_read(encoder_folder, tmp_path):
+    with pytest.raises(SettingsError, match=r"'pamil' has no setting 'n_prototype'\. Did you mean 'n_prototypes'"):
+        fit(tmp_path / "absent", encoder_folder, tmp_path / "model", aggregator="pamil", options={"n_prototype": 4})
 
 
 def test_a_model_of_an_unknown_aggregator_is_one_clear_line(features_folder, encoder_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import re
 import subprocess
 import sys
 
@@ -196,6 +197,34 @@ def test_a_model_of_its_config_takes_its_weights(name, fitted):
     twin.load_state_dict(model.state_dict())
     instances = standardise(make_bags(1)[0].values)
     torch.testing.assert_close(twin.eval().assess(instances), model.assess(instances), rtol=0, atol=0)
+
+
+SAVED = {
+    "pamil": "attention.bias attention.weight classifiers.N.bias classifiers.N.weight instance_gate.N.bias "
+    "instance_gate.N.weight prototype_gate.N.bias prototype_gate.N.weight prototypes shared.N.bias shared.N.weight",
+    "self-paced": "intercept opinions.N.centres opinions.N.log_shares opinions.N.middle opinions.N.normal "
+    "opinions.N.normal_log_share opinions.N.weight opinions.N.whitening opinions.N.whitenings opinions.N.witness slope "
+    "spread usual views.N.between views.N.centre views.N.components.directions views.N.components.origin views.N.within",
+    "mahalanobis": "intercept mean precision slope",
+    "knn": "cells intercept slope",
+    "ocsvm": "greatest intercept log_weights slope vectors",
+    "gaussian": "centres intercept log_weights peak slope whitening",
+    "density-ratio": "intercept negatives positives slope",
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_the_names_of_saved_weights_stay_so_that_older_models_load(name, fitted):
+    names = {re.sub(r"\.\d+\.", ".N.", key) for key in fitted[name][0].state_dict()}
+    assert sorted(names) == SAVED[name].split()
+
+
+def test_self_paceds_card_names_its_parts_as_older_ones_do(fitted):
+    config = fitted["self-paced"][0].config
+    kinds = ["Discriminant", "WitnessMixture"] * 2 + ["NormalDensity", "MatchedContrast"]
+    assert [part["kind"] for part in config["parts"]] == kinds
+    assert set(config["parts"][0]) == {"kind", "view", "n_components", "shape"}
+    assert set(config["views"][0]) == {"start", "stop", "n_components"}
 
 
 @EVERY

@@ -40,6 +40,12 @@ def test_mahalanobis_is_scikit_learns():
     np.testing.assert_allclose(model.distances(cells(50, 1)).numpy(), expected, rtol=1e-5)
 
 
+def test_a_scorer_is_made_of_bags_alone_or_of_cells_alone():
+    (fitted,) = Mahalanobis.fit(make_bags([f"p{i}" for i in range(8)]))
+    assert fitted.share == FitConfig().top_share
+    assert Mahalanobis.learn(cells(200)).distances(cells(3)).shape == (3,)
+
+
 def test_nearest_neighbours_are_scikit_learns_and_a_learnt_cell_is_no_neighbour_of_itself():
     model = NearestNeighbours.learn(cells(200), SETTINGS)
     found = NearestNeighbors(n_neighbors=6).fit(cells(200).numpy())
