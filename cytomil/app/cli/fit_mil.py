@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 from cytomil.app.cli.console import RichListener, finish, plain_errors, print_table, print_warning
-from cytomil.app.cli.options import AsJson, ParamsFile, Profile, given, option
+from cytomil.app.cli.options import AsJson, Given, OwnSettings, ParamsFile, Profile, generated
 from cytomil.app.settings import load
+from cytomil.config import Config
 from cytomil.errors import SettingsError
 from cytomil.locks import output_folder
-from cytomil.mil.config import InstanceScore, Prototypes
 
 
 def _known_aggregator(name: str) -> str:
@@ -24,34 +21,26 @@ def _known_aggregator(name: str) -> str:
     return name
 
 
+class FitMilCommand(OwnSettings):
+    """`fit-mil`, with the aggregator's own settings in its help."""
+
+    chosen_by = "--aggregator"
+
+    def configuration(self, name: str) -> type[Config]:
+        """See `OwnSettings`."""
+        from cytomil.mil.aggregators.registry import find_aggregator
+
+        return find_aggregator(name).Config
+
+
+@generated("fit_mil", checks={"aggregator": _known_aggregator})
 def fit_mil(
-    features: Annotated[Path | None, option("fit_mil", "features")] = None,
-    encoder: Annotated[Path | None, option("fit_mil", "encoder")] = None,
-    out: Annotated[Path | None, option("fit_mil", "out")] = None,
-    aggregator: Annotated[str | None, option("fit_mil", "aggregator", check=_known_aggregator)] = None,
-    n_prototypes: Annotated[int | None, option("fit_mil", "n_prototypes")] = None,
-    prototypes: Annotated[Prototypes | None, option("fit_mil", "prototypes")] = None,
-    prototype_branch: Annotated[bool | None, option("fit_mil", "prototype_branch")] = None,
-    instance_branch: Annotated[bool | None, option("fit_mil", "instance_branch")] = None,
-    epochs: Annotated[int | None, option("fit_mil", "epochs")] = None,
-    learning_rate: Annotated[float | None, option("fit_mil", "learning_rate")] = None,
-    weight_decay: Annotated[float | None, option("fit_mil", "weight_decay")] = None,
-    cluster_weight: Annotated[float | None, option("fit_mil", "cluster_weight")] = None,
-    top_share: Annotated[float | None, option("fit_mil", "top_share")] = None,
-    cells_per_bag: Annotated[int | None, option("fit_mil", "cells_per_bag")] = None,
-    folds: Annotated[int | None, option("fit_mil", "folds")] = None,
-    ensemble: Annotated[int | None, option("fit_mil", "ensemble")] = None,
-    instance_score: Annotated[InstanceScore | None, option("fit_mil", "instance_score")] = None,
-    sensitivity: Annotated[float | None, option("fit_mil", "sensitivity")] = None,
-    precision: Annotated[str | None, option("fit_mil", "precision")] = None,
-    workers: Annotated[int | None, option("fit_mil", "workers")] = None,
-    seed: Annotated[int | None, option("fit_mil", "seed")] = None,
+    options: Given,
     params: ParamsFile = None,
     profile: Profile = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit the aggregator on the training bags and choose its thresholds by held-out ones among them."""
-    options = given("fit_mil", locals())
     with plain_errors(kept="No model was written; one that stood there before is unchanged."):
         settings = load(options, params, profile).fit_mil
         from cytomil.mil.fit import fit_mil as run
