@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from enum import Enum
+from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -70,15 +71,22 @@ def _help(*verb: str) -> str:
 
 
 def _settings_class() -> Any:
-    try:
-        from cytomil.app.settings import Settings
-    except ImportError:
-        from cytomil.settings import Settings
-    return Settings
+    for module in ("cytomil.app.settings", "cytomil.settings"):
+        try:
+            return import_module(module).Settings
+        except ModuleNotFoundError as missing:
+            if missing.name not in {module, "cytomil.app"}:
+                raise
+    raise RuntimeError("The class Settings was not found.")
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    cells = [f"`{name}`", _type(field.annotation), _default(field.get_default(call_default_factory=True)), field.description]
+    cells = [
+        f"`{name}`",
+        _type(field.annotation),
+        _default(field.get_default(call_default_factory=True)),
+        field.description,
+    ]
     return "| " + " | ".join(_cell(cell or "") for cell in cells) + " |"
 
 
@@ -89,6 +97,8 @@ def _cell(text: str) -> str:
 def _default(value: Any) -> str:
     if value is None:
         return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, str | tuple | list) and not value:
@@ -103,15 +113,14 @@ def _type(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type(arguments[0])
-    if origin is Literal:
-        return ", ".join(f"`{choice}`" for choice in arguments)
     if origin in {Union, UnionType}:
         return " or ".join(_type(argument) for argument in arguments)
     if origin in {tuple, list}:
         return "list of " + _type(arguments[0])
-    if annotation is NoneType:
-        return "none"
+    choices = arguments if origin is Literal else ()
     if isinstance(annotation, type) and issubclass(annotation, Enum):
-        return ", ".join(f"`{choice.value}`" for choice in annotation)
-    words = {str: "text", int: "whole number", float: "number", bool: "yes or no", Path: "path"}
+        choices = tuple(choice.value for choice in annotation)
+    if choices:
+        return ", ".join(f"`{choice}`" for choice in choices)
+    words = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path", NoneType: "none"}
     return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
