@@ -69,6 +69,7 @@ def test_reading_it_needs_no_network(pages):
     for path, page in pages.items():
         remote = [url for url in page.assets if urlsplit(url).scheme in {"http", "https"} or url.startswith("//")]
         assert not remote, f"{path.name} loads {remote}"
+        assert 'class="mermaid"' not in path.read_text(encoding="utf-8"), "the theme fetches mermaid's code from a CDN"
 
 
 def test_its_style_sheets_need_no_network(built):
