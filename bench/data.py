@@ -31,11 +31,11 @@ def blood_smear_bags(
     data: Path, out: Path, bag_size: int, train_bags: int, test_bags: int = 0, witness_rate: float = 0.2
 ) -> Path:
     """Simulated bags of blood-smear cells, made in ``out``."""
+    from cytomil.bags.config import MakeBagsConfig
     from cytomil.bags.make import make_bags
     from cytomil.progress import Silent
-    from cytomil.settings import MakeBagsSettings
 
-    settings = MakeBagsSettings(
+    settings = MakeBagsConfig(
         source=str(data),
         out=out,
         normal=tuple(BLOOD_SMEAR_CLASSES[1].split(",")),

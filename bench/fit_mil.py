@@ -59,15 +59,15 @@ def compare(root: Path, n: int, size: int, epochs: int, seeds: int, repeats: int
     from bench.reference_mil import FeatureFile, cross_validate
     from cytomil.mil import cross_validate as ours
     from cytomil.mil.bags import TrainingBag
+    from cytomil.mil.config import FitMilConfig
     from cytomil.progress import Silent
-    from cytomil.settings import FitMilSettings
 
     files = []
     for i in range(n):
         path = root / f"{size}-{i}.h5"
         write(path, size, "float32", seed=i, shift=i % 2)
         files.append(FeatureFile(path, i % 2))
-    settings = FitMilSettings(aggregator="pamil", epochs=epochs, ensemble=seeds, folds=3 if n > 4 else 2)
+    settings = FitMilConfig(aggregator="pamil", epochs=epochs, ensemble=seeds, folds=3 if n > 4 else 2)
 
     def loaded() -> list[TrainingBag]:
         return [TrainingBag(str(i), file.read(), file.label, str(i)) for i, file in enumerate(files)]
@@ -97,10 +97,10 @@ def score(root: str, n: int) -> dict[str, float]:
 
     from cytomil.features.cache import FeatureKey, open_features, write_features
     from cytomil.mil.bags import Standardiser, TrainingBag
+    from cytomil.mil.config import InstanceScore
     from cytomil.mil.ensemble import Ensemble, Member
     from cytomil.mil.novelty import fit_novelty
     from cytomil.mil.pamil import PAMIL
-    from cytomil.settings import InstanceScore
 
     path = Path(root) / "large.h5"
     write_features(path, "large", FeatureKey("", "", "z", "", "eager", "float16", "1"), _DIM, _slide(n))

@@ -20,7 +20,7 @@ from bench.data import BLOOD_SMEAR, blood_smear_bags, require_cells
 from bench.speed import ORIENTATIONS, decoded_cells, embed_bags
 from bench.tables import Measured, SkippedError, Table
 
-TRAININGS = {
+TRAININGS: dict[str, dict[str, Any]] = {
     "float32": {"precision": "float32"},
     "bf16": {"precision": "bf16"},
     "float16": {"precision": "float16"},
@@ -57,21 +57,24 @@ def inference(root: Path, options: argparse.Namespace) -> dict[str, float]:
     from cytomil.encoders.bundle import load_bundle
     from cytomil.encoders.engines import open_engine
     from cytomil.encoders.engines.compile import compile_engine
+    from cytomil.encoders.engines.config import CompileConfig
     from cytomil.encoders.stages import layer_of
     from cytomil.errors import EngineError
     from cytomil.features.orientations import embed_in_orientations
+    from cytomil.mil.config import FitMilConfig
     from cytomil.mil.fit import fit_mil
+    from cytomil.pretrain.config import PretrainConfig
     from cytomil.pretrain.loop import pretrain
     from cytomil.progress import Silent
-    from cytomil.settings import CompileSettings, FitMilSettings, PretrainSettings, RankSettings
+    from cytomil.triage.config import RankConfig
     from cytomil.triage.rank import rank
 
     device = options.device
     bags = blood_smear_bags(options.data, root / "bags", options.bag_size, train_bags=12)
     encoder, features, model = root / "encoder", root / "features", root / "model"
-    pretrain(PretrainSettings(bags=bags, out=encoder, device=device), Silent())
+    pretrain(PretrainConfig(bags=bags, out=encoder, device=device), Silent())
     embed_bags(bags, encoder, features, device)
-    fit_mil(FitMilSettings(features=features, encoder=encoder, out=model), Silent())
+    fit_mil(FitMilConfig(features=features, encoder=encoder, out=model), Silent())
     bundle = load_bundle(encoder)
     layer = layer_of("auto", bundle.encoder).embedded
     _, pixels = decoded_cells(bags, options.data, bundle.transform, options.bag_size)
@@ -79,7 +82,7 @@ def inference(root: Path, options: argparse.Namespace) -> dict[str, float]:
     rates = {}
     for name in ("eager", "torch-compile"):
         if name == "torch-compile":
-            line = CompileSettings(encoder=encoder, bags=bags, engine=name, precision="float32", device=device)
+            line = CompileConfig(encoder=encoder, bags=bags, engine=name, precision="float32", device=device)
             try:
                 print(compile_engine(line, Silent()).agreement, file=sys.stderr)
             except EngineError as refused:
@@ -98,7 +101,7 @@ def inference(root: Path, options: argparse.Namespace) -> dict[str, float]:
     rates["embed"] = options.cells / seconds(lambda: embed_bags(large, encoder, next(outs), device), 2)
 
     def ranked() -> None:
-        rank(large, RankSettings(model=model, out=next(outs), device=device), Silent())
+        rank(large, RankConfig(model=model, out=next(outs), device=device), Silent())
 
     rates["rank"] = options.cells / seconds(ranked, 2)
     return rates
@@ -106,9 +109,9 @@ def inference(root: Path, options: argparse.Namespace) -> dict[str, float]:
 
 def training(root: Path, options: argparse.Namespace, name: str) -> float:
     """Views a second of the second epoch."""
+    from cytomil.pretrain.config import PretrainConfig
     from cytomil.pretrain.loop import pretrain
     from cytomil.progress import Silent
-    from cytomil.settings import PretrainSettings
 
     records: list[dict[str, Any]] = []
     common: dict[str, Any] = {
@@ -120,7 +123,7 @@ def training(root: Path, options: argparse.Namespace, name: str) -> float:
     }
     common |= {"engine": "none", "image_size": options.image_size, "device": options.device} | TRAININGS[name]
     out = root / f"trained-{list(TRAININGS).index(name)}"
-    pretrain(PretrainSettings(bags=root / "bags", out=out, **common), Silent(), on_epoch=records.append)
+    pretrain(PretrainConfig(bags=root / "bags", out=out, **common), Silent(), on_epoch=records.append)
     return float(records[-1]["images_per_second"])
 
 

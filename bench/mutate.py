@@ -63,20 +63,23 @@ def measure(options: argparse.Namespace) -> Measured:
 
 def make_files(root: Path) -> None:
     """A bag, a cache and a triage model, small but whole, made by the verbs themselves."""
+    from cytomil.bags.config import MakeBagsConfig
     from cytomil.bags.make import make_bags
+    from cytomil.features.config import EmbedConfig
     from cytomil.features.embed import embed
+    from cytomil.mil.config import FitMilConfig
     from cytomil.mil.fit import fit_mil
+    from cytomil.pretrain.config import PretrainConfig
     from cytomil.pretrain.loop import pretrain
     from cytomil.progress import Silent
-    from cytomil.settings import EmbedSettings, FitMilSettings, MakeBagsSettings, PretrainSettings
 
     silent = Silent()
-    make_bags(MakeBagsSettings(out=root / "bags", train_bags=4, test_bags=0, bag_size=12, cell_size=32), silent)
+    make_bags(MakeBagsConfig(out=root / "bags", train_bags=4, test_bags=0, bag_size=12, cell_size=32), silent)
     pretrain(
-        PretrainSettings(method="none", bags=root / "bags", out=root / "encoder", image_size=16, weights="none"), silent
+        PretrainConfig(method="none", bags=root / "bags", out=root / "encoder", image_size=16, weights="none"), silent
     )
-    embed(EmbedSettings(bags=root / "bags", encoder=root / "encoder", out=root / "features", orientations=1), silent)
-    fit = FitMilSettings(features=root / "features", encoder=root / "encoder", out=root / "model", folds=2, workers=1)
+    embed(EmbedConfig(bags=root / "bags", encoder=root / "encoder", out=root / "features", orientations=1), silent)
+    fit = FitMilConfig(features=root / "features", encoder=root / "encoder", out=root / "model", folds=2, workers=1)
     fit_mil(fit, silent)
     shutil.copy(root / "bags" / "train-01.h5", root / "bag.h5")
     shutil.copy(root / "features" / "train-01.h5", root / "cache.h5")

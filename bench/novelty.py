@@ -40,16 +40,18 @@ def measure(options: argparse.Namespace) -> Measured:
     require_cells(BONE_MARROW)
     require_cells(SLIDES)
     from cytomil.bags.bag_file import open_bag
+    from cytomil.bags.config import MakeBagsConfig
     from cytomil.bags.make import make_bags
     from cytomil.encoders.bundle import load_bundle
+    from cytomil.mil.config import FitMilConfig
     from cytomil.mil.cross_validate import assign_folds
     from cytomil.mil.novelty import fit_novelty
+    from cytomil.pretrain.config import PretrainConfig
     from cytomil.pretrain.loop import pretrain
     from cytomil.progress import Silent
-    from cytomil.settings import FitMilSettings, MakeBagsSettings, PretrainSettings
 
     def bags_of(source: str, folder: Path, **classes: tuple[str, ...]) -> list[tuple[int, str, list[bytes]]]:
-        chosen = MakeBagsSettings(
+        chosen = MakeBagsConfig(
             source=source, out=folder, bag_size=options.bag_size, witness_rate=0.1, seed=options.seed, **classes
         )
         made = make_bags(chosen, Silent())
@@ -59,11 +61,11 @@ def measure(options: argparse.Namespace) -> Measured:
         root = Path(temporary)
         own = bags_of(str(BONE_MARROW), root / "bags", normal=_NORMAL, abnormal=_ABNORMAL)
         untrained = {"method": "none", "arch": "resnet18", "weights": "none", "image_size": 32}
-        pretrain(PretrainSettings(bags=root / "bags", out=root / "encoder", seed=options.seed, **untrained), Silent())
+        pretrain(PretrainConfig(bags=root / "bags", out=root / "encoder", seed=options.seed, **untrained), Silent())
         embed = _embedder(load_bundle(root / "encoder"))
         train = [_bag(f"{i}", embed(images), label) for i, (label, split, images) in enumerate(own) if split == "train"]
         test = [images for _, split, images in own if split == "test"]
-        settings = FitMilSettings(seed=options.seed)
+        settings = FitMilConfig(seed=options.seed)
         novelty = fit_novelty(train, assign_folds(train, settings))
         rows = [
             _row("training slides, each left out", [_left_out(train, i, settings) for i in range(len(train))]),
@@ -164,13 +166,13 @@ def _shifted(images: Sequence[bytes], shift: Callable[[Image], Image]) -> list[b
 
 def _foreign(root: Path) -> dict[str, list[list[bytes]]]:
     from cytomil.bags.bag_file import open_bag
+    from cytomil.bags.config import MakeBagsConfig
     from cytomil.bags.make import make_bags
     from cytomil.bags.whole_slides import cut_cells
     from cytomil.progress import Silent
-    from cytomil.settings import MakeBagsSettings
     from cytomil.slides import Cutting, find_cells, open_slide
 
-    made = make_bags(MakeBagsSettings(out=root / "drawn", train_bags=0), Silent())
+    made = make_bags(MakeBagsConfig(out=root / "drawn", train_bags=0), Silent())
     found = {"synthetic slides": [open_bag(root / "drawn" / row.path).images() for row in made.rows]}
     cutting = Cutting(12.0, 80)
     for name, files in (("thin blood smears", "smear-*.tif"), ("H&E tissue", "*.svs")):

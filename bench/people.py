@@ -114,16 +114,16 @@ def held_out_cells(features: Path, bags: Path, aggregator: str, seed: int) -> di
     from cytomil.bags.manifest import read_manifest
     from cytomil.evaluate.metrics import instance_metrics
     from cytomil.features.index import read_index
+    from cytomil.mil.config import FitMilConfig
     from cytomil.mil.cross_validate import assign_folds
     from cytomil.mil.fit import training_bags
     from cytomil.mil.train import training_epochs
     from cytomil.progress import Silent
-    from cytomil.settings import FitMilSettings
 
     opened = read_index(features).open("all")
     manifest = read_manifest(bags)
     file_of = {row.bag_id: manifest.file_of(row) for row in manifest.rows}
-    settings = FitMilSettings(aggregator=aggregator, seed=seed)
+    settings = FitMilConfig(aggregator=aggregator, seed=seed)
     people = training_bags(opened, settings, Silent())
     folds = assign_folds(people, settings)
     scored = []

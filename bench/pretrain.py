@@ -83,9 +83,9 @@ def measure_size(data: Path, size: int, repeats: int) -> dict[str, Any]:
 def reference_step(encoded: list[bytes], size: int) -> Callable[[], object]:
     from bench.reference_pretrain import ReferenceLoop
     from cytomil.encoders.architecture import Architecture, Encoder, resolve_stem
-    from cytomil.settings import PretrainSettings
+    from cytomil.pretrain.config import PretrainConfig
 
-    settings = PretrainSettings(**_OBJECTIVE)
+    settings = PretrainConfig(**_OBJECTIVE)
     encoder = Encoder(Architecture(stem=resolve_stem("auto", size)))
     loop = ReferenceLoop(encoder, size, settings.crop_scale, settings.jitter, _SCALE)
     half = len(encoded) // 2
@@ -101,14 +101,14 @@ def own_step(encoded: list[bytes], size: int, precision: str, surgery: list[floa
     from cytomil.encoders.transform import CellTransform, decode_cells
     from cytomil.pretrain.cells import TrainingCells
     from cytomil.pretrain.checkpoint import RunIdentity
+    from cytomil.pretrain.config import PretrainConfig
     from cytomil.pretrain.methods import load_method
     from cytomil.pretrain.processes import OneProcess
     from cytomil.pretrain.run import Run
-    from cytomil.settings import PretrainSettings
 
     pixels, _, _ = decode_cells(encoded, [str(i) for i in range(len(encoded))], CellTransform(size, 1.0))
     is_positive = torch.arange(len(encoded)) >= len(encoded) // 2
-    settings = PretrainSettings.model_validate(
+    settings = PretrainConfig.model_validate(
         {**_OBJECTIVE, "image_size": size, "batch_size": len(encoded), "precision": precision}
     )
     bag = is_positive.long()

@@ -15,12 +15,16 @@ from typing import Any
 from bench.child import call, own_peak_mb
 from bench.synthetic_slides import write_synthetic
 from bench.tables import Measured, Table
+from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.make import make_bags
+from cytomil.features.config import EmbedConfig
 from cytomil.features.embed import embed
+from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import fit_mil
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.loop import pretrain
 from cytomil.progress import Silent
-from cytomil.settings import EmbedSettings, FitMilSettings, MakeBagsSettings, PretrainSettings, RankSettings
+from cytomil.triage.config import RankConfig
 from cytomil.triage.rank import rank
 
 _SMALL_SIDE = 1_000
@@ -54,12 +58,10 @@ def make_model(root: Path) -> Path:
         lines.append(f"{i},{i % 2},train")
     (root / "labels.csv").write_text("\n".join(lines))
     bags, encoder, features = root / "bags", root / "encoder", root / "features"
-    make_bags(MakeBagsSettings(source=str(root / "slides"), labels=root / "labels.csv", out=bags), Silent())
-    pretrain(
-        PretrainSettings(bags=bags, out=encoder, epochs=1, image_size=32, arch="resnet18", weights="none"), Silent()
-    )
-    embed(EmbedSettings(bags=bags, encoder=encoder, out=features, layer="z", orientations=1), Silent())
-    briefly = FitMilSettings(
+    make_bags(MakeBagsConfig(source=str(root / "slides"), labels=root / "labels.csv", out=bags), Silent())
+    pretrain(PretrainConfig(bags=bags, out=encoder, epochs=1, image_size=32, arch="resnet18", weights="none"), Silent())
+    embed(EmbedConfig(bags=bags, encoder=encoder, out=features, layer="z", orientations=1), Silent())
+    briefly = FitMilConfig(
         aggregator="pamil", features=features, encoder=encoder, out=root / "model", epochs=2, folds=2
     )
     fit_mil(briefly, Silent())
@@ -72,9 +74,9 @@ def rank_one(model: str, folder: str) -> dict[str, Any]:
         small, out = Path(made) / "small", Path(made) / "out"
         small.mkdir()
         write_synthetic(small / "small.tif", _SMALL_SIDE)
-        rank(small, RankSettings(model=Path(model), out=out), Silent())
+        rank(small, RankConfig(model=Path(model), out=out), Silent())
         own, started = own_peak_mb() / 1000, time.perf_counter()
-        (slide,) = rank(Path(folder), RankSettings(model=Path(model), out=out), Silent()).slides
+        (slide,) = rank(Path(folder), RankConfig(model=Path(model), out=out), Silent()).slides
     if slide.probability is None:
         raise SystemExit(f"the slide was not assessed: {slide}")
     seconds = time.perf_counter() - started

@@ -282,12 +282,12 @@ def fit(cells: Cells, bags: Sequence[Drawn], aggregator: str, seed: int) -> Scor
     import torch
 
     from cytomil.mil.bags import TrainingBag
+    from cytomil.mil.config import FitMilConfig
     from cytomil.mil.train import training_epochs
-    from cytomil.settings import FitMilSettings
 
     if aggregator == CEILING:
         return _supervised(cells, bags)
-    settings = FitMilSettings(aggregator=aggregator, seed=seed, workers=1)
+    settings = FitMilConfig(aggregator=aggregator, seed=seed, workers=1)
     given = [
         TrainingBag(str(i), torch.from_numpy(cells.values[bag.cells]), bag.label, bag.person or str(i), cells.groups)
         for i, bag in enumerate(bags)
@@ -307,9 +307,9 @@ def _supervised(cells: Cells, bags: Sequence[Drawn]) -> Scorer:
     from sklearn.preprocessing import StandardScaler
 
     from cytomil.mil.aggregators.base import top_count
-    from cytomil.settings import FitMilSettings
+    from cytomil.mil.config import FitMilConfig
 
-    share = FitMilSettings().top_share
+    share = FitMilConfig().top_share
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
     model.fit(cells.values[np.concatenate([bag.cells for bag in bags])], np.concatenate([bag.abnormal for bag in bags]))
 

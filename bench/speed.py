@@ -67,7 +67,7 @@ def _measure(options: argparse.Namespace, root: Path) -> tuple[dict[str, float],
     from cytomil.encoders.stages import layer_of
     from cytomil.features.orientations import embed_in_orientations
     from cytomil.progress import Silent
-    from cytomil.settings import RankSettings
+    from cytomil.triage.config import RankConfig
     from cytomil.triage.rank import rank
 
     fitting = blood_smear_bags(options.data, root / "fitting", 80, train_bags=12)
@@ -86,7 +86,7 @@ def _measure(options: argparse.Namespace, root: Path) -> tuple[dict[str, float],
         embed_bags(bags, encoder, root / f"features-{next(numbers)}")
 
     def ranking() -> None:
-        settings = RankSettings(model=model, out=root / f"triage-{next(numbers)}", device="cpu")
+        settings = RankConfig(model=model, out=root / f"triage-{next(numbers)}", device="cpu")
         if any(slide.reason for slide in rank(bags, settings, Silent()).slides):
             raise SystemExit("a bag was not assessed")
 
@@ -119,11 +119,11 @@ def _measure(options: argparse.Namespace, root: Path) -> tuple[dict[str, float],
 
 def embed_bags(bags: Path, encoder: Path, out: Path, device: str = "cpu") -> None:
     """`embed` in this process."""
+    from cytomil.features.config import EmbedConfig
     from cytomil.features.embed import embed
     from cytomil.progress import Silent
-    from cytomil.settings import EmbedSettings
 
-    embed(EmbedSettings(bags=bags, encoder=encoder, out=out, device=device), Silent())
+    embed(EmbedConfig(bags=bags, encoder=encoder, out=out, device=device), Silent())
 
 
 def decoded_cells(bags: Path, data: Path, transform: Any, n: int) -> tuple[list[Path], np.ndarray]:

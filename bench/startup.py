@@ -27,7 +27,7 @@ def measure(options: argparse.Namespace) -> Measured:
 
 
 def verbs() -> list[str]:
-    from cytomil.cli.app import app
+    from cytomil.app.cli.app import app
 
     return sorted(command.name for command in app.registered_commands if command.name)
 

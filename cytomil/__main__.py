@@ -1,6 +1,6 @@
 """Lets `python -m cytomil` be the command line."""
 
-from cytomil.cli.app import main
+from cytomil.app.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
+from cytomil.app.settings import Settings, load
 from cytomil.errors import SettingsError, require_file
 from cytomil.evaluate.runs import GRID_NAME, Cell
 from cytomil.files import sha256_of_json
-from cytomil.settings import Settings, load
 
 _KEYS = {"params", "profile", "methods", "variants", "witness_rates", "seeds", "aggregators", "work"}
 _TRAINS_NOTHING = {

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cytomil.app.settings import Settings
 from cytomil.bags.manifest import fingerprint, read_manifest
 from cytomil.errors import CytomilError, ResumeError
 from cytomil.evaluate.runs import OWN, RUN_SCHEMA, Cell
 from cytomil.files import write_json
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.progress import Listener
-from cytomil.settings import PretrainSettings, Settings
 from experiments.grid import Grid
 
 PAMIL = "pamil"
@@ -85,7 +86,7 @@ def _measure(grid: Grid, cell: Cell, listener: Listener) -> dict[str, Any]:
     }
 
 
-def _train(settings: PretrainSettings, listener: Listener) -> None:
+def _train(settings: PretrainConfig, listener: Listener) -> None:
     """Train the encoder, or go on, or leave it where it is finished: other aggregators may want it again."""
     from cytomil.pretrain.loop import pretrain
 

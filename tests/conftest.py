@@ -83,13 +83,13 @@ def make_slide_folders():
 @pytest.fixture(scope="session")
 def make_synthetic_bags():
     """``make_synthetic_bags(folder, **settings)``: six training and four test bags of ten small synthetic cells."""
+    from cytomil.bags.config import MakeBagsConfig
     from cytomil.bags.make import make_bags
     from cytomil.progress import Silent
-    from cytomil.settings import MakeBagsSettings
 
     def make(folder, **changes):
         chosen = {"bag_size": 10, "witness_rate": 0.3, "train_bags": 6, "test_bags": 4, "cell_size": IMAGE_SIZE}
-        make_bags(MakeBagsSettings(out=folder, **(chosen | changes)), Silent())
+        make_bags(MakeBagsConfig(out=folder, **(chosen | changes)), Silent())
         return folder
 
     return make
@@ -166,12 +166,12 @@ def encoder_folder(make_encoder, shared):
 @pytest.fixture(scope="session")
 def features_folder(bags_folder, encoder_folder, shared):
     """The synthetic bags embedded by the untrained encoder, layer z, made once a run: read it, never write to it."""
+    from cytomil.features.config import EmbedConfig
     from cytomil.features.embed import embed
     from cytomil.progress import Silent
-    from cytomil.settings import EmbedSettings
 
     def make(root):
         chosen = {"layer": "z", "orientations": 1, "device": "cpu"}
-        embed(EmbedSettings(bags=bags_folder, encoder=encoder_folder, out=root / "features", **chosen), Silent())
+        embed(EmbedConfig(bags=bags_folder, encoder=encoder_folder, out=root / "features", **chosen), Silent())
 
     return shared.folder("embedded", make) / "features"

@@ -25,7 +25,7 @@ FEATURES = PRETRAIN | {"morphology"}
 MIL = FEATURES | {"features", "pretrain"}
 EVALUATE = MIL | {"mil"}
 TRIAGE = EVALUATE | {"evaluate"}
-CLI = TRIAGE | {"triage"}
+APP = TRIAGE | {"triage"}
 MAY_IMPORT = {
     "base": set(),
     "workers": WORKERS,
@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "mil": MIL,
     "evaluate": EVALUATE,
     "triage": TRIAGE,
-    "cli": CLI,
+    "app": APP,
 }
 READERS_OF_INSTANCE_LABELS = {"bags", "evaluate"}
 # The only way of instance labels into training: for the ceiling, which must be asked for.
@@ -63,7 +63,7 @@ def room_of(module: str) -> str:
     """``cytomil.bags.make`` → bags; ``cytomil.files`` → base; ``cytomil.__main__`` starts the command line."""
     parts = module.split(".")
     if parts[1:2] == ["__main__"]:
-        return "cli"
+        return "app"
     return parts[1] if len(parts) > 1 and (PACKAGE / parts[1]).is_dir() else "base"
 
 
@@ -133,7 +133,13 @@ def test_a_lower_room_never_imports_a_higher_one(room):
 
 
 def test_only_the_command_line_knows_typer_and_rich():
-    assert {room_of(module) for module in importers_of("typer", "rich", "click")} == {"cli"}
+    assert {room_of(module) for module in importers_of("typer", "rich", "click")} == {"app"}
+
+
+def test_only_the_application_knows_the_settings_and_yaml():
+    modules = {one.of for one in own_imports() if one.name.startswith("cytomil.app")}
+    assert {room_of(module) for module in modules} <= {"app"}
+    assert {room_of(module) for module in importers_of("yaml")} == {"app"}
 
 
 def test_training_cannot_see_instance_labels():
@@ -199,8 +205,8 @@ def loaded_by(code: str) -> set[str]:
 def test_help_does_not_wait_for_heavy_libraries():
     heavy = {"torch", "torchvision", "h5py", "sklearn", "skimage", "scipy", "matplotlib", "dvc", "dvclive", "openslide"}
     heavy |= {"openvino", "nncf", "ray", "timm"}
-    loaded = loaded_by("import cytomil.cli.app")
-    assert "cytomil.cli.app" in loaded
+    loaded = loaded_by("import cytomil.app.cli.app")
+    assert "cytomil.app.cli.app" in loaded
     assert heavy & loaded == set()
 
 

@@ -10,23 +10,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.make import make_bags
 from cytomil.encoders.bundle import WEIGHTS_NAME, load_bundle, read_card
 from cytomil.encoders.engines import open_engine
 from cytomil.encoders.engines.eager import EagerEngine
 from cytomil.encoders.engines.torch_compile import TorchCompileEngine
+from cytomil.features.config import EmbedConfig
 from cytomil.features.embed import embed
 from cytomil.layer import Layer
+from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import fit_mil
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.loop import pretrain
 from cytomil.progress import Silent
-from cytomil.settings import (
-    EmbedSettings,
-    FitMilSettings,
-    MakeBagsSettings,
-    PretrainSettings,
-    RankSettings,
-)
+from cytomil.triage.config import RankConfig
 from cytomil.triage.rank import rank
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -46,7 +44,7 @@ TINY = {
 def bags(tmp_path_factory):
     out = tmp_path_factory.mktemp("gpu") / "bags"
     made = {"bag_size": 24, "train_bags": 8, "test_bags": 2, "cell_size": 32, "witness_rate": 0.25}
-    make_bags(MakeBagsSettings(out=out, **made), Silent())
+    make_bags(MakeBagsConfig(out=out, **made), Silent())
     return out
 
 
@@ -59,9 +57,7 @@ def trained(bags, tmp_path_factory):
         key = tuple(sorted(changes.items()))
         if key not in made:
             made[key] = tmp_path_factory.mktemp("trained") / "encoder"
-            pretrain(
-                PretrainSettings(bags=bags, out=made[key], **(TINY | {"precision": "float32"} | changes)), Silent()
-            )
+            pretrain(PretrainConfig(bags=bags, out=made[key], **(TINY | {"precision": "float32"} | changes)), Silent())
         return made[key]
 
     return train
@@ -134,11 +130,11 @@ def test_one_process_over_nccl_begins_as_a_process_alone(trained, bags, tmp_path
 def test_the_whole_road_ranks_as_a_processor_does(trained, bags, tmp_path):
     encoder, scores = trained(), {}
     features = {"bags": bags, "encoder": encoder, "layer": "h", "engine": "eager", "out": tmp_path / "features"}
-    embed(EmbedSettings(device=GPU, **features), Silent())
-    fit_mil(FitMilSettings(features=tmp_path / "features", encoder=encoder, out=tmp_path / "model"), Silent())
+    embed(EmbedConfig(device=GPU, **features), Silent())
+    fit_mil(FitMilConfig(features=tmp_path / "features", encoder=encoder, out=tmp_path / "model"), Silent())
     for device in (GPU, "cpu"):
         chosen = {"engine": "eager", "out": tmp_path / f"triage-{device}", "device": device}
-        worklist = rank(bags, RankSettings(model=tmp_path / "model", **chosen), Silent())
+        worklist = rank(bags, RankConfig(model=tmp_path / "model", **chosen), Silent())
         assert not any(slide.reason for slide in worklist.slides)
         scores[device] = {slide.slide: slide.probability for slide in worklist.slides}
     assert scores[GPU] == pytest.approx(scores["cpu"], abs=0.01)

@@ -1,16 +1,6 @@
 """What a bag is, its file, the manifest; where bags come from."""
 
-from cytomil.bags.bag_file import Bag, BagInfo, Instance, open_bag, write_bag
-from cytomil.bags.manifest import BagRow, Manifest, read_manifest, write_manifest
+import lazy_loader
 
-__all__ = [
-    "Bag",
-    "BagInfo",
-    "BagRow",
-    "Instance",
-    "Manifest",
-    "open_bag",
-    "read_manifest",
-    "write_bag",
-    "write_manifest",
-]
+# The names and where they come from stand in __init__.pyi.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -9,19 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cytomil.bags.config import WHERE_WORK_IS_DONE, MakeBagsConfig
 from cytomil.bags.patients import FOLDER
 from cytomil.bags.synthetic import SOURCE as SYNTHETIC
 from cytomil.errors import NotFoundError
 from cytomil.files import sha256_of_file, sha256_of_json, write_json
 from cytomil.progress import Listener
-from cytomil.settings import WHERE_WORK_IS_DONE, MakeBagsSettings
 from cytomil.text import printable
 
 SCHEMA = "cytomil.inputs/1"
 _SETTLED_SECONDS = 2.0  # a file written to again within its clock's step keeps its time
 
 
-def write_fingerprint(file: Path, settings: MakeBagsSettings, listener: Listener) -> dict[str, Any]:
+def write_fingerprint(file: Path, settings: MakeBagsConfig, listener: Listener) -> dict[str, Any]:
     """Write and return what ``make_bags`` would read: settings, number of files and bytes, one SHA-256 over names and bytes.
 
     The same content gives the same bytes wherever the files lie. A file's own hash is kept in a hidden file beside
@@ -56,7 +56,7 @@ def write_fingerprint(file: Path, settings: MakeBagsSettings, listener: Listener
     return document
 
 
-def _files(settings: MakeBagsSettings, leave_out: set[Path]) -> Iterator[tuple[str, Path]]:
+def _files(settings: MakeBagsConfig, leave_out: set[Path]) -> Iterator[tuple[str, Path]]:
     """Every file that may be read, with a name that does not depend on where it lies."""
     tables = {"labels": settings.labels, "mpp_csv": settings.mpp_csv}
     if settings.patients not in (None, FOLDER):

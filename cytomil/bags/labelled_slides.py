@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cytomil.bags.bag_file import Bag, BagInfo, Instance, open_bag, write_bag
 from cytomil.bags.cell_folder import LEAST_CELLS
+from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.copies import copies
 from cytomil.bags.finished_slides import FinishedSlide, FinishedSlides, files_of, key_of, put, unfinished
 from cytomil.bags.labels import LabelledSlide, label_words, read_labels
@@ -21,7 +22,6 @@ from cytomil.bags.slide_folders import SharedCells, split_by_patient, unlike
 from cytomil.bags.whole_slides import candidates, locate
 from cytomil.errors import BagFileError, NotFoundError, TableError
 from cytomil.progress import Listener, Problem
-from cytomil.settings import MakeBagsSettings
 from cytomil.slides import Cutting, Resolutions, read_resolutions
 from cytomil.tables import composed
 from cytomil.threads import usable_cores
@@ -32,7 +32,7 @@ _WORTH_A_PROCESS = 4_000_000
 """Bytes of slides for which another process pays: it takes a second or two to start."""
 
 
-def from_labelled_slides(folder: Path, settings: MakeBagsSettings, listener: Listener) -> MadeBags:
+def from_labelled_slides(folder: Path, settings: MakeBagsConfig, listener: Listener) -> MadeBags:
     """Make one bag a slide of ``settings.labels`` in ``folder``.
 
     Finished slides are kept in `unfinished` until the caller removes it, and those of an earlier run are not read again.
@@ -80,7 +80,7 @@ def _read_slides(
     slides: Sequence[LabelledSlide],
     places: Mapping[str, Path],
     resolutions: Resolutions,
-    settings: MakeBagsSettings,
+    settings: MakeBagsConfig,
     listener: Listener,
 ) -> list[_SlideBag]:
     """Read the slides that no earlier run has finished; returns all of them."""
@@ -242,7 +242,7 @@ def _without_copies(
 
 
 def _resolutions(
-    settings: MakeBagsSettings, slides: Sequence[LabelledSlide], places: Mapping[str, Path]
+    settings: MakeBagsConfig, slides: Sequence[LabelledSlide], places: Mapping[str, Path]
 ) -> tuple[dict[str, float], dict[str, str]]:
     """µm per pixel by slide, of the labels file and of the table of resolutions; and lines of the latter that fit no slide.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cytomil.bags.class_folders import CellDraw, ClassFolders, open_class_folders, require_enough
+from cytomil.bags.config import WHERE_WORK_IS_DONE, MakeBagsConfig
 from cytomil.bags.finished_slides import unfinished
 from cytomil.bags.labelled_slides import from_labelled_slides
 from cytomil.bags.made import CARDS_FOLDER, QC_FOLDER, RECORD_NAME, MadeBags
@@ -23,10 +24,9 @@ from cytomil.errors import NotFoundError, SettingsError, require_replaceable
 from cytomil.files import replacing_folder, write_json
 from cytomil.progress import Listener
 from cytomil.provenance import now, versions
-from cytomil.settings import WHERE_WORK_IS_DONE, MakeBagsSettings
 
 
-def make_bags(settings: MakeBagsSettings, listener: Listener) -> MadeBags:
+def make_bags(settings: MakeBagsConfig, listener: Listener) -> MadeBags:
     """Make the bags and their manifest; the folder is replaced whole, or left as it was if anything fails.
 
     Labelled slides that are finished are kept until all are, so that a run which was killed goes on where it was.
@@ -60,7 +60,7 @@ def _own_files(folder: Path) -> list[str]:
     return [MANIFEST_NAME, RECORD_NAME, f"{QC_FOLDER}/*.jpg", f"{CARDS_FOLDER}/*.json", *bags]
 
 
-def _choose(settings: MakeBagsSettings) -> Callable[[Path, MakeBagsSettings, Listener], MadeBags]:
+def _choose(settings: MakeBagsConfig) -> Callable[[Path, MakeBagsConfig, Listener], MadeBags]:
     if settings.source == SYNTHETIC:
         return _from_synthetic
     _require_source(Path(settings.source))
@@ -82,7 +82,7 @@ def _require_source(source: Path) -> None:
         )
 
 
-def _from_synthetic(folder: Path, settings: MakeBagsSettings, listener: Listener) -> MadeBags:
+def _from_synthetic(folder: Path, settings: MakeBagsConfig, listener: Listener) -> MadeBags:
     _require_bags(settings)
     rng = np.random.default_rng(settings.seed)
     plan = make_plan(settings.bag_size, settings.witness_rate, settings.train_bags, settings.test_bags, rng)
@@ -92,7 +92,7 @@ def _from_synthetic(folder: Path, settings: MakeBagsSettings, listener: Listener
     return MadeBags(settings.out, tuple(rows), (), ("These cells are synthetic: drawn by a program, of no patient.",))
 
 
-def _from_class_folders(folder: Path, settings: MakeBagsSettings, listener: Listener) -> MadeBags:
+def _from_class_folders(folder: Path, settings: MakeBagsConfig, listener: Listener) -> MadeBags:
     _require_bags(settings)
     root = Path(settings.source)
     classes = open_class_folders(root, settings.normal, settings.abnormal)
@@ -109,7 +109,7 @@ def _from_class_folders(folder: Path, settings: MakeBagsSettings, listener: List
 
 def _from_patients(
     folder: Path,
-    settings: MakeBagsSettings,
+    settings: MakeBagsConfig,
     classes: ClassFolders,
     plan: Plan,
     rng: np.random.Generator,
@@ -124,6 +124,6 @@ def _from_patients(
     return MadeBags(settings.out, tuple(rows), left_out, draw.notes(plan, given))
 
 
-def _require_bags(settings: MakeBagsSettings) -> None:
+def _require_bags(settings: MakeBagsConfig) -> None:
     if settings.train_bags + settings.test_bags == 0:
         raise SettingsError("train_bags and test_bags are both 0: nothing to make. Raise one of them.")

@@ -17,10 +17,10 @@ from cytomil.bags.labels import PATIENT
 from cytomil.errors import FeatureFileError, TableError
 from cytomil.evaluate.metrics import instance_auroc
 from cytomil.mil.bags import TrainingBag
+from cytomil.mil.config import FitMilConfig
 from cytomil.mil.cross_validate import cross_validate
 from cytomil.mil.intervals import Interval, auroc_interval, mean_interval, n_independent
 from cytomil.progress import Listener, Problem
-from cytomil.settings import FitMilSettings
 from cytomil.tables import Column, read_table, require_one_spelling
 
 WITHOUT_WITNESSES, PERMUTED = "without witnesses", "permuted labels"
@@ -89,7 +89,7 @@ class Control:
 
 
 def without_witnesses(
-    bags: Sequence[TrainingBag], instance_labels: InstanceLabels, settings: FitMilSettings, listener: Listener
+    bags: Sequence[TrainingBag], instance_labels: InstanceLabels, settings: FitMilConfig, listener: Listener
 ) -> Control:
     """Cross-validate over the bags as they are, and again over the same bags without their abnormal cells.
 
@@ -141,7 +141,7 @@ def without_witnesses(
 
 
 def permuted_labels(
-    bags: Sequence[TrainingBag], site_of: Mapping[str, str], n: int, settings: FitMilSettings, listener: Listener
+    bags: Sequence[TrainingBag], site_of: Mapping[str, str], n: int, settings: FitMilConfig, listener: Listener
 ) -> Control:
     """Cross-validate over the bags as they are, and ``n`` times with labels permuted between the patients of a site.
 
@@ -183,7 +183,7 @@ def read_sites(path: Path) -> dict[str, str]:
     return found
 
 
-def _cross_validated(bags: Sequence[TrainingBag], settings: FitMilSettings, listener: Listener) -> CrossValidated:
+def _cross_validated(bags: Sequence[TrainingBag], settings: FitMilConfig, listener: Listener) -> CrossValidated:
     probabilities = cross_validate(bags, settings, listener).probabilities
     labels = [bag.label for bag in bags]
     auroc = instance_auroc(probabilities, labels)

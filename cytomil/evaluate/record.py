@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cytomil.bags.manifest import Manifest, fingerprint
+from cytomil.evaluate.config import EvaluateConfig
 from cytomil.evaluate.control import Control
 from cytomil.evaluate.curves import recall_by_k_points
 from cytomil.evaluate.intervals import Bounds
 from cytomil.evaluate.metrics import BagMetrics, InstanceMetrics, bags_with_witness, instance_auroc, recall_at_share
 from cytomil.evaluate.redrawn import RedrawnMetrics
 from cytomil.provenance import now, versions
-from cytomil.settings import EvaluateSettings
 
 if TYPE_CHECKING:
     from cytomil.mil.triage_model import TriageModel
@@ -71,7 +71,7 @@ def _departures(settings: dict[str, Any]) -> list[str]:
 
 
 def make_record(
-    settings: EvaluateSettings,
+    settings: EvaluateConfig,
     model: TriageModel,
     manifest: Manifest,
     predictions: Sequence[Prediction],

@@ -15,6 +15,7 @@ import numpy as np
 from cytomil.bags.instance_labels import read_instance_labels
 from cytomil.bags.manifest import Manifest, open_listed, read_manifest
 from cytomil.errors import CytomilError, FeatureFileError, SettingsError, TriageModelError
+from cytomil.evaluate.config import EvaluateConfig
 from cytomil.evaluate.control import Control, permuted_labels, read_sites, without_witnesses
 from cytomil.evaluate.curves import pr_curve_points, recall_by_k_points, roc_curve_points
 from cytomil.evaluate.intervals import Bounds, bag_intervals, instance_intervals
@@ -26,10 +27,10 @@ from cytomil.features.cache import Features
 from cytomil.features.index import read_index
 from cytomil.features.layers import preparation_sha256
 from cytomil.files import write_json, write_text
+from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import draw_of, training_bags
 from cytomil.mil.triage_model import TriageModel, load_triage_model
 from cytomil.progress import Listener, Problem
-from cytomil.settings import EvaluateSettings, FitMilSettings
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Evaluated:
     control: Control | None
 
 
-def evaluate(settings: EvaluateSettings, listener: Listener) -> Evaluated:
+def evaluate(settings: EvaluateConfig, listener: Listener) -> Evaluated:
     """Assess the chosen split with the triage model and write metrics.json, predictions.csv and the curves.
 
     The control, where it is asked for, takes all bags of the features folder, whatever the split.
@@ -87,7 +88,7 @@ def evaluate(settings: EvaluateSettings, listener: Listener) -> Evaluated:
     )
 
 
-def measure(settings: EvaluateSettings, listener: Listener) -> Measured:
+def measure(settings: EvaluateConfig, listener: Listener) -> Measured:
     """As `evaluate`, and write nothing."""
     if (settings.permutations or settings.sites) and not settings.control:
         raise SettingsError("permutations and sites are for the control. Add --control.")
@@ -137,9 +138,9 @@ def measure(settings: EvaluateSettings, listener: Listener) -> Measured:
     return Measured(model, tuple(predictions), bag, instance, record, tuple(problems), redrawn, control)
 
 
-def _control(settings: EvaluateSettings, model: TriageModel, manifest: Manifest, listener: Listener) -> Control:
+def _control(settings: EvaluateConfig, model: TriageModel, manifest: Manifest, listener: Listener) -> Control:
     try:
-        fit_settings = FitMilSettings(**model.card["settings"])
+        fit_settings = FitMilConfig(**model.card["settings"])
     except ValueError:
         raise TriageModelError(
             f"{settings.model} was fitted with settings that this version of cytomil does not know. Fit again with `cytomil "
@@ -169,7 +170,7 @@ def _control(settings: EvaluateSettings, model: TriageModel, manifest: Manifest,
 
 
 def _redraw(
-    settings: EvaluateSettings, model: TriageModel, opened: Sequence[Features], predictions: Sequence[Prediction]
+    settings: EvaluateConfig, model: TriageModel, opened: Sequence[Features], predictions: Sequence[Prediction]
 ) -> RedrawnMetrics:
     known = [
         (f.load(), p.instance_labels) for f, p in zip(opened, predictions, strict=True) if p.instance_labels is not None

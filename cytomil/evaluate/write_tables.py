@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cytomil.evaluate.blocks import Block, make_blocks
 from cytomil.evaluate.bootstrap import Estimate
+from cytomil.evaluate.config import EvaluateConfig
 from cytomil.evaluate.figures import FIGURES
 from cytomil.evaluate.paper import published
 from cytomil.evaluate.plots import save_png, save_svg
@@ -17,7 +18,6 @@ from cytomil.evaluate.runs import Runs, read_runs
 from cytomil.evaluate.table import Entry, Table, make_table
 from cytomil.evaluate.table_plots import plot_by_rate, plot_by_share
 from cytomil.files import write_text
-from cytomil.settings import EvaluateSettings
 
 FOLDER = "table"
 _COLUMNS = (
@@ -46,7 +46,7 @@ _COLUMNS = (
 )
 
 
-def write_tables(settings: EvaluateSettings) -> tuple[Runs, Table, tuple[Block, ...], Path]:
+def write_tables(settings: EvaluateConfig) -> tuple[Runs, Table, tuple[Block, ...], Path]:
     """Read the runs of ``settings.table``, write their tables and figures, and give both back with the folder.
 
     Raises `NotFoundError` or `EvaluationError`, each with what to do.

@@ -1,5 +1,6 @@
 """Embed bags through an encoder into feature caches."""
 
-from cytomil.features.cache import Features, open_features
+import lazy_loader
 
-__all__ = ["Features", "open_features"]
+# The names and where they come from stand in __init__.pyi.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -20,11 +20,11 @@ from cytomil.encoders.engines import open_engine, open_same_engine
 from cytomil.encoders.stages import layer_of
 from cytomil.errors import BagFileError, EncoderBundleError
 from cytomil.features.cache import is_valid, open_features
+from cytomil.features.config import EmbedConfig
 from cytomil.features.embedder import Embedder
 from cytomil.features.feeding import CellBlock, EncodedCells, Preparation, feed, spans
 from cytomil.features.index import FeatureIndex, IndexRow, write_index
 from cytomil.progress import Count, Listener, Problem, Work
-from cytomil.settings import EmbedSettings
 from cytomil.threads import ahead
 from cytomil.workers import Lost, Place, open_workers
 
@@ -52,7 +52,7 @@ def _read_piece(bag: Bag, start: int, stop: int) -> EncodedCells:
     return EncodedCells(list(bag.instance_ids[start:stop]), bag.coords[start:stop], bag.images(start, stop))
 
 
-def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
+def embed(settings: EmbedConfig, listener: Listener) -> Embedded:
     """Embed the bags of the chosen split; finished, valid caches of the same key are kept.
 
     A bag that cannot be read is listed and does not end the batch. Raises `NotFoundError`, `BagFileError` or
@@ -101,7 +101,7 @@ def embed(settings: EmbedSettings, listener: Listener) -> Embedded:
     return Embedded(settings.out, n_done - n_kept, n_kept, n_instances, str(layer), engine.key, tuple(problems))
 
 
-def _bytes_to_write(settings: EmbedSettings, rows: Iterable[BagRow], embedder: Embedder) -> int:
+def _bytes_to_write(settings: EmbedConfig, rows: Iterable[BagRow], embedder: Embedder) -> int:
     """What the caches of these bags will take beyond what stands in their places."""
     needed = 0
     for row in rows:
@@ -127,7 +127,7 @@ class _Embedding:
     ``work`` is that of all bags.
     """
 
-    settings: EmbedSettings
+    settings: EmbedConfig
     manifest: Manifest
     encoder_sha256: str
     engine: str
@@ -172,7 +172,7 @@ class _Begun:
 
 
 def _embed_bags(
-    settings: EmbedSettings, manifest: Manifest, embedder: Embedder, rows: Iterable[BagRow], count: Count
+    settings: EmbedConfig, manifest: Manifest, embedder: Embedder, rows: Iterable[BagRow], count: Count
 ) -> Iterator[_Outcome]:
     def begin(row: BagRow) -> tuple[BagRow, _Begun | BagFileError | None]:
         try:
@@ -209,7 +209,7 @@ def _counted(blocks: Iterable[CellBlock], n: int, count: Count) -> Iterator[Cell
 
 
 def _embed_begun(
-    settings: EmbedSettings, embedder: Embedder, row: BagRow, begun: _Begun | BagFileError | None, count: Count
+    settings: EmbedConfig, embedder: Embedder, row: BagRow, begun: _Begun | BagFileError | None, count: Count
 ) -> _Outcome:
     path = settings.out / f"{row.bag_id}.h5"
     if begun is None:

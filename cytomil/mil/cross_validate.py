@@ -11,9 +11,9 @@ from cytomil.errors import FeatureFileError
 from cytomil.mil.aggregators.base import Aggregator, JudgedBags
 from cytomil.mil.aggregators.registry import find_aggregator
 from cytomil.mil.bags import Standardiser, TrainingBag
+from cytomil.mil.config import FitMilConfig
 from cytomil.mil.train import fit_side_by_side, positive_probability, training_epochs
 from cytomil.progress import Listener
-from cytomil.settings import FitMilSettings
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class HeldOut:
     loss_by_epoch: np.ndarray
 
 
-def cross_validate(bags: Sequence[TrainingBag], settings: FitMilSettings, listener: Listener) -> HeldOut:
+def cross_validate(bags: Sequence[TrainingBag], settings: FitMilConfig, listener: Listener) -> HeldOut:
     """Hold every bag out once: by one fit where the aggregator does so itself (`of_judged`), else by `over_folds`.
 
     Raises `FeatureFileError` where a label has fewer than two patients.
@@ -48,7 +48,7 @@ def cross_validate(bags: Sequence[TrainingBag], settings: FitMilSettings, listen
     return over_folds(bags, settings, listener)
 
 
-def over_folds(bags: Sequence[TrainingBag], settings: FitMilSettings, listener: Listener) -> HeldOut:
+def over_folds(bags: Sequence[TrainingBag], settings: FitMilConfig, listener: Listener) -> HeldOut:
     """Train on all folds but one, for every fold and seed of the ensemble, and watch the held-out bags epoch by epoch.
 
     The number of epochs is the one with the least held-out log loss of the averaged ensemble. Raises `FeatureFileError`
@@ -111,7 +111,7 @@ def require_two_patients(bags: Sequence[TrainingBag]) -> int:
     return fewest
 
 
-def assign_folds(bags: Sequence[TrainingBag], settings: FitMilSettings) -> np.ndarray:
+def assign_folds(bags: Sequence[TrainingBag], settings: FitMilConfig) -> np.ndarray:
     """The fold of each bag, (n_bags,): no patient in two folds, both labels in every fold."""
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -125,11 +125,11 @@ def assign_folds(bags: Sequence[TrainingBag], settings: FitMilSettings) -> np.nd
     return folds
 
 
-def member_seed(settings: FitMilSettings, member: int) -> int:
+def member_seed(settings: FitMilConfig, member: int) -> int:
     """The seed of one model of the ensemble."""
     return settings.seed * 1_000 + member
 
 
-def n_members(kind: type[Aggregator], settings: FitMilSettings) -> int:
+def n_members(kind: type[Aggregator], settings: FitMilConfig) -> int:
     """How many models are averaged."""
     return settings.ensemble if kind.averaged else 1

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cytomil.mil.aggregators.base import Aggregator, JudgedBags
 from cytomil.mil.bags import Standardiser, TrainingBag
-from cytomil.settings import InstanceScore
+from cytomil.mil.config import InstanceScore
 
 _BLOCK = 8192
 SCORE_BIN_EDGES = tuple(float(edge) for edge in np.geomspace(1e-2, 1e3, 41))

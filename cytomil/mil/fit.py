@@ -17,6 +17,7 @@ from cytomil.features.index import IndexRow, read_index
 from cytomil.features.layers import preparation_sha256, stored_layer
 from cytomil.mil.aggregators.registry import find_aggregator, require_score
 from cytomil.mil.bags import Standardiser, TrainingBag
+from cytomil.mil.config import FitMilConfig
 from cytomil.mil.cross_validate import (
     HeldOut,
     member_seed,
@@ -33,7 +34,6 @@ from cytomil.mil.train import fit_side_by_side, training_epochs
 from cytomil.mil.triage_model import CARD_NAME, OWN_FILES, TriageModel, save_triage_model
 from cytomil.progress import Listener
 from cytomil.provenance import now, versions
-from cytomil.settings import FitMilSettings
 
 _LIMITS = (
     "It knows only the kinds of cells, stains and scanners of its training slides.",
@@ -43,7 +43,7 @@ _LIMITS = (
 )
 
 
-def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
+def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
     """Hold training bags out by patient, fit on all of them, choose the thresholds, write the triage model.
 
     Raises `SettingsError`, `NotFoundError`, `FeatureFileError` or `EncoderBundleError`, each with what to do.
@@ -76,7 +76,7 @@ def fit_mil(settings: FitMilSettings, listener: Listener) -> TriageModel:
 
 
 def training_bags(
-    opened: Sequence[tuple[IndexRow, Features]], settings: FitMilSettings, listener: Listener
+    opened: Sequence[tuple[IndexRow, Features]], settings: FitMilConfig, listener: Listener
 ) -> list[TrainingBag]:
     """Caches as fitting sees them: of each the drawn cells alone. A bag of unknown patient is a patient of its own."""
     bags = []
@@ -86,12 +86,12 @@ def training_bags(
     return bags
 
 
-def draw_of(settings: FitMilSettings) -> Draw:
+def draw_of(settings: FitMilConfig) -> Draw:
     """Which of a bag's cells fitting reads."""
     return Draw(settings.cells_per_bag, settings.seed)
 
 
-def _fit(bags: Sequence[TrainingBag], settings: FitMilSettings, listener: Listener) -> tuple[HeldOut, Ensemble]:
+def _fit(bags: Sequence[TrainingBag], settings: FitMilConfig, listener: Listener) -> tuple[HeldOut, Ensemble]:
     if find_aggregator(settings.aggregator).holds_out:
         require_two_patients(bags)
         ensemble = _refit(bags, settings, 1, listener)
@@ -100,7 +100,7 @@ def _fit(bags: Sequence[TrainingBag], settings: FitMilSettings, listener: Listen
     return held_out, _refit(bags, settings, held_out.n_epochs, listener)
 
 
-def _refit(bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, listener: Listener) -> Ensemble:
+def _refit(bags: Sequence[TrainingBag], settings: FitMilConfig, epochs: int, listener: Listener) -> Ensemble:
     kind = find_aggregator(settings.aggregator)
     standardise = Standardiser.of(bags)
 
@@ -116,7 +116,7 @@ def _refit(bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, l
 
 
 def _facts(
-    settings: FitMilSettings,
+    settings: FitMilConfig,
     encoder: EncoderBundle,
     bags: Sequence[TrainingBag],
     n_cells: int,

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from cytomil.mil.aggregators.attention import AttentionAggregator
 from cytomil.mil.bags import TrainingBag
+from cytomil.mil.config import FitMilConfig, Prototypes
 from cytomil.mil.pamil_branches import InstanceBranch, PrototypeBranch
 from cytomil.mil.prototypes import kmeans_prototypes
 from cytomil.mil.unit_hidden import UnitHidden
 from cytomil.precision import pick_precision
-from cytomil.settings import FitMilSettings, Prototypes
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class PAMIL(AttentionAggregator):
         return read.logits, read.attention
 
     @classmethod
-    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
+    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, seed: int) -> Self:
         """See `LearnedAggregator`."""
         model = cls(
             bags[0].dim,
@@ -100,7 +100,7 @@ class PAMIL(AttentionAggregator):
         return model
 
     @classmethod
-    def fitted_in(cls, settings: FitMilSettings) -> torch.dtype:
+    def fitted_in(cls, settings: FitMilConfig) -> torch.dtype:
         """See `Aggregator`; weights, softmaxes and losses stay float32 in any case."""
         return pick_precision(settings.precision, torch.device("cpu"))
 
@@ -123,7 +123,7 @@ class PAMIL(AttentionAggregator):
             logits = self.by_prototypes.mixed(logits, self.by_prototypes(marks, self._hidden(self.prototypes)))
         return logits[:, 1] - logits[:, 0]
 
-    def loss(self, instances: Tensor, label: Tensor, settings: FitMilSettings, generator: torch.Generator) -> Tensor:
+    def loss(self, instances: Tensor, label: Tensor, settings: FitMilConfig, generator: torch.Generator) -> Tensor:
         """See `LearnedAggregator`."""
         return self.training_loss(instances, label, settings.cluster_weight)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from cytomil.mil.aggregators.base import Aggregator
 from cytomil.mil.aggregators.registry import find_aggregator
 from cytomil.mil.bags import Standardiser, TrainingBag
+from cytomil.mil.config import FitMilConfig, InstanceScore
 from cytomil.progress import Listener
-from cytomil.settings import FitMilSettings, InstanceScore
 from cytomil.threads import usable_cores
 
 Job = TypeVar("Job")
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 def training_epochs(
     bags: Sequence[TrainingBag],
-    settings: FitMilSettings,
+    settings: FitMilConfig,
     epochs: int,
     seed: int,
     standardise: Standardiser | None = None,

@@ -26,9 +26,9 @@ from cytomil.files import put_back, read_json_card, replacing_folder, sha256_of_
 from cytomil.layer import Layer
 from cytomil.mil.aggregators.registry import find_aggregator
 from cytomil.mil.bags import Standardiser
+from cytomil.mil.config import InstanceScore
 from cytomil.mil.ensemble import Ensemble, Member
 from cytomil.mil.novelty import Novelty
-from cytomil.settings import InstanceScore
 from cytomil.slides.cutting import Cutting
 from cytomil.weights import save_weights
 

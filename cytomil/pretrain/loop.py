@@ -34,6 +34,7 @@ from cytomil.files import sha256_of_json
 from cytomil.pretrain.cell_cache import cell_cache_path, open_cell_cache, write_cell_cache
 from cytomil.pretrain.cells import TrainingCells, bytes_needed, count, load_training_cells
 from cytomil.pretrain.checkpoint import RunIdentity, checkpoint_path, load_checkpoint
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.instance_label_door import read_training_instance_labels
 from cytomil.pretrain.memory import measured_memory, require_disk, require_memory
 from cytomil.pretrain.methods import Method, load_method, require_consent
@@ -41,7 +42,6 @@ from cytomil.pretrain.processes import OneProcess, Processes
 from cytomil.pretrain.run import Run
 from cytomil.progress import Listener, Problem, Work
 from cytomil.provenance import code_fingerprint
-from cytomil.settings import PretrainSettings
 
 EpochListener = Callable[[dict[str, Any]], None]
 
@@ -56,7 +56,7 @@ class Pretrained:
 
 
 def pretrain(
-    settings: PretrainSettings,
+    settings: PretrainConfig,
     listener: Listener,
     on_epoch: EpochListener | None = None,
     resume: bool = False,
@@ -133,7 +133,7 @@ def pretrain(
     return Pretrained(bundle, cells.problems)
 
 
-def _start(settings: PretrainSettings, method: type[Method], note: Callable[[str], None]) -> Start:
+def _start(settings: PretrainConfig, method: type[Method], note: Callable[[str], None]) -> Start:
     projection_dim = settings.projection_dim if method.trains else 0
     projector = settings.projector if method.standardises else "plain"
     return resolve_start(
@@ -141,7 +141,7 @@ def _start(settings: PretrainSettings, method: type[Method], note: Callable[[str
     )
 
 
-def _identity(settings: PretrainSettings, start: Start, rows: tuple[BagRow, ...], method: type[Method]) -> RunIdentity:
+def _identity(settings: PretrainConfig, start: Start, rows: tuple[BagRow, ...], method: type[Method]) -> RunIdentity:
     shaping = settings.model_dump(mode="json")
     if start.weights:
         shaping["weights"] = start.weights.sha256  # wherever the file lies
@@ -157,7 +157,7 @@ def _code_of(method: type[Method]) -> str:
 
 
 def _cells(
-    settings: PretrainSettings,
+    settings: PretrainConfig,
     manifest: Manifest,
     rows: tuple[BagRow, ...],
     transform: CellTransform,
@@ -181,12 +181,12 @@ def _cells(
     return open_cell_cache(path, manifest, rows)
 
 
-def draw_of(settings: PretrainSettings) -> Draw:
+def draw_of(settings: PretrainConfig) -> Draw:
     """Which of a bag's cells training sees."""
     return Draw(settings.cells_per_bag, settings.seed)
 
 
-def _work(run: Run, cells: TrainingCells, settings: PretrainSettings, processes: Processes) -> Work:
+def _work(run: Run, cells: TrainingCells, settings: PretrainConfig, processes: Processes) -> Work:
     """The epochs that are left. Raises `SettingsError` where the disk has no room for their checkpoints."""
     n_bytes = run.bytes_to_write()
     require_disk_space(n_bytes, "checkpoints and encoder", settings.out, "Make room")
@@ -200,7 +200,7 @@ def _work(run: Run, cells: TrainingCells, settings: PretrainSettings, processes:
     )
 
 
-def _finished(settings: PretrainSettings, identity: RunIdentity) -> EncoderBundle | None:
+def _finished(settings: PretrainConfig, identity: RunIdentity) -> EncoderBundle | None:
     if not (settings.out / CARD_NAME).is_file() or read_card(settings.out).get("fingerprint") != identity.fingerprint:
         return None
     return load_bundle(settings.out)
@@ -222,7 +222,7 @@ def _data_facts(manifest: Manifest, rows: tuple[BagRow, ...], identity: RunIdent
     return {"data": data, "synthetic": sources == [SYNTHETIC]}
 
 
-def _require_batch(cells: TrainingCells, settings: PretrainSettings, processes: Processes) -> None:
+def _require_batch(cells: TrainingCells, settings: PretrainConfig, processes: Processes) -> None:
     if settings.batch_size < 2 * processes.count:
         raise SettingsError(
             f"batch_size {settings.batch_size} is too small to be shared by {processes.count} processes. Raise --batch-size."

@@ -16,6 +16,7 @@ from cytomil.errors import DivergedError
 from cytomil.precision import pick_precision
 from cytomil.pretrain.cells import TrainingCells
 from cytomil.pretrain.checkpoint import Checkpoint, RunIdentity, checkpoint_path, save_checkpoint
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.diagnostics import Health, examine
 from cytomil.pretrain.memory import keep_freed_memory
 from cytomil.pretrain.methods import Batch, Method
@@ -26,7 +27,6 @@ from cytomil.pretrain.training_encoder import TrainingEncoder
 from cytomil.pretrain.views import ViewMaker
 from cytomil.progress import Count, Listener, Silent
 from cytomil.provenance import now, versions
-from cytomil.settings import PretrainSettings
 
 # Looking whether the losses are finite waits for the device, so it is done once in so many steps.
 _STEPS_BETWEEN_LOOKS = 50
@@ -41,7 +41,7 @@ class Run:
 
     def __init__(
         self,
-        settings: PretrainSettings,
+        settings: PretrainConfig,
         identity: RunIdentity,
         cells: TrainingCells,
         processes: Processes,

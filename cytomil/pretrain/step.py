@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from cytomil.encoders.architecture import Encoder
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.flat import FlatWeights
 from cytomil.pretrain.loss_scale import LossScale
 from cytomil.pretrain.methods import Batch, Method
 from cytomil.pretrain.processes import Processes
 from cytomil.pretrain.surgery import combine, inner_products
-from cytomil.settings import PretrainSettings
 
 
 class Step:
@@ -26,7 +26,7 @@ class Step:
         self,
         encoder: Encoder,
         method: Method,
-        settings: PretrainSettings,
+        settings: PretrainConfig,
         processes: Processes,
         precision: torch.dtype = torch.float32,
     ) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cytomil.errors import SettingsError
-from cytomil.settings import Rescale, Surgery
+from cytomil.pretrain.config import Rescale, Surgery
 
 CAGRAD_C = 0.5
 

@@ -34,10 +34,10 @@ from cytomil.mil.triage_model import CARD_NAME, TriageModel, load_triage_model
 from cytomil.mil.weakness import held_out_auroc, weaknesses
 from cytomil.progress import Listener, Problem, Uncounted
 from cytomil.provenance import code_fingerprint, now, versions
-from cytomil.settings import RankSettings
 from cytomil.slides import CellFinding, Cutting, Resolutions, read_resolutions
 from cytomil.text import printable
 from cytomil.triage.beforehand import work_on
+from cytomil.triage.config import RankConfig
 from cytomil.triage.placed import with_places, with_qc
 from cytomil.triage.result_cache import ResultCache
 from cytomil.triage.sources import CellFolder, Found, SlideSource, discover, open_source
@@ -51,7 +51,7 @@ _MANY_UNREADABLE = 0.05
 
 
 def rank(
-    slide_dir: Path, settings: RankSettings, listener: Listener, on_slide: Callable[[Worklist], None] | None = None
+    slide_dir: Path, settings: RankConfig, listener: Listener, on_slide: Callable[[Worklist], None] | None = None
 ) -> Worklist:
     """Assess every slide in ``slide_dir``. A slide that cannot be assessed is in the worklist, with the reason.
 
@@ -103,7 +103,7 @@ def rank(
 
 def _worklist(
     slide_dir: Path,
-    settings: RankSettings,
+    settings: RankConfig,
     model: TriageModel,
     engine_key: str,
     results: Sequence[SlideResult],
@@ -130,7 +130,7 @@ def _worklist(
     )
 
 
-def _reading(model: TriageModel, settings: RankSettings, found: Sequence[Found], listener: Listener) -> SlideReading:
+def _reading(model: TriageModel, settings: RankConfig, found: Sequence[Found], listener: Listener) -> SlideReading:
     given = read_resolutions(settings.mpp_csv) if settings.mpp_csv else {}
     names = {name for one in found for name in (one.path.name, one.path.stem)}
     if unknown := sorted(set(given) - names):
@@ -182,7 +182,7 @@ class _Ranking:
     ``take`` is given each result, and whether it is new; it stays in this process too.
     """
 
-    settings: RankSettings
+    settings: RankConfig
     reading: SlideReading
     card: dict[str, Any]
     engine: str
@@ -237,7 +237,7 @@ class _Ranker:
     """Assesses slides one after another with one model."""
 
     def __init__(
-        self, model: TriageModel, engine: Engine, settings: RankSettings, reading: SlideReading, listener: Listener
+        self, model: TriageModel, engine: Engine, settings: RankConfig, reading: SlideReading, listener: Listener
     ) -> None:
         self._model, self._settings, self._reading, self._listener = model, settings, reading, listener
         self._embedder = Embedder(model.encoder, engine, model.layer, "float32", model.orientations)

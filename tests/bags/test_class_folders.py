@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from cytomil.bags import open_bag, read_manifest
+from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.instance_labels import read_instance_labels, read_instance_sources
 from cytomil.bags.make import make_bags
 from cytomil.errors import NotEnoughCellsError, NotFoundError
 from cytomil.progress import Silent
-from cytomil.settings import MakeBagsSettings
 
 # Two training and two test bags of ten: 34 normal and 6 abnormal cells.
 NEEDED = {"LYT": 20, "NGS": 14, "BLA": 4, "PMO": 2}
@@ -33,7 +33,7 @@ def make(tmp_path):
             "train_bags": 2,
             "test_bags": 2,
         }
-        return make_bags(MakeBagsSettings(source=str(root), out=tmp_path / out, **(chosen | changes)), Silent())
+        return make_bags(MakeBagsConfig(source=str(root), out=tmp_path / out, **(chosen | changes)), Silent())
 
     return run
 

@@ -12,11 +12,11 @@ import tifffile
 from PIL import Image, ImageDraw
 
 from cytomil.bags import open_bag
+from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.finished_slides import files_of, unfinished
 from cytomil.bags.make import make_bags
 from cytomil.bags.read_slides import ReadingSlides
 from cytomil.progress import Silent
-from cytomil.settings import MakeBagsSettings
 
 LABELS = "slide,label,split\ns1,0,train\ns2,1,train\ns3,0,test\nf1,1,test\nf2,0,train\n"
 
@@ -63,7 +63,7 @@ def make(tmp_path, slides):
     def run(labels=LABELS, out="bags", listener=None, **changes):
         (tmp_path / "labels.csv").write_text(labels)
         chosen = {"source": str(slides), "labels": tmp_path / "labels.csv", "out": tmp_path / out, "crop_px": 24}
-        return make_bags(MakeBagsSettings(**(chosen | changes)), listener or Silent())
+        return make_bags(MakeBagsConfig(**(chosen | changes)), listener or Silent())
 
     return run
 

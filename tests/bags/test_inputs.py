@@ -8,10 +8,10 @@ import shutil
 import pytest
 
 from cytomil.bags import inputs
+from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.inputs import write_fingerprint
 from cytomil.errors import NotFoundError
 from cytomil.progress import Silent
-from cytomil.settings import MakeBagsSettings
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def fingerprint(root):
             "patients": str(root / "people.csv"),
             "out": root / "slides" / "bags",
         }
-        write_fingerprint(root / "inputs.json", MakeBagsSettings(**(chosen | changes)), Silent())
+        write_fingerprint(root / "inputs.json", MakeBagsConfig(**(chosen | changes)), Silent())
         return (root / "inputs.json").read_bytes()
 
     return run

@@ -7,12 +7,12 @@ import pytest
 
 from cytomil.bags import open_bag, read_manifest
 from cytomil.bags.bag_file import content_sha256
+from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.instance_labels import read_instance_sources
 from cytomil.bags.made import RECORD_NAME
 from cytomil.bags.make import make_bags
 from cytomil.errors import CytomilError, NotEnoughCellsError, NotFoundError, SettingsError
 from cytomil.progress import Silent
-from cytomil.settings import MakeBagsSettings
 
 
 def content_of(folder):
@@ -70,7 +70,7 @@ class TestRecord:
         (root / "s1" / "cell-0.png").write_text("not an image")
         (tmp_path / "labels.csv").write_text("slide,label,split\ns1,0,train\ns2,1,train\n")
         made = make_bags(
-            MakeBagsSettings(source=str(root), labels=tmp_path / "labels.csv", out=tmp_path / "bags", seed=4), Silent()
+            MakeBagsConfig(source=str(root), labels=tmp_path / "labels.csv", out=tmp_path / "bags", seed=4), Silent()
         )
         record = json.loads((made.folder / RECORD_NAME).read_text())
         assert record["settings"]["seed"] == 4
@@ -97,7 +97,7 @@ class TestReplacing:
         root = make_class_folders(tmp_path / "cells", {"LYT": 34, "BLA": 6})
         shutil.copy(root / "LYT/LYT_00000.png", root / "LYT/LYT_00002.png")
         before = content_of(bags_copy)
-        chosen = MakeBagsSettings(
+        chosen = MakeBagsConfig(
             source=str(root),
             out=bags_copy,
             normal=("LYT",),
@@ -122,7 +122,7 @@ class TestReplacing:
 
         before = content_of(bags_copy)
         with pytest.raises(KeyboardInterrupt):
-            make_bags(MakeBagsSettings(out=bags_copy, bag_size=4, cell_size=16, seed=9), Impatient())
+            make_bags(MakeBagsConfig(out=bags_copy, bag_size=4, cell_size=16, seed=9), Impatient())
         assert content_of(bags_copy) == before
         assert list(tmp_path.iterdir()) == [bags_copy]
 
@@ -157,10 +157,10 @@ class TestSource:
     def test_that_is_no_folder(self, tmp_path, name):
         (tmp_path / "file.txt").write_text("x")
         with pytest.raises(NotFoundError, match=name):
-            make_bags(MakeBagsSettings(source=str(tmp_path / name), out=tmp_path / "bags"), Silent())
+            make_bags(MakeBagsConfig(source=str(tmp_path / name), out=tmp_path / "bags"), Silent())
         assert not (tmp_path / "bags").exists()
 
     def test_that_is_empty(self, tmp_path):
         (tmp_path / "empty").mkdir()
         with pytest.raises(NotFoundError, match="no class folders"):
-            make_bags(MakeBagsSettings(source=str(tmp_path / "empty"), out=tmp_path / "bags"), Silent())
+            make_bags(MakeBagsConfig(source=str(tmp_path / "empty"), out=tmp_path / "bags"), Silent())

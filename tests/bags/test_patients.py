@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cytomil.bags import open_bag
+from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.instance_labels import read_instance_labels, read_instance_sources
 from cytomil.bags.make import make_bags
 from cytomil.errors import NotEnoughCellsError, SettingsError, TableError
 from cytomil.progress import Silent
-from cytomil.settings import MakeBagsSettings
 
 N_NORMAL, N_ABNORMAL = 12, 4
 
@@ -39,7 +39,7 @@ def make(tmp_path):
     def run(root, patients="folder", **changes):
         chosen = {"bag_size": 10, "witness_rate": 0.2, "train_bags": 6, "test_bags": 2} | changes
         source = {"source": str(root), "normal": ("sound",), "abnormal": ("sick",)}
-        return make_bags(MakeBagsSettings(**source, patients=patients, out=tmp_path / "bags", **chosen), Silent())
+        return make_bags(MakeBagsConfig(**source, patients=patients, out=tmp_path / "bags", **chosen), Silent())
 
     return run
 
@@ -95,7 +95,7 @@ def test_no_patient_stands_on_both_sides_and_no_cell_in_two_bags(tmp_path_factor
             buffer = io.BytesIO()
             Image.new("RGB", (2, 2), (number, 0, 0)).save(buffer, "PNG")
             file.write_bytes(buffer.getvalue())
-    chosen = MakeBagsSettings(
+    chosen = MakeBagsConfig(
         source=str(root),
         normal=("sound",),
         abnormal=("sick",),
@@ -192,6 +192,6 @@ def test_too_few_cells_are_said_with_how_many_people_have_them(make, cells):
 
 
 def test_patients_are_for_class_folders(tmp_path, cells):
-    chosen = MakeBagsSettings(source=str(cells), labels=tmp_path / "l.csv", patients="folder", out=tmp_path / "bags")
+    chosen = MakeBagsConfig(source=str(cells), labels=tmp_path / "l.csv", patients="folder", out=tmp_path / "bags")
     with pytest.raises(SettingsError, match="column 'patient'"):
         make_bags(chosen, Silent())

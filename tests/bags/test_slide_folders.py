@@ -9,13 +9,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cytomil.bags import open_bag, read_manifest
+from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.instance_labels import read_instance_labels
 from cytomil.bags.labels import LabelledSlide
 from cytomil.bags.make import make_bags
 from cytomil.bags.slide_folders import split_by_patient
 from cytomil.errors import BagFileError, NotFoundError, SettingsError, TableError
 from cytomil.progress import Silent
-from cytomil.settings import MakeBagsSettings
 
 SPLIT = "slide,label,patient,split\ns1,0,p1,train\ns2,1,p2,train\ns3,0,p3,test\ns4,1,p4,test\n"
 
@@ -33,7 +33,7 @@ def make(tmp_path):
         file = tmp_path / "labels.csv"
         if labels is not None:
             file.write_text(labels, encoding="utf-8")
-        chosen = MakeBagsSettings(source=str(root), labels=file, out=tmp_path / "bags", **changes)
+        chosen = MakeBagsConfig(source=str(root), labels=file, out=tmp_path / "bags", **changes)
         return make_bags(chosen, Silent())
 
     return run
@@ -203,7 +203,7 @@ class TestWords:
             make(slides, self.WORDS, positive=("AML", "APL"))
 
     def test_words_without_a_labels_file_are_refused(self, tmp_path, slides):
-        chosen = MakeBagsSettings(source=str(slides), out=tmp_path / "bags", positive=("a",), negative=("b",))
+        chosen = MakeBagsConfig(source=str(slides), out=tmp_path / "bags", positive=("a",), negative=("b",))
         with pytest.raises(SettingsError, match="--labels"):
             make_bags(chosen, Silent())
 

@@ -5,10 +5,10 @@ import torch
 from cytomil.errors import FeatureFileError, TableError
 from cytomil.evaluate.control import permuted_labels, read_sites, without_witnesses
 from cytomil.mil.bags import TrainingBag
+from cytomil.mil.config import FitMilConfig
 from cytomil.progress import Silent
-from cytomil.settings import FitMilSettings
 
-SETTINGS = FitMilSettings(aggregator="mahalanobis", folds=3, workers=1)
+SETTINGS = FitMilConfig(aggregator="mahalanobis", folds=3, workers=1)
 N, WITNESSES = 40, 4
 
 

@@ -3,29 +3,33 @@ import shutil
 
 import pytest
 
+from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.make import make_bags
 from cytomil.bags.manifest import read_manifest
 from cytomil.encoders.bundle import load_bundle
 from cytomil.errors import FeatureFileError, SettingsError
+from cytomil.evaluate.config import EvaluateConfig
 from cytomil.evaluate.record import name_of
 from cytomil.evaluate.run import evaluate
+from cytomil.features.config import EmbedConfig
 from cytomil.features.embed import embed
+from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import fit_mil
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.loop import pretrain
 from cytomil.progress import Silent
-from cytomil.settings import EmbedSettings, EvaluateSettings, FitMilSettings, MakeBagsSettings, PretrainSettings
 
 BAGS = {"bag_size": 12, "train_bags": 6, "test_bags": 4, "cell_size": 24, "witness_rate": 0.25, "difficulty": 0.0}
 
 
 def make_all(root):
-    make_bags(MakeBagsSettings(out=root / "bags", **BAGS), Silent())
+    make_bags(MakeBagsConfig(out=root / "bags", **BAGS), Silent())
     small = {"method": "simclr", "epochs": 1, "batch_size": 32, "image_size": 16, "weights": "none"}
     small["arch"] = "test_resnet"
-    pretrain(PretrainSettings(bags=root / "bags", out=root / "encoder", **small), Silent())
-    embed(EmbedSettings(bags=root / "bags", encoder=root / "encoder", out=root / "features"), Silent())
+    pretrain(PretrainConfig(bags=root / "bags", out=root / "encoder", **small), Silent())
+    embed(EmbedConfig(bags=root / "bags", encoder=root / "encoder", out=root / "features"), Silent())
     fit = {"epochs": 2, "folds": 2, "ensemble": 1}
-    fit_mil(FitMilSettings(features=root / "features", encoder=root / "encoder", out=root / "model", **fit), Silent())
+    fit_mil(FitMilConfig(features=root / "features", encoder=root / "encoder", out=root / "model", **fit), Silent())
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,7 @@ def made(shared):
 
 def settings(made, out, **changed):
     places = {"features": made / "features", "model": made / "model", "bags": made / "bags", "out": out}
-    return EvaluateSettings(**(places | changed))
+    return EvaluateConfig(**(places | changed))
 
 
 def test_every_promised_file_is_written(made, tmp_path):
@@ -89,7 +93,7 @@ def test_a_bag_without_instance_labels_is_listed_and_the_rest_goes_on(made, tmp_
 
 @pytest.mark.parametrize("other", [{"layer": "h"}, {"orientations": 4}])
 def test_features_of_another_layer_or_number_of_orientations_are_refused(made, tmp_path, other):
-    embed(EmbedSettings(bags=made / "bags", encoder=made / "encoder", out=tmp_path / "other", **other), Silent())
+    embed(EmbedConfig(bags=made / "bags", encoder=made / "encoder", out=tmp_path / "other", **other), Silent())
     with pytest.raises(FeatureFileError, match="another encoder, layer, engine or number of orientations"):
         evaluate(settings(made, tmp_path / "out", features=tmp_path / "other"), Silent())
 

@@ -12,16 +12,16 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from cytomil.cli.app import app
+from cytomil.app.cli.app import app
 from cytomil.errors import EvaluationError, NotFoundError
 from cytomil.evaluate.blocks import make_blocks
+from cytomil.evaluate.config import EvaluateConfig
 from cytomil.evaluate.figures import FIGURES
 from cytomil.evaluate.paper import is_near, published
 from cytomil.evaluate.runs import Cell, read_runs
 from cytomil.evaluate.table import DONE, FAILED, NOT_RUN, make_table
 from cytomil.evaluate.table_plots import plot_by_rate, plot_by_share
 from cytomil.evaluate.write_tables import csv_of, latex, markdown, write_tables
-from cytomil.settings import EvaluateSettings
 
 NAMES = ("simclr", "slam-ags", "fully-supervised")
 
@@ -247,7 +247,7 @@ def test_latex_is_balanced_and_leaves_no_special_character_bare(small_grid):
 def test_the_same_runs_give_the_same_bytes_and_pictures_that_open(small_grid, tmp_path):
     places = [tmp_path / name for name in ("a", "b")]
     for place in places:
-        write_tables(EvaluateSettings(table=(str(small_grid),), out=place, resamples=200))
+        write_tables(EvaluateConfig(table=(str(small_grid),), out=place, resamples=200))
     files = sorted(file.relative_to(places[0]) for file in places[0].rglob("*") if file.is_file())
     assert {file.suffix for file in files} == {".md", ".tex", ".csv", ".png", ".svg"}
     for file in files:

@@ -15,11 +15,11 @@ from cytomil.bags.manifest import BagRow, write_manifest
 from cytomil.errors import BagFileError, EncoderBundleError, NotFoundError, SettingsError
 from cytomil.features import embed as module
 from cytomil.features import open_features
+from cytomil.features.config import EmbedConfig
 from cytomil.features.embed import embed
 from cytomil.features.embedder import Embedder
 from cytomil.features.index import INDEX_NAME, read_index
 from cytomil.progress import Silent
-from cytomil.settings import EmbedSettings
 from tests.altered import altering
 from tests.counting import Counting
 
@@ -31,7 +31,7 @@ def run(encoder_folder, bags_folder, tmp_path):
     def embed_with(listener=None, **changes):
         chosen = {"bags": bags_folder, "encoder": encoder_folder, "out": tmp_path / "features", "device": "cpu"}
         chosen |= {"layer": "z", "orientations": 1}
-        return embed(EmbedSettings(**(chosen | changes)), listener or Silent())
+        return embed(EmbedConfig(**(chosen | changes)), listener or Silent())
 
     return embed_with
 

@@ -4,10 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from cytomil.mil.config import InstanceScore
 from cytomil.mil.pamil import PAMIL
 from cytomil.mil.pamil_branches import PrototypeBranch
 from cytomil.mil.prototypes import kmeans_prototypes
-from cytomil.settings import InstanceScore
 
 
 def model(seed=0, **arguments):

@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 
 from cytomil.errors import FeatureFileError, SettingsError, TriageModelError
+from cytomil.features.config import EmbedConfig
 from cytomil.features.embed import embed
 from cytomil.features.index import read_index
 from cytomil.files import sha256_of_file, write_json_card
 from cytomil.mil.aggregators.registry import AGGREGATORS
+from cytomil.mil.config import FitMilConfig, InstanceScore
 from cytomil.mil.fit import fit_mil
 from cytomil.mil.triage_model import CARD_NAME, load_triage_model
 from cytomil.progress import Silent
-from cytomil.settings import EmbedSettings, FitMilSettings, InstanceScore
 
 
 def fit(features_folder, encoder_folder, out, **changes):
     chosen = {"epochs": 2, "folds": 2, "ensemble": 2, "n_prototypes": 4} | changes
-    return fit_mil(FitMilSettings(features=features_folder, encoder=encoder_folder, out=out, **chosen), Silent())
+    return fit_mil(FitMilConfig(features=features_folder, encoder=encoder_folder, out=out, **chosen), Silent())
 
 
 @pytest.mark.parametrize("name", AGGREGATORS)
@@ -48,7 +49,7 @@ def test_a_model_of_cells_described_in_another_way_is_refused(
     bags_folder, encoder_folder, features_folder, tmp_path, monkeypatch
 ):
     features = tmp_path / "features"
-    settings = EmbedSettings(
+    settings = EmbedConfig(
         bags=bags_folder, encoder=encoder_folder, out=features, layer="morphology", orientations=1, device="cpu"
     )
     embed(settings, Silent())

@@ -7,9 +7,9 @@ from cytomil.errors import CytomilError, SettingsError
 from cytomil.pretrain import loop, memory
 from cytomil.pretrain.cell_cache import cell_cache_path, open_cell_cache, write_cell_cache
 from cytomil.pretrain.cells import load_training_cells
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.loop import pretrain
 from cytomil.progress import Silent
-from cytomil.settings import PretrainSettings
 
 TRANSFORM = CellTransform(16, 0.8)
 
@@ -54,11 +54,11 @@ def test_a_damaged_file_is_one_clear_line(written):
 def test_the_next_run_uses_the_file_again_and_ends_with_the_same_weights(bags_folder, tmp_path, monkeypatch):
     chosen = {"bags": bags_folder, "epochs": 1, "batch_size": 20, "image_size": 16, "projection_dim": 8}
     chosen |= {"weights": "none"}
-    in_memory = pretrain(PretrainSettings(out=tmp_path / "ram", **chosen), Silent())
-    on_disk = pretrain(PretrainSettings(out=tmp_path / "disk", cache="disk", **chosen), Silent())
+    in_memory = pretrain(PretrainConfig(out=tmp_path / "ram", **chosen), Silent())
+    on_disk = pretrain(PretrainConfig(out=tmp_path / "disk", cache="disk", **chosen), Silent())
     assert on_disk.bundle.sha256 == in_memory.bundle.sha256
     monkeypatch.setattr(loop, "write_cell_cache", None)
-    again = pretrain(PretrainSettings(out=tmp_path / "disk", cache="disk", **chosen), Silent())
+    again = pretrain(PretrainConfig(out=tmp_path / "disk", cache="disk", **chosen), Silent())
     assert again.bundle.sha256 == in_memory.bundle.sha256
 
 

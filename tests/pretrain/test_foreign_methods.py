@@ -10,18 +10,23 @@ from pathlib import Path
 
 import pytest
 
+from cytomil.app.settings import load
+from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.make import make_bags
 from cytomil.errors import SettingsError
+from cytomil.evaluate.config import EvaluateConfig
 from cytomil.evaluate.run import evaluate
 from cytomil.evaluate.runs import read_runs
 from cytomil.evaluate.table import make_table
+from cytomil.features.config import EmbedConfig
 from cytomil.features.embed import embed
+from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import fit_mil
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.loop import pretrain
 from cytomil.pretrain.methods import load_method
 from cytomil.progress import Silent
 from cytomil.registry import GROUP, METHODS, find_method
-from cytomil.settings import EmbedSettings, EvaluateSettings, FitMilSettings, MakeBagsSettings, PretrainSettings, load
 
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 CEILING = """
@@ -68,7 +73,7 @@ def installed(package, monkeypatch):
 
 @pytest.fixture
 def bags(tmp_path):
-    make_bags(MakeBagsSettings(out=tmp_path / "bags", bag_size=12, train_bags=4, test_bags=2, cell_size=24), Silent())
+    make_bags(MakeBagsConfig(out=tmp_path / "bags", bag_size=12, train_bags=4, test_bags=2, cell_size=24), Silent())
     return tmp_path / "bags"
 
 
@@ -79,7 +84,7 @@ def test_the_documented_method_is_short():
 def test_the_documented_method_trains_by_its_name(installed, bags, tmp_path):
     assert load({"pretrain": {"method": "barlow-twins"}}).pretrain.method == "barlow-twins"
     records = []
-    settings = PretrainSettings(method="barlow-twins", bags=bags, out=tmp_path / "e", **SMALL)
+    settings = PretrainConfig(method="barlow-twins", bags=bags, out=tmp_path / "e", **SMALL)
     done = pretrain(settings, Silent(), records.append)
     assert done.bundle.card["method"] == "barlow-twins"
     assert records[0]["loss_redundancy"] > 0
@@ -94,12 +99,12 @@ def test_the_documented_method_trains_by_its_name(installed, bags, tmp_path):
 def test_a_ceiling_of_another_package_is_marked_to_the_end(installed, bags, tmp_path):
     chosen = SMALL | {"method": "their-ceiling", "bags": bags, "out": tmp_path / "e"}
     with pytest.raises(SettingsError, match="--with-instance-labels"):
-        pretrain(PretrainSettings(**chosen), Silent())
-    pretrain(PretrainSettings(with_instance_labels=True, **chosen), Silent())
+        pretrain(PretrainConfig(**chosen), Silent())
+    pretrain(PretrainConfig(with_instance_labels=True, **chosen), Silent())
     encoder, features, model = (tmp_path / name for name in ("e", "features", "model"))
-    embed(EmbedSettings(bags=bags, encoder=encoder, out=features), Silent())
-    fit_mil(FitMilSettings(features=features, encoder=encoder, out=model, epochs=1, folds=2, ensemble=1), Silent())
-    evaluate(EvaluateSettings(features=features, model=model, bags=bags, out=tmp_path / "reports"), Silent())
+    embed(EmbedConfig(bags=bags, encoder=encoder, out=features), Silent())
+    fit_mil(FitMilConfig(features=features, encoder=encoder, out=model, epochs=1, folds=2, ensemble=1), Silent())
+    evaluate(EvaluateConfig(features=features, model=model, bags=bags, out=tmp_path / "reports"), Silent())
     runs = read_runs([tmp_path / "reports"])
     assert runs.done[0].record["uses_instance_labels"] is True
     assert make_table(runs, None, 10, 0).ceilings == {"their-ceiling"}

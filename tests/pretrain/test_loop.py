@@ -11,16 +11,17 @@ import pytest
 import torch
 
 from cytomil import disk
+from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.make import make_bags
 from cytomil.encoders.bundle import WEIGHTS_NAME, load_bundle
 from cytomil.errors import BagFileError, DivergedError, ResumeError, SettingsError
 from cytomil.files import sha256_of_file
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.loop import pretrain
 from cytomil.pretrain.memory import measured_memory
 from cytomil.pretrain.methods.simclr import SimCLR
 from cytomil.progress import Silent
 from cytomil.registry import METHODS
-from cytomil.settings import MakeBagsSettings, PretrainSettings
 from tests.counting import Counting
 
 BAGS = {"bag_size": 16, "train_bags": 6, "test_bags": 2, "cell_size": 24, "difficulty": 0.2, "witness_rate": 0.25}
@@ -39,12 +40,12 @@ SMALL = {
 @pytest.fixture(scope="module")
 def bags(tmp_path_factory):
     out = tmp_path_factory.mktemp("pretrain") / "bags"
-    make_bags(MakeBagsSettings(out=out, **BAGS), Silent())
+    make_bags(MakeBagsConfig(out=out, **BAGS), Silent())
     return out
 
 
 def settings(bags, out, **changed):
-    return PretrainSettings(**{**SMALL, "bags": bags, "out": out, **changed})
+    return PretrainConfig(**{**SMALL, "bags": bags, "out": out, **changed})
 
 
 def weights(out):
@@ -66,7 +67,7 @@ CHANCE = {
 @pytest.fixture(scope="module")
 def two_hundred_cells(tmp_path_factory):
     out = tmp_path_factory.mktemp("two-hundred") / "bags"
-    make_bags(MakeBagsSettings(out=out, **(BAGS | {"bag_size": 25, "train_bags": 8})), Silent())
+    make_bags(MakeBagsConfig(out=out, **(BAGS | {"bag_size": 25, "train_bags": 8})), Silent())
     return out
 
 
@@ -168,7 +169,7 @@ def test_resume_refuses_other_settings_and_names_them(bags, tmp_path):
 def test_resume_refuses_other_bags(bags, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         pretrain(settings(bags, tmp_path / "e"), Silent(), interrupt)
-    make_bags(MakeBagsSettings(out=tmp_path / "other", seed=5, **BAGS), Silent())
+    make_bags(MakeBagsConfig(out=tmp_path / "other", seed=5, **BAGS), Silent())
     with pytest.raises(ResumeError, match="other bags"):
         pretrain(settings(tmp_path / "other", tmp_path / "e"), Silent(), resume=True)
 
@@ -217,14 +218,14 @@ def test_the_objective_as_printed_collapses_and_says_so(bags, tmp_path):
 def test_training_needs_both_labels_and_a_batch_that_fits(bags, tmp_path):
     with pytest.raises(SettingsError, match="batch_size"):
         pretrain(settings(bags, tmp_path / "e", batch_size=4096), Silent())
-    make_bags(MakeBagsSettings(out=tmp_path / "one", **(BAGS | {"train_bags": 1})), Silent())
+    make_bags(MakeBagsConfig(out=tmp_path / "one", **(BAGS | {"train_bags": 1})), Silent())
     with pytest.raises(BagFileError, match="positive"):
         pretrain(settings(tmp_path / "one", tmp_path / "e"), Silent())
 
 
 def test_a_bag_that_was_exchanged_is_refused(bags, tmp_path):
     other = tmp_path / "bags"
-    make_bags(MakeBagsSettings(out=other, **BAGS), Silent())
+    make_bags(MakeBagsConfig(out=other, **BAGS), Silent())
     (other / "train-01.h5").write_bytes((other / "train-02.h5").read_bytes())
     with pytest.raises(BagFileError, match="is not the bag"):
         pretrain(settings(other, tmp_path / "e"), Silent())

@@ -7,9 +7,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.make import make_bags
 from cytomil.encoders.bundle import WEIGHTS_NAME, read_card
 from cytomil.errors import DivergedError
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.loop import pretrain
 from cytomil.pretrain.loss_scale import LossScale
 from cytomil.pretrain.methods.simclr import SimCLR
@@ -17,7 +19,6 @@ from cytomil.pretrain.processes import OneProcess
 from cytomil.pretrain.step import Step
 from cytomil.pretrain.surgery import adaptive_weights
 from cytomil.progress import Silent
-from cytomil.settings import MakeBagsSettings, PretrainSettings
 
 CPU = torch.device("cpu")
 FIRST_SCALE = 2.0**16
@@ -43,7 +44,7 @@ class TwoTasks(nn.Module):
 def a_step(precision, momentum=0.9):
     torch.manual_seed(0)
     encoder = nn.Linear(3, 2)
-    return Step(encoder, TwoTasks(), PretrainSettings(momentum=momentum), OneProcess(CPU), precision)
+    return Step(encoder, TwoTasks(), PretrainConfig(momentum=momentum), OneProcess(CPU), precision)
 
 
 def batches(*factors):
@@ -116,7 +117,7 @@ def test_without_float16_nothing_is_scaled_and_nothing_kept():
 def bags(tmp_path_factory):
     out = tmp_path_factory.mktemp("float16") / "bags"
     made = {"bag_size": 4, "train_bags": 4, "test_bags": 0, "cell_size": 24, "witness_rate": 0.25}
-    make_bags(MakeBagsSettings(out=out, **made), Silent())
+    make_bags(MakeBagsConfig(out=out, **made), Silent())
     return out
 
 
@@ -130,7 +131,7 @@ def settings(bags, out, **changed):
         "projection_dim": 16,
         "learning_rate": 0.01,
     }
-    return PretrainSettings(**({"precision": "float16", "bags": bags, "out": out} | small | changed))
+    return PretrainConfig(**({"precision": "float16", "bags": bags, "out": out} | small | changed))
 
 
 def trained_weights(out):

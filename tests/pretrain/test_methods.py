@@ -5,6 +5,7 @@ import torch
 
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.pretrain.cells import TrainingCells
+from cytomil.pretrain.config import PretrainConfig, Rescale, Surgery
 from cytomil.pretrain.losses import nt_xent_loss, similarity_loss, supcon_loss
 from cytomil.pretrain.methods import Batch, load_method
 from cytomil.pretrain.methods.its2clr import FIRST_SHARE, LAST_SHARE
@@ -12,7 +13,6 @@ from cytomil.pretrain.processes import OneProcess
 from cytomil.pretrain.step import Step
 from cytomil.pretrain.surgery import adaptive_gradient_surgery, combine, inner_products, pcgrad, priority_weights
 from cytomil.registry import METHODS
-from cytomil.settings import PretrainSettings, Rescale, Surgery
 
 SIZE = 32
 N_BAGS, BAG_SIZE = 6, 8
@@ -42,7 +42,7 @@ def make(encoder, cells):
     def made(name, **changed):
         torch.manual_seed(3)
         labels = [torch.arange(len(cells)) % 8 == 1] if name == "fully-supervised" else []
-        settings = PretrainSettings(**({"method": name, "projection_dim": 8, "batch_size": 8} | changed))
+        settings = PretrainConfig(**({"method": name, "projection_dim": 8, "batch_size": 8} | changed))
         return load_method(name)(settings, encoder, cells, *[found.long() for found in labels])
 
     return made

@@ -15,11 +15,11 @@ from cytomil.encoders.stages import default_layer
 from cytomil.encoders.start import resolve_start
 from cytomil.errors import ResumeError, SettingsError
 from cytomil.layer import Layer
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.loop import pretrain
 from cytomil.pretrain.processes import OneProcess
 from cytomil.pretrain.training_encoder import TrainingEncoder
 from cytomil.progress import Silent
-from cytomil.settings import PretrainSettings
 
 SMALL = {"epochs": 2, "batch_size": 32, "image_size": 32, "projection_dim": 8, "learning_rate": 0.01, "device": "cpu"}
 SMALL |= {"weights": "none"}
@@ -40,7 +40,7 @@ def run(bags_folder, tmp_path):
     """``run("encoder", method="none")``: the bundle that pretrain writes there."""
 
     def made(out, resume=False, on_epoch=None, **changed):
-        settings = PretrainSettings(**{**SMALL, "bags": bags_folder, "out": tmp_path / out, **changed})
+        settings = PretrainConfig(**{**SMALL, "bags": bags_folder, "out": tmp_path / out, **changed})
         return pretrain(settings, Silent(), on_epoch, resume).bundle
 
     return made
@@ -86,7 +86,7 @@ class TestNone:
 
     def test_a_finished_one_is_left_as_it_is(self, run, bags_folder, tmp_path):
         run("encoder", method="none")
-        settings = PretrainSettings(**{**SMALL, "bags": bags_folder, "out": tmp_path / "encoder", "method": "none"})
+        settings = PretrainConfig(**{**SMALL, "bags": bags_folder, "out": tmp_path / "encoder", "method": "none"})
         assert pretrain(settings, Silent(), resume=True).already_done
 
     def test_few_cells_are_enough(self, run):
@@ -194,7 +194,7 @@ class TestGoingOn:
 
         for number, frozen_stages in enumerate((5, 3)):
             changed = {"bags": bags_folder, "out": tmp_path / str(number), "frozen_stages": frozen_stages, "epochs": 1}
-            pretrain(PretrainSettings(**{**SMALL, **self.LITE, **changed}), Heard())
+            pretrain(PretrainConfig(**{**SMALL, **self.LITE, **changed}), Heard())
         assert [text.split(" as it is")[0] for text in told if "5 stages are frozen" in text or "3 stages" in text] == [
             f"training leaves the layer {early}"
         ]

@@ -7,6 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cytomil.errors import SettingsError
+from cytomil.pretrain.config import Rescale, Surgery
 from cytomil.pretrain.surgery import (
     CAGRAD_C,
     adaptive_gradient_surgery,
@@ -16,7 +17,6 @@ from cytomil.pretrain.surgery import (
     priority_weights,
     surgeon,
 )
-from cytomil.settings import Rescale, Surgery
 
 
 @st.composite

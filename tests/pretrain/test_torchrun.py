@@ -12,6 +12,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
+from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.make import make_bags
 from cytomil.encoders.architecture import resolve_architecture
 from cytomil.encoders.bundle import WEIGHTS_NAME, read_card
@@ -20,7 +21,6 @@ from cytomil.pretrain.processes import OneProcess
 from cytomil.pretrain.shared_batch_norm import SharedBatchNorm, replace_batch_norms
 from cytomil.pretrain.training_encoder import TrainingEncoder
 from cytomil.progress import Silent
-from cytomil.settings import MakeBagsSettings
 
 METHODS = ("slam-ags", "simclr", "weakly-supervised")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -45,12 +45,12 @@ torch.set_default_dtype(torch.float64)
 from cytomil.pretrain.loop import pretrain
 from cytomil.pretrain.processes import training_processes
 from cytomil.progress import Silent
-from cytomil.settings import PretrainSettings
+from cytomil.pretrain.config import PretrainConfig
 
 bags, out, *methods = sys.argv[1:]
 with training_processes("cpu") as processes:
     for method in methods:
-        settings = PretrainSettings(bags=bags, out=Path(out) / method, method=method, epochs=2, batch_size=21,
+        settings = PretrainConfig(bags=bags, out=Path(out) / method, method=method, epochs=2, batch_size=21,
             image_size=16, weights="none", projection_dim=8, learning_rate=0.01, warmup_epochs=0, precision="float32")
         pretrain(settings, Silent(), processes=processes)
 """
@@ -60,7 +60,7 @@ with training_processes("cpu") as processes:
 def bags(tmp_path_factory):
     out = tmp_path_factory.mktemp("torchrun") / "bags"
     made = {"bag_size": 16, "train_bags": 6, "test_bags": 0, "cell_size": 24, "witness_rate": 0.25}
-    make_bags(MakeBagsSettings(out=out, **made), Silent())
+    make_bags(MakeBagsConfig(out=out, **made), Silent())
     return out
 
 

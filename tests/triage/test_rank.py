@@ -10,18 +10,22 @@ import pytest
 from PIL import Image, ImageOps
 
 from cytomil.bags import BagInfo, Instance, open_bag, read_manifest, write_bag
+from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.make import make_bags
 from cytomil.encoders.bundle import load_bundle
 from cytomil.errors import NotFoundError, TriageModelError
+from cytomil.features.config import EmbedConfig
 from cytomil.features.embed import embed
 from cytomil.features.embedder import Embedder
+from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import fit_mil
 from cytomil.mil.triage_model import load_triage_model
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.loop import pretrain
 from cytomil.progress import Silent
-from cytomil.settings import EmbedSettings, FitMilSettings, MakeBagsSettings, PretrainSettings, RankSettings
 from cytomil.spreadsheet import from_text_cell
 from cytomil.triage.beforehand import work_on
+from cytomil.triage.config import RankConfig
 from cytomil.triage.rank import rank
 from cytomil.triage.sources import Found
 from cytomil.triage.worklist import Call
@@ -34,9 +38,9 @@ ODD_NAMES = ("<img src=x onerror=alert(1)>", 'Müller "left" 2', "=1+1")
 def make_road(root):
     """Bags, encoder, features and triage model, made by the verbs themselves at the smallest size."""
     bags = {"bag_size": 16, "train_bags": 8, "test_bags": 4, "cell_size": 24, "witness_rate": 0.25, "difficulty": 0.0}
-    make_bags(MakeBagsSettings(out=root / "bags", **bags), Silent())
+    make_bags(MakeBagsConfig(out=root / "bags", **bags), Silent())
     pretrain(
-        PretrainSettings(
+        PretrainConfig(
             bags=root / "bags",
             out=root / "encoder",
             method="simclr",
@@ -48,9 +52,9 @@ def make_road(root):
         ),
         Silent(),
     )
-    embed(EmbedSettings(bags=root / "bags", encoder=root / "encoder", out=root / "features"), Silent())
+    embed(EmbedConfig(bags=root / "bags", encoder=root / "encoder", out=root / "features"), Silent())
     fit = {"epochs": 3, "folds": 2, "ensemble": 2}
-    fit_mil(FitMilSettings(features=root / "features", encoder=root / "encoder", out=root / "model", **fit), Silent())
+    fit_mil(FitMilConfig(features=root / "features", encoder=root / "encoder", out=root / "model", **fit), Silent())
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,7 @@ def slides(road, tmp_path):
 
 
 def settings(road, out, **changed):
-    return RankSettings(model=road / "model", out=out, **changed)
+    return RankConfig(model=road / "model", out=out, **changed)
 
 
 def test_every_slide_is_in_the_worklist_with_its_state(road, slides, tmp_path):
@@ -137,11 +141,11 @@ def test_a_model_of_averaged_orientations_ranks_turned_cells_as_it_ranks_them(ro
     def spread(orientations):
         root = tmp_path / str(orientations)
         places = {"bags": road / "bags", "encoder": road / "encoder", "out": root / "features"}
-        embed(EmbedSettings(**places, layer="h", orientations=orientations), Silent())
+        embed(EmbedConfig(**places, layer="h", orientations=orientations), Silent())
         fit = {"aggregator": "mean", "epochs": 3, "folds": 2, "ensemble": 1, "out": root / "model"}
-        fit_mil(FitMilSettings(features=root / "features", encoder=road / "encoder", **fit), Silent())
+        fit_mil(FitMilConfig(features=root / "features", encoder=road / "encoder", **fit), Silent())
         assert load_triage_model(root / "model").orientations == orientations
-        worklist = rank(tmp_path / "slides", RankSettings(model=root / "model", out=root / "out"), Silent())
+        worklist = rank(tmp_path / "slides", RankConfig(model=root / "model", out=root / "out"), Silent())
         odds = [np.log(slide.probability / (1 - slide.probability)) for slide in worklist.slides]
         return max(odds) - min(odds)
 
@@ -234,7 +238,7 @@ def test_what_cannot_be_ranked_at_all_is_one_clear_error(road, tmp_path):
     with pytest.raises(NotFoundError, match="holds no slides"):
         rank(tmp_path / "void", settings(road, tmp_path / "out"), Silent())
     with pytest.raises(NotFoundError, match="fit-mil"):
-        rank(road / "bags", RankSettings(model=tmp_path / "no-model", out=tmp_path / "out"), Silent())
+        rank(road / "bags", RankConfig(model=tmp_path / "no-model", out=tmp_path / "out"), Silent())
 
 
 @pytest.mark.parametrize("victim", ["triage.json", "aggregator.safetensors", "encoder/encoder.safetensors"])
@@ -244,20 +248,20 @@ def test_a_damaged_model_is_refused(road, tmp_path, victim):
     content = (broken / victim).read_bytes()
     (broken / victim).write_bytes(content[: len(content) // 2])
     with pytest.raises(TriageModelError, match=r"damaged|missing|not the file"):
-        rank(road / "bags", RankSettings(model=broken, out=tmp_path / "out"), Silent())
+        rank(road / "bags", RankConfig(model=broken, out=tmp_path / "out"), Silent())
 
 
 def test_a_model_that_was_shown_instance_labels_is_refused(road, tmp_path):
     ceiling = tmp_path / "ceiling"
     chosen = {"method": "fully-supervised", "with_instance_labels": True}
     chosen |= {"epochs": 1, "batch_size": 32, "image_size": 16, "weights": "none"}
-    pretrain(PretrainSettings(bags=road / "bags", out=ceiling / "encoder", **chosen), Silent())
-    embed(EmbedSettings(bags=road / "bags", encoder=ceiling / "encoder", out=ceiling / "features"), Silent())
+    pretrain(PretrainConfig(bags=road / "bags", out=ceiling / "encoder", **chosen), Silent())
+    embed(EmbedConfig(bags=road / "bags", encoder=ceiling / "encoder", out=ceiling / "features"), Silent())
     where = {"features": ceiling / "features", "encoder": ceiling / "encoder", "out": ceiling / "model"}
-    model = fit_mil(FitMilSettings(epochs=1, folds=2, ensemble=1, **where), Silent())
+    model = fit_mil(FitMilConfig(epochs=1, folds=2, ensemble=1, **where), Silent())
     assert model.card["uses_instance_labels"] is True
     with pytest.raises(TriageModelError, match=r"instance labels.*fully-supervised.*ceiling"):
-        rank(road / "bags", RankSettings(model=ceiling / "model", out=tmp_path / "out"), Silent())
+        rank(road / "bags", RankConfig(model=ceiling / "model", out=tmp_path / "out"), Silent())
 
 
 def test_the_triage_model_is_portable(road, tmp_path):

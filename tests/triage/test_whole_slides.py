@@ -22,18 +22,22 @@ import tifffile
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
+from cytomil.app.cli.app import app
+from cytomil.app.cli.console import console
 from cytomil.bags import open_bag, read_manifest
+from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.make import make_bags
-from cytomil.cli.app import app
-from cytomil.cli.console import console
+from cytomil.features.config import EmbedConfig
 from cytomil.features.embed import embed
 from cytomil.files import write_json_card
+from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import fit_mil
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.loop import pretrain
 from cytomil.progress import Silent
-from cytomil.settings import EmbedSettings, FitMilSettings, MakeBagsSettings, PretrainSettings, RankSettings
 from cytomil.slides import Cutting
 from cytomil.triage import whole_slide
+from cytomil.triage.config import RankConfig
 from cytomil.triage.rank import rank
 from cytomil.triage.report import render_report
 from cytomil.triage.worklist import Call
@@ -83,7 +87,7 @@ def make_road(root):
         write_tiff(slides / f"s{i}.tif", draw(i, 6 * label), 0.25 if i else 900.0)
         lines.append(f"s{i}{'.tif' if i > 3 else ''},{label},train,{'0.25' if i == 0 else ''}")
     (root / "labels.csv").write_text("\n".join(lines))
-    bags = MakeBagsSettings(
+    bags = MakeBagsConfig(
         source=str(slides),
         labels=root / "labels.csv",
         out=root / "bags",
@@ -94,10 +98,10 @@ def make_road(root):
     assert made.problems == ()
     train = {"method": "simclr", "epochs": 2, "batch_size": 32, "image_size": 16, "weights": "none"}
     train["arch"] = "test_resnet"
-    pretrain(PretrainSettings(bags=root / "bags", out=root / "encoder", **train), Silent())
-    embed(EmbedSettings(bags=root / "bags", encoder=root / "encoder", out=root / "features", orientations=1), Silent())
+    pretrain(PretrainConfig(bags=root / "bags", out=root / "encoder", **train), Silent())
+    embed(EmbedConfig(bags=root / "bags", encoder=root / "encoder", out=root / "features", orientations=1), Silent())
     fit = {"epochs": 5, "folds": 2, "ensemble": 1}
-    fit_mil(FitMilSettings(features=root / "features", encoder=root / "encoder", out=root / "model", **fit), Silent())
+    fit_mil(FitMilConfig(features=root / "features", encoder=root / "encoder", out=root / "model", **fit), Silent())
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +110,7 @@ def road(shared):
 
 
 def settings(road, out, **changed):
-    return RankSettings(model=road / "model", out=out, **changed)
+    return RankConfig(model=road / "model", out=out, **changed)
 
 
 def by_name(worklist):
@@ -249,7 +253,7 @@ def test_bad_slides_do_not_end_make_bags(road, mixed, tmp_path):
         "slide,label,split\n" + "".join(f"{n},{i % 2},train\n" for i, n in enumerate(names))
     )
     made = make_bags(
-        MakeBagsSettings(source=str(mixed), labels=tmp_path / "labels.csv", out=tmp_path / "bags", crop_px=24), Silent()
+        MakeBagsConfig(source=str(mixed), labels=tmp_path / "labels.csv", out=tmp_path / "bags", crop_px=24), Silent()
     )
     assert [row.bag_id for row in made.rows] == ["good"]
     reasons = {problem.where: problem.reason for problem in made.problems}
@@ -455,11 +459,11 @@ def without_cutting(road, folder):
 def test_a_model_that_knows_no_crop_says_what_to_do_and_takes_it_from_the_user(road, three, tmp_path):
     shutil.copy(road / "bags" / "s1.h5", three)
     model = without_cutting(road, tmp_path / "model")
-    refused = by_name(rank(three, RankSettings(model=model, out=tmp_path / "out"), Silent()))
+    refused = by_name(rank(three, RankConfig(model=model, out=tmp_path / "out"), Silent()))
     assert refused["s1.tif"].call is Call.NOT_ASSESSED
     assert "--crop-um" in refused["s1.tif"].reason
     assert refused["s1.h5"].probability is not None
-    told = by_name(rank(three, RankSettings(model=model, out=tmp_path / "out", crop_um=12.0), Silent()))
+    told = by_name(rank(three, RankConfig(model=model, out=tmp_path / "out", crop_um=12.0), Silent()))
     assert all(slide.probability is not None for slide in told.values())
 
 

@@ -16,12 +16,15 @@ import torch
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'cytomil[ray]'")
 
+from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.make import make_bags
 from cytomil.errors import NoCellsError, TriageModelError, WorkersError
+from cytomil.features.config import EmbedConfig
 from cytomil.features.embed import embed
+from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import fit_mil
 from cytomil.progress import Silent
-from cytomil.settings import EmbedSettings, FitMilSettings, MakeBagsSettings, RankSettings
+from cytomil.triage.config import RankConfig
 from cytomil.triage.rank import rank
 from cytomil.triage.worklist import Call
 from cytomil.triage.write import write_worklist
@@ -64,7 +67,7 @@ def encoder_folder(make_encoder, shared):
 def features_folder(bags_folder, encoder_folder, shared):
     def make(root):
         chosen = {"layer": "z", "orientations": 1, "device": "cpu"}
-        embed(EmbedSettings(bags=bags_folder, encoder=encoder_folder, out=root / "features", **chosen), Silent())
+        embed(EmbedConfig(bags=bags_folder, encoder=encoder_folder, out=root / "features", **chosen), Silent())
 
     return shared.folder("ray-embedded", make) / "features"
 
@@ -73,7 +76,7 @@ def features_folder(bags_folder, encoder_folder, shared):
 def model(features_folder, encoder_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fitted") / "triage"
     chosen = {"epochs": 3, "folds": 2, "ensemble": 1}
-    fit_mil(FitMilSettings(features=features_folder, encoder=encoder_folder, out=folder, **chosen), Silent())
+    fit_mil(FitMilConfig(features=features_folder, encoder=encoder_folder, out=folder, **chosen), Silent())
     return folder
 
 
@@ -167,7 +170,7 @@ def contents(folder):
 @pytest.mark.usefixtures("ray_here")
 class TestSameAsOneProcess:
     def rank(self, slides, model, ray_address, batch_size=1):
-        settings = RankSettings(model=model, out="triage", top=5, batch_size=batch_size, ray_address=ray_address)
+        settings = RankConfig(model=model, out="triage", top=5, batch_size=batch_size, ray_address=ray_address)
         worklist = rank(slides, settings, Silent())
         write_worklist(worklist, settings.out)
         return worklist
@@ -177,7 +180,7 @@ class TestSameAsOneProcess:
         torch.set_num_threads(threads)
         try:
             for name, address in (("here", ""), ("there", "local")):
-                settings = EmbedSettings(
+                settings = EmbedConfig(
                     bags=bags_folder, encoder=encoder_folder, out=tmp_path / name, device="cpu", ray_address=address
                 )
                 done = embed(settings, Silent())
@@ -190,9 +193,9 @@ class TestSameAsOneProcess:
         slides = make_slide_folders(tmp_path / "slides", ["a", "b", "c", "d"], cells=800)
         (tmp_path / "labels.csv").write_text("slide,label,split\na,0,train\nb,1,train\nc,0,test\nd,1,test\n")
         chosen = {"source": str(slides), "labels": tmp_path / "labels.csv"}
-        make_bags(MakeBagsSettings(out=tmp_path / "here", **chosen), Silent())
+        make_bags(MakeBagsConfig(out=tmp_path / "here", **chosen), Silent())
         killer, killed = kill_at_work(1)
-        make_bags(MakeBagsSettings(out=tmp_path / "there", ray_address="local", **chosen), Silent())
+        make_bags(MakeBagsConfig(out=tmp_path / "there", ray_address="local", **chosen), Silent())
         killer.join()
         assert len(killed) == 1
         # The record names its moment.

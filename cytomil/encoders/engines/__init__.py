@@ -1,6 +1,6 @@
-"""The engines that run an encoder, behind one interface: `open_engine` gives one, `open_same_engine` another process's."""
+"""The engines that run an encoder, behind one interface."""
 
-from cytomil.encoders.engines.engine import Engine
-from cytomil.encoders.engines.select import open_engine, open_same_engine
+import lazy_loader
 
-__all__ = ["Engine", "open_engine", "open_same_engine"]
+# The names and where they come from stand in __init__.pyi.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

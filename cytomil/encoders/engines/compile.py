@@ -16,6 +16,7 @@ from cytomil.encoders.engines import ncnn, openvino, tensorrt, torch_compile
 from cytomil.encoders.engines.agreement import LEAST_CELLS, agreement, refusal
 from cytomil.encoders.engines.batches import batch_of
 from cytomil.encoders.engines.cells import training_cells
+from cytomil.encoders.engines.config import CompileConfig
 from cytomil.encoders.engines.eager import EagerEngine
 from cytomil.encoders.engines.engine import Engine
 from cytomil.encoders.engines.record import EngineRecord, engine_name, machine, versions_of
@@ -27,7 +28,6 @@ from cytomil.files import replacing_folder, sha256_of_file
 from cytomil.layer import Layer
 from cytomil.progress import Listener
 from cytomil.provenance import code_fingerprint, now
-from cytomil.settings import CompileSettings
 
 _PRECISIONS = {
     "openvino": openvino.PRECISIONS,
@@ -39,7 +39,7 @@ _CALIBRATION_CELLS = 300
 _TIMED_BATCHES = 8
 
 
-def compile_engine(settings: CompileSettings, listener: Listener) -> EngineRecord:
+def compile_engine(settings: CompileConfig, listener: Listener) -> EngineRecord:
     """Compile, compare, measure, store. Returns the stored engine's record.
 
     Raises `EngineError` for an engine that cannot be built here or is refused (nothing is stored then, and one stored
@@ -62,7 +62,7 @@ def compile_by_default(encoder: Path, bags: Path, seed: int, device: str, listen
     """Compile a finished encoder for this processor; None where a GPU runs it, or where it cannot be, which is said."""
     if pick_device(device).type != "cpu":
         return None
-    settings = CompileSettings(encoder=encoder, bags=bags, seed=seed)
+    settings = CompileConfig(encoder=encoder, bags=bags, seed=seed)
     try:
         return compile_engine(settings, listener)
     except (EngineError, BagFileError) as error:
@@ -70,7 +70,7 @@ def compile_by_default(encoder: Path, bags: Path, seed: int, device: str, listen
         return None
 
 
-def _compile(settings: CompileSettings, engine: str, precision: str, listener: Listener) -> EngineRecord:
+def _compile(settings: CompileConfig, engine: str, precision: str, listener: Listener) -> EngineRecord:
     bundle = load_bundle(settings.encoder)
     layers = tuple(dict.fromkeys(layer_of(word, bundle.encoder).embedded for word in settings.layer.split()))
     device = _device_of(engine, settings.device)

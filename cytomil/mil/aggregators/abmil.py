@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cytomil.mil.aggregators.attention import AttentionAggregator
 from cytomil.mil.bags import TrainingBag
-from cytomil.settings import FitMilSettings
+from cytomil.mil.config import FitMilConfig
 
 
 class GatedAttention(nn.Module):
@@ -46,7 +46,7 @@ class ABMIL(AttentionAggregator):
         self.classifier = nn.Linear(hidden_dim, 1)
 
     @classmethod
-    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
+    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, seed: int) -> Self:
         """See `LearnedAggregator`."""
         return cls(bags[0].dim)
 
@@ -64,7 +64,7 @@ class ABMIL(AttentionAggregator):
         """See `AttentionAggregator`."""
         return self.classifier(pooled[:, 0]).squeeze(1)
 
-    def loss(self, instances: Tensor, label: Tensor, settings: FitMilSettings, generator: torch.Generator) -> Tensor:
+    def loss(self, instances: Tensor, label: Tensor, settings: FitMilConfig, generator: torch.Generator) -> Tensor:
         """Cross entropy of the bag's label."""
         hidden, raw, _ = self.attend(instances)
         return self.bag_loss(hidden, raw, label)

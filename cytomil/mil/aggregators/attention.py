@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cytomil.mil.aggregators.base import ATTENTION_MEANING, EVIDENCE_MEANING, attention_scores, odds
 from cytomil.mil.aggregators.learned import LearnedAggregator
+from cytomil.mil.config import InstanceScore
 from cytomil.mil.gathered import Gathered
-from cytomil.settings import InstanceScore
 
 
 class AttentionAggregator(LearnedAggregator):

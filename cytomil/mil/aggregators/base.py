@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from cytomil.mil.bags import TrainingBag
+from cytomil.mil.config import FitMilConfig, InstanceScore
 from cytomil.mil.gathered import Gathered
-from cytomil.settings import FitMilSettings, InstanceScore
 
 NORMAL_CELL = "the average cell of a normal training slide"
 EVIDENCE_MEANING = f"× {NORMAL_CELL}"
@@ -73,14 +73,14 @@ class Aggregator(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def fit(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, seed: int) -> Iterator[Self]:
+    def fit(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, epochs: int, seed: int) -> Iterator[Self]:
         """Fit to ``bags``, standardised already; yields after every epoch, or once where there are none.
 
         What is yielded is the same object every time, in evaluation mode. ``seed`` decides every random choice.
         """
 
     @classmethod
-    def fitted_in(cls, settings: FitMilSettings) -> torch.dtype:
+    def fitted_in(cls, settings: FitMilConfig) -> torch.dtype:
         """What instances, held-out ones too, are held in while fitting: a narrower type halves the products' time."""
         return torch.float32
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from cytomil.mil.aggregators.abmil import ABMIL
 from cytomil.mil.aggregators.attention import most_and_least
-from cytomil.settings import FitMilSettings
+from cytomil.mil.config import FitMilConfig
 
 
 class CLAM(ABMIL):
@@ -26,7 +26,7 @@ class CLAM(ABMIL):
         super().__init__(in_dim, hidden_dim, attention_dim)
         self.clusters = nn.ModuleList(nn.Linear(hidden_dim, 2) for _ in range(2))
 
-    def loss(self, instances: Tensor, label: Tensor, settings: FitMilSettings, generator: torch.Generator) -> Tensor:
+    def loss(self, instances: Tensor, label: Tensor, settings: FitMilConfig, generator: torch.Generator) -> Tensor:
         """See the class."""
         hidden, raw, _ = self.attend(instances)
         chosen = most_and_least(raw.squeeze(1), self.n_sampled)

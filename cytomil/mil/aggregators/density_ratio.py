@@ -13,7 +13,7 @@ from cytomil.mil.aggregators.neighbours import distance_ratio
 from cytomil.mil.aggregators.pooled_scorer import subsample
 from cytomil.mil.aggregators.two_sided import TwoSidedScorer
 from cytomil.mil.bags import TrainingBag
-from cytomil.settings import FitMilSettings, InstanceScore
+from cytomil.mil.config import FitMilConfig, InstanceScore
 
 _MOST_CELLS = 10_000
 
@@ -39,7 +39,7 @@ class DensityRatio(TwoSidedScorer):
         self.register_buffer("positives", torch.zeros(n_positives, in_dim))
 
     @classmethod
-    def learn_from(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
+    def learn_from(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, seed: int) -> Self:
         """Remember the bags' cells, at most 10,000 drawn ones of each label."""
         sides = [torch.cat([bag.values for bag in bags if bag.label == label]) for label in (0, 1)]
         negatives, positives = (subsample(side, _MOST_CELLS, seed) for side in sides)

@@ -13,8 +13,8 @@ from cytomil.mil.aggregators.abmil import GatedAttention
 from cytomil.mil.aggregators.base import EVIDENCE_MEANING, odds
 from cytomil.mil.aggregators.learned import LearnedAggregator
 from cytomil.mil.bags import TrainingBag
+from cytomil.mil.config import FitMilConfig, InstanceScore
 from cytomil.mil.gathered import Gathered
-from cytomil.settings import FitMilSettings, InstanceScore
 
 
 class DTFDMIL(LearnedAggregator):
@@ -49,11 +49,11 @@ class DTFDMIL(LearnedAggregator):
         self.classifier = nn.ModuleList(nn.Linear(hidden_dim, 2) for _ in range(2))
 
     @classmethod
-    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
+    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, seed: int) -> Self:
         """See `LearnedAggregator`."""
         return cls(bags[0].dim)
 
-    def loss(self, instances: Tensor, label: Tensor, settings: FitMilSettings, generator: torch.Generator) -> Tensor:
+    def loss(self, instances: Tensor, label: Tensor, settings: FitMilConfig, generator: torch.Generator) -> Tensor:
         """See the class."""
         order = torch.randperm(len(instances), generator=generator)
         hidden = self.embed(instances)

@@ -12,7 +12,7 @@ from cytomil.mil.aggregators.kinds import squared_to_each
 from cytomil.mil.aggregators.one_class import OneClassScorer
 from cytomil.mil.aggregators.pooled_scorer import subsample
 from cytomil.mil.aggregators.tied_mixture import TiedMixture
-from cytomil.settings import FitMilSettings, InstanceScore
+from cytomil.mil.config import FitMilConfig, InstanceScore
 
 _COMPONENTS = 8
 _ROUNDS = 100
@@ -41,7 +41,7 @@ class GaussianDensity(OneClassScorer):
         self.register_buffer("peak", torch.zeros((), dtype=torch.float64))
 
     @classmethod
-    def learn(cls, cells: Tensor, settings: FitMilSettings, seed: int) -> Self:
+    def learn(cls, cells: Tensor, settings: FitMilConfig, seed: int) -> Self:
         """See `OneClassScorer`."""
         fitted = TiedMixture.fit(subsample(cells, _MOST_CELLS, seed).double(), _COMPONENTS, _ROUNDS, seed)
         model = cls(cells.shape[1], settings.top_share, len(fitted.means))

@@ -10,7 +10,7 @@ from torch import Tensor
 from cytomil.mil.aggregators.neighbours import nearest_distances
 from cytomil.mil.aggregators.one_class import OneClassScorer
 from cytomil.mil.aggregators.pooled_scorer import subsample
-from cytomil.settings import FitMilSettings, InstanceScore
+from cytomil.mil.config import FitMilConfig, InstanceScore
 
 _NEIGHBOURS = 5
 _MOST_CELLS = 10_000
@@ -31,7 +31,7 @@ class NearestNeighbours(OneClassScorer):
         self.register_buffer("cells", torch.zeros(n_cells, in_dim))
 
     @classmethod
-    def learn(cls, cells: Tensor, settings: FitMilSettings, seed: int) -> Self:
+    def learn(cls, cells: Tensor, settings: FitMilConfig, seed: int) -> Self:
         """See `OneClassScorer`."""
         kept = subsample(cells, _MOST_CELLS, seed)
         model = cls(cells.shape[1], settings.top_share, len(kept), min(_NEIGHBOURS, len(kept)))

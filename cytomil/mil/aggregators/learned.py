@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cytomil.mil.aggregators.base import Aggregator
 from cytomil.mil.bags import TrainingBag
-from cytomil.settings import FitMilSettings
+from cytomil.mil.config import FitMilConfig
 
 _SEEDING = Lock()
 
@@ -22,15 +22,15 @@ class LearnedAggregator(Aggregator):
 
     @classmethod
     @abstractmethod
-    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
+    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, seed: int) -> Self:
         """Fresh weights, drawn from PyTorch's global generator, which has been seeded."""
 
     @abstractmethod
-    def loss(self, instances: Tensor, label: Tensor, settings: FitMilSettings, generator: torch.Generator) -> Tensor:
+    def loss(self, instances: Tensor, label: Tensor, settings: FitMilConfig, generator: torch.Generator) -> Tensor:
         """The loss (a scalar) of one bag, (N ≥ 1, D), with its label, int64 (); random choices are ``generator``'s."""
 
     @classmethod
-    def fit(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, seed: int) -> Iterator[Self]:
+    def fit(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, epochs: int, seed: int) -> Iterator[Self]:
         """See `Aggregator.fit`."""
         dtype = cls.fitted_in(settings)
         inputs = [(bag.values.to(dtype), torch.tensor(bag.label)) for bag in bags]

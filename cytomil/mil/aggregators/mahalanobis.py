@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cytomil.mil.aggregators.one_class import OneClassScorer
+from cytomil.mil.config import FitMilConfig, InstanceScore
 from cytomil.mil.shrunk_covariance import mean_and_precision, squared_distances
-from cytomil.settings import FitMilSettings, InstanceScore
 
 
 class Mahalanobis(OneClassScorer):
@@ -28,7 +28,7 @@ class Mahalanobis(OneClassScorer):
         self.register_buffer("precision", torch.eye(in_dim, dtype=torch.float64))
 
     @classmethod
-    def learn(cls, cells: Tensor, settings: FitMilSettings, seed: int) -> Self:
+    def learn(cls, cells: Tensor, settings: FitMilConfig, seed: int) -> Self:
         """See `OneClassScorer`."""
         model = cls(cells.shape[1], settings.top_share)
         mean, precision = mean_and_precision(cells.double().numpy())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cytomil.mil.aggregators.one_class import OneClassScorer
 from cytomil.mil.aggregators.pooled_scorer import subsample
-from cytomil.settings import FitMilSettings, InstanceScore
+from cytomil.mil.config import FitMilConfig, InstanceScore
 
 _MOST_CELLS = 2_000
 _NU = 0.1
@@ -40,7 +40,7 @@ class OneClassSVM(OneClassScorer):
         self.register_buffer("greatest", torch.zeros(()))
 
     @classmethod
-    def learn(cls, cells: Tensor, settings: FitMilSettings, seed: int) -> Self:
+    def learn(cls, cells: Tensor, settings: FitMilConfig, seed: int) -> Self:
         """See `OneClassScorer`."""
         from sklearn import svm
 

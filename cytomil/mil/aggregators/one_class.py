@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cytomil.mil.aggregators.pooled_scorer import PooledScorer, measure
 from cytomil.mil.bags import TrainingBag
-from cytomil.settings import FitMilSettings
+from cytomil.mil.config import FitMilConfig
 
 
 class OneClassScorer(PooledScorer):
@@ -20,11 +20,11 @@ class OneClassScorer(PooledScorer):
 
     @classmethod
     @abstractmethod
-    def learn(cls, cells: Tensor, settings: FitMilSettings, seed: int) -> Self:
+    def learn(cls, cells: Tensor, settings: FitMilConfig, seed: int) -> Self:
         """Learn what the negative slides' cells, (N ≥ 2, D) standardised, look like."""
 
     @classmethod
-    def fit(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, seed: int) -> Iterator[Self]:
+    def fit(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, epochs: int, seed: int) -> Iterator[Self]:
         """See `Aggregator.fit`; ``epochs`` do not matter."""
         negatives = [bag for bag in bags if bag.label == 0]
         model = cls.learn(torch.cat([bag.values for bag in negatives]), settings, seed).eval()
@@ -33,7 +33,7 @@ class OneClassScorer(PooledScorer):
 
     @classmethod
     def _cross_fitted(
-        cls, bags: Sequence[TrainingBag], negatives: Sequence[TrainingBag], settings: FitMilSettings, seed: int
+        cls, bags: Sequence[TrainingBag], negatives: Sequence[TrainingBag], settings: FitMilConfig, seed: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Pooled distance, label and fold of each bag, measured by scorers that did not see its patient's negative cells.
 
@@ -60,7 +60,7 @@ class OneClassScorer(PooledScorer):
 
     @classmethod
     def _halved(
-        cls, bags: Sequence[TrainingBag], negatives: Sequence[TrainingBag], settings: FitMilSettings, seed: int
+        cls, bags: Sequence[TrainingBag], negatives: Sequence[TrainingBag], settings: FitMilConfig, seed: int
     ) -> tuple[np.ndarray, np.ndarray, None]:
         """The same where all negative bags are one patient's: every other cell of theirs is held out instead."""
         cells = torch.cat([bag.values for bag in negatives])

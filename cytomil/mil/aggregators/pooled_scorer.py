@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cytomil.mil.aggregators.base import Aggregator, JudgedBags, PooledReading, Reading, top_count
-from cytomil.settings import InstanceScore
+from cytomil.mil.config import InstanceScore
 
 _LEAST = 1e-6
 _LEAST_SLOPE = 0.05

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from cytomil.mil.aggregators.base import PooledReading, odds, top_count
 from cytomil.mil.aggregators.learned import LearnedAggregator
 from cytomil.mil.bags import TrainingBag
-from cytomil.settings import FitMilSettings, InstanceScore
+from cytomil.mil.config import FitMilConfig, InstanceScore
 
 
 class TopPooling(LearnedAggregator):
@@ -33,7 +33,7 @@ class TopPooling(LearnedAggregator):
         self.linear = nn.Linear(in_dim, 1)
 
     @classmethod
-    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
+    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, seed: int) -> Self:
         """See `LearnedAggregator`."""
         return cls(bags[0].dim, settings.top_share)
 
@@ -45,7 +45,7 @@ class TopPooling(LearnedAggregator):
         """Instance logits (N,) → the bag's ()."""
         return logits.topk(top_count(len(logits), self.share)).values.mean()
 
-    def loss(self, instances: Tensor, label: Tensor, settings: FitMilSettings, generator: torch.Generator) -> Tensor:
+    def loss(self, instances: Tensor, label: Tensor, settings: FitMilConfig, generator: torch.Generator) -> Tensor:
         """Cross entropy of the bag's label."""
         return F.binary_cross_entropy_with_logits(self.pool(self.instance_logits(instances)), label.float())
 
@@ -58,7 +58,7 @@ class MeanPooling(TopPooling):
     """`TopPooling` over all instances."""
 
     @classmethod
-    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
+    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, seed: int) -> Self:
         """See `LearnedAggregator`."""
         return cls(bags[0].dim, 1.0)
 
@@ -67,6 +67,6 @@ class MaxPooling(TopPooling):
     """`TopPooling` over the one greatest instance."""
 
     @classmethod
-    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
+    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, seed: int) -> Self:
         """See `LearnedAggregator`."""
         return cls(bags[0].dim, 0.0)

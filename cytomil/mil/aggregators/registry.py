@@ -18,9 +18,9 @@ from cytomil.mil.aggregators.ocsvm import OneClassSVM
 from cytomil.mil.aggregators.pooling import MaxPooling, MeanPooling, TopPooling
 from cytomil.mil.aggregators.self_paced import SelfPaced
 from cytomil.mil.aggregators.transmil import TransMIL
+from cytomil.mil.config import InstanceScore
 from cytomil.mil.pamil import PAMIL
 from cytomil.plugins import find_foreign, load_kind
-from cytomil.settings import InstanceScore
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
     "pamil": PAMIL,

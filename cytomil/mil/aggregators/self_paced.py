@@ -19,8 +19,8 @@ from cytomil.mil.aggregators.two_sided import TwoSidedScorer
 from cytomil.mil.aggregators.view import View, learn_views
 from cytomil.mil.aggregators.witness_mixture import WitnessMixture
 from cytomil.mil.bags import TrainingBag
+from cytomil.mil.config import FitMilConfig, InstanceScore
 from cytomil.mil.folds import spread_folds
-from cytomil.settings import FitMilSettings, InstanceScore
 
 _JOINT = (64, 128)
 _MATCHED = 256
@@ -67,7 +67,7 @@ class SelfPaced(TwoSidedScorer):
             self.register_buffer(name, value(len(parts), dtype=torch.float64))
 
     @classmethod
-    def learn_from(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
+    def learn_from(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, seed: int) -> Self:
         """Learn from ``bags``, which are of both labels; of each label at most 10,000 cells, evenly drawn."""
         bags = [bag for bag in bags if len(bag)]
         dim = bags[0].dim

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from cytomil.mil.aggregators.base import ATTENTION_MEANING, EVIDENCE_MEANING, odds
 from cytomil.mil.aggregators.learned import LearnedAggregator
 from cytomil.mil.bags import TrainingBag
-from cytomil.settings import FitMilSettings, InstanceScore
+from cytomil.mil.config import FitMilConfig, InstanceScore
 
 _LANDMARKS = 128
 _PINV_STEPS = 6
@@ -93,7 +93,7 @@ class TransMIL(LearnedAggregator):
         self.classifier = nn.Linear(dim, 2)
 
     @classmethod
-    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
+    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, seed: int) -> Self:
         """See `LearnedAggregator`."""
         return cls(bags[0].dim)
 
@@ -113,7 +113,7 @@ class TransMIL(LearnedAggregator):
         logits: Tensor = self.classifier(self.norms[2](tokens + changed)[:, 0])
         return logits, attention[:, 1 : n + 1]
 
-    def loss(self, instances: Tensor, label: Tensor, settings: FitMilSettings, generator: torch.Generator) -> Tensor:
+    def loss(self, instances: Tensor, label: Tensor, settings: FitMilConfig, generator: torch.Generator) -> Tensor:
         """Cross entropy of the bag's label."""
         return F.cross_entropy(self(instances.unsqueeze(0))[0], label.view(1))
 

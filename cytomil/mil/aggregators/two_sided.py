@@ -12,8 +12,8 @@ import torch
 
 from cytomil.mil.aggregators.pooled_scorer import PooledScorer, measure
 from cytomil.mil.bags import TrainingBag
+from cytomil.mil.config import FitMilConfig
 from cytomil.mil.folds import spread_folds
-from cytomil.settings import FitMilSettings
 from cytomil.threads import usable_cores
 
 
@@ -22,11 +22,11 @@ class TwoSidedScorer(PooledScorer):
 
     @classmethod
     @abstractmethod
-    def learn_from(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, seed: int) -> Self:
+    def learn_from(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, seed: int) -> Self:
         """Learn from ``bags``, standardised and of both labels."""
 
     @classmethod
-    def fit(cls, bags: Sequence[TrainingBag], settings: FitMilSettings, epochs: int, seed: int) -> Iterator[Self]:
+    def fit(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, epochs: int, seed: int) -> Iterator[Self]:
         """See `Aggregator.fit`; ``epochs`` do not matter."""
         fold, by_patient = spread_folds(bags, settings.folds)
         sets = [

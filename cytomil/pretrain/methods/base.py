@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cytomil.encoders.architecture import Encoder
 from cytomil.pretrain.batches import deal_pools
 from cytomil.pretrain.cells import TrainingCells
-from cytomil.settings import PretrainSettings
+from cytomil.pretrain.config import PretrainConfig
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Method(nn.Module):
 
     None: their plain sum."""
 
-    def __init__(self, settings: PretrainSettings, encoder: Encoder, cells: TrainingCells) -> None:
+    def __init__(self, settings: PretrainConfig, encoder: Encoder, cells: TrainingCells) -> None:
         super().__init__()
         self.settings, self.cells = settings, cells
 

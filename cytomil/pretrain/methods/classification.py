@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from cytomil.encoders.architecture import Encoder
 from cytomil.pretrain.batches import deal_pools
 from cytomil.pretrain.cells import TrainingCells
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.methods.base import Batch, Method
-from cytomil.settings import PretrainSettings
 
 
 class WeaklySupervised(Method):
@@ -22,7 +22,7 @@ class WeaklySupervised(Method):
     n_views = 1
     classes = True
 
-    def __init__(self, settings: PretrainSettings, encoder: Encoder, cells: TrainingCells) -> None:
+    def __init__(self, settings: PretrainConfig, encoder: Encoder, cells: TrainingCells) -> None:
         super().__init__(settings, encoder, cells)
         self.head = nn.Linear(settings.projection_dim, 2)
 
@@ -43,7 +43,7 @@ class FullySupervised(WeaklySupervised):
     uses_instance_labels = True
 
     def __init__(
-        self, settings: PretrainSettings, encoder: Encoder, cells: TrainingCells, instance_labels: Tensor
+        self, settings: PretrainConfig, encoder: Encoder, cells: TrainingCells, instance_labels: Tensor
     ) -> None:
         super().__init__(settings, encoder, cells)
         self.instance_labels = instance_labels

@@ -12,8 +12,8 @@ from cytomil.encoders.architecture import Encoder
 from cytomil.encoders.engines.eager import to_unit_range
 from cytomil.pretrain.batches import deal_pools
 from cytomil.pretrain.cells import TrainingCells
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.methods.base import Batch, Method
-from cytomil.settings import PretrainSettings
 
 _LEAST_COORDINATE = 0.1
 _LEAST_SHARE = 1e-6
@@ -40,7 +40,7 @@ class DeepSVDD(Method):
     n_views = 1
     standardises = False
 
-    def __init__(self, settings: PretrainSettings, encoder: Encoder, cells: TrainingCells) -> None:
+    def __init__(self, settings: PretrainConfig, encoder: Encoder, cells: TrainingCells) -> None:
         super().__init__(settings, encoder, cells)
         self.centre: Tensor
         self.register_buffer("centre", torch.zeros(settings.projection_dim))

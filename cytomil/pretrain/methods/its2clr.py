@@ -8,12 +8,12 @@ from torch import Tensor
 from cytomil.encoders.architecture import Encoder
 from cytomil.pretrain.batches import deal_pools
 from cytomil.pretrain.cells import TrainingCells
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.cross_fit import cross_fitted_scores, top_share
 from cytomil.pretrain.embedding import embed_cells
 from cytomil.pretrain.losses import supcon_loss
 from cytomil.pretrain.methods.base import Batch
 from cytomil.pretrain.methods.simclr import SimCLR
-from cytomil.settings import PretrainSettings
 
 FIRST_SHARE, LAST_SHARE = 0.4, 0.1
 _NEGATIVE, _POSITIVE, _UNUSED = 0, 1, -1
@@ -29,7 +29,7 @@ class ItS2CLR(SimCLR):
 
     classes = True
 
-    def __init__(self, settings: PretrainSettings, encoder: Encoder, cells: TrainingCells) -> None:
+    def __init__(self, settings: PretrainConfig, encoder: Encoder, cells: TrainingCells) -> None:
         super().__init__(settings, encoder, cells)
         self.first_round = settings.epochs // 2
         self.pseudo_labels: Tensor

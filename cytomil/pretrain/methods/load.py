@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from cytomil.errors import SettingsError
 from cytomil.plugins import load_kind
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.methods.base import Method
 from cytomil.registry import find_method
-from cytomil.settings import PretrainSettings
 
 
 def load_method(name: str) -> type[Method]:
@@ -18,7 +18,7 @@ def load_method(name: str) -> type[Method]:
     return load_kind("method", entry, Method)
 
 
-def require_consent(method: type[Method], settings: PretrainSettings) -> None:
+def require_consent(method: type[Method], settings: PretrainConfig) -> None:
     """Refuse settings that ask of a method what it does not do.
 
     Raises `SettingsError` where instance labels are read without ``with_instance_labels``, or it is given in vain; or a

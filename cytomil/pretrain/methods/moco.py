@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from cytomil.encoders.architecture import Encoder
 from cytomil.pretrain.cells import TrainingCells
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.losses import info_nce_loss
 from cytomil.pretrain.methods.base import Batch, Method, project_views
-from cytomil.settings import PretrainSettings
 
 _FIRST_MOMENTUM = 0.99
 _HIDDEN = 512
@@ -23,7 +23,7 @@ class MoCoV3(Method):
 
     contrast = "info_nce"
 
-    def __init__(self, settings: PretrainSettings, encoder: Encoder, cells: TrainingCells) -> None:
+    def __init__(self, settings: PretrainConfig, encoder: Encoder, cells: TrainingCells) -> None:
         super().__init__(settings, encoder, cells)
         dim = settings.projection_dim
         self.predictor = nn.Sequential(

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from cytomil.encoders.architecture import Encoder
 from cytomil.pretrain.cells import TrainingCells
+from cytomil.pretrain.config import PretrainConfig, Surgery
 from cytomil.pretrain.losses import chance_level, nt_xent_loss, similarity_loss
 from cytomil.pretrain.methods.base import Batch, Method, project_views
 from cytomil.pretrain.surgery import surgeon
-from cytomil.settings import PretrainSettings, Surgery
 
 Views = tuple[Tensor, Tensor]
 
@@ -57,7 +57,7 @@ class SlamAgs(WeakSupCon):
 
     reconciles = True
 
-    def __init__(self, settings: PretrainSettings, encoder: Encoder, cells: TrainingCells) -> None:
+    def __init__(self, settings: PretrainConfig, encoder: Encoder, cells: TrainingCells) -> None:
         super().__init__(settings, encoder, cells)
         self.contrasts_all = settings.objective == "stable"
         usual = Surgery.PRIORITY if self.contrasts_all else Surgery.ADAPTIVE

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from cytomil.encoders.architecture import Encoder
 from cytomil.pretrain.cells import TrainingCells
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.embedding import embed_cells
 from cytomil.pretrain.methods.base import Batch, Method
-from cytomil.settings import PretrainSettings
 
 _CELLS = 256
 
@@ -23,7 +23,7 @@ class NoPretraining(Method):
 
     trains = False
 
-    def __init__(self, settings: PretrainSettings, encoder: Encoder, cells: TrainingCells) -> None:
+    def __init__(self, settings: PretrainConfig, encoder: Encoder, cells: TrainingCells) -> None:
         super().__init__(settings, encoder, cells)
         self.centre: Tensor
         self.register_buffer("centre", torch.zeros(encoder.dim_of("z")))

@@ -21,13 +21,13 @@ def short_timing():
 def compiled_folder(make_encoder, bags_folder, shared, short_timing):
     """An untrained encoder's bundle with a float32 engine of OpenVINO, of layers h, z and auto. Read it, never write to it."""
     from cytomil.encoders.engines.compile import compile_engine
+    from cytomil.encoders.engines.config import CompileConfig
     from cytomil.progress import Silent
-    from cytomil.settings import CompileSettings
 
     def make(root):
         encoder = make_encoder(root / "encoder").path
         chosen = {"cells": 48, "layer": LAYERS, "device": "cpu", "precision": "float32"}
-        compile_engine(CompileSettings(encoder=encoder, bags=bags_folder, **chosen), Silent())
+        compile_engine(CompileConfig(encoder=encoder, bags=bags_folder, **chosen), Silent())
 
     return shared.folder("compiled", make) / "encoder"
 

@@ -12,6 +12,7 @@ from cytomil.encoders.engines import compile as compile_module
 from cytomil.encoders.engines import open_engine
 from cytomil.encoders.engines.cells import training_cells
 from cytomil.encoders.engines.compile import compile_by_default, compile_engine
+from cytomil.encoders.engines.config import CompileConfig
 from cytomil.encoders.engines.record import read_record
 from cytomil.encoders.stages import default_layer, layer_dim
 from cytomil.encoders.start import resolve_start
@@ -19,7 +20,6 @@ from cytomil.encoders.transform import CellTransform
 from cytomil.errors import EngineError, NotFoundError, SettingsError
 from cytomil.layer import Layer
 from cytomil.progress import Silent
-from cytomil.settings import CompileSettings
 
 LAYERS = ["h", "z", "stages:1,2,3:mean,max,spread"]
 
@@ -35,7 +35,7 @@ def larger_bags(make_synthetic_bags, shared):
 
 
 def settings(encoder, bags, **changes):
-    return CompileSettings(
+    return CompileConfig(
         **{"encoder": encoder, "bags": bags, "cells": 48, "layer": "h z", "device": "cpu", "precision": "float32"}
         | changes
     )

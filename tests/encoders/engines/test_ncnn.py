@@ -7,13 +7,13 @@ from cytomil.encoders.bundle import load_bundle, save_bundle
 from cytomil.encoders.engines import compile as compile_module
 from cytomil.encoders.engines import open_engine
 from cytomil.encoders.engines.compile import compile_engine
+from cytomil.encoders.engines.config import CompileConfig
 from cytomil.encoders.engines.record import read_record
 from cytomil.encoders.start import resolve_start
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import EngineError
 from cytomil.layer import Layer
 from cytomil.progress import Silent
-from cytomil.settings import CompileSettings
 
 pytest.importorskip("ncnn", reason="this engine needs the extra: pip install 'cytomil[ncnn]'")
 
@@ -27,7 +27,7 @@ def no_timing():
 
 
 def compiled(folder, bags, layer="h z stages:1,2,3"):
-    record = compile_engine(CompileSettings(encoder=folder, bags=bags, cells=48, engine="ncnn", layer=layer), Silent())
+    record = compile_engine(CompileConfig(encoder=folder, bags=bags, cells=48, engine="ncnn", layer=layer), Silent())
     return load_bundle(folder), record
 
 

@@ -156,13 +156,11 @@ def test_without_a_gpu_eager_runs_and_says_why(stored):
 def test_on_a_gpu_it_agrees_with_eager(make_encoder, bags_folder, tmp_path, precision):
     pytest.importorskip("torch_tensorrt")
     from cytomil.encoders.engines.compile import compile_engine
+    from cytomil.encoders.engines.config import CompileConfig
     from cytomil.progress import Silent
-    from cytomil.settings import CompileSettings
 
     folder = make_encoder(tmp_path / "encoder").path
-    line = CompileSettings(
-        encoder=folder, bags=bags_folder, engine="tensorrt", precision=precision, layer="z", cells=48
-    )
+    line = CompileConfig(encoder=folder, bags=bags_folder, engine="tensorrt", precision=precision, layer="z", cells=48)
     assert compile_engine(line, Silent()).agreement["z"]["least_cosine"] >= 0.999
     engine = open_engine(load_bundle(folder), Layer("z"), f"tensorrt-{precision}", "cuda", print)
     assert engine.name == f"tensorrt-{precision}"

@@ -4,9 +4,9 @@ from sklearn.neighbors import NearestNeighbors
 
 from cytomil.mil.aggregators.density_ratio import DensityRatio
 from cytomil.mil.bags import TrainingBag
-from cytomil.settings import FitMilSettings
+from cytomil.mil.config import FitMilConfig
 
-SETTINGS = FitMilSettings(top_share=0.1)
+SETTINGS = FitMilConfig(top_share=0.1)
 
 
 def cells(n, seed, towards=None, d=4):

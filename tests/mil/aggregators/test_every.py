@@ -18,11 +18,11 @@ from cytomil.mil.aggregators.base import attention_scores, odds
 from cytomil.mil.aggregators.pooling import MeanPooling
 from cytomil.mil.aggregators.registry import AGGREGATORS, find_aggregator, require_score
 from cytomil.mil.bags import TrainingBag
+from cytomil.mil.config import FitMilConfig, InstanceScore
 from cytomil.mil.cross_validate import cross_validate
 from cytomil.mil.ensemble import Ensemble, Member, reference_evidence
 from cytomil.mil.train import training_epochs
 from cytomil.progress import Silent
-from cytomil.settings import FitMilSettings, InstanceScore
 
 RATE = {"transmil": 1e-3}
 EVERY = pytest.mark.parametrize("name", AGGREGATORS)
@@ -41,7 +41,7 @@ def make_bags(n=12, size=40, witnesses=8, shift=8.0, seed=0):
 
 
 def settings_for(name, **changes):
-    return FitMilSettings(**({"aggregator": name, "n_prototypes": 4, "top_share": 0.1} | changes))
+    return FitMilConfig(**({"aggregator": name, "n_prototypes": 4, "top_share": 0.1} | changes))
 
 
 def fit_all():

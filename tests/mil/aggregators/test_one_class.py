@@ -16,9 +16,9 @@ from cytomil.mil.aggregators.mahalanobis import Mahalanobis
 from cytomil.mil.aggregators.ocsvm import OneClassSVM
 from cytomil.mil.aggregators.pooled_scorer import subsample
 from cytomil.mil.bags import TrainingBag
-from cytomil.settings import FitMilSettings
+from cytomil.mil.config import FitMilConfig
 
-SETTINGS = FitMilSettings(top_share=0.1)
+SETTINGS = FitMilConfig(top_share=0.1)
 EVERY = pytest.mark.parametrize("kind", [Mahalanobis, NearestNeighbours, OneClassSVM, GaussianDensity])
 
 

@@ -9,9 +9,9 @@ from cytomil.mil.aggregators.abmil import ABMIL
 from cytomil.mil.aggregators.clam import CLAM, smooth_svm_loss
 from cytomil.mil.aggregators.dtfd import DTFDMIL, pseudo_bag_of
 from cytomil.mil.aggregators.transmil import NystromAttention, TransMIL, pseudo_inverse
-from cytomil.settings import FitMilSettings, InstanceScore
+from cytomil.mil.config import FitMilConfig, InstanceScore
 
-SETTINGS = FitMilSettings()
+SETTINGS = FitMilConfig()
 
 
 def bag(n, seed=0, d=5):

@@ -10,9 +10,9 @@ from cytomil.mil.aggregators import self_paced
 from cytomil.mil.aggregators.mahalanobis import Mahalanobis
 from cytomil.mil.aggregators.self_paced import SelfPaced
 from cytomil.mil.bags import TrainingBag
-from cytomil.settings import FitMilSettings, InstanceScore
+from cytomil.mil.config import FitMilConfig, InstanceScore
 
-SETTINGS = FitMilSettings(top_share=0.05)
+SETTINGS = FitMilConfig(top_share=0.05)
 
 
 def make_bags(n, size=100, witnesses=4, seed=0, d=8, between=0.0):

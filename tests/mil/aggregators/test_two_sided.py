@@ -6,9 +6,9 @@ import torch
 from cytomil.mil.aggregators.density_ratio import DensityRatio
 from cytomil.mil.aggregators.self_paced import SelfPaced
 from cytomil.mil.bags import TrainingBag
-from cytomil.settings import FitMilSettings
+from cytomil.mil.config import FitMilConfig
 
-SETTINGS = FitMilSettings(top_share=0.1)
+SETTINGS = FitMilConfig(top_share=0.1)
 
 
 def make_bags(patients):

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
-from cytomil.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
+from cytomil.app.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
+from cytomil.app.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
+from cytomil.app.settings import load
+from cytomil.evaluate.config import EvaluateConfig
+from cytomil.features.config import Split
 from cytomil.locks import output_folder
 from cytomil.progress import Problem
-from cytomil.settings import EvaluateSettings, Split, load
 
 if TYPE_CHECKING:
     from cytomil.evaluate.control import Control, CrossValidated
@@ -162,7 +164,7 @@ def _interval(figure: CrossValidated) -> str:
     return f"{figure.auroc:.2f} [{figure.interval[0]:.2f}, {figure.interval[1]:.2f}]"
 
 
-def _show_tables(settings: EvaluateSettings, as_json: bool, accept_left_out: bool) -> None:
+def _show_tables(settings: EvaluateConfig, as_json: bool, accept_left_out: bool) -> None:
     from cytomil.evaluate.write_tables import write_tables
 
     with output_folder(settings.out, RichListener().note, replaced=False):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from cytomil.cli.console import finish, plain_errors, print_table
-from cytomil.cli.options import AsJson, ParamsFile, Profile
-from cytomil.settings import load
+from cytomil.app.cli.console import finish, plain_errors, print_table
+from cytomil.app.cli.options import AsJson, ParamsFile, Profile
+from cytomil.app.settings import load
 
 
 def doctor(params: ParamsFile = None, profile: Profile = None, as_json: AsJson = False) -> None:
     """Show versions, devices, engines, disk and where data was found, in one screen."""
     with plain_errors():
         settings = load(None, params, profile)
-        from cytomil.cli.examination import examine
+        from cytomil.app.cli.examination import examine
 
         found = examine(settings)
         print_table("cytomil doctor", ("what", "state", "remark"), found)

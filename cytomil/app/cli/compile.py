@@ -6,12 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table
-from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
+from cytomil.app.cli.console import RichListener, console, finish, plain_errors, print_table
+from cytomil.app.cli.options import AsJson, ParamsFile, Profile, given, option
+from cytomil.app.settings import load
+from cytomil.encoders.engines.config import CompiledEngine, Precision
 from cytomil.errors import require_folder
 from cytomil.layer import known_layers
 from cytomil.locks import output_folder
-from cytomil.settings import CompiledEngine, Precision, load
 
 
 def compile_(

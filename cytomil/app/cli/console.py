@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from cytomil.cli.beforehand import duration, told_beforehand
+from cytomil.app.cli.beforehand import duration, told_beforehand
 from cytomil.errors import CytomilError, EndedElsewhereError
 from cytomil.forecast import Pace
 from cytomil.progress import Count, Problem, Work

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cytomil.cli.console import RichListener, console, finish, plain_errors
-from cytomil.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
+from cytomil.app.cli.console import RichListener, console, finish, plain_errors
+from cytomil.app.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
+from cytomil.app.settings import load
+from cytomil.encoders.engines.config import EngineName
+from cytomil.features.config import Split
 from cytomil.layer import known_layer
 from cytomil.locks import output_folder
-from cytomil.settings import EngineName, Split, load
 
 
 def embed(

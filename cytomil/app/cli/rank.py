@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
-from cytomil.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
+from cytomil.app.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
+from cytomil.app.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
+from cytomil.app.settings import load
+from cytomil.encoders.engines.config import EngineName
 from cytomil.locks import output_folder
 from cytomil.progress import Problem
-from cytomil.settings import EngineName, load
 
 if TYPE_CHECKING:
     from cytomil.triage.worklist import Worklist

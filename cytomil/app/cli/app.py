@@ -13,9 +13,9 @@ from pathlib import Path
 import typer
 
 from cytomil import __version__
-from cytomil.cli import compile as compile_command
-from cytomil.cli import doctor, embed, evaluate, fit_mil, make_bags, pretrain, rank
-from cytomil.cli.console import console
+from cytomil.app.cli import compile as compile_command
+from cytomil.app.cli import doctor, embed, evaluate, fit_mil, make_bags, pretrain, rank
+from cytomil.app.cli.console import console
 from cytomil.threads import let_waiting_threads_sleep
 
 DEBUG = "CYTOMIL_DEBUG"

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
-from cytomil.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
+from cytomil.app.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
+from cytomil.app.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
+from cytomil.app.settings import load
 from cytomil.locks import output_folder
+from cytomil.pretrain.config import Rescale, Surgery
 from cytomil.progress import Silent
 from cytomil.registry import known_method
-from cytomil.settings import Rescale, Surgery, load
 
 _CURES = {
     False: "Try a lower --similarity-scale, a lower --learning-rate or --method simclr.",

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytomil.cli.beforehand import duration, size, told_beforehand
-from cytomil.cli.console import RichListener
+from cytomil.app.cli.beforehand import duration, size, told_beforehand
+from cytomil.app.cli.console import RichListener
 from cytomil.forecast import Forecast
 from cytomil.progress import Memory, Work
 

@@ -9,7 +9,7 @@ import torch
 from torchvision.models import resnet18
 from typer.testing import CliRunner
 
-from cytomil.cli.app import app
+from cytomil.app.cli.app import app
 from cytomil.files import sha256_of_file
 
 NONE = ["pretrain", "--method", "none", "--image-size", "32", "--device", "cpu"]

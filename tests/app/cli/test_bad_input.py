@@ -9,7 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from cytomil.cli.app import app
+from cytomil.app.cli.app import app
 
 BAGS = ["--bag-size", "12", "--train-bags", "6", "--test-bags", "4", "--cell-size", "24", "--difficulty", "0"]
 TRAIN = ["--epochs", "1", "--batch-size", "16", "--image-size", "16", "--weights", "none", "--method", "simclr"]
@@ -229,7 +229,7 @@ def test_the_verbs_hand_on_to_each_other_by_their_defaults(finished):
 
 
 def test_the_pipelines_outputs_are_what_the_verbs_write_by_default(finished):
-    stages = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]
+    stages = yaml.safe_load((Path(__file__).parents[3] / "dvc.yaml").read_text())["stages"]
     for name in ("make-bags", "pretrain", "embed", "fit-mil", "evaluate"):
         for out in (*stages[name]["outs"], *stages[name].get("metrics", ())):
             assert (finished / next(iter([out] if isinstance(out, str) else out))).exists(), f"{name}: {out}"

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from cytomil.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
-from cytomil.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, argument, given, option
+from cytomil.app.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
+from cytomil.app.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, argument, given, option
+from cytomil.app.settings import load
 from cytomil.locks import output_folder
-from cytomil.settings import load
 
 _KEPT = (
     "The bags that stood there before are unchanged. Labelled slides that were finished are kept. The same line goes on from "

@@ -11,13 +11,13 @@ import psutil
 import torch
 
 from cytomil import __version__
+from cytomil.app.settings import Settings
 from cytomil.bags.manifest import read_manifest
 from cytomil.encoders.bundle import ENGINES_FOLDER, load_bundle, read_card, stored_engines
 from cytomil.encoders.engines.record import read_record, require_valid
 from cytomil.errors import CytomilError
 from cytomil.features.index import read_index
 from cytomil.mil.triage_model import ENCODER_FOLDER, load_triage_model
-from cytomil.settings import Settings
 
 Finding = tuple[str, str, str]
 _LIBRARIES = ("torch", "torchvision", "dvc", "dvclive", "h5py", "scikit-learn", "openslide-python")

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cytomil.app.settings import Settings, load
 from cytomil.errors import SettingsError
-from cytomil.settings import Prototypes, Rescale, Settings, Split, load
+from cytomil.features.config import Split
+from cytomil.mil.config import Prototypes
+from cytomil.pretrain.config import Rescale
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 SOURCES = ("options", "environment", "profile", "file")
 GIVEN = [given for n in range(5) for given in itertools.combinations(SOURCES, n)]
 SECTIONS = [name for name in Settings.model_fields if name != "profile"]

@@ -10,8 +10,8 @@ import sys
 import pytest
 import typer
 
-from cytomil.cli import app as cli
-from cytomil.cli.console import finish, print_table
+from cytomil.app.cli import app as cli
+from cytomil.app.cli.console import finish, print_table
 from cytomil.progress import Problem
 
 
@@ -83,7 +83,7 @@ def test_too_little_memory_is_no_fault_of_cytomil(failing, capsys, monkeypatch):
 
 def test_libraries_warnings_stay_off_the_screen():
     code = (
-        "from cytomil.cli import app\napp._silence_libraries()\nimport logging, os, warnings\n"
+        "from cytomil.app.cli import app\napp._silence_libraries()\nimport logging, os, warnings\n"
         "warnings.warn('a warning')\nlogging.getLogger('PIL').error('an error')\nprint(os.environ['PYTHONWARNINGS'])"
     )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}

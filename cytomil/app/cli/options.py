@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cytomil.settings import Settings
+from cytomil.app.settings import Settings
 
 ParamsFile = Annotated[
     Path | None, typer.Option("--params", help="settings file", show_default="params.yaml, where there is one")
@@ -51,7 +51,7 @@ def argument(section: str, key: str) -> Any:
 
 
 def given(section: str, values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The options of a command, by its ``locals()``, as `cytomil.settings.load` takes them.
+    """The options of a command, by its ``locals()``, as `cytomil.app.settings.load` takes them.
 
     An option that takes a list may be given several times, and each time hold several names with commas between.
     """

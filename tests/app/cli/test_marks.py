@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from cytomil.cli.app import app
+from cytomil.app.cli.app import app
 
 CEILING = {"uses_instance_labels": True}
 COLLAPSED = {"collapsed": True, "collapse_reason": "one point"}

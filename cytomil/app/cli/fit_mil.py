@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cytomil.cli.console import RichListener, finish, plain_errors, print_table, print_warning
-from cytomil.cli.options import AsJson, ParamsFile, Profile, given, option
+from cytomil.app.cli.console import RichListener, finish, plain_errors, print_table, print_warning
+from cytomil.app.cli.options import AsJson, ParamsFile, Profile, given, option
+from cytomil.app.settings import load
 from cytomil.errors import SettingsError
 from cytomil.locks import output_folder
-from cytomil.settings import InstanceScore, Prototypes, load
+from cytomil.mil.config import InstanceScore, Prototypes
 
 
 def _known_aggregator(name: str) -> str:

@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cytomil import __version__
-from cytomil.cli.app import app
-from cytomil.settings import Settings
+from cytomil.app.cli.app import app
+from cytomil.app.settings import Settings
 
 SECTIONS = ("make_bags", "pretrain", "compile", "embed", "fit_mil", "evaluate", "rank")
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from cytomil.cli.app import app
+from cytomil.app.cli.app import app
 
 SMALL = ["--bag-size", "4", "--witness-rate", "0.5", "--train-bags", "2", "--test-bags", "2"]
 LABELS = "slide,label,split\ns1,sound,train\ns2,aml,train\ns3,Sound,test\ns4,APL,test\n"

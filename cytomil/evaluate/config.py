@@ -1,0 +1,39 @@
+"""How `evaluate` measures a triage model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from cytomil.config import Config, Names
+from cytomil.features.config import Split
+
+
+class EvaluateConfig(Config):
+    """Figures on bags the model has not seen."""
+
+    features: Path = Field(Path("data/features"), description="folder of feature caches")
+    model: Path = Field(Path("models/triage"), description="folder of the triage model")
+    bags: Path = Field(Path("data/bags"), description="folder with bags.csv; instance labels are read from here alone")
+    out: Path = Field(Path("reports"), description="folder for metrics, predictions and curves")
+    split: Split = Field(Split.TEST, description="which bags to evaluate")
+    k: int = Field(0, ge=0, description="cells reviewed for Recall@k; 0: 40 % of each bag")
+    redraw: int = Field(
+        0, ge=0, description="bags redrawn from the measured bags' cells, for bag figures over many; 0: none"
+    )
+    control: bool = Field(
+        False,
+        description="also cross-validate over all bags without their witnesses: what is told apart then is people, not cells",
+    )
+    permutations: int = Field(
+        0, ge=0, le=1000, description="with control: keep the witnesses, but permute the labels, so many times"
+    )
+    sites: Path | None = Field(
+        None, description="CSV of patient,site (bags of unknown patient by name): labels are permuted within a site"
+    )
+    name: str | None = Field(None, description="row of this run in tables; without one, the pretraining method's name")
+    table: Names = Field((), description="folders of reports: make tables and figures of them, and evaluate nothing")
+    against: str | None = Field("simclr", description="row that --table compares every other one with, run by run")
+    resamples: int = Field(2000, ge=100, description="bootstrap resamples behind each interval of --table")
+    seed: int = Field(0, ge=0, description="seed of the bootstrap")

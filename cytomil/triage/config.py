@@ -1,0 +1,40 @@
+"""How `rank` makes a worklist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from cytomil.config import Config
+from cytomil.encoders.engines.config import EngineName
+
+
+class RankConfig(Config):
+    """From a folder of slides to a worklist."""
+
+    model: Path = Field(Path("models/triage"), description="folder of the triage model")
+    out: Path = Field(Path("triage"), description="folder for triage.csv, triage.json and report.html")
+    top: int = Field(24, ge=1, le=500, description="cells shown per slide")
+    mpp: float | None = Field(
+        None, gt=0, description="µm per pixel of whole slides whose file gives none, or a wrong one"
+    )
+    mpp_csv: Path | None = Field(None, description="CSV of slide,mpp; wins over the slides' files")
+    crop_um: float | None = Field(
+        None, ge=1, le=1000, description="side of a crop, µm; only for a model trained on cell images of unknown size"
+    )
+    diameter_um: float | None = Field(
+        None, ge=1, le=200, description="diameter of a cell, µm; only for such a model; 7 where not given"
+    )
+    cells_csv: bool = Field(False, description="also write every cell's position and score, one CSV a whole slide")
+    split_images: bool = Field(False, description="keep the report's pictures in a folder beside it")
+    workers: int = Field(0, ge=0, description="threads that look for cells, cut and decode them; 0: one per core")
+    batch_size: int = Field(256, ge=1, description="cells per forward pass")
+    engine: EngineName = Field(
+        EngineName.AUTO,
+        description="what runs the encoder; auto: the fastest one that `cytomil compile` stored, else eager",
+    )
+    device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
+    ray_address: str = Field(
+        "", description="spread over Ray: 'local', or a running cluster's HOST:PORT; empty: this process alone"
+    )
