@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from cytomil.cli.app import app
+from cytomil.app.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 MISSING = [name for name in ("mkdocs", "material") if find_spec(name) is None]
