@@ -33,7 +33,7 @@ def choose_thresholds(
     """``decision`` is `steady_f1_threshold` of held-out bags; ``low`` keeps ``sensitivity`` of the positive ones above it.
 
     The bags are the model's ``own`` judged ones where it has any, else cross-validation's: each fold's model has a scale of
-    probability of its own, learnt from fewer bags (docs/research-log.md, 69).
+    probability of its own, learnt from fewer bags (docs/log/research-log.md, 69).
 
     Args:
         held_out: cross-validation's bags.
@@ -60,7 +60,7 @@ def choose_thresholds(
 def steady_f1_threshold(probabilities: np.ndarray, labels: np.ndarray, seed: int) -> float:
     """Mean of `best_f1_threshold` over 200 bootstraps of the bags of either label; same shapes as there.
 
-    Of a few bags the best threshold hangs on one or two; the mean is steadier (docs/research-log.md, 59).
+    Of a few bags the best threshold hangs on one or two; the mean is steadier (docs/log/research-log.md, 59).
     """
     rng = np.random.default_rng(seed)
     sides = [np.flatnonzero(labels == label) for label in np.unique(labels)]
