@@ -32,7 +32,7 @@ from cytomil.threads import usable_cores
 
 TRAIN_BAGS, TEST_BAGS, REDRAWN, PEOPLE_FOLDS = 18, 6, 200, 3
 SPLITS = list(range(2, 12))
-"""Splits 0 and 1 chose the recipe, with 20 and 21; see docs/research-log.md, "A learner for frozen features"."""
+"""Splits 0 and 1 chose the recipe, with 20 and 21; see docs/log/research-log.md, "A learner for frozen features"."""
 CEILING = "told every cell"
 """Logistic regression on training cells' own labels: what slide labels leave on the table. It is no method of the project."""
 DEFAULT_AGGREGATOR = "self-paced"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_settings import NoDecode
+
+from cytomil.errors import SettingsError
 
 
 class Config(BaseModel):
@@ -20,3 +24,33 @@ def _split_names(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
 """Several names; a string is split at its commas."""
+
+
+OwnOptions = dict[str, dict[str, Any]]
+"""Settings of a method's or an aggregator's own, by its name; only those of the chosen one are read."""
+
+
+def own_config(
+    kind: str, name: str, model: type[Config], options: Mapping[str, Mapping[str, Any]], beside: Collection[str] = ()
+) -> Config:
+    """The own settings of ``name``, a ``kind`` such as "method", out of ``options``; its defaults where none are given.
+
+    ``beside`` are the names of the settings that all of its kind have: a key may be a misspelt one of these.
+    Raises `SettingsError` with one line where a key is unknown or a value is not allowed.
+    """
+    given = dict(options.get(name) or {})
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"][:1]) or next(iter(given), "")
+    if first["type"] != "extra_forbidden":
+        message = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{kind} '{name}': {key}: {message[0].lower()}{message[1:]} (it is {first['input']!r}).")
+    known = list(model.model_fields)
+    close = difflib.get_close_matches(key, [*known, *beside], n=1)
+    if close:
+        hint = f"Did you mean '{close[0]}'?"
+    else:
+        hint = f"There are: {', '.join(known)}." if known else "It has none of its own."
+    raise SettingsError(f"{kind} '{name}' has no setting '{key}'. {hint}")

@@ -1,42 +1,95 @@
-"""Which pretraining methods there are, by name; nothing of them is loaded before one is used.
+"""What can be chosen by name: cytomil's own, and what other packages bring by entry points. Nothing is loaded before use.
 
-A method of cytomil is one line below and one file in ``cytomil.pretrain.methods``. Another package brings its own by an
-entry point of the group ``cytomil.methods``; docs/methods.md shows how.
+A method is one file in ``cytomil.pretrain.methods`` and one line below. docs/methods.md shows how another package brings one.
 """
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
 
-from cytomil.plugins import find_foreign
+from cytomil.errors import SettingsError
 
-GROUP = "cytomil.methods"
-
-_BUILT_IN = {
-    "slam-ags": "multi_task:SlamAgs",
-    "weaksupcon": "multi_task:WeakSupCon",
-    "simclr": "simclr:SimCLR",
-    "supcon": "supcon:SupCon",
-    "moco-v3": "moco:MoCoV3",
-    "its2clr": "its2clr:ItS2CLR",
-    "weakly-supervised": "classification:WeaklySupervised",
-    "dsvdd": "dsvdd:DeepSVDD",
-    "droc": "droc:DROC",
-    "fully-supervised": "classification:FullySupervised",
-    "none": "none:NoPretraining",
-}
-METHODS = {name: EntryPoint(name, f"cytomil.pretrain.methods.{place}", GROUP) for name, place in _BUILT_IN.items()}
+Kind = TypeVar("Kind")
 
 
-def find_method(name: str) -> EntryPoint:
-    """The method of this name, not loaded yet; cytomil's own cannot be taken. Raises `ValueError` naming those there are."""
-    if name in METHODS:
-        return METHODS[name]
-    # Looked for only now: reading every installed package's entry points takes a moment.
-    return find_foreign("method", GROUP, name, METHODS)
+@dataclass(frozen=True)
+class Registry(Mapping[str, EntryPoint]):
+    """Name → where the class lies, of cytomil's own; `find` also looks in the entry points of ``group``.
+
+    ``kind`` is the word in messages. ``places`` are name → ``module:Class`` below ``package``.
+    """
+
+    kind: str
+    group: str
+    package: str
+    places: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> EntryPoint:
+        return EntryPoint(name, f"{self.package}.{self.places[name]}", self.group)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def find(self, name: str) -> EntryPoint:
+        """The entry of this name, not loaded; cytomil's own come first. Raises `ValueError` naming those there are."""
+        if name in self.places:
+            return self[name]
+        # Reading every installed package's entry points takes a moment.
+        foreign = {found.name: found for found in entry_points(group=self.group)}
+        if name in foreign:
+            return foreign[name]
+        known = [*self.places, *(other for other in foreign if other not in self.places)]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean '{close[0]}'? " if close else ""
+        raise ValueError(f"there is no {self.kind} '{name}'. {hint}There are: {', '.join(known)}.")
+
+    def known(self, name: str) -> str:
+        """``name``, if there is such an entry. Raises `ValueError` naming those there are."""
+        self.find(name)
+        return name
+
+    def load(self, name: str, base: type[Kind]) -> type[Kind]:
+        """The class of this name. Raises `SettingsError` if there is none, it does not load, or is no subclass of ``base``."""
+        try:
+            entry = self.find(name)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        try:
+            found = entry.load()
+        except Exception as error:  # another package's code may fail in any way
+            raise SettingsError(
+                f"{self.kind} '{name}' cannot be loaded from {entry.value} ({type(error).__name__}: {error}). "
+                "Repair or remove the package that brings it."
+            ) from error
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise SettingsError(
+                f"{self.kind} '{name}': {entry.value} is not a subclass of {base.__module__}.{base.__name__}."
+            )
+        return found
 
 
-def known_method(name: str) -> str:
-    """``name``, if a method has it. Raises `ValueError` naming those there are."""
-    find_method(name)
-    return name
+METHODS = Registry(
+    "method",
+    "cytomil.methods",
+    "cytomil.pretrain.methods",
+    {
+        "slam-ags": "multi_task:SlamAgs",
+        "weaksupcon": "multi_task:WeakSupCon",
+        "simclr": "simclr:SimCLR",
+        "supcon": "supcon:SupCon",
+        "moco-v3": "moco:MoCoV3",
+        "its2clr": "its2clr:ItS2CLR",
+        "weakly-supervised": "classification:WeaklySupervised",
+        "dsvdd": "dsvdd:DeepSVDD",
+        "droc": "droc:DROC",
+        "fully-supervised": "classification:FullySupervised",
+        "none": "none:NoPretraining",
+    },
+)

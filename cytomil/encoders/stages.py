@@ -2,7 +2,7 @@
 
 Training brings the last layers to what its loss asks for; how dark, coarse or large a cell is stands in the stages before.
 Taken over the whole cell, as mean, maximum and spread of each channel, that tells an odd cell from the usual ones where h and
-z alone do not (PaDiM, arXiv 2011.08785, joins stages so, place by place). docs/research-log.md has what was measured.
+z alone do not (PaDiM, arXiv 2011.08785, joins stages so, place by place). docs/log/research-log.md has what was measured.
 
 A stage's number is torchvision's for a ResNet (layer1 is 1), else that of timm's `forward_intermediates`: the blocks of a
 transformer, the stages of a convolutional network. The stages of an EfficientNet and its kin are its ``blocks``, all of them.

@@ -62,6 +62,8 @@ def name_of(encoder_settings: dict[str, Any]) -> str:
 
 
 def _departures(settings: dict[str, Any]) -> list[str]:
+    # Encoders of earlier versions have these beside the other settings.
+    settings = settings | settings.get("options", {}).get("slam-ags", {})
     stable = settings.get("objective", "paper") == "stable"
     usual = "priority" if stable else "adaptive"
     surgery = settings.get("surgery") or usual

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from cytomil.config import Config
+from cytomil.config import Config, OwnOptions
 
 
 class InstanceScore(StrEnum):
@@ -48,7 +48,11 @@ class FitMilConfig(FitConfig):
         description="self-paced, density-ratio, pamil, abmil, dtfd-mil, clam, transmil, mean, max, top-k; "
         "one-class: knn, mahalanobis, ocsvm, gaussian",
     )
-    options: dict[str, Any] = Field({}, description="settings of the aggregator's own, such as PAMIL's n_prototypes")
+    options: OwnOptions = Field(
+        {},
+        description="settings of the aggregator's own, such as pamil's n_prototypes; `fit-mil --aggregator NAME --help` "
+        "lists them",
+    )
     epochs: int = Field(60, ge=1, description="maximum number of epochs; cross-validation chooses how many of them")
     cells_per_bag: int = Field(
         2000, ge=0, description="cells of each bag that fitting reads, drawn by seed; 0: all of them"

@@ -72,7 +72,7 @@ def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
     novelty = fit_novelty(bags, held_out.fold)
     n_cells = sum(len(features) for _, features in opened)
     card = _card(settings, encoder, bags, n_cells, held_out, thresholds, ensemble) | {
-        "settings": settings.model_dump(mode="json") | {"options": own.model_dump(mode="json")},
+        "settings": settings.model_dump(mode="json") | {"options": {settings.aggregator: own.model_dump(mode="json")}},
         "layer": key.layer,
         "preparation_sha256": key.transform_sha256,
         "orientations": int(key.orientations),

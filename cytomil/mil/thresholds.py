@@ -36,7 +36,7 @@ def choose_thresholds(
     """Choose ``decision`` by `steady_f1_threshold`, and ``low`` so that ``sensitivity`` of the positive bags reach it.
 
     The bags are those that the model judged itself, if any, otherwise cross-validation's. In cross-validation, each fold's
-    model has its own scale of probability, learnt from fewer bags (docs/research-log.md, 69).
+    model has its own scale of probability, learnt from fewer bags (docs/log/research-log.md, 69).
 
     Args:
         held_out: cross-validation's results.
@@ -63,7 +63,7 @@ def choose_thresholds(
 def steady_f1_threshold(probabilities: np.ndarray, labels: np.ndarray, seed: int) -> float:
     """Mean of `best_f1_threshold` over 200 bootstraps, stratified by label; same shapes as there.
 
-    With few bags, the best threshold depends on one or two of them; the mean varies less (docs/research-log.md, 59).
+    With few bags, the best threshold depends on one or two of them; the mean varies less (docs/log/research-log.md, 59).
     """
     rng = np.random.default_rng(seed)
     sides = [np.flatnonzero(labels == label) for label in np.unique(labels)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from cytomil.config import Config
-from cytomil.registry import METHODS, known_method
+from cytomil.registry import METHODS
 
 
 def _named_weights(value: Any) -> Any:
@@ -17,30 +16,10 @@ def _named_weights(value: Any) -> Any:
     return "none" if value is None else str(value) if isinstance(value, Path) else value
 
 
-class Surgery(StrEnum):
-    """How the gradients of two tasks become one update."""
-
-    SUM = "sum"
-    PCGRAD = "pcgrad"
-    ADAPTIVE = "adaptive"
-    PRIORITY = "priority"
-    CAGRAD = "cagrad"
-    MGDA = "mgda"
-    IMTL_G = "imtl-g"
-
-
-class Rescale(StrEnum):
-    """When gradient surgery restores the norm of the plain sum."""
-
-    PAPER = "paper"
-    ALWAYS = "always"
-    NEVER = "never"
-
-
 class PretrainConfig(Config):
     """The encoder's training."""
 
-    method: Annotated[str, AfterValidator(known_method)] = Field(
+    method: Annotated[str, AfterValidator(METHODS.known)] = Field(
         "none", description=f"{', '.join(METHODS)}, or a method that another package brings"
     )
     with_instance_labels: bool = Field(
@@ -87,27 +66,16 @@ class PretrainConfig(Config):
     )
     projection_dim: int = Field(128, ge=2, description="length of the projection z")
     temperature: float = Field(0.2, gt=0, description="temperature τ of both contrastive losses")
-    objective: Literal["stable", "paper"] = Field(
-        "stable",
-        description="slam-ags's tasks; stable: all cells are contrasted, and that task goes first; paper: positive slides' "
-        "cells alone, as printed, which collapses",
+    options: dict[str, Any] = Field(
+        {},
+        description="settings of the method's own, such as slam-ags's objective; `pretrain --method NAME --help` lists them",
     )
-    similarity_scale: float | Literal["tau"] | None = Field(
-        None,
-        description="factor on the similarity loss; none: 0.04, or 1 for --objective paper; 'tau': undoes its 1/τ",
-    )
-    surgery: Surgery | None = Field(
-        None,
-        description="how slam-ags makes one update of its two tasks' gradients; none: priority, or adaptive for "
-        "--objective paper",
-    )
-    rescale: Rescale = Field(Rescale.PAPER, description="when adaptive surgery restores the plain sum's norm")
     seed: int = Field(0, ge=0, description="seed of weights, batches and views")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     precision: Literal["auto", "float32", "bf16", "float16"] = Field(
         "auto",
         description="number format inside the network; auto: bf16 where GPU or processor has it, else float16 on a "
-        "GPU (never run on one yet), float32 on a processor",
+        "GPU, float32 on a processor",
     )
     compile: bool = Field(
         False, description="train by torch.compile's code: a minute or more to make; needs g++, on a GPU Triton"

@@ -14,6 +14,7 @@ from cytomil.bags.bag_file import open_bag
 from cytomil.bags.draw import Draw
 from cytomil.bags.manifest import BagRow, Manifest, fingerprint, read_manifest
 from cytomil.bags.synthetic import SOURCE as SYNTHETIC
+from cytomil.config import own_config
 from cytomil.disk import require_disk_space
 from cytomil.encoders.bundle import (
     CARD_NAME,
@@ -79,6 +80,8 @@ def pretrain(
         DivergedError: a loss became NaN or infinite.
     """
     method = load_method(settings.method)
+    own = own_config("method", settings.method, method.Config, settings.options, PretrainConfig.model_fields)
+    settings = settings.model_copy(update={"options": {settings.method: own.model_dump(mode="json")}})
     require_consent(method, settings)
     require_replaceable(settings.out, CARD_NAME, OWN_FILES)
     manifest = read_manifest(settings.bags)

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from cytomil.errors import SettingsError
-from cytomil.pretrain.config import Rescale, Surgery
+
+
+class Surgery(StrEnum):
+    """How the gradients of two tasks become one update."""
+
+    SUM = "sum"
+    PCGRAD = "pcgrad"
+    ADAPTIVE = "adaptive"
+    PRIORITY = "priority"
+    CAGRAD = "cagrad"
+    MGDA = "mgda"
+    IMTL_G = "imtl-g"
+
+
+class Rescale(StrEnum):
+    """When gradient surgery restores the norm of the plain sum."""
+
+    PAPER = "paper"
+    ALWAYS = "always"
+    NEVER = "never"
+
 
 CAGRAD_C = 0.5
 

@@ -11,7 +11,6 @@ from cytomil.app.settings import Settings, load
 from cytomil.errors import SettingsError
 from cytomil.features.config import Split
 from cytomil.mil.config import InstanceScore
-from cytomil.pretrain.config import Rescale
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = ("options", "environment", "profile", "file")
@@ -188,9 +187,6 @@ class TestRefusedValues:
             ("pretrain", "center_crop", 0),
             ("pretrain", "temperature", -0.1),
             ("pretrain", "stem", "large"),
-            ("pretrain", "rescale", "sometimes"),
-            ("pretrain", "similarity_scale", "rho"),
-            ("pretrain", "similarity_scale", float("nan")),
             ("pretrain", "bags", 5),
             ("embed", "layer", "y"),
             ("embed", "split", "validation"),
@@ -294,12 +290,11 @@ class TestNames:
         assert load().make_bags.normal == ("LYT", "NGS")
 
     def test_choices_become_what_the_code_compares_with(self, params, monkeypatch):
-        params("pretrain: {method: simclr, rescale: never, similarity_scale: tau}\nfit_mil: {instance_score: attention}")
+        params("pretrain: {method: simclr, stem: small}\nfit_mil: {instance_score: attention}")
         monkeypatch.setenv("CYTOMIL_EMBED__LAYER", "h")
         loaded = load({"evaluate": {"split": "all"}})
         assert loaded.pretrain.method == "simclr"
-        assert loaded.pretrain.rescale is Rescale.NEVER
-        assert loaded.pretrain.similarity_scale == "tau"
+        assert loaded.pretrain.stem == "small"
         assert loaded.fit_mil.instance_score is InstanceScore.ATTENTION
         assert loaded.embed.layer == "h"
         assert loaded.evaluate.split is Split.ALL
@@ -332,9 +327,9 @@ class TestRepositorysParams:
         assert pretrain.method == "slam-ags"
         assert (pretrain.learning_rate, pretrain.momentum, pretrain.weight_decay) == (0.001, 0.9, 1e-4)
         assert (pretrain.epochs, pretrain.warmup_epochs, pretrain.batch_size) == (150, 10, 256)
-        assert (pretrain.image_size, pretrain.temperature, pretrain.similarity_scale) == (224, 0.07, 1.0)
-        assert (pretrain.objective, pretrain.surgery, pretrain.rescale) == ("paper", None, Rescale.PAPER)
-        assert (mil.epochs, mil.learning_rate, mil.options) == (100, 1e-3, {"n_prototypes": 10})
+        assert (pretrain.image_size, pretrain.temperature) == (224, 0.07)
+        assert pretrain.options["slam-ags"] == {"objective": "paper", "similarity_scale": 1.0, "rescale": "paper"}
+        assert (mil.epochs, mil.learning_rate, mil.options) == (100, 1e-3, {"pamil": {"n_prototypes": 10}})
         assert paper.evaluate.k == 400
 
     @pytest.mark.parametrize("section", SECTIONS)

@@ -41,9 +41,11 @@ def test_methods_share_bags_and_nothing_else(tiny_grid):
 
 
 def test_a_variant_is_a_method_with_settings_of_its_own(tiny_grid):
-    grid = tiny_grid(methods=["plain"], variants={"plain": {"method": "slam-ags", "rescale": "never"}})
+    grid = tiny_grid(
+        methods=["plain"], variants={"plain": {"method": "slam-ags", "options": {"slam-ags": {"rescale": "never"}}}}
+    )
     pretrain = grid.settings_of(Cell("plain", 0.25, 0)).pretrain
-    assert (pretrain.method, pretrain.rescale) == ("slam-ags", "never")
+    assert (pretrain.method, pretrain.options["slam-ags"]) == ("slam-ags", {"rescale": "never"})
 
 
 def test_a_variant_may_be_a_whole_recipe(tiny_grid):

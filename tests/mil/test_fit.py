@@ -24,7 +24,7 @@ from cytomil.mil.thresholds import choose_thresholds
 from cytomil.progress import Silent
 
 SETTINGS = FitMilConfig(
-    aggregator="pamil", epochs=8, folds=3, ensemble=2, options={"n_prototypes": 4}, precision="float32"
+    aggregator="pamil", epochs=8, folds=3, ensemble=2, options={"pamil": {"n_prototypes": 4}}, precision="float32"
 )
 
 
@@ -168,7 +168,7 @@ def test_fits_side_by_side_come_back_in_the_order_of_their_jobs_each_with_one_th
 @pytest.mark.parametrize("prototypes", ["random", "kmeans"])
 def test_training_follows_its_seed(prototypes):
     bags = make_bags()
-    settings = SETTINGS.model_copy(update={"options": {"n_prototypes": 4, "prototypes": prototypes}})
+    settings = SETTINGS.model_copy(update={"options": {"pamil": {"n_prototypes": 4, "prototypes": prototypes}}})
 
     def weights(seed):
         *_, (model, _) = training_epochs(bags, settings, 2, seed)
@@ -202,7 +202,7 @@ def test_score_shares_are_shares_and_keep_outliers():
 @pytest.mark.parametrize("aggregator", ["mahalanobis", "density-ratio"])
 def test_what_holds_bags_out_itself_is_fitted_once_and_no_patient_stands_in_two_folds(aggregator, monkeypatch):
     bags = make_bags(12)
-    settings = SETTINGS.model_copy(update={"aggregator": aggregator, "options": {}, "folds": 3})
+    settings = SETTINGS.model_copy(update={"aggregator": aggregator, "folds": 3})
     n_fits = []
     real = cross_validation.training_epochs
     monkeypatch.setattr(
@@ -221,7 +221,7 @@ def test_what_holds_bags_out_itself_is_fitted_once_and_no_patient_stands_in_two_
 
 @pytest.mark.parametrize("aggregator", ["mahalanobis", "density-ratio"])
 def test_a_bags_label_has_no_part_in_the_scale_of_its_held_out_probability(aggregator):
-    settings = SETTINGS.model_copy(update={"aggregator": aggregator, "options": {}, "folds": 4})
+    settings = SETTINGS.model_copy(update={"aggregator": aggregator, "folds": 4})
 
     def loss(probabilities, labels):
         return -np.log(np.where(labels == 1, probabilities, 1 - probabilities)).mean()
@@ -251,7 +251,7 @@ def test_folds_without_a_positive_bag_give_thresholds_all_the_same(aggregator, n
         replace(made[2 * i + (i >= len(negatives))], bag_id=f"b{i}", patient=patient)
         for i, patient in enumerate(patients)
     ]
-    settings = SETTINGS.model_copy(update={"aggregator": aggregator, "options": {}, "folds": 4, "workers": 1})
+    settings = SETTINGS.model_copy(update={"aggregator": aggregator, "folds": 4, "workers": 1})
     held_out = cross_validate(bags, settings, Silent())
     labels = np.array([bag.label for bag in bags])
     found = choose_thresholds(held_out, labels, None, 0.95, 0)

@@ -38,8 +38,10 @@ def test_a_model_loaded_again_says_the_same(name, features_folder, encoder_folde
 
 
 def test_the_card_records_the_aggregators_own_settings_with_their_defaults(features_folder, encoder_folder, tmp_path):
-    made = fit(features_folder, encoder_folder, tmp_path / "model", aggregator="pamil", options={"n_prototypes": 4})
-    expected = PAMIL.Config(n_prototypes=4).model_dump(mode="json")
+    made = fit(
+        features_folder, encoder_folder, tmp_path / "model", aggregator="pamil", options={"pamil": {"n_prototypes": 4}}
+    )
+    expected = {"pamil": PAMIL.Config(n_prototypes=4).model_dump(mode="json")}
     assert made.card["settings"]["options"] == expected
     assert FitMilConfig(**made.card["settings"]).options == expected
     assert made.card["aggregator"]["n_prototypes"] == 4
@@ -47,7 +49,13 @@ def test_the_card_records_the_aggregators_own_settings_with_their_defaults(featu
 
 def test_an_unknown_own_setting_is_refused_before_anything_is_read(encoder_folder, tmp_path):
     with pytest.raises(SettingsError, match=r"'pamil' has no setting 'n_prototype'\. Did you mean 'n_prototypes'"):
-        fit(tmp_path / "absent", encoder_folder, tmp_path / "model", aggregator="pamil", options={"n_prototype": 4})
+        fit(
+            tmp_path / "absent",
+            encoder_folder,
+            tmp_path / "model",
+            aggregator="pamil",
+            options={"pamil": {"n_prototype": 4}},
+        )
 
 
 def test_a_model_of_an_unknown_aggregator_is_one_clear_line(features_folder, encoder_folder, tmp_path):

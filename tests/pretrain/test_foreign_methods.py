@@ -26,7 +26,7 @@ from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.loop import pretrain
 from cytomil.pretrain.methods import load_method
 from cytomil.progress import Silent
-from cytomil.registry import GROUP, METHODS, find_method
+from cytomil.registry import METHODS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 CEILING = """
@@ -46,7 +46,7 @@ def snippet(language):
 @pytest.fixture
 def package(tmp_path):
     """The documentation's method as an installed package: its code, and the entry point that a wheel would carry."""
-    ((name, place),) = tomllib.loads(snippet("toml"))["project"]["entry-points"][GROUP].items()
+    ((name, place),) = tomllib.loads(snippet("toml"))["project"]["entry-points"][METHODS.group].items()
     folder = tmp_path / "site"
     (folder / "my_package").mkdir(parents=True)
     (folder / "my_package" / "__init__.py").touch()
@@ -57,7 +57,7 @@ def package(tmp_path):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
     broken = "broken = my_package.no_such_module:Method\nnot-a-method = my_package.barlow:torch\n"
     (info / "entry_points.txt").write_text(
-        f"[{GROUP}]\n{name} = {place}\ntheir-ceiling = my_package.ceiling:Ceiling\n"
+        f"[{METHODS.group}]\n{name} = {place}\ntheir-ceiling = my_package.ceiling:Ceiling\n"
         f"{broken}simclr = my_package.barlow:BarlowTwins\n"
     )
     return folder
@@ -129,7 +129,7 @@ def test_a_name_nobody_has_lists_those_there_are(installed):
 
 
 def test_cytomils_own_names_cannot_be_taken(installed):
-    assert find_method("simclr").value.startswith("cytomil.")
+    assert METHODS.find("simclr").value.startswith("cytomil.")
 
 
 @pytest.mark.parametrize(("name", "reason"), [("broken", "no_such_module"), ("not-a-method", "not a subclass")])

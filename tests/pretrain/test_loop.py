@@ -19,6 +19,7 @@ from cytomil.files import sha256_of_file
 from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.loop import pretrain
 from cytomil.pretrain.memory import measured_memory
+from cytomil.pretrain.methods.multi_task import SlamAgsConfig
 from cytomil.pretrain.methods.simclr import SimCLR
 from cytomil.progress import Silent
 from cytomil.registry import METHODS
@@ -45,7 +46,9 @@ def bags(tmp_path_factory):
 
 
 def settings(bags, out, **changed):
-    return PretrainConfig(**{**SMALL, "bags": bags, "out": out, **changed})
+    own = {key: changed.pop(key) for key in SlamAgsConfig.model_fields if key in changed}
+    chosen = {**SMALL, "bags": bags, "out": out, **changed}
+    return PretrainConfig(**chosen, options={chosen.get("method", "none"): own})
 
 
 def weights(out):
@@ -240,8 +243,21 @@ def test_a_ceiling_must_be_asked_for_twice_and_others_may_not_see_instance_label
 
 
 def test_surgery_is_refused_where_there_is_nothing_to_reconcile(bags, tmp_path):
-    with pytest.raises(SettingsError, match=r"simclr.*--surgery pcgrad"):
+    with pytest.raises(SettingsError, match=r"method 'simclr' has no setting 'surgery'. It has none of its own"):
         pretrain(settings(bags, tmp_path / "e", method="simclr", surgery="pcgrad"), Silent())
+
+
+def test_own_settings_are_checked_before_anything_is_read_and_recorded_whole(bags, tmp_path):
+    for own, reason in (
+        ({"objectiv": 1}, "Did you mean 'objective'"),
+        ({"rescale": "sometimes"}, "rescale: input should be"),
+    ):
+        options = {"slam-ags": own}
+        with pytest.raises(SettingsError, match=reason):
+            pretrain(PretrainConfig(bags=bags, out=tmp_path / "e", method="slam-ags", options=options), Silent())
+    done = pretrain(settings(bags, tmp_path / "e", epochs=1, rescale="never"), Silent())
+    own = done.bundle.card["settings"]["options"]
+    assert own == {"slam-ags": SlamAgsConfig(rescale="never").model_dump(mode="json")}
 
 
 def test_slam_ags_as_printed_with_the_plain_sum_is_weaksupcon(bags, tmp_path):

@@ -5,13 +5,21 @@ import torch
 
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.pretrain.cells import TrainingCells
-from cytomil.pretrain.config import PretrainConfig, Rescale, Surgery
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.losses import nt_xent_loss, similarity_loss, supcon_loss
 from cytomil.pretrain.methods import Batch, load_method
 from cytomil.pretrain.methods.its2clr import FIRST_SHARE, LAST_SHARE
 from cytomil.pretrain.processes import OneProcess
 from cytomil.pretrain.step import Step
-from cytomil.pretrain.surgery import adaptive_gradient_surgery, combine, inner_products, pcgrad, priority_weights
+from cytomil.pretrain.surgery import (
+    Rescale,
+    Surgery,
+    adaptive_gradient_surgery,
+    combine,
+    inner_products,
+    pcgrad,
+    priority_weights,
+)
 from cytomil.registry import METHODS
 
 SIZE = 32
@@ -42,7 +50,9 @@ def make(encoder, cells):
     def made(name, **changed):
         torch.manual_seed(3)
         labels = [torch.arange(len(cells)) % 8 == 1] if name == "fully-supervised" else []
-        settings = PretrainConfig(**({"method": name, "projection_dim": 8, "batch_size": 8} | changed))
+        own = {key: value for key, value in changed.items() if key in load_method(name).Config.model_fields}
+        shared = {key: value for key, value in changed.items() if key not in own}
+        settings = PretrainConfig(method=name, **({"projection_dim": 8, "batch_size": 8} | shared), options={name: own})
         return load_method(name)(settings, encoder, cells, *[found.long() for found in labels])
 
     return made

@@ -7,9 +7,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cytomil.errors import SettingsError
-from cytomil.pretrain.config import Rescale, Surgery
 from cytomil.pretrain.surgery import (
     CAGRAD_C,
+    Rescale,
+    Surgery,
     adaptive_gradient_surgery,
     combine,
     inner_products,

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
 
 from cytomil.app.cli.console import RichListener, console, finish, plain_errors, print_table
-from cytomil.app.cli.options import AsJson, ParamsFile, Profile, given, option
+from cytomil.app.cli.options import AsJson, Given, ParamsFile, Profile, generated
 from cytomil.app.settings import load
-from cytomil.encoders.engines.config import CompiledEngine, Precision
 from cytomil.errors import require_folder
 from cytomil.layer import known_layers
 from cytomil.locks import output_folder
 
 
+@generated("compile", checks={"layer": known_layers})
 def compile_(
-    encoder: Annotated[Path | None, option("compile", "encoder")] = None,
-    bags: Annotated[Path | None, option("compile", "bags")] = None,
-    engine: Annotated[CompiledEngine | None, option("compile", "engine")] = None,
-    precision: Annotated[Precision | None, option("compile", "precision")] = None,
-    layer: Annotated[str | None, option("compile", "layer", check=known_layers)] = None,
-    cells: Annotated[int | None, option("compile", "cells")] = None,
-    seed: Annotated[int | None, option("compile", "seed")] = None,
-    device: Annotated[str | None, option("compile", "device")] = None,
+    options: Given,
     params: ParamsFile = None,
     profile: Profile = None,
     as_json: AsJson = False,
 ) -> None:
     """Compile the encoder for this machine, so that embed and rank run faster; it is kept only if it agrees with eager."""
-    options = given("compile", locals())
     with plain_errors(kept="No engine was stored."):
         settings = load(options, params, profile).compile
         from cytomil.encoders.engines.compile import compile_engine

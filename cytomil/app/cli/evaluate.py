@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cytomil.app.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
-from cytomil.app.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
+from cytomil.app.cli.options import AcceptLeftOut, AsJson, Given, ParamsFile, Profile, generated
 from cytomil.app.settings import load
 from cytomil.evaluate.config import EvaluateConfig
-from cytomil.features.config import Split
 from cytomil.locks import output_folder
 from cytomil.progress import Problem
 
@@ -41,23 +39,10 @@ _INSTANCE_ROWS = (
 )
 
 
+@generated("evaluate")
 def evaluate(
+    options: Given,
     folders: Annotated[list[str] | None, typer.Argument(help="further folders of reports, after --table")] = None,
-    features: Annotated[Path | None, option("evaluate", "features")] = None,
-    model: Annotated[Path | None, option("evaluate", "model")] = None,
-    bags: Annotated[Path | None, option("evaluate", "bags")] = None,
-    out: Annotated[Path | None, option("evaluate", "out")] = None,
-    split: Annotated[Split | None, option("evaluate", "split")] = None,
-    k: Annotated[int | None, option("evaluate", "k")] = None,
-    redraw: Annotated[int | None, option("evaluate", "redraw")] = None,
-    control: Annotated[bool | None, option("evaluate", "control")] = None,
-    permutations: Annotated[int | None, option("evaluate", "permutations")] = None,
-    sites: Annotated[Path | None, option("evaluate", "sites")] = None,
-    name: Annotated[str | None, option("evaluate", "name")] = None,
-    table: Annotated[list[str] | None, option("evaluate", "table")] = None,
-    against: Annotated[str | None, option("evaluate", "against")] = None,
-    resamples: Annotated[int | None, option("evaluate", "resamples")] = None,
-    seed: Annotated[int | None, option("evaluate", "seed")] = None,
     params: ParamsFile = None,
     profile: Profile = None,
     accept_left_out: AcceptLeftOut = False,
@@ -67,9 +52,11 @@ def evaluate(
 
     With --table FOLDER …, measure nothing: put the reports found below the folders into tables like the paper's.
     """
+    table = options["evaluate"]["table"]
     if folders and not table:
         raise typer.BadParameter("folders are for tables: put --table before the first.", param_hint="FOLDERS")
-    options = given("evaluate", locals() | {"table": [*(table or ()), *(folders or ())]})
+    if folders:
+        options["evaluate"]["table"] = ",".join([table, *folders])
     with plain_errors():
         settings = load(options, params, profile).evaluate
         if settings.table:

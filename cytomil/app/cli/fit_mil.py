@@ -2,51 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 from cytomil.app.cli.console import RichListener, finish, plain_errors, print_table, print_warning
-from cytomil.app.cli.options import AsJson, ParamsFile, Profile, given, option
+from cytomil.app.cli.options import AsJson, Given, OwnSettings, ParamsFile, Profile, generated
 from cytomil.app.settings import load
-from cytomil.errors import SettingsError
+from cytomil.config import Config
 from cytomil.locks import output_folder
-from cytomil.mil.config import InstanceScore
+from cytomil.mil.aggregators.registry import AGGREGATORS, find_aggregator
 
 
-def _known_aggregator(name: str) -> str:
-    """``name``, if an aggregator has it. Raises `ValueError` naming those there are."""
-    from cytomil.mil.aggregators.registry import find_aggregator
+class FitMilCommand(OwnSettings):
+    """`fit-mil`, with the aggregator's own settings in its help."""
 
-    try:
-        find_aggregator(name)
-    except SettingsError as error:
-        raise ValueError(str(error)) from None
-    return name
+    chosen_by = "--aggregator"
+
+    def configuration(self, name: str) -> type[Config]:
+        """See `OwnSettings`."""
+        return find_aggregator(name).Config
 
 
+@generated("fit_mil", checks={"aggregator": AGGREGATORS.known}, chosen_by="aggregator")
 def fit_mil(
-    features: Annotated[Path | None, option("fit_mil", "features")] = None,
-    encoder: Annotated[Path | None, option("fit_mil", "encoder")] = None,
-    out: Annotated[Path | None, option("fit_mil", "out")] = None,
-    aggregator: Annotated[str | None, option("fit_mil", "aggregator", check=_known_aggregator)] = None,
-    epochs: Annotated[int | None, option("fit_mil", "epochs")] = None,
-    learning_rate: Annotated[float | None, option("fit_mil", "learning_rate")] = None,
-    weight_decay: Annotated[float | None, option("fit_mil", "weight_decay")] = None,
-    top_share: Annotated[float | None, option("fit_mil", "top_share")] = None,
-    cells_per_bag: Annotated[int | None, option("fit_mil", "cells_per_bag")] = None,
-    folds: Annotated[int | None, option("fit_mil", "folds")] = None,
-    ensemble: Annotated[int | None, option("fit_mil", "ensemble")] = None,
-    instance_score: Annotated[InstanceScore | None, option("fit_mil", "instance_score")] = None,
-    sensitivity: Annotated[float | None, option("fit_mil", "sensitivity")] = None,
-    precision: Annotated[str | None, option("fit_mil", "precision")] = None,
-    workers: Annotated[int | None, option("fit_mil", "workers")] = None,
-    seed: Annotated[int | None, option("fit_mil", "seed")] = None,
+    options: Given,
     params: ParamsFile = None,
     profile: Profile = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit the aggregator on the training bags and choose its thresholds by held-out ones among them."""
-    options = given("fit_mil", locals())
     with plain_errors(kept="No model was written; one that stood there before is unchanged."):
         settings = load(options, params, profile).fit_mil
         from cytomil.mil.fit import fit_mil as run

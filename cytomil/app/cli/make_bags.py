@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cytomil.app.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
-from cytomil.app.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, argument, given, option
+from cytomil.app.cli.options import AcceptLeftOut, AsJson, Given, ParamsFile, Profile, generated
 from cytomil.app.settings import load
 from cytomil.locks import output_folder
 
@@ -19,30 +19,9 @@ _KEPT = (
 )
 
 
+@generated("make_bags", argument="source")
 def make_bags(
-    source: Annotated[str | None, argument("make_bags", "source")] = None,
-    out: Annotated[Path | None, option("make_bags", "out")] = None,
-    normal: Annotated[list[str] | None, option("make_bags", "normal")] = None,
-    abnormal: Annotated[list[str] | None, option("make_bags", "abnormal")] = None,
-    patients: Annotated[str | None, option("make_bags", "patients")] = None,
-    labels: Annotated[Path | None, option("make_bags", "labels")] = None,
-    positive: Annotated[list[str] | None, option("make_bags", "positive")] = None,
-    negative: Annotated[list[str] | None, option("make_bags", "negative")] = None,
-    bag_size: Annotated[int | None, option("make_bags", "bag_size")] = None,
-    witness_rate: Annotated[float | None, option("make_bags", "witness_rate")] = None,
-    train_bags: Annotated[int | None, option("make_bags", "train_bags")] = None,
-    test_bags: Annotated[int | None, option("make_bags", "test_bags")] = None,
-    test_share: Annotated[float | None, option("make_bags", "test_share")] = None,
-    diameter_um: Annotated[float | None, option("make_bags", "diameter_um")] = None,
-    crop_um: Annotated[float | None, option("make_bags", "crop_um")] = None,
-    crop_px: Annotated[int | None, option("make_bags", "crop_px")] = None,
-    mpp: Annotated[float | None, option("make_bags", "mpp")] = None,
-    mpp_csv: Annotated[Path | None, option("make_bags", "mpp_csv")] = None,
-    cell_size: Annotated[int | None, option("make_bags", "cell_size")] = None,
-    difficulty: Annotated[float | None, option("make_bags", "difficulty")] = None,
-    seed: Annotated[int | None, option("make_bags", "seed")] = None,
-    workers: Annotated[int | None, option("make_bags", "workers")] = None,
-    ray_address: Annotated[str | None, option("make_bags", "ray_address")] = None,
+    options: Given,
     fingerprint: Annotated[
         Path | None,
         typer.Option(
@@ -57,7 +36,6 @@ def make_bags(
     as_json: AsJson = False,
 ) -> None:
     """Make bags: simulated slides from class folders or synthetic cells, or one bag per labelled slide."""
-    options = given("make_bags", locals())
     with plain_errors(kept=_KEPT):
         settings = load(options, params, profile).make_bags
         if fingerprint is not None:

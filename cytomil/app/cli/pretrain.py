@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from cytomil.app.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
-from cytomil.app.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
+from cytomil.app.cli.options import AcceptLeftOut, AsJson, Given, OwnSettings, ParamsFile, Profile, generated
 from cytomil.app.settings import load
+from cytomil.config import Config
 from cytomil.locks import output_folder
-from cytomil.pretrain.config import Rescale, Surgery
 from cytomil.progress import Silent
-from cytomil.registry import known_method
+from cytomil.registry import METHODS
 
 _CURES = {
     False: "Try a lower --similarity-scale, a lower --learning-rate or --method simclr.",
@@ -23,39 +22,21 @@ _CURES = {
 _LOSSES = {"nt_xent": "NT-Xent", "info_nce": "InfoNCE", "supcon": "SupCon"}
 
 
+class PretrainCommand(OwnSettings):
+    """`pretrain`, with the method's own settings in its help."""
+
+    chosen_by = "--method"
+
+    def configuration(self, name: str) -> type[Config]:
+        """See `OwnSettings`."""
+        from cytomil.pretrain.methods import load_method
+
+        return load_method(name).Config
+
+
+@generated("pretrain", checks={"method": METHODS.known}, chosen_by="method")
 def pretrain(
-    method: Annotated[str | None, option("pretrain", "method", check=known_method)] = None,
-    with_instance_labels: Annotated[bool | None, option("pretrain", "with_instance_labels")] = None,
-    bags: Annotated[Path | None, option("pretrain", "bags")] = None,
-    out: Annotated[Path | None, option("pretrain", "out")] = None,
-    cells_per_bag: Annotated[int | None, option("pretrain", "cells_per_bag")] = None,
-    epochs: Annotated[int | None, option("pretrain", "epochs")] = None,
-    warmup_epochs: Annotated[float | None, option("pretrain", "warmup_epochs")] = None,
-    batch_size: Annotated[int | None, option("pretrain", "batch_size")] = None,
-    learning_rate: Annotated[float | None, option("pretrain", "learning_rate")] = None,
-    momentum: Annotated[float | None, option("pretrain", "momentum")] = None,
-    weight_decay: Annotated[float | None, option("pretrain", "weight_decay")] = None,
-    image_size: Annotated[int | None, option("pretrain", "image_size")] = None,
-    center_crop: Annotated[float | None, option("pretrain", "center_crop")] = None,
-    arch: Annotated[str | None, option("pretrain", "arch")] = None,
-    weights: Annotated[str | None, option("pretrain", "weights")] = None,
-    frozen_stages: Annotated[int | None, option("pretrain", "frozen_stages")] = None,
-    stem: Annotated[str | None, option("pretrain", "stem")] = None,
-    crop_scale: Annotated[float | None, option("pretrain", "crop_scale")] = None,
-    jitter: Annotated[float | None, option("pretrain", "jitter")] = None,
-    projector: Annotated[str | None, option("pretrain", "projector")] = None,
-    projection_dim: Annotated[int | None, option("pretrain", "projection_dim")] = None,
-    temperature: Annotated[float | None, option("pretrain", "temperature")] = None,
-    objective: Annotated[str | None, option("pretrain", "objective")] = None,
-    similarity_scale: Annotated[str | None, option("pretrain", "similarity_scale")] = None,
-    surgery: Annotated[Surgery | None, option("pretrain", "surgery")] = None,
-    rescale: Annotated[Rescale | None, option("pretrain", "rescale")] = None,
-    seed: Annotated[int | None, option("pretrain", "seed")] = None,
-    device: Annotated[str | None, option("pretrain", "device")] = None,
-    precision: Annotated[str | None, option("pretrain", "precision")] = None,
-    compile: Annotated[bool | None, option("pretrain", "compile")] = None,  # noqa: A002
-    engine: Annotated[str | None, option("pretrain", "engine")] = None,
-    cache: Annotated[str | None, option("pretrain", "cache")] = None,
+    options: Given,
     resume: Annotated[
         bool,
         typer.Option(
@@ -68,7 +49,6 @@ def pretrain(
     as_json: AsJson = False,
 ) -> None:
     """Train an encoder on the training bags, from slide labels alone."""
-    options = given("pretrain", locals())
     with plain_errors(kept="Epochs that were finished are kept in a checkpoint. The same line goes on from there."):
         settings = load(options, params, profile).pretrain
         from cytomil.encoders.bundle import stored_engines

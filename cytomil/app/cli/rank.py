@@ -9,9 +9,8 @@ import typer
 from rich.text import Text
 
 from cytomil.app.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
-from cytomil.app.cli.options import AcceptLeftOut, AsJson, ParamsFile, Profile, given, option
+from cytomil.app.cli.options import AcceptLeftOut, AsJson, Given, ParamsFile, Profile, generated
 from cytomil.app.settings import load
-from cytomil.encoders.engines.config import EngineName
 from cytomil.locks import output_folder
 from cytomil.progress import Problem
 
@@ -21,7 +20,9 @@ if TYPE_CHECKING:
 _STYLES = {"not assessed": "bold magenta", "review first": "bold red", "review": "yellow", "low priority": "dim"}
 
 
+@generated("rank")
 def rank(
+    options: Given,
     slide_dir: Annotated[
         Path,
         typer.Argument(
@@ -29,27 +30,12 @@ def rank(
             metavar="SLIDE_DIR",
         ),
     ],
-    model: Annotated[Path | None, option("rank", "model")] = None,
-    out: Annotated[Path | None, option("rank", "out")] = None,
-    top: Annotated[int | None, option("rank", "top")] = None,
-    mpp: Annotated[float | None, option("rank", "mpp")] = None,
-    mpp_csv: Annotated[Path | None, option("rank", "mpp_csv")] = None,
-    crop_um: Annotated[float | None, option("rank", "crop_um")] = None,
-    diameter_um: Annotated[float | None, option("rank", "diameter_um")] = None,
-    cells_csv: Annotated[bool | None, option("rank", "cells_csv")] = None,
-    split_images: Annotated[bool | None, option("rank", "split_images")] = None,
-    workers: Annotated[int | None, option("rank", "workers")] = None,
-    batch_size: Annotated[int | None, option("rank", "batch_size")] = None,
-    engine: Annotated[EngineName | None, option("rank", "engine")] = None,
-    device: Annotated[str | None, option("rank", "device")] = None,
-    ray_address: Annotated[str | None, option("rank", "ray_address")] = None,
     params: ParamsFile = None,
     profile: Profile = None,
     accept_left_out: AcceptLeftOut = False,
     as_json: AsJson = False,
 ) -> None:
     """Rank a folder of slides: which to read first, and which cells to look at."""
-    options = given("rank", locals())
     with plain_errors(
         kept="The slides that were read are kept, and stand in report.html. The same line goes on from there."
     ):

@@ -79,7 +79,7 @@ class Discriminant(Direction, Paced[Cloud]):
     """Fisher's linear discriminant: w = Σ⁻¹(suspects' mean - negatives' mean), Σ the negatives' covariance shrunk by 0.1.
 
     It depends on two means, where logistic regression adapts to single cells. Suspects are few and some of them are wrong,
-    so it orders cells better here; docs/research-log.md has the figures.
+    so it orders cells better here; docs/log/research-log.md has the figures.
     """
 
     @classmethod

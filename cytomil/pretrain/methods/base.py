@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from cytomil.config import Config, own_config
 from cytomil.encoders.architecture import Encoder
 from cytomil.pretrain.batches import deal_pools
 from cytomil.pretrain.cells import TrainingCells
@@ -36,12 +37,12 @@ class Method(nn.Module):
     as it would have; what changes from step to step must therefore be a parameter or a buffer.
     """
 
+    Config: ClassVar[type[Config]] = Config
+    """The method's own settings: a subclass of `cytomil.config.Config`. ``self.own`` is an instance of it."""
     n_views: ClassVar[int] = 2
     """How many views of each cell `losses` takes."""
     turns: ClassVar[bool] = True
     """Whether views turn the cells by quarters."""
-    reconciles: ClassVar[bool] = False
-    """Whether ``settings.surgery`` may choose how the tasks' gradients become one."""
     contrast: ClassVar[str] = ""
     """Which loss `chance` speaks of; empty where none has a chance level."""
     classes: ClassVar[bool] = False
@@ -62,6 +63,7 @@ class Method(nn.Module):
     def __init__(self, settings: PretrainConfig, encoder: Encoder, cells: TrainingCells) -> None:
         super().__init__()
         self.settings, self.cells = settings, cells
+        self.own: Any = own_config("method", settings.method, self.Config, settings.options)
 
     def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
         """Named scalars, one a task, always in the same order."""

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from cytomil.errors import SettingsError
-from cytomil.plugins import load_kind
 from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.methods.base import Method
-from cytomil.registry import find_method
+from cytomil.registry import METHODS
 
 
 def load_method(name: str) -> type[Method]:
     """The class of a method. Raises `SettingsError` for a name nobody has, or one whose package does not load."""
-    try:
-        entry = find_method(name)
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
-    return load_kind("method", entry, Method)
+    return METHODS.load(name, Method)
 
 
 def require_consent(method: type[Method], settings: PretrainConfig) -> None:
     """Refuse settings that ask of a method what it does not do.
 
-    Raises `SettingsError` where instance labels are read without ``with_instance_labels``, or it is given in vain; or a
-    surgery is chosen for a method that has nothing to reconcile; or stages are frozen that have only random weights.
+    Raises `SettingsError` where instance labels are read without ``with_instance_labels``, or it is given in
+    vain; or stages are frozen that have only random weights.
     """
     name = settings.method
     if method.uses_instance_labels and not settings.with_instance_labels:
@@ -32,10 +27,6 @@ def require_consent(method: type[Method], settings: PretrainConfig) -> None:
         )
     if settings.with_instance_labels and not method.uses_instance_labels:
         raise SettingsError(f"method '{name}' learns from slide labels alone. Leave out --with-instance-labels.")
-    if settings.surgery is not None and not method.reconciles:
-        raise SettingsError(
-            f"method '{name}' has nothing for --surgery {settings.surgery.value} to reconcile. Leave it out, or use slam-ags."
-        )
     if settings.frozen_stages and settings.weights == "none":
         raise SettingsError(
             f"--frozen-stages {settings.frozen_stages} would keep random weights as they are. Name --weights, or leave it out."

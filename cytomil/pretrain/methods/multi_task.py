@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from cytomil.config import Config
 from cytomil.encoders.architecture import Encoder
 from cytomil.pretrain.cells import TrainingCells
-from cytomil.pretrain.config import PretrainConfig, Surgery
+from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.losses import chance_level, nt_xent_loss, similarity_loss
 from cytomil.pretrain.methods.base import Batch, Method, project_views
-from cytomil.pretrain.surgery import surgeon
+from cytomil.pretrain.surgery import Rescale, Surgery, surgeon
 
 Views = tuple[Tensor, Tensor]
 
 _PRINTED_SCALE, _STABLE_SCALE = 1.0, 0.04
 
 
+class WeakSupConConfig(Config):
+    """What WeakSupCon has settings of its own for."""
+
+    objective: Literal["stable", "paper"] = Field(
+        "stable", description="what the similarity loss counts unless told: stable: 0.04; paper: 1, as printed"
+    )
+    similarity_scale: float | Literal["tau"] | None = Field(
+        None,
+        description="factor on the similarity loss; none: 0.04, or 1 for --objective paper; 'tau': undoes its 1/τ",
+    )
+
+
+class SlamAgsConfig(WeakSupConConfig):
+    """What SLAM-AGS has settings of its own for."""
+
+    objective: Literal["stable", "paper"] = Field(
+        "stable",
+        description="stable: all cells are contrasted, and that task goes first; paper: positive slides' cells alone, as "
+        "printed, which collapses",
+    )
+    surgery: Surgery | None = Field(
+        None,
+        description="how the gradients of the two tasks become one update; none: priority, or adaptive for "
+        "--objective paper",
+    )
+    rescale: Rescale = Field(Rescale.PAPER, description="when adaptive surgery restores the plain sum's norm")
+
+
 class WeakSupCon(Method):
     """WeakSupCon (Zhang et al., 2025) as SLAM-AGS compares with it: the plain sum of both tasks."""
 
+    Config = WeakSupConConfig
     contrast = "nt_xent"
 
     def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
@@ -30,11 +63,9 @@ class WeakSupCon(Method):
 
     def two_tasks(self, negatives: Views, contrasted: Views) -> dict[str, Tensor]:
         """The similarity loss of both views of ``negatives``, scaled, and NT-Xent of those ``contrasted``."""
-        settings = self.settings
-        temperature = settings.temperature
-        scale = settings.similarity_scale
+        temperature, scale = self.settings.temperature, self.own.similarity_scale
         if scale is None:
-            scale = _PRINTED_SCALE if settings.objective == "paper" else _STABLE_SCALE
+            scale = _PRINTED_SCALE if self.own.objective == "paper" else _STABLE_SCALE
         return {
             "similarity": (temperature if scale == "tau" else scale)
             * similarity_loss(torch.cat(negatives), temperature),
@@ -55,13 +86,13 @@ class SlamAgs(WeakSupCon):
     coherent one shapes only what the contrast leaves open.
     """
 
-    reconciles = True
+    Config = SlamAgsConfig
 
     def __init__(self, settings: PretrainConfig, encoder: Encoder, cells: TrainingCells) -> None:
         super().__init__(settings, encoder, cells)
-        self.contrasts_all = settings.objective == "stable"
+        self.contrasts_all = self.own.objective == "stable"
         usual = Surgery.PRIORITY if self.contrasts_all else Surgery.ADAPTIVE
-        self.weigh = surgeon(settings.surgery or usual, settings.rescale)
+        self.weigh = surgeon(self.own.surgery or usual, self.own.rescale)
 
     def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
         """Similarity of the negatives' projections, NT-Xent of all cells' or of the positives'.

@@ -22,12 +22,29 @@ def help_of(*command):
 def test_help_names_every_setting_with_its_default_and_meaning(section):
     shown = help_of(section.replace("_", "-"))
     for key, field in Settings.model_fields[section].annotation.model_fields.items():
+        if key == "options":
+            continue
         name = key.upper() if (section, key) == ("make_bags", "source") else f"--{key.replace('_', '-')}"
         assert name in shown, f"{name} is not an option of {section}"
         assert field.description.split(",")[0].split(";")[0][:30] in shown
         default = field.default
         text = "none" if default in (None, ()) else str(getattr(default, "value", default))
         assert f"({text})" in shown, f"{name}'s default {text} is not shown"
+
+
+@pytest.mark.parametrize(
+    ("verb", "flag", "name", "own"),
+    [
+        ("pretrain", "--method", "slam-ags", "--objective"),
+        ("pretrain", "--method", "simclr", ""),
+        ("fit-mil", "--aggregator", "pamil", "--n-prototypes"),
+        ("fit-mil", "--aggregator", "mean", ""),
+    ],
+)
+def test_help_lists_the_own_settings_of_what_the_line_names(verb, flag, name, own):
+    shown = help_of(verb, flag, name)
+    assert (own or f"{name} has no settings of its own") in shown
+    assert "NAME has of its own" in help_of(verb)
 
 
 def test_the_top_help_lists_the_verbs_and_the_exit_statuses():

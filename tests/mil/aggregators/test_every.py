@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import roc_auc_score
 
-from cytomil import plugins
+from cytomil import registry
 from cytomil.config import Config
 from cytomil.errors import SettingsError
 from cytomil.mil.aggregators.base import attention_scores, odds
 from cytomil.mil.aggregators.pooling import MeanPooling
-from cytomil.mil.aggregators.registry import AGGREGATORS, find_aggregator, known_aggregator, own_config, require_score
+from cytomil.mil.aggregators.registry import AGGREGATORS, find_aggregator, own_config, require_score
 from cytomil.mil.bags import TrainingBag
 from cytomil.mil.config import FitMilConfig, InstanceScore
 from cytomil.mil.cross_validate import cross_validate, training_epochs
@@ -46,8 +46,7 @@ def make_bags(n=12, size=40, witnesses=8, shift=8.0, seed=0):
 
 
 def settings_for(name, **changes):
-    options = {"n_prototypes": 4} if name == "pamil" else {}
-    return FitMilConfig(**({"aggregator": name, "options": options, "top_share": 0.1} | changes))
+    return FitMilConfig(**({"aggregator": name, "options": {"pamil": {"n_prototypes": 4}}, "top_share": 0.1} | changes))
 
 
 def fit_all():
@@ -277,18 +276,23 @@ def test_a_score_that_an_aggregator_cannot_give_is_refused_with_the_one_it_can()
 
 def test_names_are_known_without_importing_what_they_name():
     code = (
-        "import sys; from cytomil.mil.aggregators.registry import known_aggregator; "
-        "print(known_aggregator('pamil'), 'torch' in sys.modules)"
+        "import sys; from cytomil.mil.aggregators.registry import AGGREGATORS; "
+        "print(AGGREGATORS.known('pamil'), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["pamil", "False"]
     with pytest.raises(ValueError, match=r"no aggregator 'pamli'. Did you mean 'pamil'"):
-        known_aggregator("pamli")
+        AGGREGATORS.known("pamli")
 
 
 def test_own_settings_are_validated_and_default_to_the_classs():
     assert own_config("pamil", {}) == PAMIL.Config()
-    assert own_config("pamil", {"n_prototypes": "4", "prototypes": "kmeans"}).n_prototypes == 4
+    assert (
+        own_config(
+            "pamil", {"pamil": {"n_prototypes": "4", "prototypes": "kmeans"}, "abmil": {"other": 1}}
+        ).n_prototypes
+        == 4
+    )
     assert own_config("mean", {}).model_dump() == {}
 
 
@@ -298,11 +302,11 @@ def test_own_settings_are_validated_and_default_to_the_classs():
         (
             "pamil",
             {"n_prototype": 4},
-            "'pamil' has no setting 'n_prototype'. Did you mean 'n_prototypes'? There are: n_",
+            "'pamil' has no setting 'n_prototype'. Did you mean 'n_prototypes'?",
         ),
-        ("pamil", {"n_prototype": 4, "prototypes": "x"}, "'pamil' has no setting 'n_prototype'."),
+        ("pamil", {"epoch": 4}, "'pamil' has no setting 'epoch'. Did you mean 'epochs'?"),
         ("pamil", {"zzz": 4}, "'pamil' has no setting 'zzz'. There are: n_prototypes, prototypes, "),
-        ("mean", {"zzz": 4}, "'mean' has no setting 'zzz', and none of its own at all. Remove it."),
+        ("mean", {"zzz": 4}, "'mean' has no setting 'zzz'. It has none of its own."),
         ("pamil", {"n_prototypes": 0}, "'pamil': n_prototypes: input should be greater than or equal to 1 (it is 0)."),
         ("pamil", {"prototypes": "x"}, "'pamil': prototypes: input should be 'random' or 'kmeans' (it is 'x')."),
         ("pamli", {}, "there is no aggregator 'pamli'. Did you mean 'pamil'?"),
@@ -310,7 +314,7 @@ def test_own_settings_are_validated_and_default_to_the_classs():
 )
 def test_an_unknown_or_bad_own_setting_is_one_clear_line(name, options, message):
     with pytest.raises(SettingsError) as raised:
-        own_config(name, options)
+        own_config(name, {name: options})
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -343,13 +347,13 @@ class Point:
 
 def test_another_package_adds_an_aggregator_by_an_entry_point(monkeypatch):
     points = [Point("outside", Outside), Point("broken", ImportError("no module")), Point("other", dict)]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == "cytomil.aggregators" else [])
+    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "cytomil.aggregators" else [])
     *_, (model, _) = training_epochs(make_bags(4), settings_for("outside"), 1, 0)
     assert isinstance(model, Outside)
-    *_, (moved, _) = training_epochs(make_bags(4), settings_for("outside", options={"offset": 9.0}), 1, 0)
+    *_, (moved, _) = training_epochs(make_bags(4), settings_for("outside", options={"outside": {"offset": 9.0}}), 1, 0)
     assert moved.linear.bias > 8 > model.linear.bias
     with pytest.raises(SettingsError, match=r"'outside' has no setting 'ofset'. Did you mean 'offset'"):
-        own_config("outside", {"ofset": 9.0})
+        own_config("outside", {"outside": {"ofset": 9.0}})
     with pytest.raises(SettingsError, match=r"'broken' .*cannot be loaded .*no module"):
         find_aggregator("broken")
     with pytest.raises(
