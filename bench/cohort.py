@@ -78,8 +78,8 @@ def write_cohort(root: Path, n_bags: int, size: int, share: float) -> tuple[int,
     from cytomil.encoders.bundle import save_bundle
     from cytomil.encoders.transform import CellTransform
     from cytomil.features.cache import EmbeddedBlock, FeatureKey, write_features
+    from cytomil.features.embedder import preparation_sha256, stored_layer
     from cytomil.features.index import FeatureIndex, IndexRow, write_index
-    from cytomil.features.layers import preparation_sha256, stored_layer
 
     torch.manual_seed(0)
     facts = {"method": "none", "synthetic": True, "data": {"sources": ["synthetic"]}, "history": []}

@@ -60,7 +60,7 @@ def inference(root: Path, options: argparse.Namespace) -> dict[str, float]:
     from cytomil.encoders.engines.config import CompileConfig
     from cytomil.encoders.stages import layer_of
     from cytomil.errors import EngineError
-    from cytomil.features.orientations import embed_in_orientations
+    from cytomil.features.embedder import embed_in_orientations
     from cytomil.mil.config import FitMilConfig
     from cytomil.mil.fit import fit_mil
     from cytomil.pretrain.config import PretrainConfig

@@ -85,9 +85,7 @@ def measure(options: argparse.Namespace) -> Measured:
 def _embedder(bundle: Any) -> Callable[[Sequence[bytes]], np.ndarray]:
     from cytomil.encoders.engines import open_engine
     from cytomil.encoders.stages import layer_of
-    from cytomil.features.embedder import Embedder
-    from cytomil.features.feeding import EncodedCells, feed
-    from cytomil.features.orientations import embed_in_orientations
+    from cytomil.features.embedder import Embedder, EncodedCells, embed_in_orientations, feed
 
     layer = layer_of("morphology", bundle.encoder)
     engine = open_engine(bundle, layer.embedded, "eager", "cpu", lambda _: None)
@@ -107,7 +105,7 @@ def _bag(name: str, values: np.ndarray, label: int) -> TrainingBag:
     import torch
 
     from cytomil.mil.bags import TrainingBag
-    from cytomil.morphology.descriptors import N_DESCRIPTORS
+    from cytomil.morphology.measure import N_DESCRIPTORS
 
     groups = (values.shape[1] - N_DESCRIPTORS, N_DESCRIPTORS)
     return TrainingBag(name, torch.from_numpy(values), label, name, groups)

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from cytomil.errors import PictureError
-from cytomil.sniff import SNIFFED_BYTES, foreign_content
+from cytomil.litter import SNIFFED_BYTES, foreign_content
 from cytomil.tiff import TiffPage, pages_of_full_size, read_tiff_pages
 
 PICTURE_SUFFIXES = frozenset(
@@ -172,3 +173,9 @@ def _why_unidentified(head: bytes, pages: tuple[TiffPage, ...]) -> str:
     if pages:
         return f"it is a TIFF of a kind that is not read ({pages[0].bits} bits, compression {pages[0].compression}). {_CURE}"
     return f"not a {PICTURE_KINDS} image, or cut off at its very start."
+
+
+def optical_density(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """-log((v + 1) / 256) of every value v, shape kept: 0 for white, 5.5 for black (Beer and Lambert's law)."""
+    table: npt.NDArray[np.float32] = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
+    return table.take(pixels)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from cytomil.errors import CytomilError
-from cytomil.evaluate.runs import Cell
+from cytomil.experiments.runs import Cell
 from cytomil.progress import Silent
 from cytomil.threads import let_waiting_threads_sleep
 from experiments.grid import Grid, read_grid

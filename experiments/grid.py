@@ -11,7 +11,7 @@ import yaml
 
 from cytomil.app.settings import Settings, load
 from cytomil.errors import SettingsError, require_file
-from cytomil.evaluate.runs import GRID_NAME, Cell
+from cytomil.experiments.runs import GRID_NAME, Cell
 from cytomil.files import sha256_of_json
 
 _KEYS = {"params", "profile", "methods", "variants", "witness_rates", "seeds", "aggregators", "work"}

@@ -12,7 +12,7 @@ from typing import Any
 from cytomil.app.settings import Settings
 from cytomil.bags.manifest import fingerprint, read_manifest
 from cytomil.errors import CytomilError, ResumeError
-from cytomil.evaluate.runs import OWN, RUN_SCHEMA, Cell
+from cytomil.experiments.runs import OWN, RUN_SCHEMA, Cell
 from cytomil.files import write_json
 from cytomil.pretrain.config import PretrainConfig
 from cytomil.progress import Listener

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from cytomil.errors import CytomilError
-from cytomil.evaluate.runs import Cell
+from cytomil.experiments.runs import Cell
 from cytomil.threads import usable_cores
 from experiments.grid import Grid
 

@@ -6,7 +6,7 @@ import pytest
 COUNT = """
 import resource, sys
 import numpy as np
-from cytomil.allocator import keep_freed_memory
+from cytomil.threads import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 def fill():

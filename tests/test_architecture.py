@@ -24,8 +24,9 @@ PRETRAIN = ENCODERS | {"encoders"}
 FEATURES = PRETRAIN | {"morphology"}
 MIL = FEATURES | {"features", "pretrain"}
 EVALUATE = MIL | {"mil"}
-TRIAGE = EVALUATE | {"evaluate"}
-APP = TRIAGE | {"triage"}
+EXPERIMENTS = EVALUATE | {"evaluate"}
+TRIAGE = EXPERIMENTS
+APP = TRIAGE | {"experiments", "triage"}
 MAY_IMPORT = {
     "base": set(),
     "workers": WORKERS,
@@ -37,6 +38,7 @@ MAY_IMPORT = {
     "features": FEATURES,
     "mil": MIL,
     "evaluate": EVALUATE,
+    "experiments": EXPERIMENTS,
     "triage": TRIAGE,
     "app": APP,
 }

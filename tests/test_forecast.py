@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytomil.forecast import Forecast, Pace, Stretch, forecast
+from cytomil.progress import Forecast, Pace, Stretch, forecast
 
 
 def test_an_even_pace_is_no_range():

@@ -1,6 +1,6 @@
 import numpy as np
 
-from cytomil.optical_density import optical_density
+from cytomil.pixels import optical_density
 
 
 def test_white_has_none_and_halving_the_light_adds_log_2():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytomil.spreadsheet import as_text_cell, from_text_cell
+from cytomil.text import as_text_cell, from_text_cell
 
 
 @pytest.mark.parametrize("name", ["=SUM(1+1)", "+1", "-1", "@a", "\t=1", "\r=1"])

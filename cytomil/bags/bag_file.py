@@ -19,7 +19,7 @@ import numpy as np
 from cytomil.errors import BagFileError
 from cytomil.files import replacing
 from cytomil.hdf5 import reading_hdf5, writing_hdf5
-from cytomil.slides.cutting import Cutting
+from cytomil.slides.crops import Cutting
 
 SCHEMA = "cytomil.bag/1"
 UNKNOWN = -1

@@ -11,7 +11,7 @@ from typing import Any
 
 from cytomil.bags.config import WHERE_WORK_IS_DONE, MakeBagsConfig
 from cytomil.bags.patients import FOLDER
-from cytomil.bags.synthetic import SOURCE as SYNTHETIC
+from cytomil.bags.synthetic_cells import SOURCE as SYNTHETIC
 from cytomil.errors import NotFoundError
 from cytomil.files import sha256_of_file, sha256_of_json, write_json
 from cytomil.progress import Listener

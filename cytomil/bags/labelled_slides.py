@@ -13,13 +13,11 @@ from cytomil.bags.cell_folder import LEAST_CELLS
 from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.copies import copies
 from cytomil.bags.finished_slides import FinishedSlide, FinishedSlides, files_of, key_of, put, unfinished
-from cytomil.bags.labels import LabelledSlide, label_words, read_labels
 from cytomil.bags.made import MadeBags
 from cytomil.bags.manifest import SPLITS, BagRow
-from cytomil.bags.read_slides import ReadingSlides, SlideToRead, cell_source
-from cytomil.bags.slide_dir import list_slide_dir
-from cytomil.bags.slide_folders import SharedCells, split_by_patient, unlike
-from cytomil.bags.whole_slides import candidates, locate
+from cytomil.bags.patients import LabelledSlide, label_words, read_labels
+from cytomil.bags.slide_dir import SharedCells, list_slide_dir, split_by_patient, unlike
+from cytomil.bags.whole_slides import ReadingSlides, SlideToRead, candidates, cell_source, locate
 from cytomil.errors import BagFileError, NotFoundError, TableError
 from cytomil.progress import Listener, Problem
 from cytomil.slides import Cutting, Resolutions, read_resolutions

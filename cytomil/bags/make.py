@@ -10,16 +10,24 @@ from pathlib import Path
 
 import numpy as np
 
-from cytomil.bags.class_folders import CellDraw, ClassFolders, open_class_folders, require_enough
+from cytomil.bags.class_folders import (
+    CellDraw,
+    ClassFolders,
+    Plan,
+    Supply,
+    make_plan,
+    open_class_folders,
+    require_enough,
+    write_simulated_bags,
+)
 from cytomil.bags.config import WHERE_WORK_IS_DONE, MakeBagsConfig
 from cytomil.bags.finished_slides import unfinished
 from cytomil.bags.labelled_slides import from_labelled_slides
 from cytomil.bags.made import CARDS_FOLDER, QC_FOLDER, RECORD_NAME, MadeBags
 from cytomil.bags.manifest import MANIFEST_NAME, write_manifest
 from cytomil.bags.patients import PatientDraw, patients_cells
-from cytomil.bags.simulate import Plan, Supply, make_plan, write_simulated_bags
-from cytomil.bags.synthetic import SOURCE as SYNTHETIC
-from cytomil.bags.synthetic import synthetic_abnormal, synthetic_normal
+from cytomil.bags.synthetic_cells import SOURCE as SYNTHETIC
+from cytomil.bags.synthetic_cells import synthetic_abnormal, synthetic_normal
 from cytomil.errors import NotFoundError, SettingsError, require_replaceable
 from cytomil.files import replacing_folder, write_json
 from cytomil.progress import Listener

@@ -11,8 +11,7 @@ from pathlib import Path
 from cytomil.bags.bag_file import Bag, open_bag
 from cytomil.errors import BagFileError, require_file
 from cytomil.files import sha256_of_json, write_text
-from cytomil.spreadsheet import as_text_cell, from_text_cell
-from cytomil.text import is_file_name, is_inside, printable
+from cytomil.text import as_text_cell, from_text_cell, is_file_name, is_inside, printable
 
 MANIFEST_NAME = "bags.csv"
 SPLITS = ("train", "test")

@@ -7,12 +7,19 @@ stain, the light and the focus never depend on the kind of cell.
 Lengths are fractions of the picture's side, and coordinates run from -0.5 to 0.5 from its centre.
 """
 
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cytomil.bags.bag_file import Instance
+from cytomil.bags.images import encode_image
 
 Field = NDArray[np.floating]  # one value a pixel, (size, size)
 Point = NDArray[np.floating]  # x and y, (2,)
@@ -126,7 +133,7 @@ class _Dyes(NamedTuple):
     azure: Field
     eosin: Field
 
-    def beneath(self, cover: Field, azure: Field | float, eosin: Field | float) -> "_Dyes":
+    def beneath(self, cover: Field, azure: Field | float, eosin: Field | float) -> _Dyes:
         """These dyes with a layer laid over them, opaque where `cover` is 1."""
         return _Dyes(self.azure + cover * (azure - self.azure), self.eosin + cover * (eosin - self.eosin))
 
@@ -328,3 +335,24 @@ def _defocus(light: NDArray[np.floating], sigma: float) -> NDArray[np.floating]:
     kernel /= kernel.sum(axis=1, keepdims=True)
     rows = np.tensordot(kernel, light, axes=(1, 0))
     return np.tensordot(kernel, rows, axes=(1, 1)).transpose(1, 0, 2)
+
+
+SOURCE = "synthetic"
+
+
+def synthetic_normal(seed: int, size: int, difficulty: float) -> Iterator[Instance]:
+    """Rendered normal cells of all normal kinds, in a fixed order for a seed."""
+    return _render(NORMAL_KINDS, 0, seed, size, difficulty)
+
+
+def synthetic_abnormal(seed: int, size: int, difficulty: float) -> Iterator[Instance]:
+    """Rendered abnormal cells of all abnormal kinds, in a fixed order for a seed."""
+    return _render(ABNORMAL_KINDS, 1, seed, size, difficulty)
+
+
+def _render(kinds: Sequence[str], label: int, seed: int, size: int, difficulty: float) -> Iterator[Instance]:
+    rng = np.random.default_rng([seed, label])
+    while True:
+        kind = kinds[int(rng.integers(len(kinds)))]
+        image = encode_image(render_cell(kind, rng, size=size, difficulty=difficulty))
+        yield Instance(hashlib.sha256(image).hexdigest()[:16], image, label=label, source=f"{SOURCE}/{kind}")

@@ -13,10 +13,8 @@ from torch import Tensor
 
 from cytomil.encoders.architecture import Architecture, Encoder, resolve_architecture
 from cytomil.encoders.backbones import Backbone, is_resnet, make_backbone, require_image_size
-from cytomil.encoders.foreign_names import by_order, from_efficientnet_pytorch
-from cytomil.encoders.obtain import Obtained, obtain
+from cytomil.encoders.obtain import Obtained, by_order, from_efficientnet_pytorch, obtain, read_state
 from cytomil.encoders.published import DINOBLOOM_SAW, NONE, Published, find_published, is_published, refuse_unknown
-from cytomil.encoders.state_file import read_state
 from cytomil.errors import SettingsError, WeightsFileError
 from cytomil.files import sha256_of_file
 

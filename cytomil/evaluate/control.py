@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cytomil.bags.labels import PATIENT
+from cytomil.bags.patients import PATIENT
 from cytomil.errors import FeatureFileError, TableError
 from cytomil.evaluate.metrics import instance_auroc
 from cytomil.mil.bags import TrainingBag

@@ -24,8 +24,8 @@ from cytomil.evaluate.plots import plot_pr, plot_recall_by_k, plot_roc, plot_tra
 from cytomil.evaluate.record import RECORD_NAME, Prediction, make_record
 from cytomil.evaluate.redrawn import RedrawnMetrics, redrawn_metrics
 from cytomil.features.cache import Features
+from cytomil.features.embedder import preparation_sha256
 from cytomil.features.index import read_index
-from cytomil.features.layers import preparation_sha256
 from cytomil.files import write_json, write_text
 from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import draw_of, training_bags

@@ -14,17 +14,15 @@ import torch
 
 from cytomil.bags.bag_file import Bag
 from cytomil.bags.manifest import BagRow, Manifest, open_listed, read_manifest
-from cytomil.disk import require_disk_space
 from cytomil.encoders.bundle import load_bundle
 from cytomil.encoders.engines import open_engine, open_same_engine
 from cytomil.encoders.stages import layer_of
 from cytomil.errors import BagFileError, EncoderBundleError
 from cytomil.features.cache import is_valid, open_features
 from cytomil.features.config import EmbedConfig
-from cytomil.features.embedder import Embedder
-from cytomil.features.feeding import CellBlock, EncodedCells, Preparation, feed, spans
+from cytomil.features.embedder import CellBlock, Embedder, EncodedCells, Preparation, feed, spans
 from cytomil.features.index import FeatureIndex, IndexRow, write_index
-from cytomil.progress import Count, Listener, Problem, Work
+from cytomil.progress import Count, Listener, Problem, Work, require_disk_space
 from cytomil.threads import ahead
 from cytomil.workers import Lost, Place, open_workers
 
@@ -43,7 +41,7 @@ class Embedded:
 
 
 def bag_blocks(bag: Bag, preparation: Preparation, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
-    """Decode a bag's cells in threads, ``batch_size`` at a time; see `cytomil.features.feeding.feed`."""
+    """Decode a bag's cells in threads, ``batch_size`` at a time; see `cytomil.features.embedder.feed`."""
     pieces = (partial(_read_piece, bag, *span) for span in spans(len(bag), batch_size))
     return feed(pieces, preparation, batch_size, workers)
 

@@ -13,8 +13,8 @@ from cytomil.bags.draw import Draw
 from cytomil.encoders.bundle import EncoderBundle, load_bundle
 from cytomil.errors import FeatureFileError, require_replaceable
 from cytomil.features.cache import Features
+from cytomil.features.embedder import preparation_sha256, stored_layer
 from cytomil.features.index import IndexRow, read_index
-from cytomil.features.layers import preparation_sha256, stored_layer
 from cytomil.mil.aggregators.registry import find_aggregator, own_config, require_score
 from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.mil.config import FitMilConfig

@@ -21,7 +21,7 @@ from cytomil.errors import (
     TriageModelError,
     require_folder,
 )
-from cytomil.features.layers import preparation_sha256, stored_layer
+from cytomil.features.embedder import preparation_sha256, stored_layer
 from cytomil.files import put_back, read_json_card, replacing_folder, sha256_of_file, write_json_card
 from cytomil.layer import Layer
 from cytomil.mil.aggregators.registry import find_aggregator
@@ -29,7 +29,7 @@ from cytomil.mil.bags import Standardiser
 from cytomil.mil.config import InstanceScore
 from cytomil.mil.ensemble import Ensemble, Member
 from cytomil.mil.novelty import Novelty
-from cytomil.slides.cutting import Cutting
+from cytomil.slides.crops import Cutting
 from cytomil.weights import save_weights
 
 SCHEMA = "cytomil.triage-model/2"

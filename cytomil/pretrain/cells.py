@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,7 +20,9 @@ from cytomil.bags.bag_file import Bag, content_sha256
 from cytomil.bags.draw import ALL, Draw
 from cytomil.bags.manifest import BagRow, Manifest, open_listed
 from cytomil.encoders.transform import CellTransform, decode_cells
-from cytomil.errors import BagFileError
+from cytomil.errors import BagFileError, CytomilError
+from cytomil.files import replacing, sha256_of_json
+from cytomil.hdf5 import HDF5_ERRORS
 from cytomil.progress import Listener, Problem
 
 _BLOCK = 64
@@ -136,3 +142,48 @@ def assemble(
         if int((cells.is_positive == label).sum()) < 2:
             raise BagFileError(f"{manifest.folder}: fewer than two readable cells in {name} training bags.")
     return cells
+
+
+SCHEMA = "cytomil.cells/2"
+
+
+def cell_cache_path(out: Path, data: str, transform: CellTransform, draw: Draw = ALL) -> Path:
+    """Where runs that write the bundle ``out`` keep the decoded cells drawn of the bags with fingerprint ``data``."""
+    return out.parent / "cache" / f"cells-{sha256_of_json([SCHEMA, data, transform.sha256, asdict(draw)])[:16]}.h5"
+
+
+def write_cell_cache(
+    path: Path,
+    manifest: Manifest,
+    rows: tuple[BagRow, ...],
+    transform: CellTransform,
+    listener: Listener,
+    draw: Draw = ALL,
+) -> None:
+    """Decode the cells drawn of the bags into ``path``, whole or not at all; memory holds some blocks of cells at a time."""
+    shape = (count(rows, draw), transform.image_size, transform.image_size, 3)
+    with replacing(path) as partial, h5py.File(partial, "w") as file:
+        pixels = file.create_dataset("pixels", shape, np.uint8)  # not chunked, so that it can be mapped
+        bag, problems = fill_cells(pixels, manifest, rows, transform, listener, draw)
+        file["bag"] = bag.numpy()
+        file.attrs["problems"] = json.dumps([vars(problem) for problem in problems])
+        file.attrs["schema"] = SCHEMA
+
+
+def open_cell_cache(path: Path, manifest: Manifest, rows: tuple[BagRow, ...]) -> TrainingCells:
+    """The cells of these bags in ``path``, mapped. Raises `CytomilError` where the file is damaged."""
+    try:
+        with h5py.File(path) as file:
+            if file.attrs["schema"] != SCHEMA:
+                raise ValueError("another schema")
+            shape, offset = file["pixels"].shape, file["pixels"].id.get_offset()
+            bag = torch.from_numpy(file["bag"][:])
+            problems = tuple(Problem(**problem) for problem in json.loads(file.attrs["problems"]))
+        mapped = np.memmap(path, np.uint8, "r", offset, shape)
+    except HDF5_ERRORS as error:
+        raise CytomilError(f"{path} is damaged ({error}). Delete it; it is made again.") from None
+    with warnings.catch_warnings():
+        # PyTorch has no read-only tensors and warns of them; nothing writes to the training cells.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        pixels = torch.from_numpy(mapped)
+    return assemble(pixels, bag, problems, manifest, rows)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cytomil.encoders.architecture import Encoder
-from cytomil.pretrain.embedding import embed_cells
+from cytomil.pretrain.training_encoder import embed_cells
 
 LEAST_SPREAD = 0.1
 LEAST_RANK = 2.0

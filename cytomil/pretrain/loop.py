@@ -13,9 +13,8 @@ import torch
 from cytomil.bags.bag_file import open_bag
 from cytomil.bags.draw import Draw
 from cytomil.bags.manifest import BagRow, Manifest, fingerprint, read_manifest
-from cytomil.bags.synthetic import SOURCE as SYNTHETIC
+from cytomil.bags.synthetic_cells import SOURCE as SYNTHETIC
 from cytomil.config import own_config
-from cytomil.disk import require_disk_space
 from cytomil.encoders.bundle import (
     CARD_NAME,
     OWN_FILES,
@@ -26,14 +25,20 @@ from cytomil.encoders.bundle import (
     save_bundle,
     stored_engines,
 )
-from cytomil.encoders.early_stages import frozen_stages_leave_it
-from cytomil.encoders.stages import default_layer
+from cytomil.encoders.stages import default_layer, frozen_stages_leave_it
 from cytomil.encoders.start import Start, resolve_start
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import SettingsError, require_replaceable
 from cytomil.files import sha256_of_json
-from cytomil.pretrain.cell_cache import cell_cache_path, open_cell_cache, write_cell_cache
-from cytomil.pretrain.cells import TrainingCells, bytes_needed, count, load_training_cells
+from cytomil.pretrain.cells import (
+    TrainingCells,
+    bytes_needed,
+    cell_cache_path,
+    count,
+    load_training_cells,
+    open_cell_cache,
+    write_cell_cache,
+)
 from cytomil.pretrain.checkpoint import RunIdentity, checkpoint_path, load_checkpoint
 from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.instance_label_door import read_training_instance_labels
@@ -41,7 +46,7 @@ from cytomil.pretrain.memory import measured_memory, require_disk, require_memor
 from cytomil.pretrain.methods import Method, load_method, require_consent
 from cytomil.pretrain.processes import OneProcess, Processes
 from cytomil.pretrain.run import Run
-from cytomil.progress import Listener, Problem, Work
+from cytomil.progress import Listener, Problem, Work, require_disk_space
 from cytomil.provenance import code_fingerprint
 
 EpochListener = Callable[[dict[str, Any]], None]

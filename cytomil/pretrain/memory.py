@@ -9,9 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from cytomil.disk import require_disk_space
 from cytomil.errors import SettingsError
-from cytomil.progress import Listener, Memory
+from cytomil.progress import Listener, Memory, require_disk_space
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 

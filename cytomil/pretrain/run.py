@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,12 +22,27 @@ from cytomil.pretrain.diagnostics import Health, examine
 from cytomil.pretrain.memory import keep_freed_memory
 from cytomil.pretrain.methods import Batch, Method
 from cytomil.pretrain.processes import Processes
-from cytomil.pretrain.schedule import learning_rate_at, usual_peak
 from cytomil.pretrain.step import Step
 from cytomil.pretrain.training_encoder import TrainingEncoder
 from cytomil.pretrain.views import ViewMaker
 from cytomil.progress import Count, Listener, Silent
 from cytomil.provenance import now, versions
+
+_FROM_RANDOM, _FROM_WEIGHTS = 0.06, 0.01
+
+
+def usual_peak(from_weights: bool) -> float:
+    """The peak learning rate where none is chosen: lower where training goes on from others' weights."""
+    return _FROM_WEIGHTS if from_weights else _FROM_RANDOM
+
+
+def learning_rate_at(step: int, n_steps: int, warmup_steps: float, peak: float) -> float:
+    """Linear warm-up to ``peak``, then half a cosine down to 0 at ``n_steps`` (SGDR without restarts, 1608.03983)."""
+    if step < warmup_steps:
+        return peak * (step + 1) / (warmup_steps + 1)
+    progress = (step - warmup_steps) / max(1.0, n_steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
 
 # Looking whether the losses are finite waits for the device, so it is done once in so many steps.
 _STEPS_BETWEEN_LOOKS = 50

@@ -2,18 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cytomil.encoders.architecture import Encoder
 from cytomil.pretrain.config import PretrainConfig
-from cytomil.pretrain.flat import FlatWeights
-from cytomil.pretrain.loss_scale import LossScale
 from cytomil.pretrain.methods import Batch, Method
 from cytomil.pretrain.processes import Processes
 from cytomil.pretrain.surgery import combine, inner_products
+
+
+class FlatWeights:
+    """Moves parameters into one buffer (they become views of it) and keeps a gradient a task beside it.
+
+    ``values``, shape (P,), is what the optimiser steps; ``gradients``, shape (T, P), is what was written last. Each
+    parameter keeps its shape and memory format. The module must not be moved to another device afterwards.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        first = self.parameters[0]
+        n = sum(parameter.numel() for parameter in self.parameters)
+        self.values = nn.Parameter(torch.empty(n, dtype=first.dtype, device=first.device))
+        self.gradients = torch.empty(0, n, dtype=first.dtype, device=first.device)
+        self._windows: list[list[Tensor]] = []
+        for parameter, window in zip(self.parameters, self._windows_of(self.values.detach()), strict=True):
+            window.copy_(parameter.detach())
+            parameter.data = window
+
+    def write_gradients(self, tasks: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Copy one gradient a parameter for each task into the buffer kept for them: shape (T, P), reused every step."""
+        if len(tasks) != len(self.gradients):
+            self.gradients = self.gradients.new_empty(len(tasks), self.values.numel())
+            self._windows = [self._windows_of(row) for row in self.gradients]
+        for windows, gradients in zip(self._windows, tasks, strict=True):
+            torch._foreach_copy_(windows, list(gradients))
+        return self.gradients
+
+    def _windows_of(self, flat: Tensor) -> list[Tensor]:
+        start, windows = flat.storage_offset(), []
+        for parameter in self.parameters:
+            windows.append(flat.as_strided(parameter.shape, parameter.stride(), start))
+            start += parameter.numel()
+        return windows
+
+
+# The scale begins at 2^16 and is halved where a gradient overflows: below this, not the scale is at fault.
+_LEAST = 2.0**-10
+
+
+class LossScale:
+    """PyTorch's gradient scaler around one optimiser, where ``precision`` is float16; otherwise it changes nothing.
+
+    Nothing but `is_spent` waits for the device.
+    """
+
+    def __init__(self, device: torch.device, precision: torch.dtype) -> None:
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
+        self._one = torch.ones((), device=device)
+
+    @property
+    def used(self) -> bool:
+        """Whether losses are scaled at all."""
+        return self._scaler.is_enabled()
+
+    def value(self) -> Tensor:
+        """By what losses, and with them gradients, are multiplied now: a scalar of its own."""
+        return self._scaler.scale(self._one)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss whose gradients float16 holds."""
+        return self._scaler.scale(loss)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
+        """One step by scaled gradients, or none where one of them is not finite; then the scale of the next step.
+
+        Returns a scalar, 1 where the step was skipped, else 0; None where losses are not scaled.
+        """
+        if not self.used:
+            optimizer.step()
+            return None
+        before = self.value()
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        return (self.value() < before).float()
+
+    def is_spent(self) -> bool:
+        """Whether gradients overflow at any scale; waits for the device."""
+        return self.used and self._scaler.get_scale() < _LEAST
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step's scale depends on; empty where losses are not scaled."""
+        return self._scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``, or from the first scale where it was made without scaling."""
+        if state:
+            self._scaler.load_state_dict(state)
 
 
 class Step:

@@ -5,15 +5,12 @@ one tile, ``find`` in a whole slide, ``tiles`` joins what tiles hold, ``crops`` 
 says, ``qc`` draws them for a person. OpenSlide, SciPy and scikit-image wait until first used.
 """
 
-from cytomil.slides.crops import iter_crops
-from cytomil.slides.cutting import Cutting
+from cytomil.slides.crops import Cutting, iter_crops
 from cytomil.slides.find import CellFinding, find_cells, iter_cells, require_enough_cells
-from cytomil.slides.handles import Handles
 from cytomil.slides.multi_file import companions_of
-from cytomil.slides.open import SLIDE_SUFFIXES, WHOLE_SLIDE_ONLY_SUFFIXES, Slide, is_slide_file, open_slide
-from cytomil.slides.qc import qc_thumbnail
+from cytomil.slides.open import SLIDE_SUFFIXES, WHOLE_SLIDE_ONLY_SUFFIXES, Handles, Slide, is_slide_file, open_slide
 from cytomil.slides.resolution import Resolutions, read_resolutions
-from cytomil.slides.tiles import Cells
+from cytomil.slides.tiles import Cells, qc_thumbnail
 
 __all__ = [
     "SLIDE_SUFFIXES",

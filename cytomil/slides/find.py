@@ -14,9 +14,8 @@ import numpy as np
 
 from cytomil.errors import NoCellsError, SettingsError
 from cytomil.slides.detect import BLOCK_PX, detect, has_foreground, reach_px
-from cytomil.slides.handles import Handles
-from cytomil.slides.open import Slide
-from cytomil.slides.scanned import is_scanned, reaches_unscanned, with_background
+from cytomil.slides.open import Handles, Slide
+from cytomil.slides.resolution import is_scanned, reaches_unscanned, with_background
 from cytomil.slides.tiles import AROUND, Cells, Tile, join_tiles, tiles_of
 from cytomil.threads import ahead
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cytomil.litter import SNIFFED_BYTES, is_dicom
 from cytomil.pixels import PICTURE_SUFFIXES
-from cytomil.sniff import SNIFFED_BYTES, is_dicom
 
 _MOST_INDEX_BYTES = 4_000_000
 _INDEX_SUFFIXES = frozenset({".vms", ".vmu"})

@@ -7,8 +7,10 @@ The label and macro pictures of a slide (OpenSlide's associated images) are neve
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any
 
@@ -17,9 +19,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from cytomil.errors import PictureError, PixelsNotSquareError, ResolutionError, SlideUnreadableError, why_unreadable
-from cytomil.litter import is_litter
+from cytomil.litter import SNIFFED_BYTES, foreign_content, is_dicom, is_litter
 from cytomil.pixels import PICTURE_SUFFIXES, read_picture
-from cytomil.sniff import SNIFFED_BYTES, foreign_content, is_dicom
 from cytomil.tiff import TiffPage, pages_of_full_size, read_tiff_pages
 
 WHOLE_SLIDE_SUFFIXES = frozenset(
@@ -316,3 +317,28 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) and value > 0 else None
+
+
+class Handles:
+    """Lends a slide to one thread at a time, and opens it as often as there are threads that want it at once."""
+
+    def __init__(self, path: Path, mpp: float | None = None) -> None:
+        self._path, self._mpp = path, mpp
+        self._free: SimpleQueue[Slide] = SimpleQueue()
+
+    @contextmanager
+    def lend(self) -> Iterator[Slide]:
+        """Yield the open slide. Raises as `open_slide` does."""
+        try:
+            slide = self._free.get_nowait()
+        except Empty:
+            slide = open_slide(self._path, self._mpp)
+        try:
+            yield slide
+        finally:
+            self._free.put(slide)
+
+    def close(self) -> None:
+        """Close the handles that nobody holds."""
+        while not self._free.empty():
+            self._free.get_nowait().close()

@@ -25,8 +25,7 @@ from cytomil.errors import (
     WorkersError,
     why_unreadable,
 )
-from cytomil.features.embedder import Embedder, as_lines
-from cytomil.features.layers import seen_px
+from cytomil.features.embedder import Embedder, as_lines, seen_px
 from cytomil.files import sha256_of_file
 from cytomil.mil.ensemble import Assessment, score_shares
 from cytomil.mil.novelty import SlideNovelty

@@ -18,8 +18,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cytomil import files
-from cytomil.triage import score_chart
-from cytomil.triage.score_chart import ScoreChart
+from cytomil.triage import pictures as score_chart
+from cytomil.triage.pictures import ScoreChart
 from cytomil.triage.worklist import Call, SlideResult, Worklist, in_reading_order
 
 _TEMPLATES = "templates"

@@ -25,7 +25,7 @@ from cytomil.errors import (
     why_unreadable,
 )
 from cytomil.features.embed import bag_blocks
-from cytomil.features.feeding import CellBlock, EncodedCells, Preparation, feed, spans
+from cytomil.features.embedder import CellBlock, EncodedCells, Preparation, feed, spans
 from cytomil.files import sha256_of_file, sha256_of_json
 from cytomil.pixels import is_picture, picture_size
 from cytomil.progress import Problem

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cytomil.files import write_bytes, write_json
-from cytomil.spreadsheet import ENCODING, as_text_cell
+from cytomil.text import ENCODING, as_text_cell
 from cytomil.triage.report import write_report
 from cytomil.triage.worklist import SlideResult, Worklist
 

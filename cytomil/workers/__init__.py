@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from cytomil.workers.here import Here
-from cytomil.workers.job import Job, Lost, Place, Workers
+from cytomil.workers.job import Here, Job, Lost, Place, Workers
 from cytomil.workers.side_by_side import SideBySide
 
 __all__ = ["Job", "Lost", "Place", "Workers", "open_workers"]

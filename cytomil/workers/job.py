@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from cytomil.progress import Listener
+from cytomil.progress import Listener, Silent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -60,3 +60,41 @@ class Workers(Protocol):
     ) -> list[Result | Lost]:
         """One result an item, in the items' order. A `CytomilError` that the job raises ends it and is raised here."""
         ...
+
+
+TRIES = 3
+"""How many workers an item may cost before it is given up."""
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An exception on its way from a worker, to be raised by the process that asks."""
+
+    error: Exception
+
+
+class Notes(Silent):
+    """Keeps what a job says while it starts."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, message: str) -> None:
+        """Keep the message."""
+        self.said.append(message)
+
+
+def gave_up(reason: str) -> str:
+    """Why an item has no result, in a line for the user."""
+    return f"the worker was lost {TRIES} times while on it ({reason})."
+
+
+class Here:
+    """The process that asks, with all of the machine's cores."""
+
+    def map(
+        self, job: Job[Item, Result], items: Sequence[Item], listener: Listener, description: str, unit: str
+    ) -> list[Result | Lost]:
+        """See `Workers.map`."""
+        work = job.start(Place(listener))
+        return list(listener.track(work(items), description, len(items), unit))

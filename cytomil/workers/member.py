@@ -15,8 +15,7 @@ from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 from cytomil.errors import CytomilError
-from cytomil.workers.answers import Notes, Raised
-from cytomil.workers.job import Place
+from cytomil.workers.job import Notes, Place, Raised
 
 
 def main() -> None:

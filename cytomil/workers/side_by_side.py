@@ -21,8 +21,7 @@ from typing import Any
 from cytomil.errors import WorkersError
 from cytomil.progress import Listener
 from cytomil.threads import usable_cores
-from cytomil.workers.answers import TRIES, Raised, gave_up
-from cytomil.workers.job import Item, Job, Lost, Result
+from cytomil.workers.job import TRIES, Item, Job, Lost, Raised, Result, gave_up
 
 
 class SideBySide:

@@ -15,7 +15,7 @@ from cytomil.bags import open_bag
 from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.finished_slides import files_of, unfinished
 from cytomil.bags.make import make_bags
-from cytomil.bags.read_slides import ReadingSlides
+from cytomil.bags.whole_slides import ReadingSlides
 from cytomil.progress import Silent
 
 LABELS = "slide,label,split\ns1,0,train\ns2,1,train\ns3,0,test\nf1,1,test\nf2,0,train\n"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cytomil.bags.labels import LabelledSlide, LabelWords, read_labels
+from cytomil.bags.patients import LabelledSlide, LabelWords, read_labels
 from cytomil.errors import SettingsError, TableError
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cytomil.bags import Instance, open_bag
+from cytomil.bags.class_folders import Supply, make_plan, write_simulated_bags
 from cytomil.bags.instance_labels import read_instance_labels
-from cytomil.bags.simulate import Supply, make_plan, write_simulated_bags
 from cytomil.progress import Silent
 
 

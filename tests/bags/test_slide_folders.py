@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from cytomil.bags import open_bag, read_manifest
 from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.instance_labels import read_instance_labels
-from cytomil.bags.labels import LabelledSlide
 from cytomil.bags.make import make_bags
-from cytomil.bags.slide_folders import split_by_patient
+from cytomil.bags.patients import LabelledSlide
+from cytomil.bags.slide_dir import split_by_patient
 from cytomil.errors import BagFileError, NotFoundError, SettingsError, TableError
 from cytomil.progress import Silent
 

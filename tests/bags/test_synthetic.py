@@ -5,8 +5,7 @@ from itertools import islice
 import pytest
 
 from cytomil.bags.images import open_image
-from cytomil.bags.synthetic import synthetic_abnormal, synthetic_normal
-from cytomil.bags.synthetic_cells import ABNORMAL_KINDS, NORMAL_KINDS
+from cytomil.bags.synthetic_cells import ABNORMAL_KINDS, NORMAL_KINDS, synthetic_abnormal, synthetic_normal
 
 SIDES = [(synthetic_normal, 0, NORMAL_KINDS), (synthetic_abnormal, 1, ABNORMAL_KINDS)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cytomil.encoders.architecture import Architecture, Encoder
-from cytomil.encoders.early_stages import early_parameters, usual_frozen_stages
+from cytomil.encoders.stages import early_parameters, usual_frozen_stages
 from cytomil.errors import SettingsError
 
 LITE = "tf_efficientnet_lite0"

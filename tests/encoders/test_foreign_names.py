@@ -8,10 +8,8 @@ import pytest
 import timm
 import torch
 
-from cytomil.encoders.foreign_names import by_order, from_efficientnet_pytorch
-from cytomil.encoders.obtain import obtain
+from cytomil.encoders.obtain import by_order, from_efficientnet_pytorch, obtain, read_state
 from cytomil.encoders.published import find_published
-from cytomil.encoders.state_file import read_state
 
 EGYPTIAN_CAT, ESPRESSO = 285, 967
 

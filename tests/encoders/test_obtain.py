@@ -14,10 +14,9 @@ from timm.models import _registry
 from torchvision.models import resnet18
 
 from cytomil.encoders.architecture import Encoder
-from cytomil.encoders.obtain import cache_folder, obtain
+from cytomil.encoders.obtain import cache_folder, obtain, read_state
 from cytomil.encoders.published import PUBLISHED, Download, Published, TimmWeights, Wheel, find_published
 from cytomil.encoders.start import resolve_start
-from cytomil.encoders.state_file import read_state
 from cytomil.errors import WeightsFileError
 
 

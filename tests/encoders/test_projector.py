@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytomil.encoders.projector import Standardise, make_projector
+from cytomil.encoders.architecture import Standardise, make_projector
 from cytomil.errors import SettingsError
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytomil.evaluate.bootstrap import estimate, estimate_differences
-from cytomil.evaluate.figures import FIGURES, by_unit, units_of
 from cytomil.evaluate.metrics import bag_metrics
-from cytomil.evaluate.runs import Cell, Run
+from cytomil.experiments.bootstrap import estimate, estimate_differences
+from cytomil.experiments.figures import FIGURES, by_unit, units_of
+from cytomil.experiments.runs import Cell, Run
 
 tenths = st.integers(0, 10).map(lambda n: n / 10)
 

@@ -2,11 +2,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from cytomil.evaluate.blocks import make_blocks
-from cytomil.evaluate.pooled import pool_f1
-from cytomil.evaluate.runs import Cell, Run, read_runs
-from cytomil.evaluate.table import make_table
-from cytomil.evaluate.write_tables import markdown
+from cytomil.experiments.blocks import make_blocks
+from cytomil.experiments.runs import Cell, Run, read_runs
+from cytomil.experiments.tables import make_table, pool_f1
+from cytomil.experiments.write_tables import markdown
 
 
 def redrawn(seed, threshold, n=40):

@@ -14,14 +14,12 @@ from typer.testing import CliRunner
 
 from cytomil.app.cli.app import app
 from cytomil.errors import EvaluationError, NotFoundError
-from cytomil.evaluate.blocks import make_blocks
 from cytomil.evaluate.config import EvaluateConfig
-from cytomil.evaluate.figures import FIGURES
-from cytomil.evaluate.paper import is_near, published
-from cytomil.evaluate.runs import Cell, read_runs
-from cytomil.evaluate.table import DONE, FAILED, NOT_RUN, make_table
-from cytomil.evaluate.table_plots import plot_by_rate, plot_by_share
-from cytomil.evaluate.write_tables import csv_of, latex, markdown, write_tables
+from cytomil.experiments.blocks import make_blocks
+from cytomil.experiments.figures import FIGURES
+from cytomil.experiments.runs import Cell, read_runs
+from cytomil.experiments.tables import DONE, FAILED, NOT_RUN, is_near, make_table, published
+from cytomil.experiments.write_tables import csv_of, latex, markdown, plot_by_rate, plot_by_share, write_tables
 
 NAMES = ("simclr", "slam-ags", "fully-supervised")
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from cytomil.errors import NotFoundError, SettingsError
-from cytomil.evaluate.runs import Cell
+from cytomil.experiments.runs import Cell
 from experiments.grid import read_grid
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from cytomil.bags.make import make_bags
-from cytomil.evaluate.runs import Cell, read_runs
+from cytomil.experiments.runs import Cell, read_runs
 from cytomil.progress import Silent
 from experiments.run import choose_best_other, is_done, run_cell
 

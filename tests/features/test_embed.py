@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cytomil import disk
+from cytomil import progress as disk
 from cytomil.bags import open_bag, read_manifest
 from cytomil.bags.bag_file import BagInfo, Instance, write_bag
 from cytomil.bags.manifest import BagRow, write_manifest

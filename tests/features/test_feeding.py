@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cytomil.encoders.transform import CellTransform, decode_cells
-from cytomil.features.feeding import EncodedCells, Preparation, feed, spans
-from cytomil.morphology.descriptors import SIDE, describe
+from cytomil.features.embedder import EncodedCells, Preparation, feed, spans
+from cytomil.morphology.measure import SIDE, describe
 
 
 @given(n=st.integers(0, 700), batch_size=st.integers(1, 300))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
-from cytomil.morphology.descriptors import N_DESCRIPTORS, SIDE, describe
+from cytomil.morphology.measure import N_DESCRIPTORS, SIDE, describe
 
 ROW, COLUMN = np.mgrid[:SIDE, :SIDE]
 PALE, PINK, VIOLET = (250, 235, 215), (230, 150, 170), (90, 40, 140)

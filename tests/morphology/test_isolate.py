@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage as ndi
 
-from cytomil.morphology.isolate import isolate
+from cytomil.morphology.masks import isolate
 
 SIDE = 64
 ROW, COLUMN = np.mgrid[:SIDE, :SIDE]

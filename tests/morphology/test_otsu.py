@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 from skimage.filters import threshold_otsu
 
-from cytomil.morphology.otsu import thresholds
+from cytomil.morphology.masks import thresholds
 
 values_of_eight_bits = stn.arrays(np.float32, (2, 16, 16), elements=st.integers(0, 255).map(float), fill=st.nothing())
 

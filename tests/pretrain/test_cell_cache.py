@@ -5,8 +5,7 @@ from cytomil.bags.manifest import fingerprint, read_manifest
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import CytomilError, SettingsError
 from cytomil.pretrain import loop, memory
-from cytomil.pretrain.cell_cache import cell_cache_path, open_cell_cache, write_cell_cache
-from cytomil.pretrain.cells import load_training_cells
+from cytomil.pretrain.cells import cell_cache_path, load_training_cells, open_cell_cache, write_cell_cache
 from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.loop import pretrain
 from cytomil.progress import Silent

@@ -7,8 +7,7 @@ from torch import nn
 
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.pretrain.processes import OneProcess
-from cytomil.pretrain.small_maps import replace_convolutions
-from cytomil.pretrain.training_encoder import TrainingEncoder
+from cytomil.pretrain.training_encoder import TrainingEncoder, replace_convolutions
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from cytomil.errors import BagFileError
-from cytomil.pretrain.cross_fit import cross_fitted_scores, top_share
+from cytomil.pretrain.methods.its2clr import cross_fitted_scores, top_share
 
 
 def slides(n_bags=8, size=40, n_abnormal=8, dim=6, seed=0):

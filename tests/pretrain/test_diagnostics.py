@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cytomil.pretrain.diagnostics import Health, effective_rank, examine, mean_cosine, spread, variation
-from cytomil.pretrain.schedule import learning_rate_at
+from cytomil.pretrain.run import learning_rate_at
 
 
 def normal(n, d, seed=0):

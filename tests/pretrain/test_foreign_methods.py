@@ -16,8 +16,8 @@ from cytomil.bags.make import make_bags
 from cytomil.errors import SettingsError
 from cytomil.evaluate.config import EvaluateConfig
 from cytomil.evaluate.run import evaluate
-from cytomil.evaluate.runs import read_runs
-from cytomil.evaluate.table import make_table
+from cytomil.experiments.runs import read_runs
+from cytomil.experiments.tables import make_table
 from cytomil.features.config import EmbedConfig
 from cytomil.features.embed import embed
 from cytomil.mil.config import FitMilConfig

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from cytomil import disk
+from cytomil import progress as disk
 from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.make import make_bags
 from cytomil.encoders.bundle import WEIGHTS_NAME, load_bundle

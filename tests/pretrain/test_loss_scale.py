@@ -13,10 +13,9 @@ from cytomil.encoders.bundle import WEIGHTS_NAME, read_card
 from cytomil.errors import DivergedError
 from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.loop import pretrain
-from cytomil.pretrain.loss_scale import LossScale
 from cytomil.pretrain.methods.simclr import SimCLR
 from cytomil.pretrain.processes import OneProcess
-from cytomil.pretrain.step import Step
+from cytomil.pretrain.step import LossScale, Step
 from cytomil.pretrain.surgery import adaptive_weights
 from cytomil.progress import Silent
 
@@ -190,7 +189,7 @@ def test_gradients_that_overflow_at_any_scale_end_the_run(bags, tmp_path, monkey
         return {name: loss + (0 * loss).sqrt() for name, loss in honest(self, encoder, batch).items()}
 
     monkeypatch.setattr(SimCLR, "losses", losses)
-    monkeypatch.setattr("cytomil.pretrain.loss_scale._LEAST", FIRST_SCALE / 2**4)
+    monkeypatch.setattr("cytomil.pretrain.step._LEAST", FIRST_SCALE / 2**4)
     with pytest.raises(DivergedError, match="a gradient became NaN or infinite"):
         pretrain(settings(bags, tmp_path / "e", method="simclr"), Silent())
     assert not (tmp_path / "e").exists()

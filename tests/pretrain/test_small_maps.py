@@ -4,10 +4,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from cytomil.encoders.architecture import Architecture, Encoder
-from cytomil.pretrain import small_maps
+from cytomil.pretrain import training_encoder as small_maps
 from cytomil.pretrain.processes import OneProcess
-from cytomil.pretrain.small_maps import SmallMapConv
-from cytomil.pretrain.training_encoder import TrainingEncoder
+from cytomil.pretrain.training_encoder import SmallMapConv, TrainingEncoder
 
 CONVOLUTIONS = [
     # side, kernel, stride, padding

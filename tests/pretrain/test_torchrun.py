@@ -16,9 +16,8 @@ from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.make import make_bags
 from cytomil.encoders.architecture import resolve_architecture
 from cytomil.encoders.bundle import WEIGHTS_NAME, read_card
-from cytomil.pretrain import torchrun
-from cytomil.pretrain.processes import OneProcess
-from cytomil.pretrain.shared_batch_norm import SharedBatchNorm, replace_batch_norms
+from cytomil.pretrain import processes as torchrun
+from cytomil.pretrain.processes import OneProcess, SharedBatchNorm, replace_batch_norms
 from cytomil.pretrain.training_encoder import TrainingEncoder
 from cytomil.progress import Silent
 
@@ -216,7 +215,7 @@ def test_without_torchrun_nothing_distributed_is_started():
     code = (
         "import sys, torch\nfrom cytomil.pretrain.processes import training_processes\nimport cytomil.pretrain.loop\n"
         "with training_processes('cpu') as p: assert p.count == 1\n"
-        "assert 'cytomil.pretrain.torchrun' not in sys.modules\n"
+        "assert 'cytomil.pretrain.processes' not in sys.modules\n"
         "assert not torch.distributed.is_initialized()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT | {"WORLD_SIZE": "1"})

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cytomil.slides import CellFinding, find_cells
-from cytomil.slides.scanned import is_scanned, reaches_unscanned, with_background
+from cytomil.slides.resolution import is_scanned, reaches_unscanned, with_background
 
 OPAQUE = np.full((120, 120), 255, np.uint8)
 

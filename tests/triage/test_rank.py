@@ -23,7 +23,7 @@ from cytomil.mil.triage_model import load_triage_model
 from cytomil.pretrain.config import PretrainConfig
 from cytomil.pretrain.loop import pretrain
 from cytomil.progress import Silent
-from cytomil.spreadsheet import from_text_cell
+from cytomil.text import from_text_cell
 from cytomil.triage.beforehand import work_on
 from cytomil.triage.config import RankConfig
 from cytomil.triage.rank import rank

@@ -305,7 +305,8 @@ class Counted:
 
     def __init__(self, monkeypatch):
         self.names = []
-        from cytomil.slides import handles, resolution
+        from cytomil.slides import open as handles
+        from cytomil.slides import resolution
 
         real = resolution.open_slide
 

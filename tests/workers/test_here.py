@@ -2,7 +2,8 @@ import pytest
 
 from cytomil.errors import NoCellsError, WorkersError
 from cytomil.progress import Silent
-from cytomil.workers import cluster, open_workers
+from cytomil.workers import on_ray as cluster
+from cytomil.workers import open_workers
 from tests.workers.jobs import Square
 
 

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from cytomil.workers.interrupts import kept_interrupts
+from cytomil.workers.on_ray import kept_interrupts
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from cytomil.triage.rank import rank
 from cytomil.triage.worklist import Call
 from cytomil.triage.write import write_worklist
 from cytomil.workers import Lost, open_workers
-from cytomil.workers.cluster import connected
+from cytomil.workers.on_ray import connected
 from tests.workers.jobs import Square
 
 pytestmark = pytest.mark.long

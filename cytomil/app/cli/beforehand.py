@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from cytomil.forecast import Forecast
-from cytomil.progress import Work
+from cytomil.progress import Forecast, Work
 
 _COLUMNS = 80
 _WORTH_TELLING_S = 20

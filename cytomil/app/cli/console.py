@@ -29,8 +29,7 @@ from rich.text import Text
 
 from cytomil.app.cli.beforehand import duration, told_beforehand
 from cytomil.errors import CytomilError, EndedElsewhereError
-from cytomil.forecast import Pace
-from cytomil.progress import Count, Problem, Work
+from cytomil.progress import Count, Pace, Problem, Work
 from cytomil.text import printable
 
 T = TypeVar("T")

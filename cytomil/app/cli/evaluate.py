@@ -152,7 +152,7 @@ def _interval(figure: CrossValidated) -> str:
 
 
 def _show_tables(settings: EvaluateConfig, as_json: bool, accept_left_out: bool) -> None:
-    from cytomil.evaluate.write_tables import write_tables
+    from cytomil.experiments.write_tables import write_tables
 
     with output_folder(settings.out, RichListener().note, replaced=False):
         runs, table, blocks, folder = write_tables(settings)

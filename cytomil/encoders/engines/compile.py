@@ -3,31 +3,69 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
+from cytomil.bags.manifest import open_listed, read_manifest
 from cytomil.encoders.bundle import ENGINES_FOLDER, EncoderBundle, load_bundle, pick_device
 from cytomil.encoders.engines import ncnn, openvino, tensorrt, torch_compile
 from cytomil.encoders.engines.agreement import LEAST_CELLS, agreement, refusal
-from cytomil.encoders.engines.batches import batch_of
-from cytomil.encoders.engines.cells import training_cells
 from cytomil.encoders.engines.config import CompileConfig
 from cytomil.encoders.engines.eager import EagerEngine
-from cytomil.encoders.engines.engine import Engine
+from cytomil.encoders.engines.engine import Engine, batch_of
 from cytomil.encoders.engines.record import EngineRecord, engine_name, machine, versions_of
-from cytomil.encoders.engines.speed import images_per_second
-from cytomil.encoders.engines.start import start_engine
+from cytomil.encoders.engines.select import start_engine
 from cytomil.encoders.stages import layer_of
+from cytomil.encoders.transform import CellTransform, decode_cells
 from cytomil.errors import BagFileError, EngineError, EngineRefusedError
 from cytomil.files import replacing_folder, sha256_of_file
 from cytomil.layer import Layer
 from cytomil.progress import Listener
 from cytomil.provenance import code_fingerprint, now
+
+
+def training_cells(bags: Path, transform: CellTransform, n: int, least: int, seed: int) -> np.ndarray:
+    """Up to ``n`` cells drawn at random from all training bags, uint8 (m, S, S, 3); unreadable ones are left out.
+
+    Raises `EngineError` where fewer than ``least`` can be had, `NotFoundError` or `BagFileError` for the bags.
+    """
+    manifest = read_manifest(bags)
+    opened = [open_listed(manifest, row) for row in manifest.rows if row.split == "train"]
+    places = [(bag, i) for bag in opened for i in range(len(bag))]
+    drawn = sorted(np.random.default_rng(seed).permutation(len(places))[:n])
+    chosen = [places[i] for i in drawn]
+    encoded = [bag.images(i, i + 1)[0] for bag, i in chosen]
+    pixels, _, _ = decode_cells(encoded, [bag.instance_ids[i] for bag, i in chosen], transform)
+    if len(pixels) < least:
+        raise EngineError(
+            f"{bags} has {len(pixels)} readable cells in training bags; compiling takes at least {least}. "
+            "Name bags with more cells with --bags."
+        )
+    # Drawn in the order of the bags, they are mixed again, so that halves of them are alike.
+    return pixels[np.random.default_rng(seed).permutation(len(pixels))]
+
+
+_REPEATS = 5
+
+
+def images_per_second(engine: Engine, eager: Engine, pixels: np.ndarray) -> tuple[float, float]:
+    """Medians over five turns on ``pixels``, uint8 (N, S, S, 3), after one that does not count."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(_REPEATS + 1):
+        for runner, taken in zip((engine, eager), seconds, strict=True):
+            start = time.perf_counter()
+            runner.embed(pixels)
+            taken.append(time.perf_counter() - start)
+    ours, theirs = (len(pixels) / median(taken[1:]) for taken in seconds)
+    return ours, theirs
+
 
 _PRECISIONS = {
     "openvino": openvino.PRECISIONS,

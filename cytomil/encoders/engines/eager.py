@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from cytomil.allocator import keep_freed_memory
 from cytomil.encoders.architecture import Encoder
-from cytomil.encoders.engines.batches import cache_sized_batch
+from cytomil.encoders.engines.engine import cache_sized_batch
 from cytomil.encoders.stages import Layers, layer_dim
 from cytomil.layer import Layer
+from cytomil.threads import keep_freed_memory
 
 
 class EagerEngine:

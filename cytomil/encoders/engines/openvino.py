@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cytomil.encoders.architecture import Encoder
-from cytomil.encoders.engines.batches import batch_of, padded
+from cytomil.encoders.engines.engine import batch_of, padded
 from cytomil.encoders.stages import Layers
 from cytomil.layer import Layer
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from cytomil.encoders.architecture import Encoder
-from cytomil.encoders.engines.batches import batch_of, padded
 from cytomil.encoders.engines.eager import to_unit_range
+from cytomil.encoders.engines.engine import batch_of, padded
 from cytomil.encoders.stages import Layers, layer_dim
 from cytomil.layer import Layer
 

@@ -1,6 +1,5 @@
 """The pretraining methods, loaded by name. `cytomil.registry` lists them; docs/methods.md shows how to add one."""
 
-from cytomil.pretrain.methods.base import Batch, Method
-from cytomil.pretrain.methods.load import load_method, require_consent
+from cytomil.pretrain.methods.base import Batch, Method, load_method, require_consent
 
 __all__ = ["Batch", "Method", "load_method", "require_consent"]

@@ -8,8 +8,8 @@ from torch import Tensor
 from cytomil.encoders.architecture import Encoder
 from cytomil.pretrain.cells import TrainingCells
 from cytomil.pretrain.config import PretrainConfig
-from cytomil.pretrain.embedding import embed_cells
 from cytomil.pretrain.methods.base import Batch, Method
+from cytomil.pretrain.training_encoder import embed_cells
 
 _CELLS = 256
 

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from cytomil.app.cli.beforehand import duration, size, told_beforehand
 from cytomil.app.cli.console import RichListener
-from cytomil.forecast import Forecast
-from cytomil.progress import Memory, Work
+from cytomil.progress import Forecast, Memory, Work
 
 NO_GPU = "No GPU was found. One would be used by itself; its gain was never measured."
 

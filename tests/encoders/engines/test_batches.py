@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytomil.encoders.engines.batches import batch_of, cache_sized_batch, padded
+from cytomil.encoders.engines.engine import batch_of, cache_sized_batch, padded
 
 
 @pytest.mark.parametrize(("size", "batch"), [(24, 64), (32, 64), (64, 64), (112, 32), (224, 8), (512, 8)])

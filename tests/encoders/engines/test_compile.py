@@ -10,8 +10,7 @@ from cytomil.encoders.bundle import load_bundle, save_bundle
 from cytomil.encoders.engines import agreement as agreement_module
 from cytomil.encoders.engines import compile as compile_module
 from cytomil.encoders.engines import open_engine
-from cytomil.encoders.engines.cells import training_cells
-from cytomil.encoders.engines.compile import compile_by_default, compile_engine
+from cytomil.encoders.engines.compile import compile_by_default, compile_engine, training_cells
 from cytomil.encoders.engines.config import CompileConfig
 from cytomil.encoders.engines.record import read_record
 from cytomil.encoders.stages import default_layer, layer_dim

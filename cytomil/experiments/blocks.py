@@ -6,11 +6,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cytomil.evaluate.bootstrap import LEVEL, Estimate
-from cytomil.evaluate.figures import FIGURES, Figure
-from cytomil.evaluate.paper import SOURCE, TITLES, published
-from cytomil.evaluate.runs import OWN
-from cytomil.evaluate.table import DONE, Entry, Table
+from cytomil.experiments.bootstrap import LEVEL, Estimate
+from cytomil.experiments.figures import FIGURES, Figure
+from cytomil.experiments.runs import OWN
+from cytomil.experiments.tables import DONE, SOURCE, TITLES, Entry, Table, published
 
 COLLAPSED, FAILED_SOME, CEILING = "†", "‡", "§"
 MAIN_FIGURES = ("f1", "recall_at_40pct")

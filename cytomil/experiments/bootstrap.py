@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cytomil.evaluate.figures import FIGURES, Counts, units_of
-from cytomil.evaluate.runs import Run
+from cytomil.experiments.figures import FIGURES, Counts, units_of
+from cytomil.experiments.runs import Run
 
 LEVEL = 0.95
 

@@ -1,0 +1,1 @@
+"""Many runs: their records in tables and figures like the paper's."""
