@@ -8,7 +8,7 @@ from cytomil.app.cli.beforehand import duration, size, told_beforehand
 from cytomil.app.cli.console import RichListener
 from cytomil.progress import Forecast, Memory, Work
 
-NO_GPU = "No GPU was found. One would be used by itself; its gain was never measured."
+NO_GPU = "No GPU was found. One is used automatically; docs/benchmarks.md has its gain."
 
 
 class Clock:
