@@ -46,7 +46,7 @@ class _CallablePackage(ModuleType):
 
 
 class _Cytomil(ModuleType):
-    """This package. It makes the packages callable that are functions too."""
+    """The type of `cytomil` itself: it makes the packages callable that are functions too."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in _PACKAGES_AND_FUNCTIONS and isinstance(value, ModuleType):
