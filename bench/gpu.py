@@ -1,4 +1,4 @@
-"""The default recipe on a GPU: cells a second of its engines, of embed and of rank, and views a second of pretraining.
+"""The default recipe on a GPU: cells a second of its engines, of embed and of rank, and cells per second of pretraining.
 
 Real blood-smear cells. Engines run on decoded cells in memory; embed and rank go from bag files to caches and to scores,
 starting Python not included. Pretraining is SLAM-AGS at 224 px, ResNet-18, the second of two epochs.
@@ -48,8 +48,8 @@ def measure(options: argparse.Namespace) -> Measured:
         rates = inference(Path(folder), options)
         views = {name: training(Path(folder), options, name) for name in TRAININGS}
     rows = [{"what": name, "cells/s": f"{rate:,.0f}"} for name, rate in rates.items()]
-    trained = [{"pretraining": name, "views/s": f"{rate:,.0f}"} for name, rate in views.items()]
-    results = {"gpu": gpu, "cells_per_second": rates, "views_per_second": views}
+    trained = [{"pretraining": name, "cells/s": f"{rate:,.0f}"} for name, rate in views.items()]
+    results = {"gpu": gpu, "cells_per_second": rates, "pretraining_cells_per_second": views}
     return Measured(results, (f"{gpu}, torch {torch.__version__}.", Table.of(*rows), Table.of(*trained)))
 
 
@@ -108,7 +108,7 @@ def inference(root: Path, options: argparse.Namespace) -> dict[str, float]:
 
 
 def training(root: Path, options: argparse.Namespace, name: str) -> float:
-    """Views a second of the second epoch."""
+    """Cells per second of the second epoch."""
     from cytomil.pretrain.config import PretrainConfig
     from cytomil.pretrain.loop import pretrain
     from cytomil.progress import Silent

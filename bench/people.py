@@ -115,9 +115,8 @@ def held_out_cells(features: Path, bags: Path, aggregator: str, seed: int) -> di
     from cytomil.evaluate.metrics import instance_metrics
     from cytomil.features.index import read_index
     from cytomil.mil.config import FitMilConfig
-    from cytomil.mil.cross_validate import assign_folds
+    from cytomil.mil.cross_validate import assign_folds, training_epochs
     from cytomil.mil.fit import training_bags
-    from cytomil.mil.train import training_epochs
     from cytomil.progress import Silent
 
     opened = read_index(features).open("all")

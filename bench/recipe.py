@@ -283,7 +283,7 @@ def fit(cells: Cells, bags: Sequence[Drawn], aggregator: str, seed: int) -> Scor
 
     from cytomil.mil.bags import TrainingBag
     from cytomil.mil.config import FitMilConfig
-    from cytomil.mil.train import training_epochs
+    from cytomil.mil.cross_validate import training_epochs
 
     if aggregator == CEILING:
         return _supervised(cells, bags)

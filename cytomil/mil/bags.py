@@ -1,24 +1,30 @@
-"""Bags of embeddings as fitting sees them."""
+"""Bags of embeddings for fitting: their standardisation, and how they are split into folds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_FARTHEST = 1e12
-# Of the dimensions' typical spread: one that hardly moved in training must not outshout the others when it moves later.
-_LEAST_SPREAD = 0.1
+_MAX_VALUE = 1e12
+# Relative to the group's typical spread. A dimension that hardly moved in training must not dominate when it moves later.
+_MIN_RELATIVE_SPREAD = 0.1
 
 
 @dataclass(frozen=True)
 class TrainingBag:
-    """One bag's features, its label and its patient (the bag's own id where unknown).
+    """One bag's features, its label and its patient.
 
-    ``stored`` (N, D) are the features as memory holds them, float16 or float32. ``groups`` are the widths of groups of columns
-    that belong together, such as an encoder's stages; empty for a single one. ``standardise`` is applied on reading.
+    Args:
+        bag_id: the bag's name.
+        stored: (N, D), the features as memory holds them, float16 or float32.
+        label: 0 or 1.
+        patient: the patient's name; where unknown, one of the bag's own.
+        groups: widths of groups of columns that belong together, such as an encoder's stages. Empty: one group.
+        standardise: applied to the features whenever they are read.
     """
 
     bag_id: str
@@ -38,7 +44,7 @@ class TrainingBag:
 
     @property
     def values(self) -> Tensor:
-        """The features, float32 (N, D), standardised where that was asked for; made anew at each call, to save memory."""
+        """The features, float32 (N, D), standardised if asked for. Each access computes them again, to save memory."""
         return self.some(slice(None))
 
     def some(self, cells: slice | Tensor) -> Tensor:
@@ -47,10 +53,10 @@ class TrainingBag:
         return kept if self.standardise is None else self.standardise(kept)
 
 
-def drawn_together(bags: Sequence[TrainingBag], most: int, seed: int) -> Tensor:
-    """At most ``most`` of all the bags' cells, drawn without replacement: float32 (≤ most, D)."""
+def drawn_together(bags: Sequence[TrainingBag], max_cells: int, seed: int) -> Tensor:
+    """Draw up to ``max_cells`` of all the bags' cells without replacement: float32 (≤ max_cells, D)."""
     sizes = [len(bag) for bag in bags]
-    drawn = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed))[:most].sort().values
+    drawn = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed))[:max_cells].sort().values
     starts = [0, *torch.tensor(sizes).cumsum(0).tolist()]
     bounds = torch.searchsorted(drawn, torch.tensor(starts)).tolist()
     return torch.cat(
@@ -62,42 +68,66 @@ def drawn_together(bags: Sequence[TrainingBag], most: int, seed: int) -> Tensor:
 
 
 def split(columns: Tensor, groups: Sequence[int]) -> tuple[Tensor, ...]:
-    """The groups of columns, (…, D) → one (…, width) for each of ``groups``, all of them if there are none."""
+    """Split columns into groups: (…, D) → one (…, width) per group. Without groups, all columns are one group."""
     return columns.split(list(groups), dim=-1) if groups else (columns,)
 
 
-def least_spread(std: Tensor) -> float:
-    """The least that any dimension's spread counts for, from the spreads of all of its group, (d,)."""
-    return max(_LEAST_SPREAD * float(std.square().mean().sqrt()) if len(std) else 0.0, 1e-6)
+def min_spread(std: Tensor) -> float:
+    """The lower limit of a dimension's standard deviation, given those of its whole group, (d,)."""
+    return max(_MIN_RELATIVE_SPREAD * float(std.square().mean().sqrt()) if len(std) else 0.0, 1e-6)
 
 
 @dataclass(frozen=True)
 class Standardiser:
-    """Brings embeddings to zero mean and unit variance a dimension, by the training bags' own. Both shape (D,)."""
+    """Brings each dimension to zero mean and unit variance over the training bags. ``mean`` and ``std`` are (D,)."""
 
     mean: Tensor
     std: Tensor
 
     @classmethod
     def of(cls, bags: Sequence[TrainingBag]) -> Standardiser:
-        """Measured over all instances of ``bags``.
+        """Measure mean and standard deviation over all instances of ``bags``.
 
-        A dimension's spread counts for at least a tenth of the root mean square of its group: networks have dimensions that
-        are silent in training, and a new slide may wake them.
+        A dimension's standard deviation counts as at least a tenth of the root mean square of its group. Networks have
+        dimensions that are silent in training, and a new slide may wake them.
         """
         n = sum(len(bag) for bag in bags)
-        # A bag at a time, and about the mean: the sum of squares itself would lose the spread of what lies far from 0.
+        # One bag at a time, and about the mean: a plain sum of squares loses the spread of values far from 0.
         mean = sum((bag.values.double().sum(dim=0) for bag in bags), start=torch.zeros(bags[0].dim).double()) / n
         squares = ((bag.values.double() - mean).square().sum(dim=0) for bag in bags)
         std = (sum(squares, start=torch.zeros_like(mean)) / n).sqrt().float()
         return cls(
             mean.float(),
-            torch.cat([part.clamp(min=least_spread(part)) for part in split(std, bags[0].groups)]),
+            torch.cat([part.clamp(min=min_spread(part)) for part in split(std, bags[0].groups)]),
         )
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Embeddings (N, D) → standardised embeddings (N, D).
+        """Standardise embeddings, (N, D) → (N, D), clipped to ±1e12 so that squares do not overflow float32."""
+        return ((values - self.mean) / self.std).clamp_(-_MAX_VALUE, _MAX_VALUE)
 
-        They lie within ±1e12: what is farther out differs in nothing that matters, but its squares would overflow float32.
-        """
-        return ((values - self.mean) / self.std).clamp_(-_FARTHEST, _FARTHEST)
+
+def spread_folds(bags: Sequence[TrainingBag], max_folds: int) -> tuple[np.ndarray, bool]:
+    """Spread bags over folds, by patient where possible.
+
+    Every fold holds a negative bag, and outside each fold there are bags of both labels. If a label has only one patient,
+    bags are held out instead of patients. If it has only one bag, nothing can be held out: all bags are one fold.
+
+    Args:
+        bags: of both labels.
+        max_folds: maximum number of folds, ≥ 1.
+
+    Returns:
+        Each bag's fold, (n_bags,), counted from 0, and whether each patient is in one fold only.
+    """
+    for group_of in (lambda bag: bag.patient, lambda bag: bag.bag_id):
+        groups = [list(dict.fromkeys(group_of(bag) for bag in bags if bag.label == label)) for label in (0, 1)]
+        n_folds = min(max_folds, *map(len, groups))
+        # A patient with bags of both labels keeps the fold of its negative bags.
+        fold_of = {group: i % n_folds for side in reversed(groups) for i, group in enumerate(side)}
+        fold = np.array([fold_of[group_of(bag)] for bag in bags])
+        if n_folds > 1 and all(
+            len({bag.label for bag, other in zip(bags, fold, strict=True) if other != number}) == 2
+            for number in range(n_folds)
+        ):
+            return fold, all(len(set(fold[[bag.patient == one.patient for bag in bags]])) == 1 for one in bags)
+    return np.zeros(len(bags), dtype=int), False

@@ -1,4 +1,4 @@
-"""How `fit-mil` fits a triage model."""
+"""The settings of `fit-mil`."""
 
 from __future__ import annotations
 
@@ -8,24 +8,36 @@ from typing import Literal
 
 from pydantic import Field
 
-from cytomil.config import Config
-
-
-class Prototypes(StrEnum):
-    """How PAMIL's prototypes start."""
-
-    RANDOM = "random"
-    KMEANS = "kmeans"
+from cytomil.config import Config, OwnOptions
 
 
 class InstanceScore(StrEnum):
-    """What an aggregator says of one instance."""
+    """What an instance's score measures."""
 
     EVIDENCE = "evidence"
     ATTENTION = "attention"
 
 
-class FitMilConfig(Config):
+class FitConfig(Config):
+    """What every aggregator may need while it is fitted. The defaults suit a notebook; a seed is an argument of its own."""
+
+    learning_rate: float = Field(1e-3, gt=0, description="learning rate of Adam")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of Adam")
+    top_share: float = Field(
+        0.03,
+        gt=0,
+        le=1,
+        description="fraction of a bag's cells that top-k, density-ratio, self-paced and one-class scorers pool",
+    )
+    folds: int = Field(4, ge=2, description="cross-validation folds, by patient where known")
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto",
+        description="format of PAMIL's matrix products in fitting; auto: bf16 where the processor has it, else float32",
+    )
+    workers: int = Field(0, ge=0, description="fits side by side; 0: one per core; the result is the same")
+
+
+class FitMilConfig(FitConfig):
     """From feature caches to the triage model."""
 
     features: Path = Field(Path("data/features"), description="folder of feature caches")
@@ -36,37 +48,21 @@ class FitMilConfig(Config):
         description="self-paced, density-ratio, pamil, abmil, dtfd-mil, clam, transmil, mean, max, top-k; "
         "one-class: knn, mahalanobis, ocsvm, gaussian",
     )
-    n_prototypes: int = Field(10, ge=1, description="PAMIL's prototypes")
-    prototypes: Prototypes = Field(Prototypes.RANDOM, description="how PAMIL's prototypes start")
-    prototype_branch: bool = Field(
-        False, description="PAMIL: the original's prototypes classify the bag along with attention"
+    options: OwnOptions = Field(
+        {},
+        description="settings of the aggregator's own, such as pamil's n_prototypes; `fit-mil --aggregator NAME --help` "
+        "lists them",
     )
-    instance_branch: bool = Field(False, description="PAMIL: the original's pseudo labels of instances train it too")
-    epochs: int = Field(60, ge=1, description="most epochs; cross-validation chooses how many of them")
-    learning_rate: float = Field(1e-3, gt=0, description="learning rate of Adam")
-    weight_decay: float = Field(0.0, ge=0, description="weight decay of Adam")
-    cluster_weight: float = Field(0.005, ge=0, description="weight of each of PAMIL's two cluster losses")
-    top_share: float = Field(
-        0.03,
-        gt=0,
-        le=1,
-        description="share of a bag's cells that top-k, density-ratio, self-paced and one-class scorers pool",
-    )
+    epochs: int = Field(60, ge=1, description="maximum number of epochs; cross-validation chooses how many of them")
     cells_per_bag: int = Field(
         2000, ge=0, description="cells of each bag that fitting reads, drawn by seed; 0: all of them"
     )
-    folds: int = Field(4, ge=2, description="cross-validation folds, by patient where known")
     ensemble: int = Field(3, ge=1, description="models from different seeds, averaged")
     instance_score: InstanceScore = Field(
         InstanceScore.EVIDENCE,
         description="what ranks cells: evidence, the odds of a bag of that cell alone; or attention",
     )
     sensitivity: float = Field(
-        0.95, gt=0, le=1, description="share of positive held-out bags kept out of 'low priority'"
+        0.95, gt=0, le=1, description="fraction of positive held-out bags kept out of 'low priority'"
     )
-    precision: Literal["auto", "float32", "bf16"] = Field(
-        "auto",
-        description="format of PAMIL's matrix products in fitting; auto: bf16 where the processor has it, else float32",
-    )
-    workers: int = Field(0, ge=0, description="fits side by side; 0: one per core; the result is the same")
     seed: int = Field(0, ge=0, description="seed of folds, weights and order")

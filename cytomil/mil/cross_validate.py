@@ -1,27 +1,42 @@
-"""Cross-validation over training bags: how long to train, and where to draw the line. No test bag comes near it."""
+"""Fit aggregators side by side, and cross-validate them over the training bags. Test bags have no part in it.
+
+Cross-validation gives the number of epochs and the held-out probabilities that thresholds are chosen from.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from threading import Event
+from typing import TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from cytomil.errors import FeatureFileError
 from cytomil.mil.aggregators.base import Aggregator, JudgedBags
-from cytomil.mil.aggregators.registry import find_aggregator
+from cytomil.mil.aggregators.registry import find_aggregator, own_config
 from cytomil.mil.bags import Standardiser, TrainingBag
-from cytomil.mil.config import FitMilConfig
-from cytomil.mil.train import fit_side_by_side, positive_probability, training_epochs
+from cytomil.mil.config import FitMilConfig, InstanceScore
 from cytomil.progress import Listener
+from cytomil.threads import usable_cores
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """Each training bag's probability from models that did not see its patient.
 
-    ``probabilities`` (n_bags,) at the chosen number of epochs; ``fold`` (n_bags,) is the fold that held the bag out;
-    ``loss_by_epoch`` (epochs,) is the mean held-out log loss. What is not fitted over epochs counts as one epoch.
+    Args:
+        probabilities: (n_bags,), 0 to 1, after ``n_epochs`` epochs.
+        fold: (n_bags,), the fold that held the bag out.
+        n_epochs: the chosen number of epochs; 1 for aggregators without epochs.
+        loss_by_epoch: (epochs,), the mean held-out log loss in nats.
     """
 
     probabilities: np.ndarray
@@ -31,9 +46,11 @@ class HeldOut:
 
 
 def cross_validate(bags: Sequence[TrainingBag], settings: FitMilConfig, listener: Listener) -> HeldOut:
-    """Hold every bag out once: by one fit where the aggregator does so itself (`of_judged`), else by `over_folds`.
+    """Hold every bag out once: in one fit if the aggregator does so itself (`of_judged`), else by `over_folds`.
 
-    Raises `FeatureFileError` where a label has fewer than two patients.
+    Raises:
+        FeatureFileError: a label has fewer than two patients.
+        SettingsError: there is no such aggregator, or it does not take ``settings.options``.
     """
     require_two_patients(bags)
     if find_aggregator(settings.aggregator).holds_out:
@@ -49,10 +66,10 @@ def cross_validate(bags: Sequence[TrainingBag], settings: FitMilConfig, listener
 
 
 def over_folds(bags: Sequence[TrainingBag], settings: FitMilConfig, listener: Listener) -> HeldOut:
-    """Train on all folds but one, for every fold and seed of the ensemble, and watch the held-out bags epoch by epoch.
+    """Train on all folds but one, for every fold and seed of the ensemble, and assess the held-out bags every epoch.
 
-    The number of epochs is the one with the least held-out log loss of the averaged ensemble. Raises `FeatureFileError`
-    where a label has fewer than two patients.
+    The chosen number of epochs minimises the held-out log loss of the averaged ensemble. Raises `FeatureFileError` if a
+    label has fewer than two patients.
     """
     folds = assign_folds(bags, settings)
     labels = np.array([bag.label for bag in bags])
@@ -85,9 +102,9 @@ def over_folds(bags: Sequence[TrainingBag], settings: FitMilConfig, listener: Li
 
 
 def of_judged(judged: JudgedBags | None) -> HeldOut | None:
-    """The bags that an aggregator held out itself, where no patient stands in two of its folds.
+    """The bags that an aggregator held out itself. None if a patient is in two of its folds.
 
-    Scorer and curve of probability are of other patients' bags. The features' standardisation alone has seen all cells.
+    Scorer and logistic curve were fitted to other patients' bags. Only the features' standardisation has seen all cells.
     """
     if judged is None or judged.fold is None or judged.apart is None:
         return None
@@ -101,7 +118,7 @@ def _log_loss(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def require_two_patients(bags: Sequence[TrainingBag]) -> int:
-    """The patients of the label that has fewer, at least two. Raises `FeatureFileError` where it has not."""
+    """The number of patients of the rarer label. Raises `FeatureFileError` if it is below two."""
     fewest = min(len({bag.patient for bag in bags if bag.label == label}) for label in (0, 1))
     if fewest < 2:
         raise FeatureFileError(
@@ -112,7 +129,10 @@ def require_two_patients(bags: Sequence[TrainingBag]) -> int:
 
 
 def assign_folds(bags: Sequence[TrainingBag], settings: FitMilConfig) -> np.ndarray:
-    """The fold of each bag, (n_bags,): no patient in two folds, both labels in every fold."""
+    """The fold of each bag, (n_bags,): no patient in two folds, both labels in every fold.
+
+    Raises `FeatureFileError` if a label has fewer than two patients.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
     fewest = require_two_patients(bags)
@@ -126,10 +146,99 @@ def assign_folds(bags: Sequence[TrainingBag], settings: FitMilConfig) -> np.ndar
 
 
 def member_seed(settings: FitMilConfig, member: int) -> int:
-    """The seed of one model of the ensemble."""
+    """The seed of one member of the ensemble."""
     return settings.seed * 1_000 + member
 
 
 def n_members(kind: type[Aggregator], settings: FitMilConfig) -> int:
-    """How many models are averaged."""
+    """The number of models that are averaged."""
     return settings.ensemble if kind.averaged else 1
+
+
+def training_epochs(
+    bags: Sequence[TrainingBag],
+    settings: FitMilConfig,
+    epochs: int,
+    seed: int,
+    standardise: Standardiser | None = None,
+) -> Iterator[tuple[Aggregator, Standardiser]]:
+    """Fit the chosen aggregator to ``bags``. Yields it with its standardiser after every epoch; without epochs, once.
+
+    Args:
+        bags: of both labels, not standardised.
+        settings: the aggregator, its own settings and those that all share.
+        epochs: number of epochs.
+        seed: decides every random choice.
+        standardise: of these bags, if it is known already.
+
+    Raises:
+        SettingsError: there is no such aggregator, or it does not take ``settings.options``.
+    """
+    kind, options = find_aggregator(settings.aggregator), own_config(settings.aggregator, settings.options)
+    standardise = standardise or Standardiser.of(bags)
+    inputs = [replace(bag, standardise=standardise) for bag in bags]
+    for aggregator in kind.fit(inputs, settings, options, epochs, seed):
+        yield aggregator, standardise
+
+
+def positive_probability(model: Aggregator, values: Tensor) -> float:
+    """The probability of the positive class for one standardised bag, (N, D)."""
+    # Attention, if there is any, is a by-product. Evidence would be computed for every instance and discarded.
+    kind = InstanceScore.ATTENTION if InstanceScore.ATTENTION in model.meaning else InstanceScore.EVIDENCE
+    return model.assess(values, kind)[0]
+
+
+class StoppedError(Exception):
+    """Another fit failed, or the user interrupted: this one can stop."""
+
+
+def fit_side_by_side(
+    jobs: Sequence[Job],
+    fit: Callable[[Job, Callable[[], None]], Result],
+    workers: int,
+    listener: Listener,
+    description: str,
+) -> list[Result]:
+    """Run ``fit(job, check)`` for every job in threads, and return the results in the jobs' order.
+
+    Threads, not processes: PyTorch releases the interpreter lock while it computes, the bags are in memory once, and
+    nothing has to start up. Each uses a single PyTorch thread, so the result is the same for any number of workers.
+
+    Args:
+        jobs: what to fit.
+        fit: fits one job. A long one calls ``check`` from time to time, which raises `StoppedError` if another failed.
+        workers: number of jobs at a time; 0: one per core.
+        listener: is told about progress.
+        description: of the work, for the listener.
+    """
+    stop = Event()
+
+    def check() -> None:
+        if stop.is_set():
+            raise StoppedError
+
+    count = min(len(jobs), workers or usable_cores())
+    with one_thread(), ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = [pool.submit(fit, job, check) for job in jobs]
+        try:
+            for future in listener.track(as_completed(futures), description, total=len(jobs), unit="fits"):
+                future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run PyTorch, BLAS and OpenMP on one thread: other fits use the other cores, and a bag is too small to split."""
+    from threadpoolctl import threadpool_limits
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)

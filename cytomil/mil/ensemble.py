@@ -19,10 +19,11 @@ SCORE_BIN_EDGES = tuple(float(edge) for edge in np.geomspace(1e-2, 1e3, 41))
 
 @dataclass(frozen=True)
 class Assessment:
-    """What the model makes of one bag.
+    """The model's result for one bag.
 
-    ``probability`` of being positive, 0 to 1; ``scores`` (N,): one number an instance, above 0, whose unit is
-    `Aggregator.meaning`'s.
+    Args:
+        probability: of being positive, 0 to 1.
+        scores: (N,), above 0, one per instance, in the unit that `Ensemble.meaning` names.
     """
 
     probability: float
@@ -31,7 +32,7 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Member:
-    """One aggregator, what brings embeddings to its scale, and its unit of evidence (`reference_evidence`)."""
+    """One aggregator, its standardiser, and its unit of evidence (`reference_evidence`)."""
 
     aggregator: Aggregator
     standardise: Standardiser
@@ -40,7 +41,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Aggregators that speak with one voice. ``name`` is theirs in the registry."""
+    """Aggregators of one kind whose results are averaged. ``name`` is the kind's in the registry."""
 
     name: str
     members: tuple[Member, ...]
@@ -51,7 +52,7 @@ class Ensemble:
         return self.assess_blocks([values])
 
     def assess_blocks(self, blocks: Iterable[np.ndarray]) -> Assessment:
-        """Assess a bag whose embeddings come in blocks, float32 (n ≥ 1, D) each, read once and held one at a time."""
+        """Assess a bag in blocks of embeddings, float32 (n ≥ 1, D). Each is read once, and one is in memory at a time."""
         reading = self.begin()
         for block in blocks:
             reading.add(block)
@@ -63,17 +64,17 @@ class Ensemble:
 
     @property
     def judged(self) -> JudgedBags | None:
-        """`Aggregator.judged`; where several are averaged, none has any."""
+        """`Aggregator.judged` of the only member. Aggregators that are averaged have none."""
         return self.members[0].aggregator.judged
 
     @property
     def meaning(self) -> str:
-        """What an instance's score is, in words that follow a number."""
+        """What an instance's score means, in words that follow a number."""
         return self.members[0].aggregator.meaning[self.instance_score]
 
 
 class EnsembleReading:
-    """One bag on its way through an ensemble."""
+    """Reads one bag block by block with all members."""
 
     def __init__(self, ensemble: Ensemble) -> None:
         self._ensemble = ensemble
@@ -82,7 +83,7 @@ class EnsembleReading:
     @torch.inference_mode()
     def add(self, block: np.ndarray) -> None:
         """Take the bag's next embeddings, float32 (n ≥ 1, D)."""
-        # A slide's cells are too many for standardised copies of all of them.
+        # A slide has too many cells to standardise all of them at once.
         for part in torch.from_numpy(block).split(_BLOCK):
             for member, reading in zip(self._ensemble.members, self._readings, strict=True):
                 reading.add(member.standardise(part))
@@ -98,13 +99,13 @@ class EnsembleReading:
 
 
 def reference_evidence(aggregator: Aggregator, standardise: Standardiser, bags: Sequence[TrainingBag]) -> float:
-    """The mean evidence over the instances of the negative ones among ``bags``: the unit of evidence."""
+    """The unit of evidence: its mean over all instances of the negative bags among ``bags``."""
     scores: list[Tensor] = [aggregator.assess(standardise(bag.values))[1] for bag in bags if bag.label == 0]
     return float(torch.cat(scores).mean())
 
 
 def score_shares(scores: np.ndarray) -> np.ndarray:
-    """Share of instances in each bin of `SCORE_BIN_EDGES`; scores beyond the edges count in the outermost bins."""
+    """Fraction of instances per bin of `SCORE_BIN_EDGES`. Scores beyond the edges count in the outermost bins."""
     clipped = np.clip(scores, SCORE_BIN_EDGES[0], SCORE_BIN_EDGES[-1])
     counts, _ = np.histogram(clipped, SCORE_BIN_EDGES)
     return counts / len(scores)

@@ -15,22 +15,23 @@ from cytomil.errors import FeatureFileError, require_replaceable
 from cytomil.features.cache import Features
 from cytomil.features.index import IndexRow, read_index
 from cytomil.features.layers import preparation_sha256, stored_layer
-from cytomil.mil.aggregators.registry import find_aggregator, require_score
+from cytomil.mil.aggregators.registry import find_aggregator, own_config, require_score
 from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.mil.config import FitMilConfig
 from cytomil.mil.cross_validate import (
     HeldOut,
+    fit_side_by_side,
     member_seed,
     n_members,
     of_judged,
     over_folds,
     require_two_patients,
+    training_epochs,
 )
 from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, reference_evidence, score_shares
 from cytomil.mil.intervals import auroc_interval, n_independent
 from cytomil.mil.novelty import UNLIKE_BELOW, Novelty, fit_novelty
 from cytomil.mil.thresholds import Thresholds, choose_thresholds
-from cytomil.mil.train import fit_side_by_side, training_epochs
 from cytomil.mil.triage_model import CARD_NAME, OWN_FILES, TriageModel, save_triage_model
 from cytomil.progress import Listener
 from cytomil.provenance import now, versions
@@ -44,11 +45,17 @@ _LIMITS = (
 
 
 def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
-    """Hold training bags out by patient, fit on all of them, choose the thresholds, write the triage model.
+    """Cross-validate by patient, fit to all training bags, choose the thresholds, and write the triage model.
 
-    Raises `SettingsError`, `NotFoundError`, `FeatureFileError` or `EncoderBundleError`, each with what to do.
+    Raises:
+        SettingsError: the aggregator is unknown, or does not take its options or give the instance score; found first.
+        NotFoundError: there are no features or no encoder.
+        FeatureFileError: features are damaged, of another encoder, or of too few patients.
+        EncoderBundleError: the encoder is damaged.
+        TriageModelError: the model that was written cannot be read back.
     """
     require_score(settings.aggregator, settings.instance_score)
+    own = own_config(settings.aggregator, settings.options)
     require_replaceable(settings.out, CARD_NAME, OWN_FILES)
     opened = read_index(settings.features).open("train")
     encoder = load_bundle(settings.encoder)
@@ -64,7 +71,8 @@ def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
     thresholds = choose_thresholds(held_out, labels, ensemble.judged, settings.sensitivity, settings.seed)
     novelty = fit_novelty(bags, held_out.fold)
     n_cells = sum(len(features) for _, features in opened)
-    facts = _facts(settings, encoder, bags, n_cells, held_out, thresholds, ensemble) | {
+    card = _card(settings, encoder, bags, n_cells, held_out, thresholds, ensemble) | {
+        "settings": settings.model_dump(mode="json") | {"options": {settings.aggregator: own.model_dump(mode="json")}},
         "layer": key.layer,
         "preparation_sha256": key.transform_sha256,
         "orientations": int(key.orientations),
@@ -72,13 +80,13 @@ def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
         "cutting": encoder.card["data"].get("cutting"),
         "limits": [*_LIMITS, *encoder.caveats, _novelty_limit(novelty)],
     }
-    return save_triage_model(settings.out, encoder, ensemble, novelty, facts)
+    return save_triage_model(settings.out, encoder, ensemble, novelty, card)
 
 
 def training_bags(
     opened: Sequence[tuple[IndexRow, Features]], settings: FitMilConfig, listener: Listener
 ) -> list[TrainingBag]:
-    """Caches as fitting sees them: of each the drawn cells alone. A bag of unknown patient is a patient of its own."""
+    """The drawn cells of each cache, as training bags. A bag of unknown patient counts as a patient of its own."""
     bags = []
     for row, features in listener.track(opened, "reading features", unit="bags"):
         values = torch.from_numpy(features.some(draw_of(settings).places(features.bag_id, len(features))))
@@ -87,7 +95,7 @@ def training_bags(
 
 
 def draw_of(settings: FitMilConfig) -> Draw:
-    """Which of a bag's cells fitting reads."""
+    """The choice of each bag's cells that fitting reads."""
     return Draw(settings.cells_per_bag, settings.seed)
 
 
@@ -106,7 +114,7 @@ def _refit(bags: Sequence[TrainingBag], settings: FitMilConfig, epochs: int, lis
 
     def fit(member: int, check: Callable[[], None]) -> Member:
         states = training_epochs(bags, settings, epochs, member_seed(settings, member), standardise)
-        for aggregator, _ in states:  # noqa: B007 the last one is wanted
+        for aggregator, _ in states:  # noqa: B007 only the last state is used
             check()
         return Member(aggregator, standardise, reference_evidence(aggregator, standardise, bags))
 
@@ -115,7 +123,7 @@ def _refit(bags: Sequence[TrainingBag], settings: FitMilConfig, epochs: int, lis
     return Ensemble(settings.aggregator, tuple(members), settings.instance_score)
 
 
-def _facts(
+def _card(
     settings: FitMilConfig,
     encoder: EncoderBundle,
     bags: Sequence[TrainingBag],
@@ -148,7 +156,6 @@ def _facts(
         "epochs_chosen": held_out.n_epochs if find_aggregator(settings.aggregator).by_epochs else None,
         "score_bin_edges": list(SCORE_BIN_EDGES),
         "reference_shares": shares.tolist(),
-        "settings": settings.model_dump(mode="json"),
         "versions": versions(),
     }
 

@@ -1,9 +1,8 @@
-"""How unlike the training slides a slide is: the model's own limits, watched.
+"""Novelty: how much a slide differs from the training slides.
 
-A stain, a scanner or a focus that the model has not seen moves *all* cells of a slide a little; another specimen moves them
-far. So a slide is judged by where its average cell lies, not by how many of its cells are extreme. What is usual is
-measured on training slides that had no part in shaping the cloud they are compared with (cross-conformal prediction:
-Vovk, "Cross-conformal predictors", 2015).
+A new stain, scanner or focus moves *all* cells of a slide a little; another type of specimen moves them far. A slide is
+therefore judged by its average cell, not by the number of its extreme cells. Normal values are measured on held-out training
+slides, which had no part in the distribution they are compared with (cross-conformal prediction: Vovk, 2015).
 """
 
 from __future__ import annotations
@@ -16,31 +15,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cytomil.mil.bags import TrainingBag, least_spread, split
-from cytomil.mil.gathered import Gathered
+from cytomil.mil.aggregators.base import Gathered
+from cytomil.mil.bags import TrainingBag, min_spread, split
 
 CELL_QUANTILE = 0.99
 UNLIKE_BELOW = 0.05
-MOST_SHIFT = 1.0
+MAX_SHIFT = 1.0
 _COMPONENTS = 24
 _CELLS_PER_COMPONENT = 10
 _FITTED_CELLS = 20_000
 _CLIP = 3.0
-# Slides made of one pool of cells differ by chance alone, real ones do not: the least that slides are taken to differ by.
-_LEAST_SLIDE_SPREAD = 0.1
-_LEAST_LOG_SPREAD = 0.05  # distances that differ by less differ by nothing
+# Slides made of one pool of cells differ only by chance, real ones do not. This is the minimum for real ones.
+_MIN_SLIDE_SPREAD = 0.1
+_MIN_LOG_SPREAD = 0.05  # smaller differences of distances count as none
 _BLOCK = 8192
 _TINY = 1e-6  # of the training cells' own squared distance, which is about 1
 
 
 @dataclass(frozen=True)
 class SlideNovelty:
-    """How unlike the training slides one slide is.
+    """How much one slide differs from the training slides.
 
-    ``shift``: how far its average cell lies from the training cells' (root mean square over the directions), in standard
-    deviations of a cell. ``p_value``: the chance, 0 to 1, that a slide like the training ones lies as far out.
-    ``farther_than_all``: whether it lies farther out than every held-out training slide. ``is_beyond``: bool (N,), the
-    cells that are farther out than 99 % of held-out training cells.
+    Args:
+        shift: distance of its average cell from the training cells' (root mean square over the directions), in standard
+            deviations of a cell.
+        p_value: the probability, 0 to 1, that a slide like the training ones lies as far out.
+        farther_than_all: whether it lies farther out than every held-out training slide.
+        is_beyond: bool (N,), the cells that lie farther out than 99 % of held-out training cells.
     """
 
     shift: float
@@ -50,18 +51,17 @@ class SlideNovelty:
 
     @property
     def is_unlike(self) -> bool:
-        """Whether the slide is too unlike the training slides for the model to be relied on.
+        """Whether the slide differs too much from the training slides for the model to be relied on.
 
-        Either it lies farther out than all held-out training slides, where fewer than 5 % of slides like them would lie; or
-        its average cell lies a whole standard deviation of a cell out in the mean direction, however the training slides
-        may differ among themselves.
+        Either it lies farther out than all held-out training slides and than 95 % of slides like them would; or its average
+        cell is shifted by more than one standard deviation of a cell, however much training slides differ among themselves.
         """
-        return (self.farther_than_all and self.p_value < UNLIKE_BELOW) or self.shift > MOST_SHIFT
+        return (self.farther_than_all and self.p_value < UNLIKE_BELOW) or self.shift > MAX_SHIFT
 
 
 @dataclass(frozen=True)
 class _Cloud:
-    """Directions in which cells are measured. ``mean`` and ``weight`` (D,), ``axes`` (D, K), ``spread`` (K,); float64."""
+    """Directions that cells are measured along: ``mean``, ``weight`` (D,), ``axes`` (D, K), ``spread`` (K,); float64."""
 
     mean: Tensor
     weight: Tensor
@@ -70,14 +70,14 @@ class _Cloud:
 
     @classmethod
     def of(cls, bags: Sequence[TrainingBag], n_components: int) -> Self:
-        """The leading principal components of the bags' cells; of many cells, an even sample."""
+        """The leading principal components of the bags' cells, or of an even sample of them."""
         from sklearn.decomposition import PCA
 
         cells = _even_sample(bags)
         mean, std = cells.mean(dim=0), cells.std(dim=0, correction=0)
-        # Groups of columns, such as stages, are to count alike, though some have many more.
+        # Groups of columns, such as stages, have the same weight, however many columns they have.
         weight = torch.cat(
-            [1 / (part.clamp(min=least_spread(part)) * max(len(part), 1) ** 0.5) for part in split(std, bags[0].groups)]
+            [1 / (part.clamp(min=min_spread(part)) * max(len(part), 1) ** 0.5) for part in split(std, bags[0].groups)]
         )
         with np.errstate(invalid="ignore"):  # identical cells have no variance to explain
             fitted = PCA(n_components, svd_solver="randomized", random_state=0).fit(((cells - mean) * weight).numpy())
@@ -98,12 +98,17 @@ class _Cloud:
 
 @dataclass(frozen=True)
 class Novelty:
-    """What is usual among the training slides; all of it tensors, float64.
+    """Normal values of the training slides, all float64 tensors.
 
-    ``mean``, ``weight`` (D,), ``axes`` (D, K), ``spread`` (K,): the training cells' leading components. ``usual`` (2, 2):
-    mean and standard deviation of held-out cells' log distance within the components and outside of them. ``cell_limit`` (1,):
-    above it a cell is farther out than 99 % of held-out cells. ``slide_variance`` (1,): of slides' average cells, beyond
-    what the number of cells explains. ``held_out`` (n,): the log statistics of the n training slides, each held out.
+    Args:
+        mean: of the training cells, (D,).
+        weight: per dimension, (D,).
+        axes: the training cells' leading components, (D, K).
+        spread: standard deviation along each component, (K,).
+        usual: (2, 2), mean and standard deviation of held-out cells' log distance, within the components and outside.
+        cell_limit: (1,), above it a cell lies farther out than 99 % of held-out cells.
+        slide_variance: (1,), of slides' average cells, beyond what the number of cells explains.
+        held_out: (n,), the log statistics of the n training slides, each held out.
     """
 
     mean: Tensor
@@ -116,7 +121,7 @@ class Novelty:
     held_out: Tensor
 
     def judge(self, blocks: Iterable[np.ndarray]) -> SlideNovelty:
-        """Judge a slide by its cells' embeddings, float32 (n, D) a block, N ≥ 1 in all."""
+        """Judge a slide by its cells' embeddings, float32 (n, D) per block, N ≥ 1 in all."""
         reading = self.begin()
         for block in blocks:
             reading.add(block)
@@ -127,12 +132,12 @@ class Novelty:
         return NoveltyReading(self)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that it knows, by name."""
+        """All of its tensors, by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class NoveltyReading:
-    """One slide on its way past what is usual; of its cells one number each is held."""
+    """Judges one slide block by block, keeping one number per cell."""
 
     def __init__(self, novelty: Novelty) -> None:
         self._novelty = novelty
@@ -150,7 +155,7 @@ class NoveltyReading:
             self._outside.add(_outlyingness(measured))
 
     def result(self) -> SlideNovelty:
-        """What is to be said of the slide, of N ≥ 1 cells."""
+        """The slide's novelty, from N ≥ 1 cells."""
         held_out = self._novelty.held_out
         mean_square = float((self._total / self._n).square().mean())
         statistic = _statistic(mean_square, self._n, float(self._novelty.slide_variance))
@@ -164,14 +169,14 @@ class NoveltyReading:
 
 
 def fit_novelty(bags: Sequence[TrainingBag], fold: np.ndarray) -> Novelty:
-    """Measure what is usual among ``bags``; ``fold`` (n_bags,) says which of them are held out together.
+    """Measure the normal values of ``bags``. Those with the same ``fold``, (n_bags,), are held out together.
 
-    A slide's statistic is the mean square of its average cell over the directions, each cell clipped to ±3, over what
-    is expected: the slides' own variance and 1 / (number of cells), so that small and large bags are comparable.
+    A slide's statistic is the mean square of its average cell over the directions, with cells clipped to ±3, divided by its
+    expectation: the variance between slides plus 1 / (number of cells). Small and large bags are thus comparable.
     """
     kept = [[bag for bag, other in zip(bags, fold, strict=True) if other != n] for n in range(int(fold.max()) + 1)]
     fewest = min(sum(len(bag) for bag in some) for some in kept)
-    # Half the dimensions at the most, so that there is a rest to measure.
+    # Half the dimensions at most, so that a rest remains to be measured.
     n_components = max(1, min(_COMPONENTS, fewest // _CELLS_PER_COMPONENT, bags[0].dim // 2))
     held: list[Tensor] = [torch.empty(0)] * len(bags)
     for number, some in enumerate(kept):
@@ -179,11 +184,11 @@ def fit_novelty(bags: Sequence[TrainingBag], fold: np.ndarray) -> Novelty:
         for i in np.flatnonzero(fold == number).tolist():
             held[i] = cloud.measure(bags[i].values)
     logs = torch.cat(held)[:, -2:]
-    usual = torch.stack([logs.mean(dim=0), logs.std(dim=0, correction=0).clamp(min=_LEAST_LOG_SPREAD)])
+    usual = torch.stack([logs.mean(dim=0), logs.std(dim=0, correction=0).clamp(min=_MIN_LOG_SPREAD)])
     measured = [_standardised(one, usual) for one in held]
     squares = np.array([float(one.clamp(-_CLIP, _CLIP).mean(dim=0).square().mean()) for one in measured])
     sizes = np.array([len(one) for one in measured])
-    variance = max(_LEAST_SLIDE_SPREAD**2, float((squares - 1 / sizes).mean()))
+    variance = max(_MIN_SLIDE_SPREAD**2, float((squares - 1 / sizes).mean()))
     statistics = [_statistic(square, n, variance) for square, n in zip(squares, sizes, strict=True)]
     limit = np.quantile(torch.cat([_outlyingness(one) for one in measured]).numpy(), CELL_QUANTILE)
     whole = _Cloud.of(bags, n_components)
@@ -207,7 +212,7 @@ def _standardised(measured: Tensor, usual: Tensor) -> Tensor:
 
 
 def _outlyingness(measured: Tensor) -> Tensor:
-    """How far out each cell is, (n, K + 2) → (n,): the larger of its two distances."""
+    """How far out each cell lies, (n, K + 2) → (n,): the larger of its two distances."""
     return measured[:, -2:].amax(dim=1)
 
 
@@ -220,6 +225,6 @@ def _p_value(statistic: float, held_out: np.ndarray, n_directions: int) -> float
     from scipy.stats import t
 
     n = len(held_out)
-    # Log of a mean of this many squares spreads by at least that much, however alike the few slides at hand are.
+    # The log of a mean of this many squares varies by at least this much, however alike the few slides are.
     std = max(float(held_out.std(ddof=1)), (2 / n_directions) ** 0.5)
     return float(t.sf((statistic - held_out.mean()) / (std * (1 + 1 / n) ** 0.5), n - 1))

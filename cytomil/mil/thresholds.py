@@ -1,4 +1,4 @@
-"""Decision thresholds, from held-out training bags alone."""
+"""Decision thresholds, chosen on held-out training bags only."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ _BOOTSTRAPS = 200
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where the three calls part.
+    """The thresholds between the three calls, as probabilities.
 
-    ``decision``: positive from here on (``review first``). ``low``: below it, ``low priority``; at most ``decision``.
-    The ranges are the least and greatest value that these and single folds would have chosen.
+    Args:
+        decision: from here on, a bag is called positive (``review first``).
+        low: below, a bag is ``low priority``; at most ``decision``.
+        decision_range: minimum and maximum of ``decision`` and of what each fold alone would have chosen.
+        low_range: the same for ``low``.
     """
 
     decision: float
@@ -30,23 +33,23 @@ class Thresholds:
 def choose_thresholds(
     held_out: HeldOut, labels: np.ndarray, own: JudgedBags | None, sensitivity: float, seed: int
 ) -> Thresholds:
-    """``decision`` is `steady_f1_threshold` of held-out bags; ``low`` keeps ``sensitivity`` of the positive ones above it.
+    """Choose ``decision`` by `steady_f1_threshold`, and ``low`` so that ``sensitivity`` of the positive bags reach it.
 
-    The bags are the model's ``own`` judged ones where it has any, else cross-validation's: each fold's model has a scale of
-    probability of its own, learnt from fewer bags (docs/log/research-log.md, 69).
+    The bags are those that the model judged itself, if any, otherwise cross-validation's. In cross-validation, each fold's
+    model has its own scale of probability, learnt from fewer bags (docs/log/research-log.md, 69).
 
     Args:
-        held_out: cross-validation's bags.
-        labels: theirs, (n_bags,), 0 or 1.
+        held_out: cross-validation's results.
+        labels: of the same bags, (n_bags,), 0 or 1.
         own: `Aggregator.judged` of the model that the thresholds are for.
-        sensitivity: 0 to 1.
+        sensitivity: fraction of the positive bags, 0 to 1.
         seed: of the bootstraps.
     """
     judged = own or JudgedBags(held_out.probabilities, labels)
     decision = steady_f1_threshold(judged.probabilities, judged.labels, seed)
     low = min(sensitivity_threshold(judged.probabilities, judged.labels, sensitivity), decision)
     folds = [held_out.fold == number for number in range(held_out.fold.max() + 1)]
-    folds = [fold for fold in folds if labels[fold].any()]  # without a positive bag there is nothing to call
+    folds = [fold for fold in folds if labels[fold].any()]  # a threshold needs a positive bag
     decisions = [steady_f1_threshold(held_out.probabilities[fold], labels[fold], seed) for fold in folds]
     lows = [
         min(sensitivity_threshold(held_out.probabilities[fold], labels[fold], sensitivity), upper)
@@ -58,9 +61,9 @@ def choose_thresholds(
 
 
 def steady_f1_threshold(probabilities: np.ndarray, labels: np.ndarray, seed: int) -> float:
-    """Mean of `best_f1_threshold` over 200 bootstraps of the bags of either label; same shapes as there.
+    """Mean of `best_f1_threshold` over 200 bootstraps, stratified by label; same shapes as there.
 
-    Of a few bags the best threshold hangs on one or two; the mean is steadier (docs/log/research-log.md, 59).
+    With few bags, the best threshold depends on one or two of them; the mean varies less (docs/log/research-log.md, 59).
     """
     rng = np.random.default_rng(seed)
     sides = [np.flatnonzero(labels == label) for label in np.unique(labels)]
@@ -69,7 +72,7 @@ def steady_f1_threshold(probabilities: np.ndarray, labels: np.ndarray, seed: int
 
 
 def best_f1_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The threshold with the highest F1: halfway to the next lower probability, the highest of several equal ones.
+    """The threshold with the highest F1, halfway to the next lower probability. Of equal ones, the highest is taken.
 
     Args:
         probabilities: shape (n,), 0 to 1.
@@ -79,7 +82,7 @@ def best_f1_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
     ranked, positive = probabilities[order], labels[order]
     found = np.cumsum(positive)
     f1 = 2 * found / (np.arange(1, len(ranked) + 1) + positive.sum())
-    # A threshold cannot part equal probabilities: only the last of a run of equals is a place to cut.
+    # A threshold cannot separate equal probabilities: only the last of a run of equals can be the cut.
     f1[:-1][ranked[:-1] == ranked[1:]] = -1
     cut = int(f1.argmax())
     below = ranked[cut + 1] if cut + 1 < len(ranked) else 0.0
@@ -87,6 +90,6 @@ def best_f1_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def sensitivity_threshold(probabilities: np.ndarray, labels: np.ndarray, sensitivity: float) -> float:
-    """The highest threshold that ``sensitivity`` (0 to 1) of the positive bags reach; same shapes as above."""
+    """The highest threshold that a fraction ``sensitivity`` of the positive bags reach; shapes as `best_f1_threshold`."""
     positive = np.sort(probabilities[labels == 1])[::-1]
     return float(positive[math.ceil(sensitivity * len(positive) - 1e-9) - 1])

@@ -1,4 +1,4 @@
-"""The triage model: a folder with all that `rank` needs, and nothing that ties it to the machine it was made on."""
+"""The triage model: a portable folder with everything that `rank` needs, and warnings about weak models."""
 
 from __future__ import annotations
 
@@ -36,12 +36,14 @@ SCHEMA = "cytomil.triage-model/2"
 CARD_NAME = "triage.json"
 WEIGHTS_NAME = "aggregator.safetensors"
 ENCODER_FOLDER = "encoder"
+FEW_BAGS = 30
+_CHANCE = 0.5
 OWN_FILES = (CARD_NAME, WEIGHTS_NAME, *(f"{ENCODER_FOLDER}/{name}" for name in bundle.OWN_FILES))
 
 
 @dataclass(frozen=True)
 class TriageModel:
-    """Encoder, aggregators and what they know, ready to assess bags. ``card`` is triage.json."""
+    """Encoder, fitted aggregators and novelty check, ready to assess bags. ``card`` is the content of triage.json."""
 
     path: Path
     encoder: EncoderBundle
@@ -51,17 +53,17 @@ class TriageModel:
 
     @property
     def layer(self) -> Layer:
-        """What the aggregators read of a cell."""
+        """The layer of the encoder that the aggregators read."""
         return stored_layer(str(self.card["layer"]))
 
     @property
     def orientations(self) -> int:
-        """Over how many orientations of a cell its embedding is averaged; models of before there was a choice: 1."""
+        """The number of orientations over which a cell's embedding is averaged; 1 for models older than this setting."""
         return int(self.card.get("orientations", 1))
 
     @property
     def cutting(self) -> Cutting | None:
-        """How the training cells were cut out of slides; None where they came as images of their own."""
+        """How the training cells were cut out of slides; None if they were single images."""
         known = self.card["cutting"]
         return None if known is None else Cutting(**known)
 
@@ -69,7 +71,7 @@ class TriageModel:
 def save_triage_model(
     path: Path, encoder: EncoderBundle, ensemble: Ensemble, novelty: Novelty, facts: dict[str, Any]
 ) -> TriageModel:
-    """Write a triage model, replacing the folder whole. ``facts`` are added to triage.json."""
+    """Write a triage model, replacing the whole folder. ``facts`` are further entries of triage.json."""
     with replacing_folder(path) as folder:
         keep = {key: value for key, value in encoder.card.items() if key not in _WRITTEN_BY_BUNDLE}
         save_bundle(folder / ENCODER_FOLDER, encoder.encoder, encoder.transform, keep)
@@ -101,7 +103,12 @@ def save_triage_model(
 
 
 def load_triage_model(path: Path) -> TriageModel:
-    """Load a triage model, its weights checked against triage.json. Raises `TriageModelError` or `NotFoundError`."""
+    """Load a triage model and check its weights against triage.json.
+
+    Raises:
+        NotFoundError: there is no such folder.
+        TriageModelError: it is incomplete, damaged, or cannot be used with this version of cytomil.
+    """
     put_back(path)
     require_folder(path, "cytomil fit-mil")
     card = read_json_card(path / CARD_NAME, SCHEMA, TriageModelError, "cytomil fit-mil")
@@ -131,6 +138,54 @@ def load_triage_model(path: Path) -> TriageModel:
             "Embed and fit again: `cytomil embed`, `cytomil fit-mil`."
         )
     return TriageModel(path, encoder, ensemble, novelty, card)
+
+
+@dataclass(frozen=True)
+class Weakness:
+    """A reason to doubt a model's calls: a short ``title``, and a ``text`` of one or two sentences."""
+
+    title: str
+    text: str
+
+
+def held_out_auroc(card: dict[str, Any]) -> str:
+    """The AUROC on held-out training slides of the model that ``card`` (triage.json) describes, with its interval."""
+    held_out = card["held_out"]
+    low, high = held_out["auroc_interval"]
+    return f"AUROC {held_out['auroc']:.2f}, 95 % interval {low:.2f} to {high:.2f}; 0.5 is chance"
+
+
+def weaknesses(card: dict[str, Any]) -> tuple[Weakness, ...]:
+    """The weaknesses of the model that ``card`` (triage.json) describes, worst first; empty for a sound model."""
+    found = []
+    n = int(card["trained_on"]["bags"])
+    low, high = card["held_out"]["auroc_interval"]
+    measured = held_out_auroc(card)
+    if high < _CHANCE:
+        found.append(
+            Weakness(
+                "WORSE THAN CHANCE",
+                f"On training slides held out, the model put healthy slides before diseased ones ({measured}). "
+                "Do not use its order or its calls.",
+            )
+        )
+    elif low <= _CHANCE:
+        found.append(
+            Weakness(
+                "MAY BE NO BETTER THAN CHANCE",
+                f"On training slides held out, the model could not be shown to tell diseased from healthy ({measured}). "
+                "Do not rely on its order or its calls.",
+            )
+        )
+    if n < FEW_BAGS:
+        found.append(
+            Weakness(
+                f"LEARNT FROM {n} SLIDES",
+                f"That is few: with fewer than {FEW_BAGS}, its thresholds and figures may be far off ({measured}). "
+                "Read every slide as if it had no call.",
+            )
+        )
+    return tuple(found)
 
 
 _OF_ENSEMBLE = frozenset({"name", "members", "instance_score"})

@@ -1,4 +1,4 @@
-"""Training on several processes started by torchrun: gloo between CPUs, NCCL between GPUs (not yet run on any).
+"""Training on several processes started by torchrun: gloo between CPUs, NCCL between GPUs (run by one process alone so far).
 
 Every process sees the whole batch and works out its own share of the network's rows. The results are put together
 before the losses, so that contrastive negatives come from every process and the losses need not know.

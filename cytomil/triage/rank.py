@@ -30,8 +30,7 @@ from cytomil.features.layers import seen_px
 from cytomil.files import sha256_of_file
 from cytomil.mil.ensemble import Assessment, score_shares
 from cytomil.mil.novelty import SlideNovelty
-from cytomil.mil.triage_model import CARD_NAME, TriageModel, load_triage_model
-from cytomil.mil.weakness import held_out_auroc, weaknesses
+from cytomil.mil.triage_model import CARD_NAME, TriageModel, held_out_auroc, load_triage_model, weaknesses
 from cytomil.progress import Listener, Problem, Uncounted
 from cytomil.provenance import code_fingerprint, now, versions
 from cytomil.slides import CellFinding, Cutting, Resolutions, read_resolutions

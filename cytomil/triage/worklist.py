@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from cytomil.mil.weakness import Weakness
+from cytomil.mil.triage_model import Weakness
 
 GIVEN_SCALE = " (by the µm per pixel that you gave)"
 

@@ -10,7 +10,7 @@ import yaml
 from cytomil.app.settings import Settings, load
 from cytomil.errors import SettingsError
 from cytomil.features.config import Split
-from cytomil.mil.config import Prototypes
+from cytomil.mil.config import InstanceScore
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = ("options", "environment", "profile", "file")
@@ -194,7 +194,7 @@ class TestRefusedValues:
             ("embed", "batch_size", 0),
             ("fit_mil", "folds", 1),
             ("fit_mil", "sensitivity", 0),
-            ("fit_mil", "prototypes", "guess"),
+            ("fit_mil", "instance_score", "guess"),
             ("evaluate", "k", -1),
             ("rank", "top", 501),
         ],
@@ -290,12 +290,12 @@ class TestNames:
         assert load().make_bags.normal == ("LYT", "NGS")
 
     def test_choices_become_what_the_code_compares_with(self, params, monkeypatch):
-        params("pretrain: {method: simclr, stem: small}\nfit_mil: {prototypes: kmeans}")
+        params("pretrain: {method: simclr, stem: small}\nfit_mil: {instance_score: attention}")
         monkeypatch.setenv("CYTOMIL_EMBED__LAYER", "h")
         loaded = load({"evaluate": {"split": "all"}})
         assert loaded.pretrain.method == "simclr"
         assert loaded.pretrain.stem == "small"
-        assert loaded.fit_mil.prototypes is Prototypes.KMEANS
+        assert loaded.fit_mil.instance_score is InstanceScore.ATTENTION
         assert loaded.embed.layer == "h"
         assert loaded.evaluate.split is Split.ALL
 
@@ -329,7 +329,7 @@ class TestRepositorysParams:
         assert (pretrain.epochs, pretrain.warmup_epochs, pretrain.batch_size) == (150, 10, 256)
         assert (pretrain.image_size, pretrain.temperature) == (224, 0.07)
         assert pretrain.options["slam-ags"] == {"objective": "paper", "similarity_scale": 1.0, "rescale": "paper"}
-        assert (mil.epochs, mil.learning_rate, mil.n_prototypes) == (100, 1e-3, 10)
+        assert (mil.epochs, mil.learning_rate, mil.options) == (100, 1e-3, {"pamil": {"n_prototypes": 10}})
         assert paper.evaluate.k == 400
 
     @pytest.mark.parametrize("section", SECTIONS)

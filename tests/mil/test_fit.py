@@ -11,13 +11,21 @@ from cytomil.errors import FeatureFileError
 from cytomil.mil import cross_validate as cross_validation
 from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.mil.config import FitMilConfig, InstanceScore
-from cytomil.mil.cross_validate import assign_folds, cross_validate
+from cytomil.mil.cross_validate import (
+    assign_folds,
+    cross_validate,
+    fit_side_by_side,
+    one_thread,
+    positive_probability,
+    training_epochs,
+)
 from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, reference_evidence, score_shares
 from cytomil.mil.thresholds import choose_thresholds
-from cytomil.mil.train import fit_side_by_side, one_thread, positive_probability, training_epochs
 from cytomil.progress import Silent
 
-SETTINGS = FitMilConfig(aggregator="pamil", epochs=8, folds=3, ensemble=2, n_prototypes=4, precision="float32")
+SETTINGS = FitMilConfig(
+    aggregator="pamil", epochs=8, folds=3, ensemble=2, options={"pamil": {"n_prototypes": 4}}, precision="float32"
+)
 
 
 def make_bags(n=12, size=30, witnesses=6, shift=3.0, seed=0, patients=None):
@@ -160,7 +168,7 @@ def test_fits_side_by_side_come_back_in_the_order_of_their_jobs_each_with_one_th
 @pytest.mark.parametrize("prototypes", ["random", "kmeans"])
 def test_training_follows_its_seed(prototypes):
     bags = make_bags()
-    settings = SETTINGS.model_copy(update={"prototypes": FitMilConfig(prototypes=prototypes).prototypes})
+    settings = SETTINGS.model_copy(update={"options": {"pamil": {"n_prototypes": 4, "prototypes": prototypes}}})
 
     def weights(seed):
         *_, (model, _) = training_epochs(bags, settings, 2, seed)

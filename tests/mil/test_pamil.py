@@ -1,3 +1,5 @@
+"""PAMIL against its equations written out."""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,9 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from cytomil.mil.config import InstanceScore
-from cytomil.mil.pamil import PAMIL
-from cytomil.mil.pamil_branches import PrototypeBranch
-from cytomil.mil.prototypes import kmeans_prototypes
+from cytomil.mil.pamil import PAMIL, PrototypeBranch, UnitHidden, kmeans_prototypes
 
 
 def model(seed=0, **arguments):
@@ -75,6 +75,11 @@ def test_a_bag_read_in_blocks_of_any_size_gives_what_forward_gives(size):
     torch.testing.assert_close(scores.float(), attention[1] * 40)
 
 
+def loss(pamil, instances, label, cluster_weight):
+    pamil.cluster_weight = cluster_weight
+    return pamil.loss(instances, label)
+
+
 def without_branches(pamil):
     """The same weights, attention branch alone."""
     plain = model()
@@ -104,7 +109,7 @@ def test_the_prototype_branch_equals_its_equations_written_out():
     q, p = own.softmax(0), attended.softmax(0)
     divergence = sum(q[c] * (q[c] / p[c]).log() for c in range(2))
     expected = -pamil(instances)[0].log_softmax(0)[1] + 0.1 * divergence
-    torch.testing.assert_close(pamil.training_loss(instances, torch.tensor(1), 0.0), expected)
+    torch.testing.assert_close(loss(pamil, instances, torch.tensor(1), 0.0), expected)
 
 
 @pytest.mark.parametrize("shift", [0.0, -50.0])
@@ -137,8 +142,8 @@ def test_the_instance_branch_asks_its_pseudo_labels_of_every_class(label):
         asked = [(n, int(c == label)) for n in order[:8]] + [(n, 0) for n in order[-8:] if c == label]
         logits = [pamil.by_instances.classifiers[c](hidden[n]) for n, _ in asked]
         losses.append(sum(-one.log_softmax(0)[y] for one, (_, y) in zip(logits, asked, strict=True)) / len(asked))
-    expected = plain.training_loss(instances, torch.tensor(label), 0.0) + 0.5 * (losses[0] + losses[1]) / 2
-    torch.testing.assert_close(pamil.training_loss(instances, torch.tensor(label), 0.0), expected)
+    expected = loss(plain, instances, torch.tensor(label), 0.0) + 0.5 * (losses[0] + losses[1]) / 2
+    torch.testing.assert_close(loss(pamil, instances, torch.tensor(label), 0.0), expected)
     torch.testing.assert_close(pamil(instances)[0], plain(instances)[0])
 
 
@@ -158,7 +163,7 @@ def test_a_bag_read_in_blocks_has_the_prototype_branchs_say(size):
 @pytest.mark.parametrize("n", [1, 2, 15, 100])
 def test_both_branches_train_on_a_bag_of_any_size(n):
     pamil = model(prototype_branch=True, instance_branch=True)
-    pamil.training_loss(bag(n), torch.tensor(1), 0.005).backward()
+    loss(pamil, bag(n), torch.tensor(1), 0.005).backward()
     assert all(weight.grad is None or bool(weight.grad.isfinite().all()) for weight in pamil.parameters())
 
 
@@ -167,13 +172,13 @@ def test_identical_instances_share_the_attention_evenly():
     torch.testing.assert_close(attention, torch.full((2, 8), 1 / 8))
 
 
-def test_training_loss_without_clusters_is_cross_entropy():
+def test_the_loss_without_clusters_is_cross_entropy():
     pamil, instances = model(), bag(7)
     logits, _ = pamil(instances)
     for label in (0, 1):
         expected = -logits.log_softmax(0)[label]
-        torch.testing.assert_close(pamil.training_loss(instances, torch.tensor(label), 0.0), expected)
-        assert pamil.training_loss(instances, torch.tensor(label), 1.0) > expected
+        torch.testing.assert_close(loss(pamil, instances, torch.tensor(label), 0.0), expected)
+        assert loss(pamil, instances, torch.tensor(label), 1.0) > expected
 
 
 def test_number_of_classes_and_prototypes_are_as_asked():
@@ -206,3 +211,54 @@ def test_kmeans_prototypes_find_the_clusters():
 def test_kmeans_prototypes_need_enough_instances():
     with pytest.raises(ValueError, match="3 instances"):
         kmeans_prototypes([bag(3).numpy()], 5, seed=0)
+
+
+def layer(n, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((n, 5), (7, 5), (7,))
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def written_out(x, weight, bias):
+    return F.normalize(F.relu(F.linear(x, weight, bias)), dim=1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 999))
+def test_values_and_gradients_are_those_of_the_parts(n, seed):
+    given_to_it, given_to_parts = layer(n, seed), layer(n, seed)
+    found, expected = UnitHidden.apply(*given_to_it), written_out(*given_to_parts)
+    torch.testing.assert_close(found, expected)
+    seen = torch.randn(found.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    (found * seen).sum().backward()
+    (expected * seen).sum().backward()
+    for one, other in zip(given_to_it, given_to_parts, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_gradients_are_the_differences_quotients():
+    torch.autograd.gradcheck(UnitHidden.apply, layer(4))
+
+
+def test_a_row_that_the_relu_cuts_off_whole_stays_nought_and_passes_nothing_on():
+    x, weight, bias = layer(3)
+    with torch.no_grad():
+        bias.fill_(-1e6)
+    UnitHidden.apply(x, weight, bias).sum().backward()
+    for tensor in (x, weight, bias):
+        assert torch.equal(tensor.grad, torch.zeros_like(tensor))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_it_computes_in_the_instances_format_and_gradients_are_in_the_weights(dtype):
+    x, weight, bias = layer(40, dtype=torch.float32)
+    exact = written_out(x, weight, bias)
+    found = UnitHidden.apply(x.detach().to(dtype), weight, bias)
+    assert found.dtype is dtype
+    torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=0.02)
+    found.float().square().mul(torch.arange(7)).sum().backward()
+    assert weight.grad.dtype is bias.grad.dtype is torch.float32
+    reached = weight.grad, bias.grad
+    expected = torch.autograd.grad(exact.square().mul(torch.arange(7)).sum(), (weight, bias))
+    for one, other in zip(reached, expected, strict=True):
+        assert F.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.99

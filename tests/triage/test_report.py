@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cytomil.mil.weakness import Weakness
+from cytomil.mil.triage_model import Weakness
 from cytomil.triage.report import render_report, write_report
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult, Worklist, in_reading_order
 

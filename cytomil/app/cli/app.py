@@ -37,7 +37,7 @@ _OTHER_FLAGS = {"ignore_unknown_options": True, "allow_extra_args": True}
 app.command("pretrain", cls=pretrain.PretrainCommand, context_settings=_OTHER_FLAGS)(pretrain.pretrain)
 app.command("compile")(compile_command.compile_)
 app.command("embed")(embed.embed)
-app.command("fit-mil")(fit_mil.fit_mil)
+app.command("fit-mil", cls=fit_mil.FitMilCommand, context_settings=_OTHER_FLAGS)(fit_mil.fit_mil)
 app.command("evaluate")(evaluate.evaluate)
 app.command("rank")(rank.rank)
 app.command("doctor")(doctor.doctor)

@@ -10,7 +10,7 @@ from cytomil.progress import Work
 _COLUMNS = 80
 _WORTH_TELLING_S = 20
 _WORTH_A_GPU_S = 600
-_NO_GPU = "No GPU was found. One would be used by itself; its gain was never measured."
+_NO_GPU = "No GPU was found. One would be used by itself; docs/benchmarks.md says what one gained."
 # From the largest on; a length is told in the first unit of which it has two or more.
 _UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
 

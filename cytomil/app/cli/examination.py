@@ -54,7 +54,7 @@ def _engines(settings: Settings) -> list[Finding]:
         (
             "engine tensorrt",
             _version("torch-tensorrt"),
-            "needs an NVIDIA GPU; written, and awaits its first run on one",
+            "needs an NVIDIA GPU; never run on one yet",
         ),
     ]
     folders = (settings.compile.encoder, settings.rank.model / ENCODER_FOLDER)

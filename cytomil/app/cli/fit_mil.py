@@ -6,19 +6,8 @@ from cytomil.app.cli.console import RichListener, finish, plain_errors, print_ta
 from cytomil.app.cli.options import AsJson, Given, OwnSettings, ParamsFile, Profile, generated
 from cytomil.app.settings import load
 from cytomil.config import Config
-from cytomil.errors import SettingsError
 from cytomil.locks import output_folder
-
-
-def _known_aggregator(name: str) -> str:
-    """``name``, if an aggregator has it. Raises `ValueError` naming those there are."""
-    from cytomil.mil.aggregators.registry import find_aggregator
-
-    try:
-        find_aggregator(name)
-    except SettingsError as error:
-        raise ValueError(str(error)) from None
-    return name
+from cytomil.mil.aggregators.registry import AGGREGATORS, find_aggregator
 
 
 class FitMilCommand(OwnSettings):
@@ -28,12 +17,10 @@ class FitMilCommand(OwnSettings):
 
     def configuration(self, name: str) -> type[Config]:
         """See `OwnSettings`."""
-        from cytomil.mil.aggregators.registry import find_aggregator
-
         return find_aggregator(name).Config
 
 
-@generated("fit_mil", checks={"aggregator": _known_aggregator})
+@generated("fit_mil", checks={"aggregator": AGGREGATORS.known}, chosen_by="aggregator")
 def fit_mil(
     options: Given,
     params: ParamsFile = None,
@@ -44,7 +31,7 @@ def fit_mil(
     with plain_errors(kept="No model was written; one that stood there before is unchanged."):
         settings = load(options, params, profile).fit_mil
         from cytomil.mil.fit import fit_mil as run
-        from cytomil.mil.weakness import weaknesses
+        from cytomil.mil.triage_model import weaknesses
 
         listener = RichListener()
         with output_folder(settings.out, listener.note, replaced=True):

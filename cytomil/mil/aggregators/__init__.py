@@ -1,1 +1,1 @@
-"""Aggregators and one-class scorers, one concept a file; `registry` knows them by name."""
+"""Aggregators and one-class scorers; `registry` finds them by name."""

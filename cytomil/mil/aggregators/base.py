@@ -1,4 +1,4 @@
-"""What an aggregator is: from a bag of embeddings to the bag's probability and one score an instance."""
+"""The interface of an aggregator: from a bag of embeddings to the bag's probability and one score per instance."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cytomil.config import Config as BaseConfig
 from cytomil.mil.bags import TrainingBag
-from cytomil.mil.config import FitMilConfig, InstanceScore
-from cytomil.mil.gathered import Gathered
+from cytomil.mil.config import FitConfig, InstanceScore
 
 NORMAL_CELL = "the average cell of a normal training slide"
 EVIDENCE_MEANING = f"× {NORMAL_CELL}"
 ATTENTION_MEANING = "× the attention of this slide's average cell"
-_EXACT_TO = 200.0  # e^200 times the greatest float32, over the same's inverse, is still a float64
+DEFAULTS = FitConfig()
+_EXACT_TO = 200.0  # e^200 times the largest float32, divided by the smallest, is still a float64
 
 
 class Reading(Protocol):
-    """One bag on its way through an aggregator, block by block, so that no bag need fit into memory.
+    """Reads one bag block by block, so that a bag need not fit into memory.
 
-    Whatever the instances, as long as `Standardiser` made them: the probability is one, and scores are finite.
+    For any instances that `Standardiser` can return, the probability is between 0 and 1 and scores are finite.
     """
 
     def add(self, instances: Tensor) -> None:
@@ -33,16 +34,19 @@ class Reading(Protocol):
         ...
 
     def result(self) -> tuple[float, Tensor]:
-        """The bag's probability of being positive, and a score above 0 for each of its instances, (N,)."""
+        """The bag's probability of being positive, and a score above 0 for each of its N instances, (N,)."""
         ...
 
 
 @dataclass(frozen=True)
 class JudgedBags:
-    """Training bags' ``probabilities`` and ``labels``, both (n_bags,).
+    """Training bags as a model calls them that holds bags out while it is fitted.
 
-    ``fold`` (n_bags,) says which bags were held out together; None where a patient's bags stand in several folds, or a bag
-    is missing. ``apart`` (n_bags,) is then each bag's probability on a scale that its fold had no part in.
+    Args:
+        probabilities: (n_bags,), 0 to 1.
+        labels: (n_bags,), 0 or 1.
+        fold: (n_bags,), which bags were held out together. None if a patient is in several folds or a bag is missing.
+        apart: (n_bags,), each bag's probability on a curve that was fitted without its fold. None if ``fold`` is.
     """
 
     probabilities: np.ndarray
@@ -52,17 +56,19 @@ class JudgedBags:
 
 
 class Aggregator(nn.Module, ABC):
-    """A fitted aggregator or one-class scorer; parameters and buffers are all that it knows.
+    """An aggregator or one-class scorer. Parameters and buffers hold all that it has learnt.
 
-    ``config`` are the arguments that build another of its shape, as JSON. ``meaning`` says, for each kind of instance
-    score that it can give, what such a score is, in a clinician's words that follow a number: "14 × the average cell".
-    ``by_epochs``: whether it is fitted over epochs, of which cross-validation chooses the number. ``averaged``: whether
-    the ensemble holds several of it, from different seeds. ``holds_out``: whether fitting it holds bags out, see ``judged``.
-
-    ``judged`` is known of one that was just fitted and whose fitting holds bags out: the bags on its own scale of
-    probability, each as if it had not learnt from its patient.
+    Attributes:
+        Config: the class of its own settings, a subclass of `cytomil.config.Config`; by default there are none.
+        config: the arguments that build another instance of the same shape, as JSON.
+        meaning: what a score means, per kind of score it can give. The words follow a number: "14 × the average cell".
+        by_epochs: whether it is fitted over epochs. Cross-validation then chooses their number.
+        averaged: whether the ensemble averages several, from different seeds.
+        holds_out: whether ``fit`` holds bags out and sets ``judged``.
+        judged: the training bags, each as if the model had not seen its patient. Known right after fitting only.
     """
 
+    Config: ClassVar[type[BaseConfig]] = BaseConfig
     meaning: ClassVar[Mapping[InstanceScore, str]] = {InstanceScore.EVIDENCE: EVIDENCE_MEANING}
     by_epochs: ClassVar[bool] = True
     averaged: ClassVar[bool] = True
@@ -73,36 +79,78 @@ class Aggregator(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def fit(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, epochs: int, seed: int) -> Iterator[Self]:
-        """Fit to ``bags``, standardised already; yields after every epoch, or once where there are none.
+    def fit(
+        cls,
+        bags: Sequence[TrainingBag],
+        settings: FitConfig = DEFAULTS,
+        options: BaseConfig | None = None,
+        epochs: int = 1,
+        seed: int = 0,
+    ) -> Iterator[Self]:
+        """Fit to bags. Yields the same object after every epoch, in evaluation mode; without epochs, once.
 
-        What is yielded is the same object every time, in evaluation mode. ``seed`` decides every random choice.
+        Args:
+            bags: standardised bags of both labels.
+            settings: what all aggregators share.
+            options: the aggregator's own settings, an instance of ``cls.Config``. None: its defaults.
+            epochs: number of epochs; ignored if ``by_epochs`` is false.
+            seed: decides every random choice.
         """
 
     @classmethod
-    def fitted_in(cls, settings: FitMilConfig) -> torch.dtype:
-        """What instances, held-out ones too, are held in while fitting: a narrower type halves the products' time."""
+    def fitted_in(cls, settings: FitConfig) -> torch.dtype:
+        """The dtype of instances while fitting, held-out ones included. A narrower type halves the products' time."""
         return torch.float32
 
     @abstractmethod
     def read(self, kind: InstanceScore) -> Reading:
-        """Begin to read a bag. ``EVIDENCE`` scores are in the aggregator's own unit; the ensemble divides by a mean."""
+        """Begin to read a bag. Evidence is in the aggregator's own unit; the ensemble divides it by a mean."""
 
     @torch.inference_mode()
     def assess(self, instances: Tensor, kind: InstanceScore = InstanceScore.EVIDENCE) -> tuple[float, Tensor]:
-        """Probability and instance scores (N,) of a bag in memory, (N ≥ 1, D), standardised."""
+        """Probability and instance scores (N,) of a standardised bag in memory, (N ≥ 1, D)."""
         reading = self.read(kind)
         reading.add(instances)
         return reading.result()
 
 
+class Gathered:
+    """Collects one number per instance, block by block, in one buffer that doubles when it is full.
+
+    A list of small pieces would fragment memory. The pieces take the gaps that large blocks leave free, the next large
+    block no longer fits there, and memory grows by a block for every few kilobytes kept.
+    """
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+        self._count = 0
+
+    def add(self, numbers: Tensor) -> None:
+        """Copy the next numbers, (n,). All blocks must have the dtype of the first."""
+        wanted = self._count + len(numbers)
+        if self._buffer is None:
+            self._buffer = torch.empty_like(numbers, memory_format=torch.contiguous_format)
+        elif wanted > len(self._buffer):
+            larger = self._buffer.new_empty(max(wanted, 2 * len(self._buffer)))
+            larger[: self._count] = self._buffer[: self._count]
+            self._buffer = larger
+        self._buffer[self._count : wanted] = numbers
+        self._count = wanted
+
+    def all(self) -> Tensor:
+        """All numbers so far, (N,), in order. Raises `ValueError` if there are none."""
+        if self._buffer is None:
+            raise ValueError("nothing has been gathered")
+        return self._buffer[: self._count]
+
+
 class PooledReading:
-    """A reading whose bag probability follows from the instances' own numbers alone.
+    """A reading whose bag probability depends on one number per instance.
 
     Args:
         number: instances (n, D) → (n,), such as a logit or a distance.
-        pool: all of them (N,) → the bag's probability.
-        score: all of them (N,) → instance scores (N,), above 0.
+        pool: the numbers of the whole bag (N,) → the bag's probability.
+        score: the numbers of the whole bag (N,) → instance scores (N,), above 0.
     """
 
     def __init__(
@@ -124,7 +172,7 @@ class PooledReading:
 def odds(log_odds: Tensor) -> Tensor:
     """exp(x) as float64, (N,) → (N,), but finite, above 0 and in x's order for any finite float32 x.
 
-    It is exact up to |x| = 200. Beyond, where only the order can matter to anyone, it grows with x itself, and falls likewise.
+    It is exact up to |x| = 200. Beyond, where only the order matters, it grows or falls linearly with x.
     """
     exact = log_odds.double().clamp(-_EXACT_TO, _EXACT_TO)
     beyond = 1 + (log_odds.double() - exact).abs()
@@ -132,11 +180,11 @@ def odds(log_odds: Tensor) -> Tensor:
 
 
 def attention_scores(raw: Tensor) -> Tensor:
-    """Attention logits of a bag (N,) → attention in units of the bag's average instance, float64 (N,), above 0."""
+    """Attention logits of a bag (N,) → attention relative to the bag's average instance, float64 (N,), above 0."""
     exact = raw.double()
     return odds(exact - exact.logsumexp(dim=0) + math.log(len(raw)))
 
 
-def top_count(n: int, share: float) -> int:
-    """How many instances the top ``share`` (0 to 1) of ``n`` are: at least one. A share, because bags differ in size."""
-    return min(n, max(1, round(share * n)))
+def top_count(n: int, fraction: float) -> int:
+    """The number of instances in the top ``fraction`` (0 to 1) of ``n``, at least one."""
+    return min(n, max(1, round(fraction * n)))

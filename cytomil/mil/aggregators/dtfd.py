@@ -9,26 +9,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cytomil.mil.aggregators.abmil import GatedAttention
-from cytomil.mil.aggregators.base import EVIDENCE_MEANING, odds
+from cytomil.config import Config
+from cytomil.mil.aggregators.base import EVIDENCE_MEANING, Gathered, odds
+from cytomil.mil.aggregators.gated_attention import GatedAttention
 from cytomil.mil.aggregators.learned import LearnedAggregator
 from cytomil.mil.bags import TrainingBag
-from cytomil.mil.config import FitMilConfig, InstanceScore
-from cytomil.mil.gathered import Gathered
+from cytomil.mil.config import FitConfig, InstanceScore
 
 
 class DTFDMIL(LearnedAggregator):
-    """A bag is split into pseudo-bags; one attention model reads each of them, another what they were distilled to.
+    """Splits a bag into pseudo-bags. One attention model pools each of them (tier 1), another pools the results (tier 2).
 
-    Of the paper's four distillations this is AFS, aggregated feature selection: a pseudo-bag becomes the feature that its
-    attention pools. Its loss is the cross entropy of tier 2 plus the mean cross entropy of the pseudo-bags in tier 1.
+    Of the paper's four distillations, this is AFS, aggregated feature selection: a pseudo-bag is represented by the feature
+    that its attention pools. The loss is the cross entropy of tier 2 plus the mean cross entropy of the pseudo-bags in tier 1.
 
-    In training the split is random in every step, as in the paper; in use an instance's own bytes decide its pseudo-bag,
-    so that neither order nor a random number changes what a slide is given.
+    In training, the split is random in every step, as in the paper. In use, an instance's own bytes decide its pseudo-bag,
+    so the result depends neither on the order nor on chance.
 
     Args:
         in_dim: length of an instance's embedding.
-        n_pseudo_bags: the paper uses 5 on CAMELYON16; fewer where the bag has fewer instances.
+        n_pseudo_bags: the paper uses 5 on CAMELYON16; fewer if the bag has fewer instances.
         hidden_dim: length of the shared layer's output.
         attention_dim: length of the gates.
     """
@@ -49,11 +49,11 @@ class DTFDMIL(LearnedAggregator):
         self.classifier = nn.ModuleList(nn.Linear(hidden_dim, 2) for _ in range(2))
 
     @classmethod
-    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, seed: int) -> Self:
+    def untrained(cls, bags: Sequence[TrainingBag], settings: FitConfig, options: Config, seed: int) -> Self:
         """See `LearnedAggregator`."""
         return cls(bags[0].dim)
 
-    def loss(self, instances: Tensor, label: Tensor, settings: FitMilConfig, generator: torch.Generator) -> Tensor:
+    def loss(self, instances: Tensor, label: Tensor, generator: torch.Generator) -> Tensor:
         """See the class."""
         order = torch.randperm(len(instances), generator=generator)
         hidden = self.embed(instances)
@@ -63,15 +63,15 @@ class DTFDMIL(LearnedAggregator):
         return tier_1 + F.cross_entropy(self.classifier[1](self._pool(1, distilled)), label.view(1))
 
     def read(self, kind: InstanceScore) -> DTFDReading:
-        """An instance's score is the odds of its class probability (eq. 6 and 7 of the paper).
+        """See `Aggregator.read`. An instance's score is the odds of its class probability (the paper's eq. 6 and 7).
 
-        Its signal for a class is the class's weights times the instance's hidden, times its attention in units of the
-        mean over its pseudo-bag.
+        Its signal for a class is the product of the class's weights, the instance's hidden vector, and its attention
+        relative to the mean over its pseudo-bag.
         """
         return DTFDReading(self)
 
     def tier_1_direction(self) -> Tensor:
-        """Tier 1's weights of the positive class less those of the negative one, (hidden_dim,)."""
+        """Tier 1's weights of the positive class minus those of the negative class, (hidden_dim,)."""
         classifier = self.classifier[0]
         assert isinstance(classifier, nn.Linear)
         return classifier.weight[1] - classifier.weight[0]
@@ -85,12 +85,12 @@ class DTFDMIL(LearnedAggregator):
 
 
 class DTFDReading:
-    """Keeps every pseudo-bag's softmax up to date as the blocks come in, as `AttentionReading` does for one bag."""
+    """Updates a running softmax per pseudo-bag, as `AttentionReading` does for the whole bag."""
 
     def __init__(self, model: DTFDMIL) -> None:
         self._model = model
         m, hidden_dim = model.n_pseudo_bags, model.config["hidden_dim"]
-        self._greatest, self._weight = torch.full((m,), -torch.inf), torch.zeros(m)
+        self._max, self._weight = torch.full((m,), -torch.inf), torch.zeros(m)
         self._pooled, self._count = torch.zeros(m, hidden_dim), torch.zeros(m)
         self._attention, self._signal, self._of = Gathered(), Gathered(), Gathered()
 
@@ -98,14 +98,14 @@ class DTFDReading:
         """See `Reading`."""
         hidden = self._model.embed(instances)
         raw, of = self._model.attention[0](hidden).squeeze(1), pseudo_bag_of(instances, len(self._count))
-        greatest = self._greatest.scatter_reduce(0, of, raw, "amax")
-        # Where nothing has come in yet there is nothing to correct, and infinity less infinity is no number.
-        kept = torch.where(self._greatest.isinf(), 0.0, (self._greatest - greatest).exp())
-        weights = (raw - greatest[of]).exp()
+        new_max = self._max.scatter_reduce(0, of, raw, "amax")
+        # An empty pseudo-bag has nothing to correct, and infinity minus infinity is NaN.
+        kept = torch.where(self._max.isinf(), 0.0, (self._max - new_max).exp())
+        weights = (raw - new_max[of]).exp()
         self._pooled = (kept.unsqueeze(1) * self._pooled).index_add(0, of, weights.unsqueeze(1) * hidden)
         self._weight = (kept * self._weight).index_add(0, of, weights)
         self._count = self._count + torch.bincount(of, minlength=len(self._count))
-        self._greatest = greatest
+        self._max = new_max
         weight = self._model.tier_1_direction()
         self._attention.add(raw)
         self._signal.add(hidden @ weight)
@@ -116,12 +116,12 @@ class DTFDReading:
         filled = self._count > 0
         probability = self._model.probability(self._pooled[filled] / self._weight[filled].unsqueeze(1))
         raw, signal, of = self._attention.all(), self._signal.all(), self._of.all()
-        relative = (raw - self._greatest[of]).exp() / self._weight[of] * self._count[of]
+        relative = (raw - self._max[of]).exp() / self._weight[of] * self._count[of]
         return probability, odds(relative * signal)
 
 
 def pseudo_bag_of(instances: Tensor, n_pseudo_bags: int) -> Tensor:
-    """Which pseudo-bag each instance falls into, evenly spread, by its bytes alone: float32 (N, D) → int64 (N,)."""
-    # Sums of integers do not depend on their order, so that neither blocks nor threads change the answer.
+    """The pseudo-bag of each instance, decided by its bytes and evenly spread: float32 (N, D) → int64 (N,)."""
+    # Sums of integers do not depend on their order, so neither blocks nor threads change the result.
     total = instances.contiguous().view(torch.int32).sum(dim=1, dtype=torch.int64)
     return ((total * 0x9E3779B1) >> 15) % n_pseudo_bags

@@ -1,55 +1,63 @@
-"""The aggregators and one-class scorers by name. To add one: a file here and an entry below.
+"""All aggregators and one-class scorers by name. None of them is imported before it is used.
 
-A package of its own adds one by an entry point in the group ``cytomil.aggregators`` that names a subclass of `Aggregator`.
+To add one to cytomil, write one file and one line below. Another package adds one by an entry point of the group
+``cytomil.aggregators`` that names a subclass of `Aggregator`; docs/aggregators.md shows how.
 """
 
 from __future__ import annotations
 
-from cytomil.errors import SettingsError
-from cytomil.mil.aggregators.abmil import ABMIL
-from cytomil.mil.aggregators.base import Aggregator
-from cytomil.mil.aggregators.clam import CLAM
-from cytomil.mil.aggregators.density_ratio import DensityRatio
-from cytomil.mil.aggregators.dtfd import DTFDMIL
-from cytomil.mil.aggregators.gaussian import GaussianDensity
-from cytomil.mil.aggregators.knn import NearestNeighbours
-from cytomil.mil.aggregators.mahalanobis import Mahalanobis
-from cytomil.mil.aggregators.ocsvm import OneClassSVM
-from cytomil.mil.aggregators.pooling import MaxPooling, MeanPooling, TopPooling
-from cytomil.mil.aggregators.self_paced import SelfPaced
-from cytomil.mil.aggregators.transmil import TransMIL
-from cytomil.mil.config import InstanceScore
-from cytomil.mil.pamil import PAMIL
-from cytomil.plugins import find_foreign, load_kind
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-AGGREGATORS: dict[str, type[Aggregator]] = {
-    "pamil": PAMIL,
-    "abmil": ABMIL,
-    "dtfd-mil": DTFDMIL,
-    "clam": CLAM,
-    "transmil": TransMIL,
-    "mean": MeanPooling,
-    "max": MaxPooling,
-    "top-k": TopPooling,
-    "density-ratio": DensityRatio,
-    "self-paced": SelfPaced,
-    "knn": NearestNeighbours,
-    "mahalanobis": Mahalanobis,
-    "ocsvm": OneClassSVM,
-    "gaussian": GaussianDensity,
-}
-ENTRY_POINTS = "cytomil.aggregators"
+from cytomil import config
+from cytomil.errors import SettingsError
+from cytomil.mil.config import FitMilConfig, InstanceScore
+from cytomil.registry import Registry
+
+if TYPE_CHECKING:
+    from cytomil.mil.aggregators.base import Aggregator
+
+AGGREGATORS = Registry(
+    "aggregator",
+    "cytomil.aggregators",
+    "cytomil.mil",
+    {
+        "pamil": "pamil:PAMIL",
+        "abmil": "aggregators.gated_attention:ABMIL",
+        "dtfd-mil": "aggregators.dtfd:DTFDMIL",
+        "clam": "aggregators.gated_attention:CLAM",
+        "transmil": "aggregators.transmil:TransMIL",
+        "mean": "aggregators.pooling:MeanPooling",
+        "max": "aggregators.pooling:MaxPooling",
+        "top-k": "aggregators.pooling:TopPooling",
+        "density-ratio": "aggregators.neighbours:DensityRatio",
+        "self-paced": "aggregators.self_paced:SelfPaced",
+        "knn": "aggregators.neighbours:NearestNeighbours",
+        "mahalanobis": "aggregators.one_class:Mahalanobis",
+        "ocsvm": "aggregators.one_class:OneClassSVM",
+        "gaussian": "aggregators.one_class:GaussianDensity",
+    },
+)
 
 
 def find_aggregator(name: str) -> type[Aggregator]:
-    """The aggregator of this name, ours or an installed package's. Raises `SettingsError` where there is none."""
-    if name in AGGREGATORS:
-        return AGGREGATORS[name]
-    try:
-        entry = find_foreign("aggregator", ENTRY_POINTS, name, AGGREGATORS)
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
-    return load_kind("aggregator", entry, Aggregator)  # type: ignore[type-abstract]
+    """The aggregator of this name, cytomil's own or an installed package's. Raises `SettingsError` if there is none."""
+    from cytomil.mil.aggregators.base import Aggregator
+
+    return AGGREGATORS.load(name, Aggregator)  # type: ignore[type-abstract]
+
+
+def own_config(name: str, options: Mapping[str, Mapping[str, Any]]) -> config.Config:
+    """The aggregator's own settings, validated.
+
+    Args:
+        name: the aggregator's.
+        options: per aggregator, key → value. Only those of ``name`` are read; missing keys take their defaults.
+
+    Raises:
+        SettingsError: there is no such aggregator, it has no such setting, or a value is not allowed.
+    """
+    return config.own_config("aggregator", name, find_aggregator(name).Config, options, FitMilConfig.model_fields)
 
 
 def require_score(name: str, kind: InstanceScore) -> None:

@@ -1,54 +1,70 @@
-"""Self-paced: what suspects have in common, what kinds they are of, and how unlikely a cell is among normal ones."""
+"""Self-paced: four families of detectors, combined. Witnesses are learnt in rounds from ever fewer suspects.
+
+`self_paced_subspaces` is what cells are measured by, `self_paced_detectors` are the detectors.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cytomil.mil.aggregators.base import top_count
-from cytomil.mil.aggregators.discriminant import Discriminant
-from cytomil.mil.aggregators.gathered_views import ViewsReading
-from cytomil.mil.aggregators.matched_contrast import MatchedContrast
-from cytomil.mil.aggregators.normal_density import NormalDensity
-from cytomil.mil.aggregators.pacing import Learnt, learn_paced
-from cytomil.mil.aggregators.two_sided import TwoSidedScorer
-from cytomil.mil.aggregators.view import View, learn_views
-from cytomil.mil.aggregators.witness_mixture import WitnessMixture
-from cytomil.mil.bags import TrainingBag
-from cytomil.mil.config import FitMilConfig, InstanceScore
-from cytomil.mil.folds import spread_folds
+from cytomil.config import Config
+from cytomil.mil.aggregators.base import DEFAULTS, top_count
+from cytomil.mil.aggregators.scorers import TwoSidedScorer
+from cytomil.mil.aggregators.self_paced_detectors import (
+    Discriminant,
+    Known,
+    MatchedContrast,
+    NormalDensity,
+    Paced,
+    WitnessMixture,
+)
+from cytomil.mil.aggregators.self_paced_subspaces import Subspace, SubspacesReading, learn_subspaces
+from cytomil.mil.bags import TrainingBag, spread_folds
+from cytomil.mil.config import FitConfig, InstanceScore
 
-_JOINT = (64, 128)
-_MATCHED = 256
-_FOLDS = 5
-_OF_GROUP = 64
-_MOST_CELLS = 10_000
-_SINGLE = 4.0  # spreads above normal: what one opinion says beyond counts as its logarithm does
-_UPPER = 0.84  # about one standard deviation above the middle, were it a normal distribution
-_LEAST_SPREAD = 1e-6
+SUSPECT_FRACTIONS = (0.3, 0.2, 0.12, 0.08, 0.06)
+"""The fraction of the positive bags' cells that are suspects, round by round."""
+_JOINT_COMPONENTS = (64, 128)
+_MATCHED_COMPONENTS = 256
+_GROUP_COMPONENTS = 64
+_MAX_FOLDS = 5
+_MAX_CELLS = 10_000
+_KNEE = 4.0  # spreads above normal; beyond, a detector counts by its logarithm
+_UPPER = 0.84  # quantile: one standard deviation above the median of a normal distribution
+_MIN_SPREAD = 1e-6
+_PACED_MIN_SPREAD = 1e-9
 _POOLED = (1 / 3, 1.0, 3.0)
+
+Folds = tuple[Sequence[int], Sequence[int]]
 
 
 class SelfPaced(TwoSidedScorer):
-    """Four families of opinions on a cell, each counting a quarter, on features relative to the cell's bag (`View`).
+    """Four families of detectors, each with a quarter of the weight, on features relative to the cell's bag (`Subspace`).
 
     - *What suspects have in common*: a linear discriminant of suspects against negative bags' cells (`Discriminant`), in 64
       and in 128 components of all features.
-    - *What kinds they are of*: the log ratio of two mixtures (`WitnessMixture`), in the same components. Both learn
-      self-paced (`learn_paced`), on the plan of Kumar et al. (NeurIPS 2010) and ItS2CLR (arXiv 2210.09452).
-    - *How unlikely the cell is* among the negative bags' (`NormalDensity`), in 64 components of each group of columns. It
-      needs no witness to learn from, and carries where they are few.
+    - *Which kind they resemble*: the log ratio of two mixtures (`WitnessMixture`), in the same components. Both learn in
+      rounds (`learn_paced`), as in self-paced learning (Kumar et al., NeurIPS 2010) and ItS2CLR (arXiv 2210.09452).
+    - *How unlikely the cell is* among the negative bags' (`NormalDensity`), in 64 components per group of columns. It needs
+      no witness to learn from, and helps most if there are few.
     - *What suspects have that equally suspicious normal cells lack* (`MatchedContrast`), in 256 components. Its suspects are
-      the choice of the three others together, each cell judged by opinions that have not seen its patient, as far as there
-      are several.
+      chosen by the other three together, each cell by detectors that have not seen its patient, if there are several.
 
-    Each opinion is counted from the negative bags' median in units of their upper spread and squeezed as 4·asinh(x/4), so that
-    one alone does not outshout the others. A cell's suspicion is softplus of their mean. A bag is called by the mean log
-    of its top ``share`` of cells, of a third of it and of three times it: how many witnesses a bag has is not known.
+    Each detector's score is measured from the negative bags' median in units of their upper spread, and squeezed as
+    4·asinh(x/4), so that no single one dominates. A cell's suspicion is softplus of the weighted mean. A bag is called by the
+    mean log of its top fraction of cells, of a third of it and of three times it, because the number of witnesses is unknown.
+
+    Args:
+        in_dim: length of an instance's embedding.
+        share: fraction of a bag's instances that are pooled, 0 to 1.
+        parts: per detector, the name of its class, the index of its subspace, how many components it reads, and its shape.
+        views: per subspace, the arguments that build it.
     """
 
     meaning: ClassVar = {InstanceScore.EVIDENCE: "× as suspicious as a normal training slide's average cell"}
@@ -58,149 +74,219 @@ class SelfPaced(TwoSidedScorer):
 
     def __init__(self, in_dim: int, share: float, parts: list[dict[str, Any]], views: list[dict[str, int]]) -> None:
         super().__init__(in_dim, share, parts=parts, views=views)
-        self.views = nn.ModuleList(View(**view) for view in views)
+        # The names "views" and "opinions" stand in the weights of saved models.
+        self.views = nn.ModuleList(Subspace(**view) for view in views)
         kinds = {kind.__name__: kind for kind in (Discriminant, WitnessMixture, NormalDensity, MatchedContrast)}
         self.opinions = nn.ModuleList(kinds[part["kind"]](**part["shape"]) for part in parts)
-        self.sees = [(part["view"], part["n_components"]) for part in parts]
+        self.reads = [(part["view"], part["n_components"]) for part in parts]
         self.weights = _weights(parts)
         for name, value in {"usual": torch.zeros, "spread": torch.ones}.items():
             self.register_buffer(name, value(len(parts), dtype=torch.float64))
 
     @classmethod
-    def learn_from(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, seed: int) -> Self:
-        """Learn from ``bags``, which are of both labels; of each label at most 10,000 cells, evenly drawn."""
+    def learn_from(
+        cls,
+        bags: Sequence[TrainingBag],
+        settings: FitConfig = DEFAULTS,
+        options: Config | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """See `TwoSidedScorer`. Of each label, up to 10,000 evenly drawn cells are used."""
         bags = [bag for bag in bags if len(bag)]
         dim = bags[0].dim
         groups = bags[0].groups or (dim,)
         stops = torch.tensor(groups).cumsum(0).tolist()
-        spans = [(0, dim, _MATCHED)]
-        spans += [(stop - width, stop, _OF_GROUP) for stop, width in zip(stops, groups, strict=True)]
-        kept = [_evenly(len(bag), _share_kept(bags, bag.label)) for bag in bags]
-        views, seen = learn_views(bags, spans, kept, seed)
+        spans = [(0, dim, _MATCHED_COMPONENTS)]
+        spans += [(stop - width, stop, _GROUP_COMPONENTS) for stop, width in zip(stops, groups, strict=True)]
+        kept = [_evenly(len(bag), _kept_fraction(bags, bag.label)) for bag in bags]
+        subspaces, relative = learn_subspaces(bags, spans, kept, seed)
         sides = [
-            [[one for one, bag in zip(view, bags, strict=True) if bag.label == label] for view in seen]
+            [[one for one, bag in zip(own, bags, strict=True) if bag.label == label] for own in relative]
             for label in (0, 1)
         ]
-        fold, _ = spread_folds(bags, _FOLDS)
+        fold, _ = spread_folds(bags, _MAX_FOLDS)
         of_negative, of_positive = (
             [int(own) for own, bag in zip(fold, bags, strict=True) if bag.label == label] for label in (0, 1)
         )
         folds = of_negative, of_positive
         parts: list[dict[str, Any]] = []
-        opinions: list[nn.Module] = []
-        learnt: list[Learnt] = []
+        detectors: list[nn.Module] = []
+        fitted: list[CrossFitted] = []
 
-        def add(opinion: nn.Module, view: int, n_components: int, **shape: int) -> None:
+        def add(detector: nn.Module, subspace: int, n_components: int, **shape: int) -> None:
             shape["n_components"] = n_components
-            kind = type(opinion).__name__
-            parts.append({"kind": kind, "view": view, "n_components": n_components, "shape": shape})
-            opinions.append(opinion)
+            kind = type(detector).__name__
+            parts.append({"kind": kind, "view": subspace, "n_components": n_components, "shape": shape})
+            detectors.append(detector)
 
-        for most in _JOINT:
-            n = min(most, seen[0][0].shape[1])
+        for max_components in _JOINT_COMPONENTS:
+            n = min(max_components, relative[0][0].shape[1])
             negatives, positives = ([bag[:, :n] for bag in side[0]] for side in sides)
             discriminant = learn_paced(Discriminant, negatives, positives, folds, seed)
             mixture = learn_paced(WitnessMixture, negatives, positives, folds, seed)
-            learnt += [discriminant, mixture]
-            add(discriminant.scorer, 0, n)
-            add(mixture.scorer, 0, n, n_normal=len(mixture.scorer.get_buffer("normal")))
+            fitted += [discriminant, mixture]
+            add(discriminant.detector, 0, n)
+            add(mixture.detector, 0, n, n_normal=len(mixture.detector.get_buffer("normal")))
         for i, (negatives, positives) in enumerate(zip(*(side[1:] for side in sides), strict=True), 1):
             density = _learn_density(negatives, positives, folds, seed)
-            learnt.append(density)
-            add(density.scorer, i, negatives[0].shape[1], n_kinds=len(density.scorer.get_buffer("centres")))
-        suspicion = _held_out_suspicion(learnt, _weights(parts))
+            fitted.append(density)
+            add(density.detector, i, negatives[0].shape[1], n_kinds=len(density.detector.get_buffer("centres")))
+        suspicion = _held_out_suspicion(fitted, _weights(parts))
         negatives, positives = (side[0] for side in sides)
-        penalty = views[0].components.directions.square().sum(dim=0)
+        penalty = subspaces[0].components.directions.square().sum(dim=0)
         contrast = MatchedContrast.learn(negatives, positives, suspicion, penalty)
         add(contrast, 0, negatives[0].shape[1])
         shapes = [
-            {"start": view.start, "stop": view.stop, "n_components": view.components.directions.shape[1]}
-            for view in views
+            {"start": one.start, "stop": one.stop, "n_components": one.components.directions.shape[1]}
+            for one in subspaces
         ]
         model = cls(dim, settings.top_share, parts, shapes)
-        model.views, model.opinions = nn.ModuleList(views), nn.ModuleList(opinions)
-        usual, spread = _scale(model._ask([torch.cat(view) for view in sides[0]]))
+        model.views, model.opinions = nn.ModuleList(subspaces), nn.ModuleList(detectors)
+        usual, spread = _scale(model._raw_scores([torch.cat(own) for own in sides[0]]))
         model.usual.copy_(usual)
         model.spread.copy_(spread)
         return model
 
     def distances(self, instances: Tensor) -> Tensor:
-        """See `PooledScorer`; ``instances`` are a whole bag, since its cells are seen relative to each other."""
-        return self.suspicion([view.relative(view.project(instances)) for view in self._views()])
+        """See `PooledScorer`. ``instances`` must be a whole bag, since cells are measured relative to each other."""
+        return self.suspicion([one.relative(one.project(instances)) for one in self._subspaces()])
 
     def suspicion(self, relative: Sequence[Tensor]) -> Tensor:
-        """Cells' components relative to their bag, one (n, K) for each view → float32 (n,), at least 0."""
-        raw = self._ask(relative)
-        return F.softplus(_mean_opinion(raw, self.usual, self.spread, self.weights)).float()
+        """Cells' components relative to their bag, one (n, K) per subspace → float32 (n,), at least 0."""
+        raw = self._raw_scores(relative)
+        return F.softplus(_combined(raw, self.usual, self.spread, self.weights)).float()
 
     def pool(self, distances: Tensor) -> float:
-        """The mean, over three shares about ``share``, of the log of the mean of a bag's top distances, (N,) → a number."""
+        """The mean over three top fractions of the log of the mean of a bag's top distances, (N,) → a number."""
         ordered = distances.double().sort(descending=True).values
         tops = [ordered[: top_count(len(ordered), part * self.share)] for part in _POOLED]
-        return float(torch.stack([top.mean().clamp(min=_LEAST_SPREAD).log() for top in tops]).mean())
+        return float(torch.stack([top.mean().clamp(min=_MIN_SPREAD).log() for top in tops]).mean())
 
-    def read(self, kind: InstanceScore) -> ViewsReading:
+    def read(self, kind: InstanceScore) -> SubspacesReading:
         """See `Aggregator.read`."""
-        return ViewsReading(self._views(), self.suspicion, self._probability)
+        return SubspacesReading(self._subspaces(), self.suspicion, self._probability)
 
-    def _views(self) -> list[View]:
-        return [view for view in self.views if isinstance(view, View)]
+    def _subspaces(self) -> list[Subspace]:
+        return [one for one in self.views if isinstance(one, Subspace)]
 
-    def _ask(self, views: Sequence[Tensor]) -> Tensor:
-        """Cells as each view has them, one (N, K) each → every opinion as it is, float64 (N, n_opinions)."""
-        answers = [opinion(views[i][:, :n]) for opinion, (i, n) in zip(self.opinions, self.sees, strict=True)]
-        return torch.stack(answers, dim=1)
-
-
-def _weights(parts: Sequence[dict[str, Any]]) -> list[float]:
-    """Each family of opinions counts alike, and in it each opinion."""
-    names = [part["kind"] for part in parts]
-    return [1 / names.count(name) / len(set(names)) for name in names]
+    def _raw_scores(self, relative: Sequence[Tensor]) -> Tensor:
+        """Cells' components, one (N, K) per subspace → each detector's score, float64 (N, n_detectors)."""
+        scores = [detector(relative[i][:, :n]) for detector, (i, n) in zip(self.opinions, self.reads, strict=True)]
+        return torch.stack(scores, dim=1)
 
 
-def _scale(raw: Tensor) -> tuple[Tensor, Tensor]:
-    """Negatives' opinions (N, n) → the median and the upper spread of each, (n,)."""
-    middle, upper = raw.quantile(torch.tensor([0.5, _UPPER], dtype=torch.float64), dim=0)
-    return middle, (upper - middle).clamp(min=_LEAST_SPREAD)
+@dataclass(frozen=True)
+class CrossFitted:
+    """A detector fitted to all bags, and each bag's scores from detectors that have not seen it.
+
+    Scores are in standard deviations above the mean of the negatives that were held out together. Suspects, though, were
+    chosen round by round with the help of all bags.
+
+    Args:
+        detector: the one fitted to all bags.
+        negatives: per negative bag, its cells' scores, float64 (n,).
+        positives: the same per positive bag.
+    """
+
+    detector: nn.Module
+    negatives: list[Tensor]
+    positives: list[Tensor]
 
 
-def _mean_opinion(raw: Tensor, usual: Tensor, spread: Tensor, weights: Sequence[float]) -> Tensor:
-    """Opinions (N, n) → their weighted mean (N,), each scaled and squeezed."""
-    squeezed = _SINGLE * torch.asinh((raw - usual) / spread / _SINGLE)
-    return squeezed @ torch.tensor(weights, dtype=torch.float64)
+def learn_paced(
+    kind: type[Paced[Known]], negatives: Sequence[Tensor], positives: Sequence[Tensor], folds: Folds, seed: int
+) -> CrossFitted:
+    """Learn a detector in rounds, as in self-paced learning (Kumar et al., NeurIPS 2010).
+
+    At first, every cell of a positive bag is a suspect. Each round scores every positive bag by a detector that was fitted
+    without its fold, and keeps the most suspicious cells as suspects, fewer each round (`SUSPECT_FRACTIONS`). Cross-fitting
+    keeps a detector from confirming what it has memorised.
+
+    Args:
+        kind: class of the detector.
+        negatives: each negative bag's cells, (n, K) float64.
+        positives: each positive bag's cells, (n, K) float64.
+        folds: each negative and each positive bag's fold, from 0, as `spread_folds` gives them. With a single fold, bags
+            are scored by detectors that have seen them.
+        seed: of random choices in fitting.
+    """
+    of_negative, of_positive = folds
+    n_folds = max(of_negative) + 1
+    known = kind.study(torch.cat(list(negatives)), seed)
+    suspects = list(positives)
+    kept = [
+        [bag for bag, own in zip(negatives, of_negative, strict=True) if own != fold] or list(negatives)
+        for fold in range(n_folds)
+    ]
+    studied = [kind.study(torch.cat(bags), seed) if n_folds > 1 else known for bags in kept]
+    for fraction in SUSPECT_FRACTIONS:
+        scores: list[Tensor] = [torch.empty(0)] * len(positives)
+        of_normal: list[Tensor] = [torch.empty(0)] * len(negatives)
+        for fold in range(n_folds):
+            others = [i for i, own in enumerate(of_positive) if own != fold or n_folds == 1]
+            found = torch.cat([suspects[i] for i in others])
+            # All suspects may be in the bags that are held out.
+            detector = kind.against(studied[fold], found if len(found) else torch.cat([positives[i] for i in others]))
+            held = [i for i, own in enumerate(of_negative) if own == fold]
+            raw = [detector(negatives[i]) for i in held]
+            mean, spread = torch.cat(raw).mean(), torch.cat(raw).std(correction=0).clamp(min=_PACED_MIN_SPREAD)
+            for i, score in zip(held, raw, strict=True):
+                of_normal[i] = (score - mean) / spread
+            for i, own in enumerate(of_positive):
+                if own == fold:
+                    scores[i] = (detector(positives[i]) - mean) / spread
+        threshold = torch.cat(scores).quantile(1 - fraction)
+        suspects = [bag[score >= threshold] for bag, score in zip(positives, scores, strict=True)]
+    return CrossFitted(kind.against(known, torch.cat(suspects)), of_normal, scores)
 
 
-def _learn_density(
-    negatives: Sequence[Tensor], positives: Sequence[Tensor], folds: tuple[list[int], list[int]], seed: int
-) -> Learnt:
-    """The negatives' density, and what the densities of other folds make of each bag."""
+def _learn_density(negatives: Sequence[Tensor], positives: Sequence[Tensor], folds: Folds, seed: int) -> CrossFitted:
+    """The negatives' density, and each bag's scores from densities fitted without its fold."""
     scores: list[list[Tensor]] = [[torch.empty(0)] * len(side) for side in (negatives, positives)]
     for fold in range(max(folds[0]) + 1):
         kept = [bag for bag, own in zip(negatives, folds[0], strict=True) if own != fold] or list(negatives)
         density = NormalDensity.learn(torch.cat(kept), seed)
         held = torch.cat([density(bag) for bag, own in zip(negatives, folds[0], strict=True) if own == fold])
-        middle, spread = held.mean(), held.std(correction=0).clamp(min=_LEAST_SPREAD)
+        mean, spread = held.mean(), held.std(correction=0).clamp(min=_MIN_SPREAD)
         for side, of_side, found in zip((negatives, positives), folds, scores, strict=True):
             for i, own in enumerate(of_side):
                 if own == fold:
-                    found[i] = (density(side[i]) - middle) / spread
-    return Learnt(NormalDensity.learn(torch.cat(list(negatives)), seed), *scores)
+                    found[i] = (density(side[i]) - mean) / spread
+    return CrossFitted(NormalDensity.learn(torch.cat(list(negatives)), seed), *scores)
 
 
-def _held_out_suspicion(opinions: Sequence[Learnt], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """The negatives' and the positives' cells, (N,) and (M,), as opinions that have not seen their bag have them together."""
-    usual, odd = (
+def _held_out_suspicion(fitted: Sequence[CrossFitted], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """The combined held-out scores of all negatives' and of all positives' cells, (N,) and (M,)."""
+    of_negatives, of_positives = (
         torch.stack([torch.cat(side) for side in sides], dim=1)
-        for sides in ([one.negatives for one in opinions], [one.positives for one in opinions])
+        for sides in ([one.negatives for one in fitted], [one.positives for one in fitted])
     )
-    scale = _scale(usual)
-    return _mean_opinion(usual, *scale, weights), _mean_opinion(odd, *scale, weights)
+    scale = _scale(of_negatives)
+    return _combined(of_negatives, *scale, weights), _combined(of_positives, *scale, weights)
 
 
-def _share_kept(bags: Sequence[TrainingBag], label: int) -> float:
-    return min(1.0, _MOST_CELLS / max(1, sum(len(bag) for bag in bags if bag.label == label)))
+def _weights(parts: Sequence[dict[str, Any]]) -> list[float]:
+    """The same weight for each family, and within it for each detector."""
+    names = [part["kind"] for part in parts]
+    return [1 / names.count(name) / len(set(names)) for name in names]
 
 
-def _evenly(n: int, share: float) -> Tensor:
-    """Positions of about ``share`` of ``n`` cells, at least one."""
-    return torch.linspace(0, n - 1, max(1, round(share * n))).round().long()
+def _scale(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Negatives' scores (N, n) → median and upper spread of each detector, (n,)."""
+    median, upper = raw.quantile(torch.tensor([0.5, _UPPER], dtype=torch.float64), dim=0)
+    return median, (upper - median).clamp(min=_MIN_SPREAD)
+
+
+def _combined(raw: Tensor, usual: Tensor, spread: Tensor, weights: Sequence[float]) -> Tensor:
+    """Scores (N, n) → their weighted mean (N,), each scaled and squeezed."""
+    squeezed = _KNEE * torch.asinh((raw - usual) / spread / _KNEE)
+    return squeezed @ torch.tensor(weights, dtype=torch.float64)
+
+
+def _kept_fraction(bags: Sequence[TrainingBag], label: int) -> float:
+    return min(1.0, _MAX_CELLS / max(1, sum(len(bag) for bag in bags if bag.label == label)))
+
+
+def _evenly(n: int, fraction: float) -> Tensor:
+    """Indices of about ``fraction`` of ``n`` cells, evenly spread, at least one."""
+    return torch.linspace(0, n - 1, max(1, round(fraction * n))).round().long()

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cytomil.config import Config
 from cytomil.mil.aggregators.base import ATTENTION_MEANING, EVIDENCE_MEANING, odds
 from cytomil.mil.aggregators.learned import LearnedAggregator
 from cytomil.mil.bags import TrainingBag
-from cytomil.mil.config import FitMilConfig, InstanceScore
+from cytomil.mil.config import FitConfig, InstanceScore
 
 _LANDMARKS = 128
 _PINV_STEPS = 6
@@ -21,9 +22,9 @@ _SINGLES = 4096
 
 
 class NystromAttention(nn.Module):
-    """Self-attention through landmarks (Xiong et al., AAAI 2021): time and memory grow with the bag, not with its square.
+    """Self-attention through landmarks (Xiong et al., AAAI 2021): time and memory are linear in the bag's size.
 
-    Sequences of up to ``_LANDMARKS`` tokens take the exact softmax. The convolution of the values beside it is left out.
+    Sequences of up to 128 tokens use the exact softmax. The original's convolution of the values is left out.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -33,7 +34,7 @@ class NystromAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, n, dim) → what they become (B, n, dim), and the first token's attention to all of them (B, n)."""
+        """Tokens (B, n, dim) → new tokens (B, n, dim), and the first token's attention to all of them (B, n)."""
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.to_qkv(tokens).chunk(3, dim=2))
         n = tokens.shape[1]
         scale = 1 / math.sqrt(q.shape[3])
@@ -41,7 +42,7 @@ class NystromAttention(nn.Module):
             left = (q @ k.mT * scale).softmax(dim=3)
             mixed, first = left @ v, left[:, :, 0]
         else:
-            # Groups of one size, the last one padded with what no softmax or mean counts.
+            # Groups of equal size. Padding of the last one is excluded from every mean.
             pad = -n % _LANDMARKS
             counts = F.pad(torch.ones(n), (0, pad)).view(_LANDMARKS, -1).sum(dim=1).clamp(min=1).unsqueeze(1)
             q_mean, k_mean = (
@@ -66,10 +67,11 @@ def pseudo_inverse(matrix: Tensor) -> Tensor:
 
 
 class TransMIL(LearnedAggregator):
-    """Two layers of Nyström attention with a class token, and between them a position encoding by convolutions (PPEG).
+    """Two layers of Nyström attention with a class token, separated by a position encoding by convolutions (PPEG).
 
-    The instances are laid out in a square in the order of the bag, so that, alone among the aggregators, this one depends
-    on that order. Dropout is left out: fits side by side would share its random numbers. It reads a bag whole, in memory.
+    Instances are arranged in a square in the bag's order. TransMIL is the only aggregator that depends on this order, and
+    the only one that needs the whole bag in memory. Dropout is left out, because fits side by side would share its random
+    numbers.
 
     Args:
         in_dim: length of an instance's embedding.
@@ -93,7 +95,7 @@ class TransMIL(LearnedAggregator):
         self.classifier = nn.Linear(dim, 2)
 
     @classmethod
-    def untrained(cls, bags: Sequence[TrainingBag], settings: FitMilConfig, seed: int) -> Self:
+    def untrained(cls, bags: Sequence[TrainingBag], settings: FitConfig, options: Config, seed: int) -> Self:
         """See `LearnedAggregator`."""
         return cls(bags[0].dim)
 
@@ -102,7 +104,7 @@ class TransMIL(LearnedAggregator):
         n = instances.shape[1]
         hidden = self.embed(instances)
         side = math.ceil(math.sqrt(n))
-        # As in the paper, the square is filled up with the first instances over again.
+        # As in the paper, the first instances are repeated to fill the square.
         square = hidden[:, torch.arange(side * side) % n]
         tokens = torch.cat([self.class_token.expand(len(hidden), -1, -1), square], dim=1)
         tokens = tokens + self.layers[0](self.norms[0](tokens))[0]
@@ -113,12 +115,12 @@ class TransMIL(LearnedAggregator):
         logits: Tensor = self.classifier(self.norms[2](tokens + changed)[:, 0])
         return logits, attention[:, 1 : n + 1]
 
-    def loss(self, instances: Tensor, label: Tensor, settings: FitMilConfig, generator: torch.Generator) -> Tensor:
+    def loss(self, instances: Tensor, label: Tensor, generator: torch.Generator) -> Tensor:
         """Cross entropy of the bag's label."""
         return F.cross_entropy(self(instances.unsqueeze(0))[0], label.view(1))
 
     def log_odds_alone(self, instances: Tensor) -> Tensor:
-        """The log odds that a bag of one instance alone is positive: (N, D) → (N,)."""
+        """Log odds that a bag of one instance alone is positive: (N, D) → (N,)."""
         logits = torch.cat([self(block.unsqueeze(1))[0] for block in instances.split(_SINGLES)])
         return logits[:, 1] - logits[:, 0]
 
@@ -128,7 +130,7 @@ class TransMIL(LearnedAggregator):
 
 
 class TransMILReading:
-    """Gathers the bag: its attention runs between all instances."""
+    """Collects the whole bag, since attention runs between all instances."""
 
     def __init__(self, model: TransMIL, kind: InstanceScore) -> None:
         self._model, self._kind = model, kind
@@ -145,7 +147,7 @@ class TransMILReading:
         if self._kind is InstanceScore.EVIDENCE:
             scores = odds(self._model.log_odds_alone(instances))
         else:
-            # The landmarks' pseudo-inverse can leave an attention slightly below nought.
+            # The landmarks' pseudo-inverse can make an attention slightly negative.
             positive = attention[0].clamp(min=1e-12)
             scores = positive / positive.mean()
         return float(logits.softmax(dim=1)[0, 1]), scores

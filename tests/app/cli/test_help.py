@@ -34,7 +34,12 @@ def test_help_names_every_setting_with_its_default_and_meaning(section):
 
 @pytest.mark.parametrize(
     ("verb", "flag", "name", "own"),
-    [("pretrain", "--method", "slam-ags", "--objective"), ("pretrain", "--method", "simclr", "")],
+    [
+        ("pretrain", "--method", "slam-ags", "--objective"),
+        ("pretrain", "--method", "simclr", ""),
+        ("fit-mil", "--aggregator", "pamil", "--n-prototypes"),
+        ("fit-mil", "--aggregator", "mean", ""),
+    ],
 )
 def test_help_lists_the_own_settings_of_what_the_line_names(verb, flag, name, own):
     shown = help_of(verb, flag, name)

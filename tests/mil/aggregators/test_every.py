@@ -2,6 +2,9 @@
 
 import copy
 import itertools
+import re
+import subprocess
+import sys
 
 import hypothesis
 import numpy as np
@@ -12,21 +15,23 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import roc_auc_score
 
-from cytomil import plugins
+from cytomil import registry
+from cytomil.config import Config
 from cytomil.errors import SettingsError
 from cytomil.mil.aggregators.base import attention_scores, odds
 from cytomil.mil.aggregators.pooling import MeanPooling
-from cytomil.mil.aggregators.registry import AGGREGATORS, find_aggregator, require_score
+from cytomil.mil.aggregators.registry import AGGREGATORS, find_aggregator, own_config, require_score
 from cytomil.mil.bags import TrainingBag
 from cytomil.mil.config import FitMilConfig, InstanceScore
-from cytomil.mil.cross_validate import cross_validate
+from cytomil.mil.cross_validate import cross_validate, training_epochs
 from cytomil.mil.ensemble import Ensemble, Member, reference_evidence
-from cytomil.mil.train import training_epochs
+from cytomil.mil.pamil import PAMIL
 from cytomil.progress import Silent
 
 RATE = {"transmil": 1e-3}
 EVERY = pytest.mark.parametrize("name", AGGREGATORS)
-KINDS = [(name, kind) for name, made in AGGREGATORS.items() for kind in made.meaning]
+CLASSES = {name: find_aggregator(name) for name in AGGREGATORS}
+KINDS = [(name, kind) for name, made in CLASSES.items() for kind in made.meaning]
 
 
 def make_bags(n=12, size=40, witnesses=8, shift=8.0, seed=0):
@@ -41,7 +46,7 @@ def make_bags(n=12, size=40, witnesses=8, shift=8.0, seed=0):
 
 
 def settings_for(name, **changes):
-    return FitMilConfig(**({"aggregator": name, "n_prototypes": 4, "top_share": 0.1} | changes))
+    return FitMilConfig(**({"aggregator": name, "options": {"pamil": {"n_prototypes": 4}}, "top_share": 0.1} | changes))
 
 
 def fit_all():
@@ -127,7 +132,7 @@ def test_whatever_a_cell_is_its_score_is_finite_and_above_nought(name, kind, fit
     assert (found.scores > 0).all()
 
 
-@pytest.mark.parametrize("name", [name for name, made in AGGREGATORS.items() if made.averaged])
+@pytest.mark.parametrize("name", [name for name, made in CLASSES.items() if made.averaged])
 def test_weights_that_grew_large_leave_scores_finite_and_the_highest_apart(name, fitted):
     model, standardise = copy.deepcopy(fitted[name])
     with torch.no_grad():
@@ -181,16 +186,44 @@ def test_fitting_follows_its_seed(name):
 
     first, again, other = knowledge(1), knowledge(1), knowledge(2)
     assert torch.equal(first, again)
-    assert not (AGGREGATORS[name].averaged and torch.equal(first, other))
+    assert not (CLASSES[name].averaged and torch.equal(first, other))
 
 
 @EVERY
 def test_a_model_of_its_config_takes_its_weights(name, fitted):
     model, standardise = fitted[name]
-    twin = AGGREGATORS[name](**model.config)
+    twin = CLASSES[name](**model.config)
     twin.load_state_dict(model.state_dict())
     instances = standardise(make_bags(1)[0].values)
     torch.testing.assert_close(twin.eval().assess(instances), model.assess(instances), rtol=0, atol=0)
+
+
+SAVED = {
+    "pamil": "attention.bias attention.weight classifiers.N.bias classifiers.N.weight instance_gate.N.bias "
+    "instance_gate.N.weight prototype_gate.N.bias prototype_gate.N.weight prototypes shared.N.bias shared.N.weight",
+    "self-paced": "intercept opinions.N.centres opinions.N.log_shares opinions.N.middle opinions.N.normal "
+    "opinions.N.normal_log_share opinions.N.weight opinions.N.whitening opinions.N.whitenings opinions.N.witness slope "
+    "spread usual views.N.between views.N.centre views.N.components.directions views.N.components.origin views.N.within",
+    "mahalanobis": "intercept mean precision slope",
+    "knn": "cells intercept slope",
+    "ocsvm": "greatest intercept log_weights slope vectors",
+    "gaussian": "centres intercept log_weights peak slope whitening",
+    "density-ratio": "intercept negatives positives slope",
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_the_names_of_saved_weights_stay_so_that_older_models_load(name, fitted):
+    names = {re.sub(r"\.\d+\.", ".N.", key) for key in fitted[name][0].state_dict()}
+    assert sorted(names) == SAVED[name].split()
+
+
+def test_self_paceds_card_names_its_parts_as_older_ones_do(fitted):
+    config = fitted["self-paced"][0].config
+    kinds = ["Discriminant", "WitnessMixture"] * 2 + ["NormalDensity", "MatchedContrast"]
+    assert [part["kind"] for part in config["parts"]] == kinds
+    assert set(config["parts"][0]) == {"kind", "view", "n_components", "shape"}
+    assert set(config["views"][0]) == {"start", "stop", "n_components"}
 
 
 @EVERY
@@ -202,13 +235,13 @@ def test_cross_validation_tells_positive_bags(name):
     found = cross_validate(bags, chosen, Silent())
     labels = np.array([bag.label for bag in bags])
     assert roc_auc_score(labels, found.probabilities) > 0.9
-    assert len(found.loss_by_epoch) == (15 if AGGREGATORS[name].by_epochs else 1)
+    assert len(found.loss_by_epoch) == (15 if CLASSES[name].by_epochs else 1)
 
 
 @EVERY
 def test_what_holds_bags_out_to_fit_its_curve_gives_them_back_on_its_own_scale(name, fitted):
     judged = fitted[name][0].judged
-    if AGGREGATORS[name].by_epochs:
+    if CLASSES[name].by_epochs:
         assert judged is None
         return
     assert sorted(judged.labels) == [0] * 6 + [1] * 6
@@ -221,7 +254,7 @@ def test_what_holds_bags_out_to_fit_its_curve_gives_them_back_on_its_own_scale(n
 
 @EVERY
 def test_each_says_what_its_score_means(name):
-    for text in AGGREGATORS[name].meaning.values():
+    for text in CLASSES[name].meaning.values():
         assert text.startswith("× ")
         assert 15 < len(text) < 90
 
@@ -241,8 +274,65 @@ def test_a_score_that_an_aggregator_cannot_give_is_refused_with_the_one_it_can()
         require_score("mean", InstanceScore.ATTENTION)
 
 
+def test_names_are_known_without_importing_what_they_name():
+    code = (
+        "import sys; from cytomil.mil.aggregators.registry import AGGREGATORS; "
+        "print(AGGREGATORS.known('pamil'), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["pamil", "False"]
+    with pytest.raises(ValueError, match=r"no aggregator 'pamli'. Did you mean 'pamil'"):
+        AGGREGATORS.known("pamli")
+
+
+def test_own_settings_are_validated_and_default_to_the_classs():
+    assert own_config("pamil", {}) == PAMIL.Config()
+    assert (
+        own_config(
+            "pamil", {"pamil": {"n_prototypes": "4", "prototypes": "kmeans"}, "abmil": {"other": 1}}
+        ).n_prototypes
+        == 4
+    )
+    assert own_config("mean", {}).model_dump() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "pamil",
+            {"n_prototype": 4},
+            "'pamil' has no setting 'n_prototype'. Did you mean 'n_prototypes'?",
+        ),
+        ("pamil", {"epoch": 4}, "'pamil' has no setting 'epoch'. Did you mean 'epochs'?"),
+        ("pamil", {"zzz": 4}, "'pamil' has no setting 'zzz'. There are: n_prototypes, prototypes, "),
+        ("mean", {"zzz": 4}, "'mean' has no setting 'zzz'. It has none of its own."),
+        ("pamil", {"n_prototypes": 0}, "'pamil': n_prototypes: input should be greater than or equal to 1 (it is 0)."),
+        ("pamil", {"prototypes": "x"}, "'pamil': prototypes: input should be 'random' or 'kmeans' (it is 'x')."),
+        ("pamli", {}, "there is no aggregator 'pamli'. Did you mean 'pamil'?"),
+    ],
+)
+def test_an_unknown_or_bad_own_setting_is_one_clear_line(name, options, message):
+    with pytest.raises(SettingsError) as raised:
+        own_config(name, {name: options})
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+class OutsideConfig(Config):
+    offset: float = 0.0
+
+
 class Outside(MeanPooling):
-    """What another package might bring."""
+    """What another package might bring, with a setting of its own."""
+
+    Config = OutsideConfig
+
+    @classmethod
+    def untrained(cls, bags, settings, options, seed):
+        model = super().untrained(bags, settings, options, seed)
+        model.linear.bias.data.fill_(options.offset)
+        return model
 
 
 class Point:
@@ -257,9 +347,13 @@ class Point:
 
 def test_another_package_adds_an_aggregator_by_an_entry_point(monkeypatch):
     points = [Point("outside", Outside), Point("broken", ImportError("no module")), Point("other", dict)]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == "cytomil.aggregators" else [])
+    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "cytomil.aggregators" else [])
     *_, (model, _) = training_epochs(make_bags(4), settings_for("outside"), 1, 0)
     assert isinstance(model, Outside)
+    *_, (moved, _) = training_epochs(make_bags(4), settings_for("outside", options={"outside": {"offset": 9.0}}), 1, 0)
+    assert moved.linear.bias > 8 > model.linear.bias
+    with pytest.raises(SettingsError, match=r"'outside' has no setting 'ofset'. Did you mean 'offset'"):
+        own_config("outside", {"outside": {"ofset": 9.0}})
     with pytest.raises(SettingsError, match=r"'broken' .*cannot be loaded .*no module"):
         find_aggregator("broken")
     with pytest.raises(

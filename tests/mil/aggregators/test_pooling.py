@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from cytomil.mil.aggregators.base import top_count
 from cytomil.mil.aggregators.pooling import TopPooling
-from cytomil.mil.config import FitMilConfig
 
 
 def model(share):
@@ -47,7 +46,7 @@ def test_the_loss_is_cross_entropy(label):
     pooling, instances = model(0.5), bag(9)
     probability = pooling.assess(instances)[0]
     expected = -torch.tensor(probability if label else 1 - probability).log()
-    loss = pooling.loss(instances, torch.tensor(label), FitMilConfig(), torch.Generator())
+    loss = pooling.loss(instances, torch.tensor(label), torch.Generator())
     torch.testing.assert_close(loss.detach(), expected.float())
 
 

@@ -1,9 +1,11 @@
+"""Numbers gathered block by block."""
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytomil.mil.gathered import Gathered
+from cytomil.mil.aggregators.base import Gathered
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.sampled_from([torch.float32, torch.int64, torch.bool]))
