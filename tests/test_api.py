@@ -127,6 +127,7 @@ except cytomil.SettingsError as error:
         (lambda: cytomil.pretrain("b", "e", "slam-ags", surgeri="sum"), "method 'slam-ags' has no setting 'surgeri'"),
         (lambda: cytomil.embed("b", "e", "f", layer="nonsense"), "'embed': layer: "),
         (lambda: cytomil.fit("f", "e", "m", seed=-1), "'fit': seed: input should be greater"),
+        (lambda: cytomil.fit("f", "e", "m", "pamil", prototypez=3), "aggregator 'pamil' has no setting 'prototypez'"),
         (lambda: cytomil.evaluate("f", "m", "b", "r", table=["x"]), "makes no tables"),
         (lambda: cytomil.rank("s", "m", "t", tops=1), "'rank' has no setting 'tops'. Did you mean 'top'?"),
         (lambda: cytomil.load_encoder("e", enginn="auto"), "'load_encoder' has no setting 'enginn'"),

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from cytomil.registry import METHODS
+from cytomil.registry import METHODS, Registry
 
 if TYPE_CHECKING:
     from cytomil.mil.aggregators.base import Aggregator
     from cytomil.pretrain.methods import Method
-
-_AGGREGATORS = "cytomil.aggregators"
 
 
 def methods() -> tuple[str, ...]:
@@ -22,7 +19,7 @@ def methods() -> tuple[str, ...]:
     >>> "slam-ags" in cytomil.methods()
     True
     """
-    return _with_foreign(METHODS, METHODS.group)
+    return _with_foreign(METHODS)
 
 
 def aggregators() -> tuple[str, ...]:
@@ -34,7 +31,7 @@ def aggregators() -> tuple[str, ...]:
     """
     from cytomil.mil.aggregators.registry import AGGREGATORS
 
-    return _with_foreign(AGGREGATORS, _AGGREGATORS)
+    return _with_foreign(AGGREGATORS)
 
 
 def get_method(name: str) -> type[Method]:
@@ -67,6 +64,5 @@ def get_aggregator(name: str) -> type[Aggregator]:
     return find_aggregator(name)
 
 
-def _with_foreign(own: Iterable[str], group: str) -> tuple[str, ...]:
-    names = list(own)
-    return (*names, *sorted({entry.name for entry in entry_points(group=group)} - set(names)))
+def _with_foreign(own: Registry) -> tuple[str, ...]:
+    return (*own, *sorted({entry.name for entry in entry_points(group=own.group)} - set(own)))

@@ -154,7 +154,7 @@ def fit(
         out: the folder for the model; it is replaced whole.
         aggregator: one of `cytomil.aggregators`.
         progress: whether to print to standard error how far the work has come.
-        **settings: further fields of `cytomil.mil.config.FitMilConfig`, such as epochs or folds.
+        **settings: further fields of `cytomil.mil.config.FitMilConfig`, such as folds, and the aggregator's own settings.
 
     Returns:
         The model, loaded.
