@@ -26,7 +26,8 @@ MIL = FEATURES | {"features", "pretrain"}
 EVALUATE = MIL | {"mil"}
 EXPERIMENTS = EVALUATE | {"evaluate"}
 TRIAGE = EXPERIMENTS
-APP = TRIAGE | {"experiments", "triage"}
+API = TRIAGE | {"triage"}
+APP = API | {"api", "experiments"}
 MAY_IMPORT = {
     "base": set(),
     "workers": WORKERS,
@@ -40,6 +41,7 @@ MAY_IMPORT = {
     "evaluate": EVALUATE,
     "experiments": EXPERIMENTS,
     "triage": TRIAGE,
+    "api": API,
     "app": APP,
 }
 READERS_OF_INSTANCE_LABELS = {"bags", "evaluate"}
@@ -211,6 +213,12 @@ def test_help_does_not_wait_for_heavy_libraries():
     loaded = loaded_by("import cytomil.app.cli.app")
     assert "cytomil.app.cli.app" in loaded
     assert heavy & loaded == set()
+
+
+def test_the_package_itself_loads_nothing_heavy_and_is_quick():
+    code = "import sys, time; start = time.perf_counter(); import cytomil; dir(cytomil); end = time.perf_counter()"
+    loaded = loaded_by(f"{code}; assert end - start < 0.3, end - start")
+    assert {"torch", "numpy", "h5py", "pydantic", "cytomil.api"} & loaded == set()
 
 
 def test_what_trains_and_ranks_never_loads_the_reader_of_instance_labels():

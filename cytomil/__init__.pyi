@@ -1,0 +1,29 @@
+from .api.bags import Bags as Bags
+from .api.bags import LabelledBag as LabelledBag
+from .api.bags import open_bags as open_bags
+from .api.encoder import Encoder as Encoder
+from .api.encoder import load_encoder as load_encoder
+from .api.model import Model as Model
+from .api.model import Scored as Scored
+from .api.model import load_model as load_model
+from .api.names import aggregators as aggregators
+from .api.names import get_aggregator as get_aggregator
+from .api.names import get_method as get_method
+from .api.names import methods as methods
+from .api.stages import embed as embed
+from .api.stages import evaluate as evaluate
+from .api.stages import fit as fit
+from .api.stages import make_bags as make_bags
+from .api.stages import pretrain as pretrain
+from .api.stages import rank as rank
+from .config import Config as Config
+from .errors import CytomilError as CytomilError
+from .errors import SettingsError as SettingsError
+from .pretrain.losses import nt_xent_loss as nt_xent_loss
+from .pretrain.losses import similarity_loss as similarity_loss
+from .pretrain.losses import supcon_loss as supcon_loss
+from .pretrain.methods import Method as Method
+from .pretrain.surgery import adaptive_gradient_surgery as adaptive_gradient_surgery
+from .pretrain.surgery import pcgrad as pcgrad
+
+__version__: str

@@ -1,0 +1,1 @@
+"""cytomil from Python: what `import cytomil` offers. Nothing below this package imports it."""
