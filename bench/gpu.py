@@ -63,9 +63,9 @@ def inference(root: Path, options: argparse.Namespace) -> dict[str, float]:
     from cytomil.features.embedder import embed_in_orientations
     from cytomil.mil.config import FitMilConfig
     from cytomil.mil.fit import fit_mil
-    from cytomil.pretrain.config import PretrainConfig
-    from cytomil.pretrain.loop import pretrain
     from cytomil.progress import Silent
+    from cytomil.training.config import PretrainConfig
+    from cytomil.training.loop import pretrain
     from cytomil.triage.config import RankConfig
     from cytomil.triage.rank import rank
 
@@ -109,9 +109,9 @@ def inference(root: Path, options: argparse.Namespace) -> dict[str, float]:
 
 def training(root: Path, options: argparse.Namespace, name: str) -> float:
     """Cells per second of the second epoch."""
-    from cytomil.pretrain.config import PretrainConfig
-    from cytomil.pretrain.loop import pretrain
     from cytomil.progress import Silent
+    from cytomil.training.config import PretrainConfig
+    from cytomil.training.loop import pretrain
 
     records: list[dict[str, Any]] = []
     common: dict[str, Any] = {

@@ -69,9 +69,9 @@ def make_files(root: Path) -> None:
     from cytomil.features.embed import embed
     from cytomil.mil.config import FitMilConfig
     from cytomil.mil.fit import fit_mil
-    from cytomil.pretrain.config import PretrainConfig
-    from cytomil.pretrain.loop import pretrain
     from cytomil.progress import Silent
+    from cytomil.training.config import PretrainConfig
+    from cytomil.training.loop import pretrain
 
     silent = Silent()
     make_bags(MakeBagsConfig(out=root / "bags", train_bags=4, test_bags=0, bag_size=12, cell_size=32), silent)

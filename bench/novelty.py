@@ -46,9 +46,9 @@ def measure(options: argparse.Namespace) -> Measured:
     from cytomil.mil.config import FitMilConfig
     from cytomil.mil.cross_validate import assign_folds
     from cytomil.mil.novelty import fit_novelty
-    from cytomil.pretrain.config import PretrainConfig
-    from cytomil.pretrain.loop import pretrain
     from cytomil.progress import Silent
+    from cytomil.training.config import PretrainConfig
+    from cytomil.training.loop import pretrain
 
     def bags_of(source: str, folder: Path, **classes: tuple[str, ...]) -> list[tuple[int, str, list[bytes]]]:
         chosen = MakeBagsConfig(

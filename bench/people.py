@@ -112,7 +112,7 @@ def held_out_cells(features: Path, bags: Path, aggregator: str, seed: int) -> di
     """Means over positive bags of how early witnesses come, each bag's cells scored by a model that did not see its person."""
     from cytomil.bags.instance_labels import read_instance_labels
     from cytomil.bags.manifest import read_manifest
-    from cytomil.evaluate.metrics import instance_metrics
+    from cytomil.evaluation.metrics import instance_metrics
     from cytomil.features.index import read_index
     from cytomil.mil.config import FitMilConfig
     from cytomil.mil.cross_validate import assign_folds, training_epochs

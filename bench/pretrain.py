@@ -82,7 +82,7 @@ def measure_size(data: Path, size: int, repeats: int) -> dict[str, Any]:
 def reference_step(encoded: list[bytes], size: int) -> Callable[[], object]:
     from bench.reference_pretrain import ReferenceLoop
     from cytomil.encoders.architecture import Architecture, Encoder, resolve_stem
-    from cytomil.pretrain.config import PretrainConfig
+    from cytomil.training.config import PretrainConfig
 
     settings = PretrainConfig(**_OBJECTIVE)
     encoder = Encoder(Architecture(stem=resolve_stem("auto", size)))
@@ -98,12 +98,12 @@ def own_step(encoded: list[bytes], size: int, precision: str, surgery: list[floa
     from cytomil.encoders.architecture import resolve_architecture
     from cytomil.encoders.start import prepare_start
     from cytomil.encoders.transform import CellTransform, decode_cells
-    from cytomil.pretrain.cells import TrainingCells
-    from cytomil.pretrain.checkpoint import RunIdentity
-    from cytomil.pretrain.config import PretrainConfig
-    from cytomil.pretrain.methods import load_method
-    from cytomil.pretrain.processes import OneProcess
-    from cytomil.pretrain.run import Run
+    from cytomil.training.cells import TrainingCells
+    from cytomil.training.checkpoint import RunIdentity
+    from cytomil.training.config import PretrainConfig
+    from cytomil.training.methods import load_method
+    from cytomil.training.processes import OneProcess
+    from cytomil.training.run import Run
 
     pixels, _, _ = decode_cells(encoded, [str(i) for i in range(len(encoded))], CellTransform(size, 1.0))
     is_positive = torch.arange(len(encoded)) >= len(encoded) // 2

@@ -371,7 +371,7 @@ def _held_out(
 
 
 def _cell_figures(bags: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float | None]:
-    from cytomil.evaluate.metrics import instance_metrics
+    from cytomil.evaluation.metrics import instance_metrics
 
     found = instance_metrics([(scores, abnormal.astype(int)) for scores, abnormal in bags if abnormal.any()])
     return {

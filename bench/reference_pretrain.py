@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from cytomil.encoders.architecture import Encoder
-from cytomil.pretrain.losses import nt_xent_loss, similarity_loss
+from cytomil.training.losses import nt_xent_loss, similarity_loss
 
 
 class ReferenceLoop:

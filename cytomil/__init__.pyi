@@ -19,11 +19,11 @@ from .api.stages import rank as rank
 from .config import Config as Config
 from .errors import CytomilError as CytomilError
 from .errors import SettingsError as SettingsError
-from .pretrain.losses import nt_xent_loss as nt_xent_loss
-from .pretrain.losses import similarity_loss as similarity_loss
-from .pretrain.losses import supcon_loss as supcon_loss
-from .pretrain.methods import Method as Method
-from .pretrain.surgery import adaptive_gradient_surgery as adaptive_gradient_surgery
-from .pretrain.surgery import pcgrad as pcgrad
+from .training.losses import nt_xent_loss as nt_xent_loss
+from .training.losses import similarity_loss as similarity_loss
+from .training.losses import supcon_loss as supcon_loss
+from .training.methods import Method as Method
+from .training.surgery import adaptive_gradient_surgery as adaptive_gradient_surgery
+from .training.surgery import pcgrad as pcgrad
 
 __version__: str

@@ -1,6 +1,6 @@
 """What can be chosen by name: cytomil's own, and what other packages bring by entry points. Nothing is loaded before use.
 
-A method is one file in ``cytomil.pretrain.methods`` and one line below. docs/methods.md shows how another package brings one.
+A method is one file in ``cytomil.training.methods`` and one line below. docs/methods.md shows how another package brings one.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Registry(Mapping[str, EntryPoint]):
 METHODS = Registry(
     "method",
     "cytomil.methods",
-    "cytomil.pretrain.methods",
+    "cytomil.training.methods",
     {
         "slam-ags": "multi_task:SlamAgs",
         "weaksupcon": "multi_task:WeakSupCon",

@@ -14,8 +14,8 @@ from cytomil.bags.manifest import fingerprint, read_manifest
 from cytomil.errors import CytomilError, ResumeError
 from cytomil.experiments.runs import OWN, RUN_SCHEMA, Cell
 from cytomil.files import write_json
-from cytomil.pretrain.config import PretrainConfig
 from cytomil.progress import Listener
+from cytomil.training.config import PretrainConfig
 from experiments.grid import Grid
 
 PAMIL = "pamil"
@@ -88,7 +88,7 @@ def _measure(grid: Grid, cell: Cell, listener: Listener) -> dict[str, Any]:
 
 def _train(settings: PretrainConfig, listener: Listener) -> None:
     """Train the encoder, or go on, or leave it where it is finished: other aggregators may want it again."""
-    from cytomil.pretrain.loop import pretrain
+    from cytomil.training.loop import pretrain
 
     try:
         pretrain(settings, listener, resume=True)
@@ -98,7 +98,7 @@ def _train(settings: PretrainConfig, listener: Listener) -> None:
 
 def _judge(settings: Settings, aggregator: str, listener: Listener) -> dict[str, Any]:
     """Fit one aggregator, or the settings' `OWN`, and measure it. One that fails is said to, and is no candidate."""
-    from cytomil.evaluate.run import measure
+    from cytomil.evaluation.run import measure
     from cytomil.mil.fit import fit_mil
 
     try:

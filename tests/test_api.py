@@ -3,8 +3,6 @@
 import doctest
 import importlib
 import inspect
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -85,33 +83,9 @@ def test_the_stub_and_the_names_agree():
     assert (Path(cytomil.__file__).parent / "py.typed").is_file()
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        "import cytomil.pretrain.losses as l",
-        "from cytomil.pretrain import losses",
-        "cytomil.pretrain",
-        "import cytomil",
-    ],
-)
-def test_pretrain_is_a_package_and_a_function_whatever_was_imported_first(first):
-    code = f"""
-import cytomil
-{first}
-import inspect
-assert list(inspect.signature(cytomil.pretrain).parameters)[:3] == ["bags", "out", "method"]
-assert "Make an encoder" in inspect.getdoc(cytomil.pretrain)
-import cytomil.pretrain.config
-assert callable(cytomil.pretrain) and callable(cytomil.evaluate)
-assert cytomil.pretrain.config.PretrainConfig().method == "none"
-from cytomil import pretrain
-try:
-    pretrain("nowhere", "out", epochz=3)
-except cytomil.SettingsError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "method 'none' has no setting 'epochz'. Did you mean 'epochs'?"
+def test_no_package_takes_the_name_of_a_function():
+    packages = {path.stem for path in Path(cytomil.__file__).parent.iterdir()}
+    assert packages & set(cytomil.__all__) == set()
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ BAGS = BASE | {"slides", "workers"}
 ENCODERS = BAGS | {"bags"}
 PRETRAIN = ENCODERS | {"encoders"}
 FEATURES = PRETRAIN | {"morphology"}
-MIL = FEATURES | {"features", "pretrain"}
+MIL = FEATURES | {"features", "training"}
 EVALUATE = MIL | {"mil"}
-EXPERIMENTS = EVALUATE | {"evaluate"}
+EXPERIMENTS = EVALUATE | {"evaluation"}
 TRIAGE = EXPERIMENTS
 API = TRIAGE | {"triage"}
 APP = API | {"api", "experiments"}
@@ -35,18 +35,18 @@ MAY_IMPORT = {
     "morphology": MORPHOLOGY,
     "bags": BAGS,
     "encoders": ENCODERS,
-    "pretrain": PRETRAIN,
+    "training": PRETRAIN,
     "features": FEATURES,
     "mil": MIL,
-    "evaluate": EVALUATE,
+    "evaluation": EVALUATE,
     "experiments": EXPERIMENTS,
     "triage": TRIAGE,
     "api": API,
     "app": APP,
 }
-READERS_OF_INSTANCE_LABELS = {"bags", "evaluate"}
+READERS_OF_INSTANCE_LABELS = {"bags", "evaluation"}
 # The only way of instance labels into training: for the ceiling, which must be asked for.
-DOOR = "cytomil.pretrain.instance_label_door"
+DOOR = "cytomil.training.instance_label_door"
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ def test_training_cannot_see_instance_labels():
 
 def test_the_door_to_instance_labels_is_used_in_one_place_under_its_condition():
     door = "read_training_instance_labels"
-    assert {one.of for one in own_imports() if one.name.startswith(f"{DOOR}.")} == {"cytomil.pretrain.loop"}
-    loop = ast.parse((PACKAGE / "pretrain" / "loop.py").read_text(encoding="utf-8"))
+    assert {one.of for one in own_imports() if one.name.startswith(f"{DOOR}.")} == {"cytomil.training.loop"}
+    loop = ast.parse((PACKAGE / "training" / "loop.py").read_text(encoding="utf-8"))
     guarded = [
         node
         for branch in ast.walk(loop)
@@ -193,7 +193,7 @@ def test_timm_waits_until_one_of_its_models_is_asked_for():
 
 def test_dvc_waits_until_it_is_used():
     assert importers_of("dvc", "dvclive", only_eager=True) == set()
-    assert importers_of("dvclive") == {"cytomil.pretrain.curves"}
+    assert importers_of("dvclive") == {"cytomil.training.curves"}
 
 
 def loaded_by(code: str) -> set[str]:
@@ -223,7 +223,7 @@ def test_the_package_itself_loads_nothing_heavy_and_is_quick():
 
 def test_what_trains_and_ranks_never_loads_the_reader_of_instance_labels():
     loaded = loaded_by(
-        "import cytomil.pretrain.loop, cytomil.features.embed, cytomil.mil.fit, cytomil.triage.rank, cytomil.bags.make"
+        "import cytomil.training.loop, cytomil.features.embed, cytomil.mil.fit, cytomil.triage.rank, cytomil.bags.make"
     )
     assert "cytomil.bags.bag_file" in loaded
     assert "cytomil.bags.instance_labels" not in loaded

@@ -21,9 +21,9 @@ from cytomil.features.embed import embed
 from cytomil.layer import Layer
 from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import fit_mil
-from cytomil.pretrain.config import PretrainConfig
-from cytomil.pretrain.loop import pretrain
 from cytomil.progress import Silent
+from cytomil.training.config import PretrainConfig
+from cytomil.training.loop import pretrain
 from cytomil.triage.config import RankConfig
 from cytomil.triage.rank import rank
 

@@ -9,7 +9,7 @@ from cytomil.registry import METHODS, Registry
 
 if TYPE_CHECKING:
     from cytomil.mil.aggregators.base import Aggregator
-    from cytomil.pretrain.methods import Method
+    from cytomil.training.methods import Method
 
 
 def methods() -> tuple[str, ...]:
@@ -44,7 +44,7 @@ def get_method(name: str) -> type[Method]:
     >>> cytomil.get_method("simclr").__name__
     'SimCLR'
     """
-    from cytomil.pretrain.methods import load_method
+    from cytomil.training.methods import load_method
 
     return load_method(name)
 

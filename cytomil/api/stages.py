@@ -13,7 +13,7 @@ from cytomil.errors import SettingsError
 from cytomil.locks import output_folder
 
 if TYPE_CHECKING:
-    from cytomil.evaluate.run import Evaluated
+    from cytomil.evaluation.run import Evaluated
     from cytomil.features.embed import Embedded
     from cytomil.triage.worklist import Worklist
 
@@ -61,7 +61,7 @@ def pretrain(
         out: the folder for the encoder; it is replaced whole.
         method: one of `cytomil.methods`.
         progress: whether to print to standard error how far the work has come.
-        **settings: further fields of `cytomil.pretrain.config.PretrainConfig`, such as epochs, and the method's own
+        **settings: further fields of `cytomil.training.config.PretrainConfig`, such as epochs, and the method's own
             settings. ``engine="none"`` leaves out the compilation of the finished encoder, which takes half a minute.
 
     Returns:
@@ -81,8 +81,8 @@ def pretrain(
     from cytomil.encoders.bundle import stored_engines
     from cytomil.encoders.engines.compile import compile_by_default
     from cytomil.features.config import EmbedConfig
-    from cytomil.pretrain.config import PretrainConfig
-    from cytomil.pretrain.loop import pretrain as run
+    from cytomil.training.config import PretrainConfig
+    from cytomil.training.loop import pretrain as run
 
     given = {**settings, "bags": Path(bags), "out": Path(out), "method": method}
     config = configured("pretrain", PretrainConfig, given, chosen_by="method")
@@ -204,7 +204,7 @@ def evaluate(
         bags: the folder of bags.
         out: the folder for the reports.
         progress: whether to print to standard error how far the work has come.
-        **settings: further fields of `cytomil.evaluate.config.EvaluateConfig`, such as split or k.
+        **settings: further fields of `cytomil.evaluation.config.EvaluateConfig`, such as split or k.
 
     Returns:
         The metrics of bags (``bag``) and cells (``instance``) with their 95 % intervals, and whether the encoder
@@ -219,8 +219,8 @@ def evaluate(
     >>> done.bag.n_bags, 0 <= done.instance.recall_at_k <= 1
     (2, True)
     """
-    from cytomil.evaluate.config import EvaluateConfig
-    from cytomil.evaluate.run import evaluate as run
+    from cytomil.evaluation.config import EvaluateConfig
+    from cytomil.evaluation.run import evaluate as run
 
     given = {**settings, "features": Path(features), "model": Path(model), "bags": Path(bags), "out": Path(out)}
     config = configured("evaluate", EvaluateConfig, given)

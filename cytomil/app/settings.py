@@ -20,10 +20,10 @@ from pydantic_settings import SettingsError as SourceError
 from cytomil.bags.config import MakeBagsConfig
 from cytomil.encoders.engines.config import CompileConfig
 from cytomil.errors import SettingsError
-from cytomil.evaluate.config import EvaluateConfig
+from cytomil.evaluation.config import EvaluateConfig
 from cytomil.features.config import EmbedConfig
 from cytomil.mil.config import FitMilConfig
-from cytomil.pretrain.config import PretrainConfig
+from cytomil.training.config import PretrainConfig
 from cytomil.triage.config import RankConfig
 
 PARAMS_FILE = Path("params.yaml")

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from cytomil.errors import EvaluationError, NotFoundError
-from cytomil.evaluate.record import RECORD_NAME, SCHEMA
+from cytomil.evaluation.record import RECORD_NAME, SCHEMA
 from cytomil.files import read_json
 
 GRID_NAME = "grid.yaml"

@@ -9,8 +9,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cytomil.evaluate.config import EvaluateConfig
-from cytomil.evaluate.plots import DASHED, GREY, new_figure, save_png, save_svg, style
+from cytomil.evaluation.config import EvaluateConfig
+from cytomil.evaluation.plots import DASHED, GREY, new_figure, save_png, save_svg, style
 from cytomil.experiments.blocks import CEILING, Block, make_blocks, said_rate, title_of
 from cytomil.experiments.bootstrap import Estimate
 from cytomil.experiments.figures import FIGURES

@@ -109,7 +109,7 @@ def test_a_cell_that_fails_says_why_and_is_tried_again(grid, monkeypatch):
         raise RuntimeError("no luck\ntoday")
 
     with monkeypatch.context() as context:
-        context.setattr("cytomil.pretrain.loop.pretrain", fall_over)
+        context.setattr("cytomil.training.loop.pretrain", fall_over)
         record = run_cell(grid, CELL, Silent())
     assert record["failed"] == "RuntimeError: no luck today"
     assert not is_done(grid, CELL)

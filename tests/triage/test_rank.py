@@ -20,10 +20,10 @@ from cytomil.features.embedder import Embedder
 from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import fit_mil
 from cytomil.mil.triage_model import load_triage_model
-from cytomil.pretrain.config import PretrainConfig
-from cytomil.pretrain.loop import pretrain
 from cytomil.progress import Silent
 from cytomil.text import from_text_cell
+from cytomil.training.config import PretrainConfig
+from cytomil.training.loop import pretrain
 from cytomil.triage.beforehand import work_on
 from cytomil.triage.config import RankConfig
 from cytomil.triage.rank import rank

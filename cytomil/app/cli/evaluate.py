@@ -9,14 +9,14 @@ import typer
 from cytomil.app.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
 from cytomil.app.cli.options import AcceptLeftOut, AsJson, Given, ParamsFile, Profile, generated
 from cytomil.app.settings import load
-from cytomil.evaluate.config import EvaluateConfig
+from cytomil.evaluation.config import EvaluateConfig
 from cytomil.locks import output_folder
 from cytomil.progress import Problem
 
 if TYPE_CHECKING:
-    from cytomil.evaluate.control import Control, CrossValidated
-    from cytomil.evaluate.intervals import Bounds
-    from cytomil.evaluate.redrawn import RedrawnMetrics
+    from cytomil.evaluation.control import Control, CrossValidated
+    from cytomil.evaluation.intervals import Bounds
+    from cytomil.evaluation.redrawn import RedrawnMetrics
 
 FEW_BAGS = 30
 
@@ -62,7 +62,7 @@ def evaluate(
         if settings.table:
             _show_tables(settings, as_json, accept_left_out)
             return
-        from cytomil.evaluate.run import evaluate as run
+        from cytomil.evaluation.run import evaluate as run
 
         listener = RichListener()
         with output_folder(settings.out, listener.note, replaced=False):

@@ -29,7 +29,7 @@ class PretrainCommand(OwnSettings):
 
     def configuration(self, name: str) -> type[Config]:
         """See `OwnSettings`."""
-        from cytomil.pretrain.methods import load_method
+        from cytomil.training.methods import load_method
 
         return load_method(name).Config
 
@@ -53,9 +53,9 @@ def pretrain(
         settings = load(options, params, profile).pretrain
         from cytomil.encoders.bundle import stored_engines
         from cytomil.encoders.engines.compile import compile_by_default
-        from cytomil.pretrain.curves import Curves
-        from cytomil.pretrain.loop import pretrain as run
-        from cytomil.pretrain.processes import training_processes
+        from cytomil.training.curves import Curves
+        from cytomil.training.loop import pretrain as run
+        from cytomil.training.processes import training_processes
 
         listener = RichListener()
         with training_processes(settings.device) as processes, ExitStack() as stack:

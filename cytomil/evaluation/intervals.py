@@ -1,0 +1,80 @@
+"""95 % intervals of one evaluation's figures, by patient where patients are known: few test bags say little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from cytomil.evaluation.metrics import (
+    DEFAULT_SHARE,
+    BagMetrics,
+    ScoredBag,
+    bags_with_witness,
+    instance_auroc,
+    instance_average_precision,
+    recall_at_k,
+    recall_at_share,
+)
+from cytomil.mil.intervals import (
+    Interval,
+    auroc_interval,
+    f1_interval,
+    mean_interval,
+    n_independent,
+    proportion_interval,
+)
+
+Bounds = dict[str, dict[str, float]]
+
+
+def bag_intervals(
+    metrics: BagMetrics, probabilities: Sequence[float], labels: Sequence[int], patients: Sequence[str]
+) -> Bounds:
+    """``low`` and ``high`` of each defined figure over bags, 0 to 1.
+
+    AUROC: Newcombe's; sensitivity, specificity and AUPRC: Wilson's, of as many cases as there are patients of that label
+    (for AUPRC: Boyd et al. 2013, the binomial interval over positives); F1: Wilson's of TP / (TP + FP + FN).
+
+    Args:
+        metrics: of these bags.
+        probabilities: (B,), 0 to 1.
+        labels: (B,), 0 or 1.
+        patients: (B,), "" where unknown.
+    """
+    n_positive, n_negative = n_independent(labels, patients)
+    called = np.asarray(probabilities) >= metrics.threshold
+    concerned = called | np.asarray(labels, bool)
+    n_concerned = sum(n_independent(concerned[concerned], np.asarray(patients)[concerned].tolist()))
+    by_name: dict[str, Callable[[float], Interval]] = {
+        "f1": lambda value: f1_interval(value, n_concerned),
+        "auroc": lambda value: auroc_interval(value, n_positive, n_negative),
+        "auprc": lambda value: proportion_interval(value, n_positive),
+        "sensitivity": lambda value: proportion_interval(value, n_positive),
+        "specificity": lambda value: proportion_interval(value, n_negative),
+    }
+    figures = {name: getattr(metrics, name) for name in by_name}
+    return {name: _bounds(by_name[name](value)) for name, value in figures.items() if value is not None}
+
+
+def instance_intervals(bags: Sequence[ScoredBag], k: int | None = None) -> Bounds:
+    """``low`` and ``high`` of the means over positive bags, Student's over bags; none of a single bag.
+
+    Args:
+        bags: as `instance_metrics` takes them.
+        k: as there.
+    """
+    usable, _ = bags_with_witness(bags)
+    values: dict[str, list[float | None]] = {
+        "recall_at_k": [recall_at_share(*bag, DEFAULT_SHARE) if k is None else recall_at_k(*bag, k) for bag in usable],
+        **{f"recall_at_{share}pct": [recall_at_share(*bag, share / 100) for bag in usable] for share in (1, 5, 10, 40)},
+        "average_precision": [instance_average_precision(*bag) for bag in usable],
+        "auroc": [instance_auroc(*bag) for bag in usable],
+    }
+    found = {name: mean_interval([v for v in per_bag if v is not None]) for name, per_bag in values.items()}
+    return {name: _bounds(interval) for name, interval in found.items() if interval is not None}
+
+
+def _bounds(interval: Interval) -> dict[str, Any]:
+    return {"low": interval[0], "high": interval[1]}

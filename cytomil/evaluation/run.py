@@ -1,0 +1,246 @@
+"""evaluate: figures, predictions and curves on bags that the model has not seen."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cytomil.bags.instance_labels import read_instance_labels
+from cytomil.bags.manifest import Manifest, open_listed, read_manifest
+from cytomil.errors import CytomilError, FeatureFileError, SettingsError, TriageModelError
+from cytomil.evaluation.config import EvaluateConfig
+from cytomil.evaluation.control import Control, permuted_labels, read_sites, without_witnesses
+from cytomil.evaluation.curves import pr_curve_points, recall_by_k_points, roc_curve_points
+from cytomil.evaluation.intervals import Bounds, bag_intervals, instance_intervals
+from cytomil.evaluation.metrics import BagMetrics, InstanceMetrics, bag_metrics, instance_metrics
+from cytomil.evaluation.plots import plot_pr, plot_recall_by_k, plot_roc, plot_training, save_png
+from cytomil.evaluation.record import RECORD_NAME, Prediction, make_record
+from cytomil.evaluation.redrawn import RedrawnMetrics, redrawn_metrics
+from cytomil.features.cache import Features
+from cytomil.features.embedder import preparation_sha256
+from cytomil.features.index import read_index
+from cytomil.files import write_json, write_text
+from cytomil.mil.config import FitMilConfig
+from cytomil.mil.fit import draw_of, training_bags
+from cytomil.mil.triage_model import TriageModel, load_triage_model
+from cytomil.progress import Listener, Problem
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the model makes of a split, and how right it is; ``record`` is what evaluate.json holds."""
+
+    model: TriageModel
+    predictions: tuple[Prediction, ...]
+    bag: BagMetrics
+    instance: InstanceMetrics
+    record: dict[str, Any]
+    problems: tuple[Problem, ...]
+    redrawn: RedrawnMetrics | None
+    control: Control | None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What evaluate found; ``problems`` are bags whose instance labels could not be read.
+
+    ``intervals``: 95 %, of the figures of ``bag`` and ``instance``, by these two names.
+    """
+
+    folder: Path
+    bag: BagMetrics
+    instance: InstanceMetrics
+    intervals: dict[str, Bounds]
+    collapsed: bool
+    uses_instance_labels: bool
+    problems: tuple[Problem, ...]
+    redrawn: RedrawnMetrics | None
+    control: Control | None
+
+
+def evaluate(settings: EvaluateConfig, listener: Listener) -> Evaluated:
+    """Assess the chosen split with the triage model and write metrics.json, predictions.csv and the curves.
+
+    The control, where it is asked for, takes all bags of the features folder, whatever the split.
+
+    Raises `SettingsError`, `NotFoundError`, `FeatureFileError` or `TriageModelError`, each with what to do.
+    """
+    measured = measure(settings, listener)
+    _write(settings.out, measured)
+    metrics = measured.record["metrics"]
+    return Evaluated(
+        settings.out,
+        measured.bag,
+        measured.instance,
+        metrics["intervals"],
+        metrics["collapsed"],
+        metrics["uses_instance_labels"],
+        measured.problems,
+        measured.redrawn,
+        measured.control,
+    )
+
+
+def measure(settings: EvaluateConfig, listener: Listener) -> Measured:
+    """As `evaluate`, and write nothing."""
+    if (settings.permutations or settings.sites) and not settings.control:
+        raise SettingsError("permutations and sites are for the control. Add --control.")
+    if settings.sites and not settings.permutations:
+        raise SettingsError("sites are for permuted labels. Add --permutations 10.")
+    opened = read_index(settings.features).open(settings.split)
+    model = load_triage_model(settings.model)
+    key = opened[0][1].key
+    # Cards of models fitted before there were engines do not name one.
+    fitted_with = (
+        model.encoder.sha256,
+        str(model.layer),
+        preparation_sha256(model.layer, model.encoder.transform.sha256),
+        model.card.get("engine", key.engine),
+        str(model.orientations),
+    )
+    if (key.encoder_sha256, key.layer, key.transform_sha256, key.engine, key.orientations) != fitted_with:
+        raise FeatureFileError(
+            f"{settings.features} was made by another encoder, layer, engine or number of orientations than "
+            f"{settings.model}'s, or by another version of cytomil. Run `cytomil fit-mil` again."
+        )
+    for caveat in model.encoder.caveats:
+        listener.note(caveat)
+    manifest = read_manifest(settings.bags)
+    problems: list[Problem] = []
+    predictions = []
+    for row, features in listener.track(opened, "evaluating", unit="bags"):
+        assessment = model.ensemble.assess_blocks(features.blocks())
+        labels = _instance_labels(manifest, row.bag_id, features, problems)
+        predictions.append(
+            Prediction(row.bag_id, row.patient_id, row.label, assessment.probability, assessment.scores, labels)
+        )
+    threshold = float(model.card["thresholds"]["decision"])
+    bag = bag_metrics([p.probability for p in predictions], [p.label for p in predictions], threshold)
+    scored = [p.scored for p in predictions if p.scored is not None]
+    instance = instance_metrics(scored, settings.k or None)
+    columns = (
+        [p.probability for p in predictions],
+        [p.label for p in predictions],
+        [p.patient_id for p in predictions],
+    )
+    intervals = {"bag": bag_intervals(bag, *columns), "instance": instance_intervals(scored, settings.k or None)}
+    redrawn = _redraw(settings, model, [features for _, features in opened], predictions) if settings.redraw else None
+    control = _control(settings, model, manifest, listener) if settings.control else None
+    record = make_record(settings, model, manifest, predictions, bag, instance, intervals, redrawn, control)
+    problems += control.problems if control else ()
+    return Measured(model, tuple(predictions), bag, instance, record, tuple(problems), redrawn, control)
+
+
+def _control(settings: EvaluateConfig, model: TriageModel, manifest: Manifest, listener: Listener) -> Control:
+    try:
+        fit_settings = FitMilConfig(**model.card["settings"])
+    except ValueError:
+        raise TriageModelError(
+            f"{settings.model} was fitted with settings that this version of cytomil does not know. Fit again with `cytomil "
+            "fit-mil`."
+        ) from None
+    opened = read_index(settings.features).open("all")
+    bags = training_bags(opened, fit_settings, listener)
+    if settings.permutations:
+        site_of = read_sites(settings.sites) if settings.sites else {}
+        if unknown := [row.bag_id for row, _ in opened if site_of and (row.patient_id or row.bag_id) not in site_of]:
+            listener.note(
+                f"{len(unknown)} of {len(opened)} bags have no site in {settings.sites}: they count as one site."
+            )
+        by_patient = {
+            bag.patient: site_of.get(row.patient_id or row.bag_id, "")
+            for bag, (row, _) in zip(bags, opened, strict=True)
+        }
+        return permuted_labels(bags, by_patient, settings.permutations, fit_settings, listener)
+    unread: list[Problem] = []
+
+    def labels_of(i: int) -> np.ndarray | None:
+        row, features = opened[i]
+        labels = _instance_labels(manifest, row.bag_id, features, unread)
+        return None if labels is None else labels[draw_of(fit_settings).places(row.bag_id, len(labels))]
+
+    return without_witnesses(bags, labels_of, fit_settings, listener)
+
+
+def _redraw(
+    settings: EvaluateConfig, model: TriageModel, opened: Sequence[Features], predictions: Sequence[Prediction]
+) -> RedrawnMetrics:
+    known = [
+        (f.load(), p.instance_labels) for f, p in zip(opened, predictions, strict=True) if p.instance_labels is not None
+    ]
+    if not {0, 1} <= {label for _, labels in known for label in labels.tolist()}:
+        raise FeatureFileError(
+            f"{settings.bags} tells of no normal or no abnormal cell of this split, so that no bags can be redrawn. Leave out "
+            "--redraw."
+        )
+    threshold = float(model.card["thresholds"]["decision"])
+    call = partial(_probability, model)
+    return redrawn_metrics(known, call, threshold, settings.redraw, settings.seed)
+
+
+def _probability(model: TriageModel, values: np.ndarray) -> float:
+    return model.ensemble.assess(values).probability
+
+
+def _instance_labels(manifest: Manifest, bag_id: str, features: Features, problems: list[Problem]) -> np.ndarray | None:
+    row = next((row for row in manifest.rows if row.bag_id == bag_id), None)
+    if row is None:
+        problems.append(Problem(bag_id, f"is not in {manifest.folder}: no instance labels"))
+        return None
+    try:
+        if row.sha256 != features.key.bag_sha256:
+            raise FeatureFileError(f"{features.path} was made of another bag than {manifest.file_of(row)}.")
+        open_listed(manifest, row)
+        label_of = read_instance_labels(manifest.file_of(row))
+    except CytomilError as error:
+        problems.append(Problem(bag_id, str(error)))
+        return None
+    return np.array([label_of[name] for name in features.instance_ids])
+
+
+def _write(out: Path, measured: Measured) -> None:
+    predictions, bag, instance = measured.predictions, measured.bag, measured.instance
+    labels, probabilities = [p.label for p in predictions], [p.probability for p in predictions]
+    roc, pr, recall = (
+        roc_curve_points(probabilities, labels),
+        pr_curve_points(probabilities, labels),
+        recall_by_k_points([p.scored for p in predictions if p.scored is not None]),
+    )
+    for name, rows, columns in (
+        ("roc", roc, ("fpr", "tpr")),
+        ("pr", pr, ("recall", "precision")),
+        ("recall_by_k", recall, ("share_reviewed", "recall", "random")),
+    ):
+        write_text(out / "plots" / f"{name}.csv", _csv(rows, columns))
+    save_png(plot_roc(roc, bag.auroc), out / "plots" / "roc.png")
+    save_png(plot_pr(pr, bag.auprc, float(np.mean(labels))), out / "plots" / "pr.png")
+    save_png(plot_recall_by_k(recall, instance.n_bags), out / "plots" / "recall_by_k.png")
+    save_png(plot_training(measured.model.encoder.card["history"]), out / "plots" / "training.png")
+    predicted = [
+        {
+            "bag_id": p.bag_id,
+            "label": p.label,
+            "probability": f"{p.probability:.6f}",
+            "called_positive": int(p.probability >= bag.threshold),
+            "n_instances": len(p.scores),
+        }
+        for p in predictions
+    ]
+    write_text(out / "predictions.csv", _csv(predicted, tuple(predicted[0])))
+    write_json(out / "metrics.json", measured.record["metrics"])
+    write_json(out / RECORD_NAME, measured.record)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()

@@ -1,5 +1,0 @@
-"""The pretraining methods, loaded by name. `cytomil.registry` lists them; docs/methods.md shows how to add one."""
-
-from cytomil.pretrain.methods.base import Batch, Method, load_method, require_consent
-
-__all__ = ["Batch", "Method", "load_method", "require_consent"]

@@ -1,0 +1,41 @@
+"""The one door through which instance labels reach training: for a ceiling, and only where the user asked for one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cytomil.bags.draw import ALL, Draw
+from cytomil.bags.manifest import BagRow, Manifest
+from cytomil.errors import BagFileError
+from cytomil.training.cells import TrainingCells
+
+
+def read_training_instance_labels(
+    manifest: Manifest, rows: tuple[BagRow, ...], cells: TrainingCells, draw: Draw = ALL
+) -> Tensor:
+    """1 abnormal, 0 normal for each of ``cells``, which were drawn by ``draw``: int64 (N,), on the CPU.
+
+    Cells of negative bags are normal, whatever is known of them.
+
+    Raises:
+        BagFileError: a positive bag does not know its cells' labels, or no cell is abnormal.
+    """
+    # Imported here, so that training anything else never loads what can read them.
+    from cytomil.bags.instance_labels import read_instance_labels
+
+    unreadable = {problem.where for problem in cells.problems}
+    labels: list[int] = []
+    for row in rows:
+        known = list(read_instance_labels(manifest.file_of(row)).items())
+        drawn = [known[i] for i in draw.places(row.bag_id, len(known))]
+        of_bag = [label for name, label in drawn if f"{row.bag_id}/{name}" not in unreadable]
+        if row.label == 1 and any(label not in (0, 1) for label in of_bag):
+            raise BagFileError(
+                f"{manifest.file_of(row)} does not know which of its cells are abnormal. Instance labels come with class "
+                "folders or synthetic cells; choose a method that learns from slide labels."
+            )
+        labels += of_bag if row.label == 1 else [0] * len(of_bag)
+    if 1 not in labels:
+        raise BagFileError(f"{manifest.folder}: no training cell is abnormal by its instance label.")
+    return torch.tensor(labels)

@@ -1,0 +1,244 @@
+"""The training loop: from bags to an encoder bundle, a checkpoint after every epoch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from cytomil.bags.bag_file import open_bag
+from cytomil.bags.draw import Draw
+from cytomil.bags.manifest import BagRow, Manifest, fingerprint, read_manifest
+from cytomil.bags.synthetic_cells import SOURCE as SYNTHETIC
+from cytomil.config import own_config
+from cytomil.encoders.bundle import (
+    CARD_NAME,
+    OWN_FILES,
+    EncoderBundle,
+    load_bundle,
+    pick_device,
+    read_card,
+    save_bundle,
+    stored_engines,
+)
+from cytomil.encoders.stages import default_layer, frozen_stages_leave_it
+from cytomil.encoders.start import Start, resolve_start
+from cytomil.encoders.transform import CellTransform
+from cytomil.errors import SettingsError, require_replaceable
+from cytomil.files import sha256_of_json
+from cytomil.progress import Listener, Problem, Work, require_disk_space
+from cytomil.provenance import code_fingerprint
+from cytomil.training.cells import (
+    TrainingCells,
+    bytes_needed,
+    cell_cache_path,
+    count,
+    load_training_cells,
+    open_cell_cache,
+    write_cell_cache,
+)
+from cytomil.training.checkpoint import RunIdentity, checkpoint_path, load_checkpoint
+from cytomil.training.config import PretrainConfig
+from cytomil.training.instance_label_door import read_training_instance_labels
+from cytomil.training.memory import measured_memory, require_disk, require_memory
+from cytomil.training.methods import Method, load_method, require_consent
+from cytomil.training.processes import OneProcess, Processes
+from cytomil.training.run import Run
+
+EpochListener = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A finished run. ``already_done`` tells that the bundle was there before."""
+
+    bundle: EncoderBundle
+    problems: tuple[Problem, ...]
+    already_done: bool = False
+
+
+def pretrain(
+    settings: PretrainConfig,
+    listener: Listener,
+    on_epoch: EpochListener | None = None,
+    resume: bool = False,
+    processes: Processes | None = None,
+) -> Pretrained:
+    """Train an encoder on the training bags and write its bundle.
+
+    An interrupted run of the same settings, bags and code is taken up after its last whole epoch, and ends with the
+    weights an unbroken run would have had. With ``resume``, an interrupted run that was another one is an error, and a
+    finished one is left as it is.
+    ``on_epoch`` receives one record an epoch: losses, the chance level, the state of the embeddings, gradients, speed.
+    Several ``processes`` (see `cytomil.training.processes.training_processes`) each call this with the same arguments
+    and see the same files; the first one writes.
+
+    Raises:
+        SettingsError: there is no such method or architecture, or it does not do what the settings ask of it.
+        NotFoundError, BagFileError: the bags are missing or damaged.
+        NotFoundError, WeightsFileError: the start weights are missing, damaged or another architecture's.
+        ResumeError: with ``resume``, the interrupted run was another one; or its checkpoint is damaged.
+        DivergedError: a loss became NaN or infinite.
+    """
+    method = load_method(settings.method)
+    own = own_config("method", settings.method, method.Config, settings.options, PretrainConfig.model_fields)
+    settings = settings.model_copy(update={"options": {settings.method: own.model_dump(mode="json")}})
+    require_consent(method, settings)
+    require_replaceable(settings.out, CARD_NAME, OWN_FILES)
+    manifest = read_manifest(settings.bags)
+    rows = manifest.select("train")
+    start = _start(settings, method, listener.note)
+    identity = _identity(settings, start, rows, method)
+    if resume and (done := _finished(settings, identity)):
+        return Pretrained(done, (), already_done=True)
+    checkpoint = load_checkpoint(settings.out, identity, insist=resume)
+    processes = processes or OneProcess(pick_device(settings.device))
+    transform = CellTransform(settings.image_size, settings.center_crop)
+    cells = _cells(settings, manifest, rows, transform, listener, processes)
+    if method.trains:
+        _require_batch(cells, settings, processes)
+    make_method: Callable[..., Method] = partial(method, settings, cells=cells)
+    if method.uses_instance_labels:
+        make_method = partial(
+            make_method, instance_labels=read_training_instance_labels(manifest, rows, cells, draw_of(settings))
+        )
+    run = Run(settings, identity, cells, processes, checkpoint, make_method, start, listener.note)
+    kept, frozen_stages = default_layer(run.encoder), run.encoder.frozen_stages
+    if method.trains and frozen_stages_leave_it(start.architecture, settings.image_size, frozen_stages, kept):
+        listener.note(
+            f"training leaves the layer {kept} as it is, which embed takes unless another is named: "
+            f"{frozen_stages} stages are frozen. Name a later --layer there, or lower --frozen-stages."
+        )
+    if checkpoint:
+        listener.note(f"resuming after epoch {checkpoint.epoch} of {settings.epochs}")
+    if method.trains:
+        with listener.whole(_work(run, cells, settings, processes)) as count:
+            for epoch in range(run.epoch, settings.epochs):
+                record = run.train_epoch(epoch, listener, count)
+                if on_epoch:
+                    on_epoch(record)
+    if not method.trains:
+        listener.note("looking at the embeddings of up to a thousand cells")
+        record = run.look()
+        if on_epoch:
+            on_epoch(record)
+    if not processes.is_first:
+        processes.wait()
+        return Pretrained(load_bundle(settings.out), ())
+    facts = run.facts() | _data_facts(manifest, rows, identity, len(cells))
+    engines = stored_engines(settings.out)
+    bundle = save_bundle(settings.out, run.encoder, transform, facts)
+    if gone := sorted(set(engines) - set(stored_engines(settings.out))):
+        listener.note(
+            f"compiled engines of the former weights are gone: {', '.join(gone)}. Make them again with `cytomil compile`."
+        )
+    checkpoint_path(settings.out, identity).unlink(missing_ok=True)
+    processes.wait()
+    return Pretrained(bundle, cells.problems)
+
+
+def _start(settings: PretrainConfig, method: type[Method], note: Callable[[str], None]) -> Start:
+    projection_dim = settings.projection_dim if method.trains else 0
+    projector = settings.projector if method.standardises else "plain"
+    return resolve_start(
+        settings.weights, settings.arch, settings.stem, settings.image_size, projection_dim, projector, note
+    )
+
+
+def _identity(settings: PretrainConfig, start: Start, rows: tuple[BagRow, ...], method: type[Method]) -> RunIdentity:
+    shaping = settings.model_dump(mode="json")
+    if start.weights:
+        shaping["weights"] = start.weights.sha256  # wherever the file lies
+    return RunIdentity(shaping, fingerprint(rows), _code_of(method))
+
+
+def _code_of(method: type[Method]) -> str:
+    """What shapes the weights: cytomil's own code, and another package's where it brings the method."""
+    own = code_fingerprint("bags", "encoders", "training")
+    if method.__module__.startswith("cytomil."):
+        return own
+    return sha256_of_json([own, inspect.getsource(inspect.getmodule(method) or method)])
+
+
+def _cells(
+    settings: PretrainConfig,
+    manifest: Manifest,
+    rows: tuple[BagRow, ...],
+    transform: CellTransform,
+    listener: Listener,
+    processes: Processes,
+) -> TrainingCells:
+    size = settings.image_size
+    draw = draw_of(settings)
+    needed, n = bytes_needed(rows, size, draw), count(rows, draw)
+    what = f"{n:,} cells at {size}×{size} px"
+    if n < (n_all := sum(row.n_instances for row in rows)):
+        what = f"{n:,} of {n_all:,} cells, {settings.cells_per_bag:,} at most of a bag, at {size}×{size} px"
+    if settings.cache == "ram":
+        require_memory(needed, what, processes.on_this_machine, listener)
+        return load_training_cells(manifest, rows, transform, listener, draw)
+    path = cell_cache_path(settings.out, fingerprint(rows), transform, draw)
+    if processes.is_first and not path.is_file():
+        require_disk(needed, what, path, listener)
+        write_cell_cache(path, manifest, rows, transform, listener, draw)
+    processes.wait()
+    return open_cell_cache(path, manifest, rows)
+
+
+def draw_of(settings: PretrainConfig) -> Draw:
+    """Which of a bag's cells training sees."""
+    return Draw(settings.cells_per_bag, settings.seed)
+
+
+def _work(run: Run, cells: TrainingCells, settings: PretrainConfig, processes: Processes) -> Work:
+    """The epochs that are left. Raises `SettingsError` where the disk has no room for their checkpoints."""
+    n_bytes = run.bytes_to_write()
+    require_disk_space(n_bytes, "checkpoints and encoder", settings.out, "Make room")
+    return Work(
+        (settings.epochs - run.epoch) * run.steps,
+        "steps",
+        warm_up=1,
+        disk=n_bytes + (cells.pixels.nbytes if settings.cache == "disk" else 0),
+        memory=partial(measured_memory, processes.on_this_machine),
+        without_gpu=not torch.cuda.is_available(),
+    )
+
+
+def _finished(settings: PretrainConfig, identity: RunIdentity) -> EncoderBundle | None:
+    if not (settings.out / CARD_NAME).is_file() or read_card(settings.out).get("fingerprint") != identity.fingerprint:
+        return None
+    return load_bundle(settings.out)
+
+
+def _data_facts(manifest: Manifest, rows: tuple[BagRow, ...], identity: RunIdentity, n_cells: int) -> dict[str, Any]:
+    infos = [open_bag(manifest.file_of(row)).info for row in rows]
+    sources = sorted({info.source.split("/")[0] for info in infos})
+    cuttings = {info.cutting for info in infos}
+    # Bags that were cut in different ways, or came as images, do not say how to cut a new slide.
+    agreed = cuttings.pop() if len(cuttings) == 1 else None
+    data = {
+        "fingerprint": identity.data,
+        "n_bags": len(rows),
+        "n_cells": n_cells,
+        "sources": sources,
+        "cutting": None if agreed is None else agreed.to_json(),
+    }
+    return {"data": data, "synthetic": sources == [SYNTHETIC]}
+
+
+def _require_batch(cells: TrainingCells, settings: PretrainConfig, processes: Processes) -> None:
+    if settings.batch_size < 2 * processes.count:
+        raise SettingsError(
+            f"batch_size {settings.batch_size} is too small to be shared by {processes.count} processes. Raise --batch-size."
+        )
+    n_positive = int(cells.is_positive.sum())
+    larger = max(n_positive, len(cells) - n_positive)
+    if settings.batch_size // 2 > larger:
+        raise SettingsError(
+            f"batch_size {settings.batch_size} takes {settings.batch_size // 2} cells from each side; "
+            f"the larger has {larger}. Lower --batch-size."
+        )

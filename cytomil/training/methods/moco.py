@@ -1,0 +1,52 @@
+"""MoCo v3 (arXiv 2104.02057): contrast all cells with the keys of an encoder that follows slowly."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from cytomil.encoders.architecture import Encoder
+from cytomil.training.cells import TrainingCells
+from cytomil.training.config import PretrainConfig
+from cytomil.training.losses import info_nce_loss
+from cytomil.training.methods.base import Batch, Method, project_views
+
+_FIRST_MOMENTUM = 0.99
+_HIDDEN = 512
+
+
+class MoCoV3(Method):
+    """Symmetric InfoNCE: each view's query, after a predictor, against the other view's keys of a momentum encoder."""
+
+    contrast = "info_nce"
+
+    def __init__(self, settings: PretrainConfig, encoder: Encoder, cells: TrainingCells) -> None:
+        super().__init__(settings, encoder, cells)
+        dim = settings.projection_dim
+        self.predictor = nn.Sequential(
+            nn.Linear(dim, _HIDDEN, bias=False), nn.BatchNorm1d(_HIDDEN), nn.ReLU(inplace=True), nn.Linear(_HIDDEN, dim)
+        )
+        self.momentum_encoder = deepcopy(encoder).requires_grad_(False)
+
+    def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
+        """The mean of both directions' InfoNCE."""
+        z_i, z_j = project_views(encoder, batch.views)
+        q_i, q_j = self.predictor(torch.cat([z_i, z_j])).chunk(2)
+        with torch.no_grad():
+            k_i, k_j = project_views(self.momentum_encoder, batch.views)
+        temperature = self.settings.temperature
+        return {"info_nce": (info_nce_loss(q_i, k_j, temperature) + info_nce_loss(q_j, k_i, temperature)) / 2}
+
+    @torch.no_grad()
+    def after_step(self, encoder: Encoder, progress: float) -> None:
+        """Let the momentum encoder follow; its momentum rises from 0.99 to 1 by half a cosine."""
+        momentum = 1 - (1 - _FIRST_MOMENTUM) * (1 + math.cos(math.pi * progress)) / 2
+        for slow, fast in zip(self.momentum_encoder.parameters(), encoder.parameters(), strict=True):
+            slow.lerp_(fast, 1 - momentum)
+
+    def chance(self, batch: Batch) -> float:
+        """Ln B."""
+        return math.log(len(batch.is_positive))

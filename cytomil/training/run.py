@@ -1,0 +1,250 @@
+"""One training run: epochs of steps over the cells, their record, and what a checkpoint must hold of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cytomil.encoders.architecture import Encoder
+from cytomil.encoders.engines.eager import to_unit_range
+from cytomil.encoders.start import Start
+from cytomil.errors import DivergedError
+from cytomil.precision import pick_precision
+from cytomil.progress import Count, Listener, Silent
+from cytomil.provenance import now, versions
+from cytomil.training.cells import TrainingCells
+from cytomil.training.checkpoint import Checkpoint, RunIdentity, checkpoint_path, save_checkpoint
+from cytomil.training.config import PretrainConfig
+from cytomil.training.diagnostics import Health, examine
+from cytomil.training.memory import keep_freed_memory
+from cytomil.training.methods import Batch, Method
+from cytomil.training.processes import Processes
+from cytomil.training.step import Step
+from cytomil.training.training_encoder import TrainingEncoder
+from cytomil.training.views import ViewMaker
+
+_FROM_RANDOM, _FROM_WEIGHTS = 0.06, 0.01
+
+
+def usual_peak(from_weights: bool) -> float:
+    """The peak learning rate where none is chosen: lower where training goes on from others' weights."""
+    return _FROM_WEIGHTS if from_weights else _FROM_RANDOM
+
+
+def learning_rate_at(step: int, n_steps: int, warmup_steps: float, peak: float) -> float:
+    """Linear warm-up to ``peak``, then half a cosine down to 0 at ``n_steps`` (SGDR without restarts, 1608.03983)."""
+    if step < warmup_steps:
+        return peak * (step + 1) / (warmup_steps + 1)
+    progress = (step - warmup_steps) / max(1.0, n_steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+# Looking whether the losses are finite waits for the device, so it is done once in so many steps.
+_STEPS_BETWEEN_LOOKS = 50
+
+
+class Run:
+    """What changes from epoch to epoch.
+
+    ``start`` is what the encoder starts from; ``make_method`` makes the method for it; ``checkpoint`` takes up an
+    interrupted run of the same identity; ``note`` is told where the network cannot be compiled.
+    """
+
+    def __init__(
+        self,
+        settings: PretrainConfig,
+        identity: RunIdentity,
+        cells: TrainingCells,
+        processes: Processes,
+        checkpoint: Checkpoint | None,
+        make_method: Callable[[Encoder], Method],
+        start: Start,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        keep_freed_memory()
+        torch.manual_seed(settings.seed)
+        torch.backends.cudnn.deterministic = True
+        self.settings, self.identity, self.cells = settings, identity, cells
+        self.processes, self.device = processes, processes.device
+        self.precision = pick_precision(settings.precision, self.device)
+        self.start = start
+        self.peak = settings.learning_rate or usual_peak(bool(start.weights))
+        self.encoder = TrainingEncoder(
+            start.architecture, self.precision, processes, bool(start.weights), settings.frozen_stages
+        )
+        self.encoder.normalise_by(*cells.channel_statistics())
+        if start.weights:
+            start.weights.put_into(self.encoder)
+        self.method = make_method(self.encoder)
+        for module in (self.encoder, self.method):
+            module.to(self.device).to(memory_format=torch.channels_last)
+        if settings.compile:
+            # After the method is made, which may have copied the encoder.
+            self.encoder.use_compiler(note or Silent().note)
+        self.step = Step(self.encoder, self.method, settings, processes, self.precision)
+        self.make_view = ViewMaker(settings.crop_scale, settings.jitter, self.method.turns)
+        self.steps = len(self.method.batches(torch.Generator()))
+        self.epoch = 0
+        self.history: list[dict[str, Any]] = []
+        self.health: Health | None = None
+        if checkpoint:
+            self._restore(checkpoint)
+        self.step.agree()
+
+    def bytes_to_write(self) -> int:
+        """Disk that the run takes at most: a checkpoint, the one that replaces it, and the bundle in the end, in bytes."""
+        return 2 * _bytes_of(vars(self._checkpoint())) + _bytes_of(self.encoder.state_dict())
+
+    def train_epoch(self, epoch: int, listener: Listener, count: Count) -> dict[str, Any]:
+        """One pass over the cells, then a look at the embeddings and a checkpoint. Returns the epoch's record.
+
+        Raises `DivergedError` if a loss or a weight became NaN or infinite.
+        """
+        # Seeded by epoch, so that a resumed run draws what an unbroken one would have drawn.
+        generator = torch.Generator().manual_seed(self.settings.seed * 100_003 + epoch)
+        self.method.before_epoch(epoch, self.encoder)
+        self.encoder.train()
+        sums: dict[str, Tensor | float] = {}
+        unseen: list[dict[str, Tensor | float]] = []
+        n_images, started = 0, time.perf_counter()
+        batches = self.method.batches(generator)
+        title = f"epoch {epoch + 1}/{self.settings.epochs}"
+        for number, indices in enumerate(listener.track(batches, title, total=self.steps, unit="steps")):
+            step = epoch * self.steps + number
+            measured = self.step(self.batch(indices, generator), self._learning_rate(step))
+            self.method.after_step(self.encoder, (step + 1) / (self.settings.epochs * self.steps))
+            for key, value in measured.items():
+                sums[key] = sums.get(key, 0.0) + value
+            unseen.append(measured)
+            if len(unseen) == _STEPS_BETWEEN_LOOKS or number + 1 == self.steps:
+                self._refuse_divergence(step + 1 - len(unseen), unseen)
+                unseen = []
+            n_images += len(indices)
+            count.step(1)
+        if not self.step.weights_are_finite():
+            raise self._diverged("a weight", (epoch + 1) * self.steps - 1)
+        seconds = time.perf_counter() - started
+        record = {"epoch": epoch + 1, **_over_an_epoch(sums, self.steps)}
+        self.epoch = epoch + 1
+        if self.processes.is_first:
+            self.health = self._examine()
+            record |= vars(self.health)
+            self.history.append(record)
+            save_checkpoint(checkpoint_path(self.settings.out, self.identity), self.identity, self._checkpoint())
+        return record | {"images_per_second": n_images / seconds}
+
+    def look(self) -> dict[str, Any]:
+        """The state of the embeddings as the encoder starts, in place of an epoch. Returns its record, of epoch 0."""
+        self.method.before_epoch(0, self.encoder)
+        self.health = self._examine()
+        self.history = [{"epoch": 0, **vars(self.health)}]
+        return self.history[0]
+
+    def facts(self) -> dict[str, Any]:
+        """What the bundle says of this run; the first process alone knows."""
+        last = self.history[-1]
+        margin = last["chance"] - last[f"loss_{self.method.contrast}"] if "chance" in last else None
+        assert self.health is not None
+        reason = self.health.collapse_reason(margin, last.get("chance"), self.method.classes)
+        return {
+            "method": self.settings.method,
+            "start_weights": self.start.weights.facts() if self.start.weights else None,
+            "frozen_stages": self.encoder.frozen_stages if self.method.trains else None,
+            "peak_learning_rate": self.peak if self.method.trains else None,
+            "caveats": list(self.start.weights.caveats) if self.start.weights else [],
+            "uses_instance_labels": self.method.uses_instance_labels,
+            "collapsed": bool(reason),
+            "collapse_reason": reason,
+            "precision": str(self.precision).removeprefix("torch."),
+            "processes": self.processes.count,
+            "effective_rank": self.health.effective_rank,
+            "nt_xent_margin": margin,
+            "settings": self.settings.model_dump(mode="json"),
+            "fingerprint": self.identity.fingerprint,
+            "history": self.history,
+            "versions": versions(*self.start.libraries),
+            "made": now(),
+        }
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
+        """Views of these cells, drawn from ``generator``; every process draws the same whole batch."""
+        pixels = to_unit_range(self.cells.pixels[indices], self.device)
+        views = tuple(self.make_view(pixels, generator) for _ in range(self.method.n_views))
+        return Batch(views, self.cells.is_positive[indices].to(self.device), indices)
+
+    def _learning_rate(self, step: int) -> float:
+        settings = self.settings
+        return learning_rate_at(step, settings.epochs * self.steps, settings.warmup_epochs * self.steps, self.peak)
+
+    def _refuse_divergence(self, first_step: int, measured: list[dict[str, Tensor | float]]) -> None:
+        names = [name for name in measured[0] if name.startswith("loss_")]
+        losses = torch.stack([torch.stack([torch.as_tensor(one[name]) for name in names]) for one in measured])
+        for number, finite in enumerate(torch.isfinite(losses).tolist()):
+            if broken := [name for name, good in zip(names, finite, strict=True) if not good]:
+                raise self._diverged(", ".join(broken), first_step + number)
+        if self.step.loss_scale.is_spent():
+            raise self._diverged("a gradient", first_step + len(measured) - 1)
+
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        kept = checkpoint_path(self.settings.out, self.identity)
+        last_good = (
+            f"the last good checkpoint, after epoch {self.epoch}, is {kept}" if self.epoch else "no epoch was finished"
+        )
+        return DivergedError(
+            f"{what} became NaN or infinite at step {step + 1} (epoch {step // self.steps + 1}); "
+            f"{last_good}. Lower --learning-rate."
+        )
+
+    def _examine(self) -> Health:
+        return examine(self.encoder, self.cells.pixels, self.cells.is_positive, self.method.origin())
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
+            self.epoch,
+            self.encoder.state_dict(),
+            self.method.state_dict(),
+            self.step.optimizer.state_dict(),
+            self.step.loss_scale.state_dict(),
+            self.history,
+        )
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.epoch, self.history = checkpoint.epoch, checkpoint.history
+        self.encoder.load_state_dict(checkpoint.model)
+        self.method.load_state_dict(checkpoint.method)
+        self.step.optimizer.load_state_dict(checkpoint.optimizer)
+        self.step.loss_scale.load_state_dict(checkpoint.loss_scale)
+        self.health = self._examine()
+
+
+def _bytes_of(state: Any) -> int:
+    """What a file of this state takes, in bytes: tensors that share memory are written once, the rest is little."""
+    storages: dict[int, int] = {}
+
+    def visit(part: Any) -> None:
+        if isinstance(part, Tensor):
+            storages[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+        elif isinstance(part, dict):
+            for value in part.values():
+                visit(value)
+        elif isinstance(part, list):
+            for value in part:
+                visit(value)
+
+    visit(state)
+    return sum(storages.values())
+
+
+def _over_an_epoch(sums: dict[str, Tensor | float], steps: int) -> dict[str, float | int]:
+    """Means of what the steps measured, of gradients over the steps that were taken; and how many were skipped."""
+    skipped = int(sums.get("skipped_steps", 0))
+    taken = max(1, steps - skipped)
+    record: dict[str, float | int] = {
+        key: float(total) / (taken if key.startswith("gradient_") else steps) for key, total in sums.items()
+    }
+    return record | {"skipped_steps": skipped} if "skipped_steps" in sums else record
