@@ -129,7 +129,7 @@ def test_every_methods_losses_are_drawn(keys: list[str], drawn: list[str]) -> No
 
 
 def test_every_built_in_method_names_its_losses_panel() -> None:
-    methods = Path(cytomil.__file__).parent / "pretrain" / "methods"
+    methods = Path(cytomil.__file__).parent / "training" / "methods"
     logged = {
         name
         for file in methods.glob("*.py")
