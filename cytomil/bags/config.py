@@ -25,30 +25,30 @@ class MakeBagsConfig(Config):
         "a bag then holds one patient's cells",
     )
     labels: Path | None = Field(None, description="CSV of slide,label[,patient][,split][,mpp]; makes one bag per slide")
-    positive: Names = Field((), description="words of the label column that mean diseased, comma-separated; none: 1")
-    negative: Names = Field((), description="words of the label column that mean healthy, comma-separated; none: 0")
+    positive: Names = Field((), description="words in the label column that mean diseased, comma-separated; none: 1")
+    negative: Names = Field((), description="words in the label column that mean healthy, comma-separated; none: 0")
     bag_size: int = Field(100, ge=2, description="cells per simulated bag")
-    witness_rate: float = Field(0.2, gt=0, le=1, description="share of abnormal cells in a positive bag, 0 to 1")
+    witness_rate: float = Field(0.2, gt=0, le=1, description="fraction of abnormal cells in a positive bag, 0 to 1")
     train_bags: int = Field(18, ge=0, description="simulated training bags, half of them positive")
     test_bags: int = Field(6, ge=0, description="simulated test bags, half of them positive")
     test_share: float = Field(
-        0.25, gt=0, lt=1, description="share of labelled slides for testing, without a split column"
+        0.25, gt=0, lt=1, description="fraction of labelled slides kept for testing, if there is no split column"
     )
     diameter_um: float = Field(7.0, ge=1, le=200, description="expected diameter of the cells of a whole slide, µm")
     crop_um: float = Field(12.0, ge=1, le=1000, description="side of the crop around each cell of a whole slide, µm")
     crop_px: int = Field(64, ge=8, le=1024, description="side of that crop, pixels")
     mpp: float | None = Field(
-        None, gt=0, description="µm per pixel of whole slides whose file gives none, or a wrong one"
+        None, gt=0, description="µm per pixel of whole slides whose file gives no value or a wrong one"
     )
-    mpp_csv: Path | None = Field(None, description="CSV of slide,mpp; wins over the slides' files")
+    mpp_csv: Path | None = Field(None, description="CSV of slide,mpp; takes precedence over the slides' files")
     cell_size: int = Field(72, ge=16, le=512, description="side of a synthetic cell image, pixels")
-    difficulty: float = Field(0.0, ge=0, le=1, description="of the synthetic cells: 0 plain, 1 hardly told apart")
+    difficulty: float = Field(0.0, ge=0, le=1, description="of the synthetic cells: 0 easy, 1 almost indistinguishable")
     seed: int = Field(0, ge=0, description="seed of every random choice")
     workers: int = Field(
         0,
         ge=0,
-        description="labelled slides read at a time, each by a process; 0: one per core, fewer for small slides",
+        description="labelled slides read in parallel, one process each; 0: one per core, fewer for small slides",
     )
     ray_address: str = Field(
-        "", description="spread slides over Ray: 'local', or a running cluster's HOST:PORT; empty: this machine alone"
+        "", description="distribute slides over Ray: 'local', or HOST:PORT of a running cluster; empty: no Ray"
     )

@@ -15,25 +15,27 @@ class EvaluateConfig(Config):
 
     features: Path = Field(Path("data/features"), description="folder of feature caches")
     model: Path = Field(Path("models/triage"), description="folder of the triage model")
-    bags: Path = Field(Path("data/bags"), description="folder with bags.csv; instance labels are read from here alone")
+    bags: Path = Field(Path("data/bags"), description="folder with bags.csv; instance labels are read only from here")
     out: Path = Field(Path("reports"), description="folder for metrics, predictions and curves")
     split: Split = Field(Split.TEST, description="which bags to evaluate")
     k: int = Field(0, ge=0, description="cells reviewed for Recall@k; 0: 40 % of each bag")
     redraw: int = Field(
-        0, ge=0, description="bags redrawn from the measured bags' cells, for bag figures over many; 0: none"
+        0,
+        ge=0,
+        description="number of bags resampled from the evaluated cells, for bag metrics over many bags; 0: none",
     )
     control: bool = Field(
         False,
-        description="also cross-validate over all bags without their witnesses: what is told apart then is people, not cells",
+        description="also cross-validate on the bags without their witnesses: what is then distinguished is people, not cells",
     )
     permutations: int = Field(
-        0, ge=0, le=1000, description="with control: keep the witnesses, but permute the labels, so many times"
+        0, ge=0, le=1000, description="with control: keep the witnesses and permute the labels this many times"
     )
     sites: Path | None = Field(
         None, description="CSV of patient,site (bags of unknown patient by name): labels are permuted within a site"
     )
-    name: str | None = Field(None, description="row of this run in tables; without one, the pretraining method's name")
-    table: Names = Field((), description="folders of reports: make tables and figures of them, and evaluate nothing")
-    against: str | None = Field("simclr", description="row that --table compares every other one with, run by run")
-    resamples: int = Field(2000, ge=100, description="bootstrap resamples behind each interval of --table")
+    name: str | None = Field(None, description="row of this run in tables; none: the pretraining method's name")
+    table: Names = Field((), description="folders of reports: make tables and figures from them, and evaluate nothing")
+    against: str | None = Field("simclr", description="row that --table compares all others with, run by run")
+    resamples: int = Field(2000, ge=100, description="bootstrap resamples per interval of --table")
     seed: int = Field(0, ge=0, description="seed of the bootstrap")

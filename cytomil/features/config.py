@@ -35,21 +35,21 @@ class EmbedConfig(Config):
     out: Path = Field(Path("data/features"), description="folder for the feature caches")
     layer: Annotated[str, AfterValidator(known_layer)] = Field(
         "auto",
-        description="h: the encoder's output; z: the projector's; stages:1,2,4:mean,max,spread: what inner stages see; "
-        "auto: the encoder's default stages; morphology: those, and nucleus and cytoplasm measured",
+        description="h: the encoder's output; z: the projector's; stages:1,2,4:mean,max,spread: statistics of inner stages; "
+        "auto: the encoder's default stages; morphology: those, plus measurements of nucleus and cytoplasm",
     )
     split: Split = Field(Split.ALL, description="which bags to embed")
     orientations: Annotated[int, AfterValidator(_a_group_of_turns)] = Field(
-        2, description="turns and mirror images of a cell that its embedding averages; costs as many times the work"
+        2, description="rotations and mirror images over which a cell's embedding is averaged; multiplies the cost"
     )
     batch_size: int = Field(256, ge=1, description="cells per forward pass")
     dtype: Literal["float16", "float32"] = Field("float16", description="number format on disk")
     workers: int = Field(0, ge=0, description="threads that decode cells; 0: one per core")
     engine: EngineName = Field(
         EngineName.AUTO,
-        description="what runs the encoder; auto: the fastest one that `cytomil compile` stored, else eager",
+        description="engine that runs the encoder; auto: the fastest that `cytomil compile` stored, else eager",
     )
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     ray_address: str = Field(
-        "", description="spread over Ray: 'local', or a running cluster's HOST:PORT; empty: this process alone"
+        "", description="distribute over Ray: 'local', or HOST:PORT of a running cluster; empty: no Ray"
     )

@@ -32,9 +32,12 @@ class FitConfig(Config):
     folds: int = Field(4, ge=2, description="cross-validation folds, by patient where known")
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto",
-        description="format of PAMIL's matrix products in fitting; auto: bf16 where the processor has it, else float32",
+        description="number format of PAMIL's matrix products in fitting; auto: bf16 if the processor supports it, "
+        "else float32",
     )
-    workers: int = Field(0, ge=0, description="fits side by side; 0: one per core; the result is the same")
+    workers: int = Field(
+        0, ge=0, description="number of parallel fits; 0: one per core; the result does not depend on it"
+    )
 
 
 class FitMilConfig(FitConfig):
@@ -50,17 +53,16 @@ class FitMilConfig(FitConfig):
     )
     options: OwnOptions = Field(
         {},
-        description="settings of the aggregator's own, such as pamil's n_prototypes; `fit-mil --aggregator NAME --help` "
+        description="settings specific to an aggregator, such as pamil's n_prototypes, by its name; "
+        "`fit-mil --aggregator NAME --help` "
         "lists them",
     )
     epochs: int = Field(60, ge=1, description="maximum number of epochs; cross-validation chooses how many of them")
-    cells_per_bag: int = Field(
-        2000, ge=0, description="cells of each bag that fitting reads, drawn by seed; 0: all of them"
-    )
-    ensemble: int = Field(3, ge=1, description="models from different seeds, averaged")
+    cells_per_bag: int = Field(2000, ge=0, description="cells per bag used for fitting, sampled with the seed; 0: all")
+    ensemble: int = Field(3, ge=1, description="number of models from different seeds whose scores are averaged")
     instance_score: InstanceScore = Field(
         InstanceScore.EVIDENCE,
-        description="what ranks cells: evidence, the odds of a bag of that cell alone; or attention",
+        description="score that ranks cells: evidence, the odds of a bag of that cell alone; or attention",
     )
     sensitivity: float = Field(
         0.95, gt=0, le=1, description="fraction of positive held-out bags kept out of 'low priority'"

@@ -17,24 +17,26 @@ class RankConfig(Config):
     out: Path = Field(Path("triage"), description="folder for triage.csv, triage.json and report.html")
     top: int = Field(24, ge=1, le=500, description="cells shown per slide")
     mpp: float | None = Field(
-        None, gt=0, description="µm per pixel of whole slides whose file gives none, or a wrong one"
+        None, gt=0, description="µm per pixel of whole slides whose file gives no value or a wrong one"
     )
-    mpp_csv: Path | None = Field(None, description="CSV of slide,mpp; wins over the slides' files")
+    mpp_csv: Path | None = Field(None, description="CSV of slide,mpp; takes precedence over the slides' files")
     crop_um: float | None = Field(
         None, ge=1, le=1000, description="side of a crop, µm; only for a model trained on cell images of unknown size"
     )
     diameter_um: float | None = Field(
-        None, ge=1, le=200, description="diameter of a cell, µm; only for such a model; 7 where not given"
+        None, ge=1, le=200, description="diameter of a cell, µm; only for such a model; none: 7"
     )
-    cells_csv: bool = Field(False, description="also write every cell's position and score, one CSV a whole slide")
-    split_images: bool = Field(False, description="keep the report's pictures in a folder beside it")
-    workers: int = Field(0, ge=0, description="threads that look for cells, cut and decode them; 0: one per core")
+    cells_csv: bool = Field(
+        False, description="also write the position and score of every cell, one CSV per whole slide"
+    )
+    split_images: bool = Field(False, description="store the report's pictures in a folder beside it")
+    workers: int = Field(0, ge=0, description="threads that find, crop and decode cells; 0: one per core")
     batch_size: int = Field(256, ge=1, description="cells per forward pass")
     engine: EngineName = Field(
         EngineName.AUTO,
-        description="what runs the encoder; auto: the fastest one that `cytomil compile` stored, else eager",
+        description="engine that runs the encoder; auto: the fastest that `cytomil compile` stored, else eager",
     )
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     ray_address: str = Field(
-        "", description="spread over Ray: 'local', or a running cluster's HOST:PORT; empty: this process alone"
+        "", description="distribute over Ray: 'local', or HOST:PORT of a running cluster; empty: no Ray"
     )

@@ -51,8 +51,8 @@ class Precision(StrEnum):
 class CompileConfig(Config):
     """A faster form of the encoder, for this machine."""
 
-    encoder: Path = Field(Path("models/encoder"), description="encoder bundle to compile; the engine is stored in it")
-    bags: Path = Field(Path("data/bags"), description="folder with bags.csv; the engine is tried on training cells")
+    encoder: Path = Field(Path("models/encoder"), description="encoder bundle to compile; it also stores the engine")
+    bags: Path = Field(Path("data/bags"), description="folder with bags.csv; the engine is verified on training cells")
     engine: CompiledEngine = Field(
         CompiledEngine.OPENVINO,
         description="openvino, ncnn: processors; tensorrt: NVIDIA GPUs (never run yet); torch-compile: either",
@@ -60,11 +60,11 @@ class CompileConfig(Config):
     precision: Precision = Field(
         Precision.AUTO,
         description="openvino: float32, bf16, int8; tensorrt: fp16, float32; ncnn, torch-compile: float32; auto: openvino's "
-        "bf16 where the processor has it, else float32",
+        "bf16 if the processor supports it, else float32",
     )
     layer: Annotated[str, AfterValidator(known_layers)] = Field(
-        "auto", description="layers that the engine gives, as embed's --layer; several with spaces between them"
+        "auto", description="layers that the engine computes, as in embed's --layer; separate several with spaces"
     )
-    cells: int = Field(512, ge=40, description="training cells on which the engine is compared with eager")
-    seed: int = Field(0, ge=0, description="seed of the choice of cells")
+    cells: int = Field(512, ge=40, description="number of training cells on which the engine is compared with eager")
+    seed: int = Field(0, ge=0, description="seed of the selection of cells")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
