@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(abspath $(VENV))/bin
 DEMO_SLIDES := data/new-slides
 
-.PHONY: demo test test-long test-all lint bench clean
+.PHONY: demo test test-long test-all lint lock bench clean
 
 demo: $(VENV)/.demo-installed
 	PATH="$(BIN):$$PATH" dvc repro
@@ -28,6 +28,12 @@ lint: $(VENV)/.test-installed
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/mypy"
 
+# Without what a processor build of PyTorch lacks, and without the local part of a version.
+lock: $(VENV)/.test-installed
+	(head -n 1 constraints.txt; "$(BIN)/python" -m pip freeze --exclude-editable \
+	  | sed -E 's/\+[a-z0-9.]+$$//' | grep -viE '^(nvidia-|cuda|triton)| @ ') > .constraints.txt
+	mv .constraints.txt constraints.txt
+
 bench: $(VENV)/.test-installed
 	"$(BIN)/python" -m bench
 
@@ -36,12 +42,12 @@ $(VENV)/bin/python:
 	  || { echo "cytomil needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo-installed: pyproject.toml | $(VENV)/bin/python
-	"$(BIN)/python" -m pip install --quiet --editable .
+$(VENV)/.demo-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
-$(VENV)/.test-installed: pyproject.toml | $(VENV)/bin/python
-	"$(BIN)/python" -m pip install --quiet --editable ".[dev]"
+$(VENV)/.test-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
 # What can be made again. Cells of your own, in data/raw, and the grids' work are left alone.
