@@ -1,4 +1,4 @@
-"""The command line: one command a verb, each in a file of its own."""
+"""The command line: one command per verb, each in its own file."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ INTERNAL_FAULT = 70  # EX_SOFTWARE of sysexits.h
 
 app = typer.Typer(
     name="cytomil",
-    epilog="An option wins over the environment (CYTOMIL_PRETRAIN__EPOCHS=20), which wins over params.yaml, which wins "
-    "over the defaults shown by each command's --help. Exit status: 0 done; 1 the input is at fault; 2 wrong usage; "
-    "3 done, but some slides or cells could not be used; 70 a fault of cytomil itself.",
+    epilog="An option takes precedence over the environment (CYTOMIL_PRETRAIN__EPOCHS=20), then params.yaml, then the "
+    "default that the command's --help shows. Exit status: 0 done; 1 the input is at fault; 2 wrong usage; 3 done, but "
+    "some slides or cells could not be used; 70 a fault of cytomil itself.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -54,7 +54,7 @@ def _print_version(wanted: bool) -> None:
 def cytomil(
     version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="print the version"),
 ) -> None:
-    """Find the diseased slide, and in it the few cells that say so, having learnt from slide labels alone."""
+    """Find the diseased slide and its abnormal cells, learning from slide labels only."""
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ def compile_(
     profile: Profile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compile the encoder for this machine, so that embed and rank run faster; it is kept only if it agrees with eager."""
+    """Compile the encoder for this machine to make embed and rank faster. It is kept only if it agrees with eager."""
     with plain_errors(kept="No engine was stored."):
         settings = load(options, params, profile).compile
         from cytomil.encoders.engines.compile import compile_engine

@@ -17,7 +17,7 @@ def embed(
     accept_left_out: AcceptLeftOut = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn the bags' cells into embeddings; finished bags are not done again."""
+    """Compute the embeddings of all cells. Finished bags are skipped."""
     with plain_errors(kept="Bags that were finished are kept. The same line goes on from there."):
         settings = load(options, params, profile).embed
         from cytomil.features.embed import embed as run

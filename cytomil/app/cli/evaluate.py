@@ -48,9 +48,9 @@ def evaluate(
     accept_left_out: AcceptLeftOut = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the triage model on the test bags: calls of slides, and how early abnormal cells come.
+    """Measure the triage model on the test bags: the calls of slides and the ranking of cells.
 
-    With --table FOLDER …, measure nothing: put the reports found below the folders into tables like the paper's.
+    With --table FOLDER …, measure nothing: make tables like the paper's from the reports in these folders.
     """
     table = options["evaluate"]["table"]
     if folders and not table:

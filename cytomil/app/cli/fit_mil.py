@@ -27,7 +27,7 @@ def fit_mil(
     profile: Profile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the aggregator on the training bags and choose its thresholds by held-out ones among them."""
+    """Fit the aggregator on the training bags and choose its thresholds on held-out training bags."""
     with plain_errors(kept="No model was written; one that stood there before is unchanged."):
         settings = load(options, params, profile).fit_mil
         from cytomil.mil.fit import fit_mil as run
