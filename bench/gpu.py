@@ -48,7 +48,7 @@ def measure(options: argparse.Namespace) -> Measured:
         rates = inference(Path(folder), options)
         views = {name: training(Path(folder), options, name) for name in TRAININGS}
     rows = [{"what": name, "cells/s": f"{rate:,.0f}"} for name, rate in rates.items()]
-    trained = [{"pretraining": name, "cells/s": f"{rate:,.0f}"} for name, rate in views.items()]
+    trained = [{"number format": name, "cells/s": f"{rate:,.0f}"} for name, rate in views.items()]
     results = {"gpu": gpu, "cells_per_second": rates, "pretraining_cells_per_second": views}
     return Measured(results, (f"{gpu}, torch {torch.__version__}.", Table.of(*rows), Table.of(*trained)))
 

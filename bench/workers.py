@@ -1,4 +1,4 @@
-"""rank over Ray: slides an hour of two workers against one, one thread each, and whether their worklists are the same bytes.
+"""rank over Ray: slides per hour of two workers against one, one thread each, and whether their worklists are the same bytes.
 
 Real blood-smear cells, the default recipe, every run a process of its own, Ray's start and Python's included. One worker has
 one core (`taskset`).
@@ -50,7 +50,7 @@ def measure(options: argparse.Namespace) -> Measured:
     per_hour = {n: [options.slides * 3600 / one for one in all_] for n, all_ in seconds.items()}
     ratios = [two / one for one, two in zip(per_hour[1], per_hour[2], strict=True)]
     rows = [
-        {"workers": str(n), "slides an hour": " ".join(f"{rate:,.0f}" for rate in rates)}
+        {"workers": str(n), "slides per hour, per round": " ".join(f"{rate:,.0f}" for rate in rates)}
         for n, rates in per_hour.items()
     ]
     told = (

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import NoDecode
 
 from cytomil.errors import SettingsError
+from cytomil.text import did_you_mean
 
 
 class Config(BaseModel):
@@ -45,12 +46,14 @@ def own_config(
         first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"][:1]) or next(iter(given), "")
     if first["type"] != "extra_forbidden":
-        message = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{kind} '{name}': {key}: {message[0].lower()}{message[1:]} (it is {first['input']!r}).")
+        raise SettingsError(f"{kind} '{name}': {key}: {why_refused(first)}")
     known = list(model.model_fields)
-    close = difflib.get_close_matches(key, [*known, *beside], n=1)
-    if close:
-        hint = f"Did you mean '{close[0]}'?"
-    else:
-        hint = f"There are: {', '.join(known)}." if known else "It has none of its own."
+    all_there_are = f"There are: {', '.join(known)}." if known else "It has none of its own."
+    hint = did_you_mean(key, [*known, *beside]) or all_there_are
     raise SettingsError(f"{kind} '{name}' has no setting '{key}'. {hint}")
+
+
+def why_refused(error: ErrorDetails) -> str:
+    """What is wrong with a value, and the value, as the end of a one-line message. ``error`` is one of pydantic's."""
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]} (it is {error['input']!r})."

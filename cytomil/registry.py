@@ -5,13 +5,13 @@ A method is one file in ``cytomil.training.methods`` and one line below. docs/me
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from cytomil.errors import SettingsError
+from cytomil.text import did_you_mean
 
 Kind = TypeVar("Kind")
 
@@ -41,14 +41,19 @@ class Registry(Mapping[str, EntryPoint]):
         """The entry of this name, not loaded; cytomil's own come first. Raises `ValueError` naming those there are."""
         if name in self.places:
             return self[name]
-        # Reading every installed package's entry points takes a moment.
-        foreign = {found.name: found for found in entry_points(group=self.group)}
-        if name in foreign:
+        if name in (foreign := self._foreign()):
             return foreign[name]
-        known = [*self.places, *(other for other in foreign if other not in self.places)]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean '{close[0]}'? " if close else ""
-        raise ValueError(f"there is no {self.kind} '{name}'. {hint}There are: {', '.join(known)}.")
+        known = self.names()
+        hint = " ".join(filter(None, [did_you_mean(name, known), f"There are: {', '.join(known)}."]))
+        raise ValueError(f"there is no {self.kind} '{name}'. {hint}")
+
+    def names(self) -> tuple[str, ...]:
+        """Cytomil's own names, then those that other installed packages bring."""
+        return (*self.places, *sorted(self._foreign().keys() - self.places.keys()))
+
+    def _foreign(self) -> dict[str, EntryPoint]:
+        # Reading the entry points of every installed package takes a moment: only on demand.
+        return {found.name: found for found in entry_points(group=self.group)}
 
     def known(self, name: str) -> str:
         """``name``, if there is such an entry. Raises `ValueError` naming those there are."""

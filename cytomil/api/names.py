@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from cytomil.registry import METHODS, Registry
+from cytomil.registry import METHODS
 
 if TYPE_CHECKING:
     from cytomil.mil.aggregators.base import Aggregator
@@ -19,7 +18,7 @@ def methods() -> tuple[str, ...]:
     >>> "slam-ags" in cytomil.methods()
     True
     """
-    return _with_foreign(METHODS)
+    return METHODS.names()
 
 
 def aggregators() -> tuple[str, ...]:
@@ -31,7 +30,7 @@ def aggregators() -> tuple[str, ...]:
     """
     from cytomil.mil.aggregators.registry import AGGREGATORS
 
-    return _with_foreign(AGGREGATORS)
+    return AGGREGATORS.names()
 
 
 def get_method(name: str) -> type[Method]:
@@ -62,7 +61,3 @@ def get_aggregator(name: str) -> type[Aggregator]:
     from cytomil.mil.aggregators.registry import find_aggregator
 
     return find_aggregator(name)
-
-
-def _with_foreign(own: Registry) -> tuple[str, ...]:
-    return (*own, *sorted({entry.name for entry in entry_points(group=own.group)} - set(own)))

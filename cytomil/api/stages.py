@@ -78,7 +78,6 @@ def pretrain(
     >>> encoder.card["method"], encoder.card["history"][-1]["epoch"]
     ('simclr', 1)
     """
-    from cytomil.encoders.bundle import stored_engines
     from cytomil.encoders.engines.compile import compile_by_default
     from cytomil.features.config import EmbedConfig
     from cytomil.training.config import PretrainConfig
@@ -89,7 +88,7 @@ def pretrain(
     listener = listener_for(progress)
     with output_folder(config.out, listener.note, replaced=True):
         bundle = run(config, listener).bundle
-        if config.engine == "auto" and not stored_engines(config.out):
+        if config.engine == "auto":
             compile_by_default(config.out, config.bags, config.seed, config.device, listener)
     return Encoder(bundle, EmbedConfig(device=config.device))
 

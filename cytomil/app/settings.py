@@ -6,7 +6,6 @@ params.yaml, which wins over params.yaml's own section, which wins over the defa
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,11 +17,13 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from pydantic_settings import SettingsError as SourceError
 
 from cytomil.bags.config import MakeBagsConfig
+from cytomil.config import why_refused
 from cytomil.encoders.engines.config import CompileConfig
 from cytomil.errors import SettingsError
 from cytomil.evaluation.config import EvaluateConfig
 from cytomil.features.config import EmbedConfig
 from cytomil.mil.config import FitMilConfig
+from cytomil.text import did_you_mean
 from cytomil.training.config import PretrainConfig
 from cytomil.triage.config import RankConfig
 
@@ -147,8 +148,7 @@ def _one_line(error: ValidationError, layers: dict[str, dict[str, Any]]) -> str:
         section = Settings.model_fields.get(path[0])
         known = section.annotation.model_fields if section and len(path) > 1 else Settings.model_fields  # type: ignore[union-attr]
         return f"{place} is not a setting of cytomil.{_suggestion(path[-1], known)}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{place}: {message[0].lower()}{message[1:]} (it is {first['input']!r})."
+    return f"{place}: {why_refused(first)}"
 
 
 def _holds(layer: Any, path: list[str]) -> bool:
@@ -160,5 +160,4 @@ def _holds(layer: Any, path: list[str]) -> bool:
 
 
 def _suggestion(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean '{close[0]}'?" if close else f" There are: {', '.join(known)}."
+    return " " + (did_you_mean(word, known) or f"There are: {', '.join(known)}.")

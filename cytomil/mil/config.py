@@ -54,8 +54,7 @@ class FitMilConfig(FitConfig):
     options: OwnOptions = Field(
         {},
         description="settings specific to an aggregator, such as pamil's n_prototypes, by its name; "
-        "`fit-mil --aggregator NAME --help` "
-        "lists them",
+        "`fit-mil --aggregator NAME --help` lists them",
     )
     epochs: int = Field(60, ge=1, description="maximum number of epochs; cross-validation chooses how many of them")
     cells_per_bag: int = Field(2000, ge=0, description="cells per bag used for fitting, sampled with the seed; 0: all")

@@ -51,7 +51,6 @@ def pretrain(
     """Train an encoder on the training bags, from slide labels alone."""
     with plain_errors(kept="Epochs that were finished are kept in a checkpoint. The same line goes on from there."):
         settings = load(options, params, profile).pretrain
-        from cytomil.encoders.bundle import stored_engines
         from cytomil.encoders.engines.compile import compile_by_default
         from cytomil.training.curves import Curves
         from cytomil.training.loop import pretrain as run
@@ -71,7 +70,7 @@ def pretrain(
                     console.print(_line(record, settings.epochs), soft_wrap=True)
 
             done = run(settings, listener, on_epoch, resume, processes)
-            if settings.engine == "auto" and not stored_engines(settings.out):
+            if settings.engine == "auto":
                 compile_by_default(settings.out, settings.bags, settings.seed, settings.device, listener)
         card = done.bundle.card
         if done.already_done:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cytomil.bags.manifest import open_listed, read_manifest
-from cytomil.encoders.bundle import ENGINES_FOLDER, EncoderBundle, load_bundle, pick_device
+from cytomil.encoders.bundle import ENGINES_FOLDER, EncoderBundle, load_bundle, pick_device, stored_engines
 from cytomil.encoders.engines import ncnn, openvino, tensorrt, torch_compile
 from cytomil.encoders.engines.agreement import LEAST_CELLS, agreement, refusal
 from cytomil.encoders.engines.config import CompileConfig
@@ -97,8 +97,11 @@ def compile_engine(settings: CompileConfig, listener: Listener) -> EngineRecord:
 
 
 def compile_by_default(encoder: Path, bags: Path, seed: int, device: str, listener: Listener) -> EngineRecord | None:
-    """Compile a finished encoder for this processor; None where a GPU runs it, or where it cannot be, which is said."""
-    if pick_device(device).type != "cpu":
+    """Compile a finished encoder for this processor, unless it has an engine already or a GPU runs it.
+
+    Returns None if nothing was compiled. If compilation fails, ``listener`` gets one line.
+    """
+    if stored_engines(encoder) or pick_device(device).type != "cpu":
         return None
     settings = CompileConfig(encoder=encoder, bags=bags, seed=seed)
     try:
