@@ -216,7 +216,8 @@ class SubspacesReading:
     def result(self) -> tuple[float, Tensor]:
         """See `Reading`."""
         step = -(-self._count // IN_MEMORY)
-        drawn = torch.cat([block[-start % step :: step] for start, block in self._blocks()])
+        # Copies: a view would keep its whole block in memory.
+        drawn = torch.cat([block[-start % step :: step].clone() for start, block in self._blocks()])
         medians = [part.median(dim=0).values.double() for part in drawn.split(self._widths, dim=1)]
         distances = torch.cat([self._of_block(block, medians) for _, block in self._blocks()])
         self._spool.close()
