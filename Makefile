@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
 DEMO_SLIDES := data/new-slides
+# The tests use all extras but tensorrt, which needs an NVIDIA driver even to import.
+comma := ,
+EXTRAS := dvc,surgery,int8,ncnn,efficientnet-lite,ray
 
-.PHONY: demo test test-long test-all lint lock bench clean
+.PHONY: demo test test-long test-all test-lowest coverage lint lock bench clean
 
 demo: $(VENV)/.demo-installed
 	PATH="$(BIN):$$PATH" dvc repro
@@ -22,6 +25,20 @@ test-long: lint
 	$(PYTEST) -m long
 
 test-all: test test-long
+
+# The parts whose results a figure rests on: which branches the fast tests take.
+COVERED := training.losses training.surgery training.methods mil evaluation features
+coverage: $(VENV)/.test-installed
+	$(PYTEST) -m "not long" --cov-branch $(COVERED:%=--cov=cytomil.%) --cov-report=term:skip-covered
+
+# The fast tests with the lowest versions that pyproject.toml allows, in an environment apart.
+test-lowest: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade "pip>=25.1" uv
+	$(VENV)-lowest/bin/uv pip compile --quiet --resolution lowest-direct --group dev $(foreach extra,$(subst $(comma), ,$(EXTRAS)),--extra $(extra)) \
+	  --no-annotate --no-header --output-file .constraints-lowest.txt pyproject.toml
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint .constraints-lowest.txt --group dev --editable ".[$(EXTRAS)]"
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -n 2 -m "not long"
 
 lint: $(VENV)/.test-installed
 	"$(BIN)/ruff" check .
@@ -43,13 +60,14 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable .
+	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[dvc]"
 	@touch $@
 
 $(VENV)/.test-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	"$(BIN)/python" -m pip install --quiet --upgrade "pip>=25.1"  # the first that knows dependency groups
+	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --group dev --editable ".[$(EXTRAS)]"
 	@touch $@
 
 # What can be made again. Cells of your own, in data/raw, and the grids' work are left alone.
 clean:
-	rm -rf $(VENV) data/bags data/features data/inputs.json data/.inputs.json.hashes $(DEMO_SLIDES) models reports triage
+	rm -rf $(VENV) $(VENV)-lowest .constraints-lowest.txt data/bags data/features data/inputs.json data/.inputs.json.hashes $(DEMO_SLIDES) models reports triage

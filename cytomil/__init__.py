@@ -4,9 +4,14 @@
 work together.
 """
 
+from importlib import metadata
+
 import lazy_loader
 
-__version__ = "0.1.0"
+try:
+    __version__ = metadata.version("cytomil")
+except metadata.PackageNotFoundError:  # run from a folder that was never installed
+    __version__ = "0+unknown"
 
 # The names and where they come from are in __init__.pyi.
 __getattr__, _names, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -16,7 +16,7 @@ from cytomil.app.cli.app import app
 ROOT = Path(__file__).parents[1]
 MISSING = [name for name in ("mkdocs", "material") if find_spec(name) is None]
 
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}; pip install -e '.[docs]'")
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}; pip install --group docs")
 
 
 class Page(HTMLParser):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -119,7 +120,7 @@ def spread_folds(bags: Sequence[TrainingBag], max_folds: int) -> tuple[np.ndarra
     Returns:
         Each bag's fold, (n_bags,), counted from 0, and whether each patient is in one fold only.
     """
-    for group_of in (lambda bag: bag.patient, lambda bag: bag.bag_id):
+    for group_of in (attrgetter("patient"), attrgetter("bag_id")):
         groups = [list(dict.fromkeys(group_of(bag) for bag in bags if bag.label == label)) for label in (0, 1)]
         n_folds = min(max_folds, *map(len, groups))
         # A patient with bags of both labels keeps the fold of its negative bags.

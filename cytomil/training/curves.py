@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 
+def can_draw() -> bool:
+    """Whether DVCLive is installed. Its extra is ``cytomil[dvc]``."""
+    return find_spec("dvclive") is not None
+
+
 class Curves:
-    """A DVCLive run in ``folder``. Works outside a DVC or git repository too."""
+    """A DVCLive run in ``folder``. Works outside a DVC or git repository too. Without DVCLive, nothing is written."""
 
     def __init__(self, folder: Path, resume: bool) -> None:
         self._folder, self._resume = folder, resume
@@ -20,6 +26,8 @@ class Curves:
 
     def log(self, record: dict[str, Any]) -> None:
         """Log one epoch's numbers; ``record`` as the training loop gives it."""
+        if not can_draw():
+            return
         live = self._live or self._start()
         live.step = record["epoch"]
         for name, value in record.items():
@@ -36,7 +44,7 @@ class Curves:
     def _start(self) -> Any:
         # DVCLive warns of a missing repository, which is no concern of someone who uses cytomil without DVC.
         logging.getLogger("dvclive").setLevel(logging.ERROR)
-        from dvclive import Live
+        from dvclive.live import Live
 
         self._live = Live(str(self._folder), save_dvc_exp=False, dvcyaml=None, resume=self._resume)
         return self._live

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cytomil.encoders.bundle import pick_device
@@ -251,7 +253,7 @@ def joined(device: str) -> Iterator[TorchrunProcesses]:
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
-    store, rank, count = next(dist.rendezvous("env://"))
+    store, rank, count = next(rendezvous("env://"))
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)
     try:
         yield TorchrunProcesses(chosen)
@@ -263,7 +265,7 @@ def joined(device: str) -> Iterator[TorchrunProcesses]:
         dist.destroy_process_group()
 
 
-def _is_first_to_fail(store: dist.Store, rank: int) -> bool:
+def _is_first_to_fail(store: Store, rank: int) -> bool:
     try:
         return store.compare_set(_FAILED, "", str(rank)) == str(rank).encode()
     except (RuntimeError, OSError):

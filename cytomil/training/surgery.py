@@ -161,7 +161,7 @@ def surgeon(surgery: Surgery, rescale: Rescale) -> Weighting | None:
     are sums, so that their steps are shorter at the same learning rate.
 
     Raises:
-        SettingsError: ``cagrad`` without the solver it needs.
+        SettingsError: torchjd, or for ``cagrad`` its solver, is not installed.
     """
     ours = {
         Surgery.SUM: None,
@@ -171,18 +171,18 @@ def surgeon(surgery: Surgery, rescale: Rescale) -> Weighting | None:
     }
     if surgery in ours:
         return ours[surgery]
-    from torchjd.aggregation import CAGradWeighting, IMTLGWeighting, MGDAWeighting
-
-    if surgery is Surgery.MGDA:
-        return partial(_by_torchjd, MGDAWeighting())
-    if surgery is Surgery.IMTL_G:
-        return partial(_by_torchjd, IMTLGWeighting())
     try:
-        # Its own threshold, 1e-4, would take small gradients for a solution and stop the training without a word.
+        from torchjd.aggregation import CAGradWeighting, IMTLGWeighting, MGDAWeighting
+
+        if surgery is Surgery.MGDA:
+            return partial(_by_torchjd, MGDAWeighting())
+        if surgery is Surgery.IMTL_G:
+            return partial(_by_torchjd, IMTLGWeighting())
+        # torchjd's own threshold, 1e-4, takes small gradients for a solution and stops training silently.
         return partial(_by_torchjd, CAGradWeighting(c=CAGRAD_C, norm_eps=1e-12))
     except ImportError:
         raise SettingsError(
-            "--surgery cagrad needs a solver that is not installed. Install it with pip install 'cytomil[surgery]'."
+            f"--surgery {surgery.value} needs a library that is not installed. Install it with pip install 'cytomil[surgery]'."
         ) from None
 
 

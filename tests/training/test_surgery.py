@@ -256,3 +256,10 @@ def test_cagrad_without_its_solver_is_one_clear_line(monkeypatch):
     assert "no_such_solver_anywhere" not in sys.modules
     with pytest.raises(SettingsError, match=r"cytomil\[surgery\]"):
         surgeon(Surgery.CAGRAD, Rescale.PAPER)
+
+
+@pytest.mark.parametrize("surgery", BY_TORCHJD)
+def test_torchjds_choices_without_torchjd_are_one_clear_line(surgery, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchjd.aggregation", None)
+    with pytest.raises(SettingsError, match=rf"--surgery {surgery.value} .*cytomil\[surgery\]"):
+        surgeon(surgery, Rescale.PAPER)

@@ -26,7 +26,8 @@ def init(
         where = "" if folder.resolve() == Path.cwd() else f"cd {folder} && "
         console.print(
             f"{', '.join(str(folder / name) for name in FILES)} written. Next: edit params.yaml, then "
-            f"`{where}git init && dvc init && dvc repro`, or one command after the other, `cytomil make-bags` first.",
+            f"`{where}git init && dvc init && dvc repro` (pip install 'cytomil[dvc]'), or one command after the other, "
+            "`cytomil make-bags` first.",
             soft_wrap=True,
         )
 
