@@ -26,8 +26,9 @@ MIL = FEATURES | {"features", "training"}
 EVALUATE = MIL | {"mil"}
 EXPERIMENTS = EVALUATE | {"evaluation"}
 TRIAGE = EXPERIMENTS
-API = TRIAGE | {"triage"}
-APP = API | {"api", "experiments"}
+REVIEW = TRIAGE | {"triage"}
+API = REVIEW
+APP = API | {"api", "experiments", "review"}
 MAY_IMPORT = {
     "base": set(),
     "workers": WORKERS,
@@ -41,6 +42,7 @@ MAY_IMPORT = {
     "evaluation": EVALUATE,
     "experiments": EXPERIMENTS,
     "triage": TRIAGE,
+    "review": REVIEW,
     "api": API,
     "app": APP,
 }

@@ -27,7 +27,7 @@ _KEY_CELL = {"name": "key cell", "color": [220, 0, 0]}
 def write_geojson(path: Path, slide: str, cells: Cells, scores: np.ndarray, top: Sequence[int]) -> None:
     """Write the cells as QuPath shows them: octagons around them, in px from the corner of the slide's picture.
 
-    Every cell is a detection with its score as measurement. The cells of ``top``, indices with the highest first, are
+    Every cell is a detection with its id as name and its score as measurement. The cells of ``top``, indices with the highest first, are
     annotations too, named "1", "2" and so on, as on the report. ``slide`` is the slide's name.
     """
     angles = np.pi * (2 * np.arange(_CORNERS) + 1) / _CORNERS
@@ -40,13 +40,15 @@ def write_geojson(path: Path, slide: str, cells: Cells, scores: np.ndarray, top:
         properties = {"objectType": object_type, "measurements": {"score": _rounded(scores[i])}, **more}
         return json.dumps({"type": "Feature", "geometry": geometry, "properties": properties})
 
+    names = (cell_id(x, y) for x, y in cells.centres)
+    detections = (feature(i, "detection", {"name": name}) for i, name in enumerate(names))
     key_cells = (
         feature(i, "annotation", {"name": str(rank), "classification": _KEY_CELL})
         for rank, i in enumerate(top, start=1)
     )
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write(f'{{"type": "FeatureCollection", "slide": {json.dumps(slide)}, "features": [')
-        for i, line in enumerate(chain(key_cells, (feature(i, "detection", {}) for i in range(len(cells))))):
+        for i, line in enumerate(chain(key_cells, detections)):
             file.write(("," if i else "") + "\n" + line)
         file.write("\n]}\n")
 
