@@ -28,7 +28,7 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
 
 
 OwnOptions = dict[str, dict[str, Any]]
-"""Settings of a method's or an aggregator's own, by its name; only those of the chosen one are read."""
+"""Own settings of methods, aggregators or engines, by name; only those of the chosen one are read."""
 
 
 def own_config(

@@ -5,7 +5,7 @@ A method is one file in ``cytomil.training.methods`` and one line below. docs/me
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
@@ -43,9 +43,12 @@ class Registry(Mapping[str, EntryPoint]):
             return self[name]
         if name in (foreign := self._foreign()):
             return foreign[name]
-        known = self.names()
+        raise self.unknown(name, self.names())
+
+    def unknown(self, name: str, known: Sequence[str]) -> ValueError:
+        """The error for a name that is none of the ``known`` ones."""
         hint = " ".join(filter(None, [did_you_mean(name, known), f"There are: {', '.join(known)}."]))
-        raise ValueError(f"there is no {self.kind} '{name}'. {hint}")
+        return ValueError(f"there is no {self.kind} '{name}'. {hint}")
 
     def names(self) -> tuple[str, ...]:
         """Cytomil's own names, then those that other installed packages bring."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import cytomil
+from cytomil.encoders.engines.registry import ENGINES
 
 PACKAGE = Path(cytomil.__file__).parent
 
@@ -196,6 +197,25 @@ def test_timm_waits_until_one_of_its_models_is_asked_for():
 def test_dvc_waits_until_it_is_used():
     assert importers_of("dvc", "dvclive", only_eager=True) == set()
     assert importers_of("dvclive") == {"cytomil.training.curves"}
+
+
+def test_no_file_but_a_backends_own_asks_which_backend_it_has():
+    own = {f"{entry.module.replace('.', '/').removeprefix('cytomil/')}.py" for entry in ENGINES.values()}
+    asking = {
+        file.relative_to(PACKAGE).as_posix()
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Compare | ast.MatchValue)
+        for part in ast.walk(node)
+        if isinstance(part, ast.Constant) and part.value in ENGINES
+    }
+    assert asking <= own
+
+
+def test_backends_wait_until_one_is_chosen():
+    loaded = loaded_by("import cytomil.encoders.engines.config")
+    assert "cytomil.encoders.engines.registry" in loaded
+    assert {"cytomil.encoders.engines.engine", "cytomil.encoders.engines.openvino", "torch"} & loaded == set()
 
 
 def loaded_by(code: str) -> set[str]:

@@ -15,7 +15,8 @@ from cytomil.bags.make import make_bags
 from cytomil.encoders.bundle import WEIGHTS_NAME, load_bundle, read_card
 from cytomil.encoders.engines import open_engine
 from cytomil.encoders.engines.eager import EagerEngine
-from cytomil.encoders.engines.torch_compile import TorchCompileEngine
+from cytomil.encoders.engines.engine import CompiledForm, start_engine
+from cytomil.encoders.engines.registry import load_backend
 from cytomil.features.config import EmbedConfig
 from cytomil.features.embed import embed
 from cytomil.layer import Layer
@@ -91,9 +92,10 @@ def test_eager_gives_what_it_gives_on_a_processor(trained, layer):
     assert least_cosine(ours, theirs) > 0.9999
 
 
-def test_what_torch_compile_makes_agrees_with_eager(trained):
-    encoder = load_bundle(trained()).encoder
-    compiled = TorchCompileEngine("torch-compile-float32", "", encoder, 32, Layer("h"), torch.device(GPU))
+def test_what_torch_compile_makes_agrees_with_eager(trained, tmp_path):
+    encoder, layer = load_bundle(trained()).encoder, Layer("h")
+    form = CompiledForm("torch-compile", encoder, (layer,), 32, "float32", torch.device(GPU), tmp_path)
+    compiled = start_engine(load_backend("torch-compile"), form, layer, "key")
     eager = EagerEngine(encoder, Layer("h"), torch.device(GPU))
     assert least_cosine(compiled.embed(noise(300)), eager.embed(noise(300))) > 0.9999
 

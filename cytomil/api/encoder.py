@@ -81,9 +81,7 @@ class CellReader:
         """The encoder with its engine, which starts at the first access."""
         if self._embedder is None:
             settings = self._settings
-            engine = open_engine(
-                self._bundle, self._layer.embedded, settings.engine.value, settings.device, Silent().note
-            )
+            engine = open_engine(self._bundle, self._layer.embedded, settings.engine, settings.device, Silent().note)
             self._embedder = Embedder(self._bundle, engine, self._layer, "float32", self._orientations)
         return self._embedder
 

@@ -45,10 +45,7 @@ class EmbedConfig(Config):
     batch_size: int = Field(256, ge=1, description="cells per forward pass")
     dtype: Literal["float16", "float32"] = Field("float16", description="number format on disk")
     workers: int = Field(0, ge=0, description="threads that decode cells; 0: one per core")
-    engine: EngineName = Field(
-        EngineName.AUTO,
-        description="engine that runs the encoder; auto: the fastest that `cytomil compile` stored, else eager",
-    )
+    engine: EngineName = "auto"
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     ray_address: str = Field(
         "", description="distribute over Ray: 'local', or HOST:PORT of a running cluster; empty: no Ray"

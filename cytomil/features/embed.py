@@ -65,7 +65,7 @@ def embed(settings: EmbedConfig, listener: Listener) -> Embedded:
         listener.note(caveat)
     layer = layer_of(settings.layer, bundle.encoder)
     settings = settings.model_copy(update={"layer": str(layer)})
-    engine = open_engine(bundle, layer.embedded, settings.engine.value, settings.device, listener.note)
+    engine = open_engine(bundle, layer.embedded, settings.engine, settings.device, listener.note)
     embedder = Embedder(bundle, engine, layer, settings.dtype, settings.orientations)
     n_bytes = _bytes_to_write(settings, rows, embedder)
     require_disk_space(n_bytes, "features", settings.out, "Make fewer bags")

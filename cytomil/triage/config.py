@@ -32,10 +32,7 @@ class RankConfig(Config):
     split_images: bool = Field(False, description="store the report's pictures in a folder beside it")
     workers: int = Field(0, ge=0, description="threads that find, crop and decode cells; 0: one per core")
     batch_size: int = Field(256, ge=1, description="cells per forward pass")
-    engine: EngineName = Field(
-        EngineName.AUTO,
-        description="engine that runs the encoder; auto: the fastest that `cytomil compile` stored, else eager",
-    )
+    engine: EngineName = "auto"
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     ray_address: str = Field(
         "", description="distribute over Ray: 'local', or HOST:PORT of a running cluster; empty: no Ray"

@@ -69,7 +69,7 @@ def rank(
         listener.note(f"not slides, left alone: {', '.join(ignored)}")
     mark_own(settings.out)
     reading = _reading(model, settings, found, listener)
-    engine = open_engine(model.encoder, model.layer.embedded, settings.engine.value, settings.device, listener.note)
+    engine = open_engine(model.encoder, model.layer.embedded, settings.engine, settings.device, listener.note)
     if model.card.get("engine", engine.key) != engine.key:
         listener.note(
             f"cells are embedded with {engine.key}; the model was fitted to embeddings of {model.card['engine']}"

@@ -16,6 +16,7 @@ from cytomil import __version__
 from cytomil.app.cli import compile as compile_command
 from cytomil.app.cli import doctor, embed, evaluate, fit_mil, init, make_bags, pretrain, rank, review
 from cytomil.app.cli.console import console
+from cytomil.app.cli.options import EngineCommand
 from cytomil.threads import let_waiting_threads_sleep
 
 DEBUG = "CYTOMIL_DEBUG"
@@ -35,11 +36,11 @@ app = typer.Typer(
 app.command("make-bags")(make_bags.make_bags)
 _OTHER_FLAGS = {"ignore_unknown_options": True, "allow_extra_args": True}
 app.command("pretrain", cls=pretrain.PretrainCommand, context_settings=_OTHER_FLAGS)(pretrain.pretrain)
-app.command("compile")(compile_command.compile_)
-app.command("embed")(embed.embed)
+app.command("compile", cls=compile_command.CompileCommand, context_settings=_OTHER_FLAGS)(compile_command.compile_)
+app.command("embed", cls=EngineCommand)(embed.embed)
 app.command("fit-mil", cls=fit_mil.FitMilCommand, context_settings=_OTHER_FLAGS)(fit_mil.fit_mil)
 app.command("evaluate")(evaluate.evaluate)
-app.command("rank")(rank.rank)
+app.command("rank", cls=EngineCommand)(rank.rank)
 app.command("review")(review.review)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import ClassVar
 
 from cytomil.app.cli.console import RichListener, console, finish, plain_errors, print_table
-from cytomil.app.cli.options import AsJson, Given, ParamsFile, Profile, generated
+from cytomil.app.cli.options import AsJson, Given, OwnSettings, ParamsFile, Profile, generated
 from cytomil.app.settings import load
+from cytomil.config import Config
+from cytomil.encoders.engines.registry import ENGINES, find_backend
 from cytomil.errors import require_folder
 from cytomil.layer import known_layers
 from cytomil.locks import output_folder
 
 
-@generated("compile", checks={"layer": known_layers})
+class CompileCommand(OwnSettings):
+    """`compile`, with the engine's own settings in its help."""
+
+    chosen_by = "--engine"
+    names: ClassVar = {"engine": ENGINES.names}
+
+    def configuration(self, name: str) -> type[Config]:
+        """See `OwnSettings`."""
+        return find_backend(name).Config
+
+
+@generated("compile", checks={"engine": ENGINES.known, "layer": known_layers}, chosen_by="engine")
 def compile_(
     options: Given,
     params: ParamsFile = None,
@@ -38,11 +52,11 @@ def compile_(
             for name, figures in record.agreement.items()
         ]
         n = next(iter(record.agreement.values()))["cells"]
-        columns = ("layer", "least cosine", "mean cosine", "top-5 % overlap")
+        columns = ("layer", "min cosine", "mean cosine", "top-5 % overlap")
         print_table(f"{record.name} against eager, {n:.0f} training cells", columns, rows, right=columns[1:])
         console.print(
             f"{record.images_per_second:,.0f} images/s, eager {record.eager_images_per_second:,.0f} ({record.gain:.2f}×). "
             f"Stored in {settings.encoder / 'engines' / record.name}; embed and rank take the fastest one.",
             soft_wrap=True,
         )
-    finish({"name": record.name, "gain": record.gain, **asdict(record)}, (), as_json)
+    finish({"gain": record.gain, **asdict(record)}, (), as_json)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from cytomil.app.cli.console import RichListener, console, finish, plain_errors
 from cytomil.app.cli.options import AcceptLeftOut, AsJson, Given, ParamsFile, Profile, generated
 from cytomil.app.settings import load
+from cytomil.encoders.engines.registry import known_engine
 from cytomil.layer import known_layer
 from cytomil.locks import output_folder
 
 
-@generated("embed", checks={"layer": known_layer})
+@generated("embed", checks={"engine": known_engine, "layer": known_layer})
 def embed(
     options: Given,
     params: ParamsFile = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -15,6 +15,7 @@ from cytomil.app.settings import Settings
 from cytomil.bags.manifest import read_manifest
 from cytomil.encoders.bundle import ENGINES_FOLDER, load_bundle, read_card, stored_engines
 from cytomil.encoders.engines.record import read_record, require_valid
+from cytomil.encoders.engines.registry import ENGINES, load_backend
 from cytomil.errors import CytomilError
 from cytomil.features.index import read_index
 from cytomil.mil.triage_model import ENCODER_FOLDER, load_triage_model
@@ -45,20 +46,21 @@ def _libraries() -> list[Finding]:
 
 
 def _engines(settings: Settings) -> list[Finding]:
-    """What engines could be compiled here, and those that lie in the encoder bundle and in the triage model's copy."""
-    nncf = "int8 too" if util.find_spec("nncf") else "int8 needs nncf: pip install 'cytomil[int8]'"
-    libraries = [
-        ("engine eager", "available", "PyTorch, any device"),
-        ("engine openvino", _version("openvino"), nncf),
-        ("engine ncnn", _version("ncnn"), "float32 on processors"),
-        (
-            "engine tensorrt",
-            _version("torch-tensorrt"),
-            "needs an NVIDIA GPU; never run on one yet",
-        ),
-    ]
+    """The engines that could be compiled here, and those stored in the encoder bundle and in the triage model's copy."""
     folders = (settings.compile.encoder, settings.rank.model / ENCODER_FOLDER)
-    return libraries + [found for folder in folders for found in _compiled(folder)]
+    return [
+        ("engine eager", "available", "PyTorch, any device"),
+        *map(_backend, ENGINES.names()),
+        *(found for folder in folders for found in _compiled(folder)),
+    ]
+
+
+def _backend(name: str) -> Finding:
+    try:
+        backend = load_backend(name)
+    except CytomilError as error:  # another package's
+        return (f"engine {name}", "not usable", str(error))
+    return (f"engine {name}", _version(backend.libraries[0]), backend.describe())
 
 
 def _compiled(bundle_path: Path) -> list[Finding]:

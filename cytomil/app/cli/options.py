@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 from cytomil.app.cli.console import plain_errors
 from cytomil.app.settings import Settings, load
 from cytomil.config import Config
+from cytomil.encoders.engines.registry import selectable
 from cytomil.errors import SettingsError
 
 ParamsFile = Annotated[
@@ -37,7 +38,7 @@ AcceptLeftOut = Annotated[
     ),
 ]
 OWN = "options"
-"""The field that holds what a method or an aggregator has settings of its own for; any other flag goes there."""
+"""The field that holds the own settings of a method, an aggregator or an engine; any other flag goes there."""
 
 Given = dict[str, dict[str, Any]]
 Check = Callable[[Any], Any]
@@ -50,7 +51,7 @@ def generated(
 
     The function gets the options that were given as its first argument, as `cytomil.app.settings.load` takes them.
     ``argument`` is the setting that is positional. A `ValueError` of a check is wrong usage, exit status 2. ``chosen_by``
-    is the setting that names a method or an aggregator: other flags are settings of its own.
+    is the setting that names a method, an aggregator or an engine: other flags are settings of its own.
     """
     model = section_model(section)
 
@@ -89,7 +90,7 @@ def section_model(section: str) -> type[Config]:
 
 
 def _chosen(section: str, key: str, given: dict[str, Any], values: dict[str, Any]) -> str:
-    """The method or aggregator that the command line, the environment or params.yaml names."""
+    """The method, aggregator or engine that the command line, the environment or params.yaml names."""
     if given.get(key):
         return str(given[key])
     with plain_errors():
@@ -164,14 +165,28 @@ def _own_flags(context: typer.Context) -> dict[str, str | bool]:
     return found
 
 
-class OwnSettings(TyperCommand):
-    """A command whose chosen method or aggregator adds settings of its own to ``--help``."""
+class ListsNames(TyperCommand):
+    """A command whose ``--help`` lists the names that an option takes, those of other packages included."""
+
+    names: ClassVar[Mapping[str, Callable[[], Sequence[str]]]] = {}
+    """Option's key → the names. They are read only for the help, because entry points take a moment."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The command's help, with the names in place of the options' types."""
+        for parameter in self.params:
+            if parameter.name in self.names:
+                parameter.metavar = f"<{'|'.join(self.names[parameter.name]())}>"
+        super().format_help(ctx, formatter)
+
+
+class OwnSettings(ListsNames):
+    """A command whose chosen method, aggregator or engine adds settings of its own to ``--help``."""
 
     chosen_by: ClassVar[str]
-    """The flag that names the method or the aggregator."""
+    """The flag that names the method, the aggregator or the engine."""
 
     def configuration(self, name: str) -> type[Config]:
-        """What the method or aggregator ``name`` has settings of its own for. Raises `SettingsError` for an unknown name."""
+        """The configuration that holds the own settings of ``name``. Raises `SettingsError` for an unknown name."""
         raise NotImplementedError
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -180,7 +195,7 @@ class OwnSettings(TyperCommand):
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """The command's help, then the own settings of the method or aggregator that the line names."""
+        """The command's help, then the own settings of what the line names."""
         super().format_help(ctx, formatter)
         name = _value_of(self.chosen_by, ctx.meta["line"])
         if not name:
@@ -210,3 +225,9 @@ def _value_of(flag: str, line: list[str]) -> str:
         if word.startswith(f"{flag}="):
             return word.partition("=")[2]
     return ""
+
+
+class EngineCommand(ListsNames):
+    """A command that runs the encoder, with the names of all engines in its help."""
+
+    names: ClassVar = {"engine": selectable}

@@ -11,6 +11,7 @@ from rich.text import Text
 from cytomil.app.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
 from cytomil.app.cli.options import AcceptLeftOut, AsJson, Given, ParamsFile, Profile, generated
 from cytomil.app.settings import load
+from cytomil.encoders.engines.registry import known_engine
 from cytomil.locks import output_folder
 from cytomil.progress import Problem
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _STYLES = {"not assessed": "bold magenta", "review first": "bold red", "review": "yellow", "low priority": "dim"}
 
 
-@generated("rank")
+@generated("rank", checks={"engine": known_engine})
 def rank(
     options: Given,
     slide_dir: Annotated[

@@ -1,4 +1,4 @@
-"""How far a compiled engine may stray from eager, on real cells, before it is refused."""
+"""How far the embeddings of a compiled engine may differ from eager's, on real cells, before it is refused."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-LEAST_CELLS = 40
-LEAST_COSINE_FLOAT = 0.999
-LEAST_COSINE_BF16 = 0.99
-LEAST_MEAN_COSINE_INT8 = 0.98
-LEAST_OVERLAP_INT8 = 0.95
-_TOP_SHARE = 0.05
+MIN_CELLS = 40
+MIN_COSINE_FLOAT = 0.999
+MIN_COSINE_BF16 = 0.99
+MIN_MEAN_COSINE_INT8 = 0.98
+MIN_OVERLAP_INT8 = 0.95
+_TOP_FRACTION = 0.05
 _NEIGHBOURS = 5  # as cytomil.mil.aggregators.knn has them
 
 
 def agreement(eager: np.ndarray, other: np.ndarray) -> dict[str, float]:
-    """Compare two engines' embeddings (N, D) of the same cells: least and mean cosine, and `top_overlap`.
+    """Compare two engines' embeddings (N, D) of the same cells: min and mean cosine, and `top_overlap`.
 
-    All NaN, which `refusal` refuses, where the other's are not finite.
+    All are NaN, which `refusal` refuses, if the other's embeddings are not finite.
     """
     if not np.isfinite(other).all():
         return {"cells": len(eager)} | dict.fromkeys(("least_cosine", "mean_cosine", "top_overlap"), math.nan)
@@ -34,26 +34,26 @@ def agreement(eager: np.ndarray, other: np.ndarray) -> dict[str, float]:
 
 
 def refusal(figures: dict[str, float], precision: str) -> str:
-    """Why an engine of this precision with these figures is refused; empty where it is not. NaN is refused."""
+    """Why an engine of this precision with these figures is refused; empty if it is not. NaN is refused."""
     if precision == "int8":
-        if not figures["mean_cosine"] >= LEAST_MEAN_COSINE_INT8:
-            return f"mean cosine {figures['mean_cosine']:.4f}, at least {LEAST_MEAN_COSINE_INT8} is asked for"
-        if not figures["top_overlap"] >= LEAST_OVERLAP_INT8:
-            return f"top-5 % overlap {figures['top_overlap']:.3f}, at least {LEAST_OVERLAP_INT8} is asked for"
+        if not figures["mean_cosine"] >= MIN_MEAN_COSINE_INT8:
+            return f"mean cosine {figures['mean_cosine']:.4f}, the minimum is {MIN_MEAN_COSINE_INT8}"
+        if not figures["top_overlap"] >= MIN_OVERLAP_INT8:
+            return f"top-5 % overlap {figures['top_overlap']:.3f}, the minimum is {MIN_OVERLAP_INT8}"
         return ""
-    least = LEAST_COSINE_BF16 if precision == "bf16" else LEAST_COSINE_FLOAT
-    if not figures["least_cosine"] >= least:
-        return f"least cosine {figures['least_cosine']:.6f}, at least {least} is asked for"
+    minimum = MIN_COSINE_BF16 if precision == "bf16" else MIN_COSINE_FLOAT
+    if not figures["least_cosine"] >= minimum:
+        return f"min cosine {figures['least_cosine']:.6f}, the minimum is {minimum}"
     return ""
 
 
 def top_overlap(eager: np.ndarray, other: np.ndarray) -> float:
-    """Share of the cells that stand in the top 5 % of both engines, mean over the scores that rank can have without labels.
+    """Fraction of the top 5 % cells that both engines have in common, as the mean over two scores that need no labels.
 
-    What rank shows of a slide is the few per cent of its cells with the highest score, so that is the retrieval which has to
-    survive. The scores: the Mahalanobis distance from the cells (Ledoit-Wolf covariance) and the mean distance to the five
-    nearest other cells. Both are fitted to eager's embeddings (N, D) and applied to either engine's, as where a triage
-    model is older than the engine.
+    `rank` shows the few per cent of a slide's cells with the highest score, so these must stay the same. The scores are the
+    Mahalanobis distance from the cells (Ledoit-Wolf covariance) and the mean distance to the five nearest other cells. Both
+    are fitted to eager's embeddings (N, D) and applied to either engine's, because a triage model may be older than the
+    engine.
     """
     scores = (_distance_from(eager), lambda cells: _neighbour_distance(cells, eager))
     return float(np.mean([_shared_top(score(eager), score(other)) for score in scores]))
@@ -62,10 +62,10 @@ def top_overlap(eager: np.ndarray, other: np.ndarray) -> float:
 def _distance_from(eager: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Squared Mahalanobis distances (M,) of cells (M, D) from ``eager``'s (N, D), whose covariance is shrunk.
 
-    By singular values of the few cells, not the D × D covariance, which for layers of some thousand numbers is large: along
-    their axes a variance is (1 - s) λ + s μ, across all of them s μ (Ledoit and Wolf, 2004). Axes whose variance is lost in
-    the rounding of the embeddings' own precision have no say, as in scikit-learn's pseudo-inverse of that precision: along
-    them any engine's rounding would outweigh all that cells differ in.
+    It uses the singular values of the few cells. The D × D covariance would be large for layers of some thousand numbers.
+    Along the cells' axes a variance is (1 - s) λ + s μ, and across them s μ (Ledoit and Wolf, 2004). Axes whose variance is
+    below the rounding of the embeddings' precision do not count, as in scikit-learn's pseudo-inverse. Along them the
+    rounding of an engine would outweigh all differences between cells.
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
 
@@ -76,20 +76,22 @@ def _distance_from(eager: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     eigenvalues = singular**2 / len(eager)
     floor = shrinkage * eigenvalues.sum() / eager.shape[1]
     variances = (1 - shrinkage) * eigenvalues + floor
-    least = np.finfo(eager.dtype).eps * eager.shape[1] * variances.max()
+    rounding = np.finfo(eager.dtype).eps * eager.shape[1] * variances.max()
 
     def distance(cells: np.ndarray) -> np.ndarray:
         apart = cells - mean
         along = (apart @ axes.T) ** 2
         across = np.maximum((apart**2).sum(axis=1) - along.sum(axis=1), 0)
-        return along @ _inverse(variances, least) + across * _inverse(floor, least)
+        return along @ _inverse(variances, rounding) + across * _inverse(floor, rounding)
 
     return distance
 
 
-def _inverse(variance: np.ndarray | float, least: float) -> np.ndarray:
-    """1 / variance, and 0 where there is none to speak of, as a pseudo-inverse has it."""
-    return np.divide(1.0, variance, out=np.zeros_like(variance, dtype=np.float64), where=np.asarray(variance) > least)
+def _inverse(variance: np.ndarray | float, rounding: float) -> np.ndarray:
+    """1 / variance; 0 if the variance is not above ``rounding``, as in a pseudo-inverse."""
+    return np.divide(
+        1.0, variance, out=np.zeros_like(variance, dtype=np.float64), where=np.asarray(variance) > rounding
+    )
 
 
 def _neighbour_distance(cells: np.ndarray, eager: np.ndarray) -> np.ndarray:
@@ -102,6 +104,6 @@ def _neighbour_distance(cells: np.ndarray, eager: np.ndarray) -> np.ndarray:
 
 
 def _shared_top(ours: np.ndarray, theirs: np.ndarray) -> float:
-    k = math.ceil(_TOP_SHARE * len(ours))
+    k = math.ceil(_TOP_FRACTION * len(ours))
     tops = [set(np.argsort(-scores, kind="stable")[:k].tolist()) for scores in (ours, theirs)]
     return len(tops[0] & tops[1]) / k

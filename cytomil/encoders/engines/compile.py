@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
-import torch
 
 from cytomil.bags.manifest import open_listed, read_manifest
 from cytomil.encoders.bundle import ENGINES_FOLDER, EncoderBundle, load_bundle, pick_device, stored_engines
-from cytomil.encoders.engines import ncnn, openvino, tensorrt, torch_compile
-from cytomil.encoders.engines.agreement import LEAST_CELLS, agreement, refusal
+from cytomil.encoders.engines.agreement import MIN_CELLS, agreement, refusal
 from cytomil.encoders.engines.config import CompileConfig
 from cytomil.encoders.engines.eager import EagerEngine
-from cytomil.encoders.engines.engine import Engine, batch_of
-from cytomil.encoders.engines.record import EngineRecord, engine_name, machine, versions_of
-from cytomil.encoders.engines.select import start_engine
+from cytomil.encoders.engines.engine import Backend, CompiledForm, Engine, batch_of, start_engine, told_in_a_line
+from cytomil.encoders.engines.record import EngineRecord, machine
+from cytomil.encoders.engines.registry import load_backend
 from cytomil.encoders.stages import layer_of
 from cytomil.encoders.transform import CellTransform, decode_cells
 from cytomil.errors import BagFileError, EngineError, EngineRefusedError
 from cytomil.files import replacing_folder, sha256_of_file
-from cytomil.layer import Layer
 from cytomil.progress import Listener
 from cytomil.provenance import code_fingerprint, now
 
 
-def training_cells(bags: Path, transform: CellTransform, n: int, least: int, seed: int) -> np.ndarray:
+def training_cells(bags: Path, transform: CellTransform, n: int, minimum: int, seed: int) -> np.ndarray:
     """Up to ``n`` cells drawn at random from all training bags, uint8 (m, S, S, 3); unreadable ones are left out.
 
-    Raises `EngineError` where fewer than ``least`` can be had, `NotFoundError` or `BagFileError` for the bags.
+    Raises `EngineError` if there are fewer than ``minimum``, `NotFoundError` or `BagFileError` for the bags.
     """
     manifest = read_manifest(bags)
     opened = [open_listed(manifest, row) for row in manifest.rows if row.split == "train"]
@@ -43,12 +38,12 @@ def training_cells(bags: Path, transform: CellTransform, n: int, least: int, see
     chosen = [places[i] for i in drawn]
     encoded = [bag.images(i, i + 1)[0] for bag, i in chosen]
     pixels, _, _ = decode_cells(encoded, [bag.instance_ids[i] for bag, i in chosen], transform)
-    if len(pixels) < least:
+    if len(pixels) < minimum:
         raise EngineError(
-            f"{bags} has {len(pixels)} readable cells in training bags; compiling takes at least {least}. "
+            f"{bags} has {len(pixels)} readable cells in training bags; compiling takes at least {minimum}. "
             "Name bags with more cells with --bags."
         )
-    # Drawn in the order of the bags, they are mixed again, so that halves of them are alike.
+    # They are in the order of the bags. Mixed again, halves of them are alike.
     return pixels[np.random.default_rng(seed).permutation(len(pixels))]
 
 
@@ -56,7 +51,7 @@ _REPEATS = 5
 
 
 def images_per_second(engine: Engine, eager: Engine, pixels: np.ndarray) -> tuple[float, float]:
-    """Medians over five turns on ``pixels``, uint8 (N, S, S, 3), after one that does not count."""
+    """Both engines' medians over five turns on ``pixels``, uint8 (N, S, S, 3), after one that does not count."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(_REPEATS + 1):
         for runner, taken in zip((engine, eager), seconds, strict=True):
@@ -67,33 +62,29 @@ def images_per_second(engine: Engine, eager: Engine, pixels: np.ndarray) -> tupl
     return ours, theirs
 
 
-_PRECISIONS = {
-    "openvino": openvino.PRECISIONS,
-    "ncnn": ncnn.PRECISIONS,
-    "tensorrt": tensorrt.PRECISIONS,
-    "torch-compile": torch_compile.PRECISIONS,
-}
-_CALIBRATION_CELLS = 300
 _TIMED_BATCHES = 8
 
 
 def compile_engine(settings: CompileConfig, listener: Listener) -> EngineRecord:
     """Compile, compare, measure, store. Returns the stored engine's record.
 
-    Raises `EngineError` for an engine that cannot be built here or is refused (nothing is stored then, and one stored
-    before stays), `EncoderBundleError`, `BagFileError` or `NotFoundError` for what it is made from.
+    Raises `EngineError` for an engine that cannot be compiled here or is refused; then nothing is stored, and one stored
+    before stays. Raises `SettingsError` for settings of the backend's own that it does not take. Raises
+    `EncoderBundleError`, `BagFileError` or `NotFoundError` for the encoder or the bags.
     """
-    engine, asked = settings.engine.value, settings.precision.value
-    if asked not in ("auto", *_PRECISIONS[engine]):
-        raise EngineError(f"{engine} has no precision {asked}. Use --precision {' or '.join(_PRECISIONS[engine])}.")
-    if asked != "auto":
-        return _compile(settings, engine, asked, listener)
-    if engine == "openvino" and openvino.has_bf16():
+    backend, asked = load_backend(settings.engine, settings.options), settings.precision.value
+    if asked not in ("auto", *backend.precisions):
+        offered = " or ".join(backend.precisions)
+        raise EngineError(f"{backend.name} has no precision {asked}. Use --precision {offered}.")
+    if backend.caveat:
+        listener.note(backend.caveat)
+    tried = backend.auto_precisions() if asked == "auto" else (asked,)
+    for precision, following in pairwise(tried):
         try:
-            return _compile(settings, engine, "bf16", listener)
+            return _compile(settings, backend, precision, listener)
         except EngineRefusedError as error:
-            listener.note(f"{error} float32 is compiled in its place.")
-    return _compile(settings, engine, "fp16" if engine == "tensorrt" else "float32", listener)
+            listener.note(f"{error} {following} is compiled instead.")
+    return _compile(settings, backend, tried[-1], listener)
 
 
 def compile_by_default(encoder: Path, bags: Path, seed: int, device: str, listener: Listener) -> EngineRecord | None:
@@ -111,113 +102,69 @@ def compile_by_default(encoder: Path, bags: Path, seed: int, device: str, listen
         return None
 
 
-def _compile(settings: CompileConfig, engine: str, precision: str, listener: Listener) -> EngineRecord:
+def _compile(settings: CompileConfig, backend: Backend, precision: str, listener: Listener) -> EngineRecord:
     bundle = load_bundle(settings.encoder)
     layers = tuple(dict.fromkeys(layer_of(word, bundle.encoder).embedded for word in settings.layer.split()))
-    device = _device_of(engine, settings.device)
-    versions = versions_of(engine)
-    n_calibration = _CALIBRATION_CELLS if precision == "int8" else 0
-    if n_calibration:
-        _require_nncf()
-    least = 2 * LEAST_CELLS if n_calibration else LEAST_CELLS
-    cells = training_cells(settings.bags, bundle.transform, settings.cells + n_calibration, least, settings.seed)
-    # No cell both calibrates and judges; where the bags hold few, each gets half of them.
-    split = min(n_calibration, len(cells) // 2)
-    calibration, held_back = cells[:split], cells[split:]
-    name = engine_name(engine, precision)
+    device = backend.device(settings.device)
+    if why := backend.why_not_build(precision):
+        raise EngineError(f"{why}.")
+    calibration, held_back = _drawn(settings, bundle, backend.calibration_cells(precision))
+    name = backend.stored_name(backend.name, precision)
     with replacing_folder(settings.encoder / ENGINES_FOLDER / name) as folder:
         listener.note(f"compiling {name}; this can take a minute or more")
-        facts = _build(bundle, layers, engine, precision, calibration, folder, device)
+        form = CompiledForm(name, bundle.encoder, layers, bundle.transform.image_size, precision, device, folder)
+        with told_in_a_line(f"{name} cannot be compiled"):
+            facts = backend.build(form, calibration)
+        files = {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())}
+        found, ours, theirs = _measured(backend, form, held_back, listener)
         record = EngineRecord(
-            engine=engine,
+            name=name,
+            engine=backend.name,
             precision=precision,
             weights_sha256=bundle.sha256,
-            image_size=bundle.transform.image_size,
+            image_size=form.image_size,
             device=device.type,
             machine=machine(device),
-            versions=versions,
-            files={path.name: sha256_of_file(path) for path in sorted(folder.iterdir())},
+            versions=backend.versions(),
+            files=files,
             layers=[str(layer) for layer in layers],
-            agreement={},
-            images_per_second=0.0,
-            eager_images_per_second=1.0,
+            agreement=found,
+            images_per_second=ours,
+            eager_images_per_second=theirs,
             facts=facts | {"made": now(), "code": code_fingerprint("encoders")[:12], "seed": settings.seed},
         )
-        record = _measured(record, bundle, layers, folder, held_back, device, listener)
         record.write(folder)
     return record
 
 
-def _require_nncf() -> None:
-    """Raise `EngineError` where nncf, which calibrates int8, is not installed."""
-    from importlib.util import find_spec
-
-    if find_spec("nncf") is None:
-        raise EngineError("int8 is calibrated with nncf, which is not installed; pip install 'cytomil[int8]'.")
-
-
-def _device_of(engine: str, asked: str) -> torch.device:
-    if engine in ("openvino", "ncnn"):
-        return torch.device("cpu")
-    device = pick_device(asked)
-    if engine == "tensorrt" and device.type != "cuda":
-        raise EngineError("tensorrt needs an NVIDIA GPU, and PyTorch finds none. Use --engine openvino on a processor.")
-    return device
-
-
-def _build(
-    bundle: EncoderBundle,
-    layers: Sequence[Layer],
-    engine: str,
-    precision: str,
-    calibration: np.ndarray,
-    folder: Path,
-    device: torch.device,
-) -> dict[str, Any]:
-    size = bundle.transform.image_size
-    # A copy, because a compiler may change the precision or the layout of what it is given.
-    encoder = copy.deepcopy(bundle.encoder)
-    if engine == "openvino":
-        return openvino.build(encoder, layers, size, precision, calibration, folder)
-    if engine == "ncnn":
-        return ncnn.build(encoder, layers, size, folder)
-    if engine == "tensorrt":
-        return tensorrt.build(encoder, layers, size, precision, folder, device)
-    return {}
+def _drawn(settings: CompileConfig, bundle: EncoderBundle, n_calibration: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training cells that calibrate, and those that the engine is compared on; each uint8 (N, S, S, 3)."""
+    minimum = 2 * MIN_CELLS if n_calibration else MIN_CELLS
+    cells = training_cells(settings.bags, bundle.transform, settings.cells + n_calibration, minimum, settings.seed)
+    # No cell is in both. If the bags hold few, each gets half of them.
+    split = min(n_calibration, len(cells) // 2)
+    return cells[:split], cells[split:]
 
 
 def _measured(
-    record: EngineRecord,
-    bundle: EncoderBundle,
-    layers: Sequence[Layer],
-    folder: Path,
-    cells: np.ndarray,
-    device: torch.device,
-    listener: Listener,
-) -> EngineRecord:
-    """The record with agreement and speed. Raises `EngineError` where the engine is refused."""
+    backend: Backend, form: CompiledForm, cells: np.ndarray, listener: Listener
+) -> tuple[dict[str, dict[str, float]], float, float]:
+    """Agreement by layer, and images per second of the engine and of eager. Raises `EngineError` if it is refused."""
     found: dict[str, dict[str, float]] = {}
-    for layer in listener.track(layers, f"comparing {record.name} with eager", unit="layers"):
-        engine, eager = _pair(record, bundle, folder, layer, device)
+    for layer in listener.track(form.layers, f"comparing {form.name} with eager", unit="layers"):
+        engine = start_engine(backend, form, layer, form.name)
+        eager = EagerEngine(copy.deepcopy(form.encoder), layer, form.device)
         figures = found[str(layer)] = agreement(eager.embed(cells), engine.embed(cells))
-        why = refusal(figures, record.precision)
-        if why:
+        if why := refusal(figures, form.precision):
             raise EngineRefusedError(
-                f"{record.name} disagrees with eager on {len(cells)} cells (layer {layer}: {why}); nothing is stored. "
+                f"{form.name} disagrees with eager on {len(cells)} cells (layer {layer}: {why}); nothing is stored. "
                 "Use another --precision."
             )
-    # Several batches, or an engine that works on some at once would wait for its own first one.
-    timed = np.resize(cells, (_TIMED_BATCHES * batch_of(record.image_size), *cells.shape[1:]))
+    # An engine that works on several batches at once would wait for its first one, so there are several.
+    timed = np.resize(cells, (_TIMED_BATCHES * batch_of(form.image_size), *cells.shape[1:]))
     ours, theirs = images_per_second(engine, eager, timed)
-    if record.engine == "torch-compile" and ours <= theirs:
+    if backend.must_be_faster and ours <= theirs:
         raise EngineError(
-            f"torch-compile is no faster here than eager ({ours:.0f} images/s against {theirs:.0f}); nothing is stored."
+            f"{form.name} is no faster here than eager ({ours:.0f} images/s against {theirs:.0f}); nothing is stored."
         )
-    return replace(record, agreement=found, images_per_second=ours, eager_images_per_second=theirs)
-
-
-def _pair(
-    record: EngineRecord, bundle: EncoderBundle, folder: Path, layer: Layer, device: torch.device
-) -> tuple[Engine, Engine]:
-    eager = EagerEngine(copy.deepcopy(bundle.encoder), layer, device)
-    return start_engine(record, folder, bundle, layer, device), eager
+    return found, ours, theirs

@@ -8,34 +8,19 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from cytomil.config import Config
+from cytomil.config import Config, OwnOptions
+from cytomil.encoders.engines.registry import ENGINES, known_engine
 from cytomil.layer import known_layers
 
-
-class EngineName(StrEnum):
-    """What runs the encoder. ``openvino``, ``ncnn`` and ``tensorrt`` alone mean the fastest stored engine of that library."""
-
-    AUTO = "auto"
-    EAGER = "eager"
-    OPENVINO = "openvino"
-    OPENVINO_FLOAT32 = "openvino-float32"
-    OPENVINO_BF16 = "openvino-bf16"
-    OPENVINO_INT8 = "openvino-int8"
-    NCNN = "ncnn"
-    NCNN_FLOAT32 = "ncnn-float32"
-    TORCH_COMPILE = "torch-compile"
-    TENSORRT = "tensorrt"
-    TENSORRT_FP16 = "tensorrt-fp16"
-    TENSORRT_FLOAT32 = "tensorrt-float32"
-
-
-class CompiledEngine(StrEnum):
-    """What `cytomil compile` can make."""
-
-    OPENVINO = "openvino"
-    NCNN = "ncnn"
-    TENSORRT = "tensorrt"
-    TORCH_COMPILE = "torch-compile"
+EngineName = Annotated[
+    str,
+    AfterValidator(known_engine),
+    Field(
+        description="engine that runs the encoder; auto: the fastest that `cytomil compile` stored, else eager; a library's "
+        "name: its fastest; a name such as openvino-int8: that one"
+    ),
+]
+"""What `embed` and `rank` run the encoder with."""
 
 
 class Precision(StrEnum):
@@ -53,17 +38,23 @@ class CompileConfig(Config):
 
     encoder: Path = Field(Path("models/encoder"), description="encoder bundle to compile; it also stores the engine")
     bags: Path = Field(Path("data/bags"), description="folder with bags.csv; the engine is verified on training cells")
-    engine: CompiledEngine = Field(
-        CompiledEngine.OPENVINO,
-        description="openvino, ncnn: processors; tensorrt: NVIDIA GPUs (never run yet); torch-compile: either",
+    engine: Annotated[str, AfterValidator(ENGINES.known)] = Field(
+        "openvino",
+        description="what compiles the encoder; `cytomil doctor` lists devices and precisions of each; tensorrt has never "
+        "been run on a GPU",
     )
     precision: Precision = Field(
         Precision.AUTO,
-        description="openvino: float32, bf16, int8; tensorrt: fp16, float32; ncnn, torch-compile: float32; auto: openvino's "
+        description="number format, one that the engine offers; auto: the engine's choice for this machine, openvino's is "
         "bf16 if the processor supports it, else float32",
     )
     layer: Annotated[str, AfterValidator(known_layers)] = Field(
         "auto", description="layers that the engine computes, as in embed's --layer; separate several with spaces"
+    )
+    options: OwnOptions = Field(
+        {},
+        description="settings specific to an engine, such as openvino's calibration_cells, by its name; "
+        "`compile --engine NAME --help` lists them",
     )
     cells: int = Field(512, ge=40, description="number of training cells on which the engine is compared with eager")
     seed: int = Field(0, ge=0, description="seed of the selection of cells")

@@ -1,19 +1,32 @@
-"""What an engine is: embeddings of decoded cells, in batches of one fixed size."""
+"""What an engine is, what a backend is that compiles one, and in which batches engines take cells."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
 
+from cytomil.config import Config
+from cytomil.encoders.architecture import Encoder
+from cytomil.encoders.bundle import pick_device
+from cytomil.encoders.stages import Layers, layer_dim
+from cytomil.errors import CytomilError, EngineError
 from cytomil.layer import Layer
 
 
 class Engine(Protocol):
     """An encoder ready to run on blocks of decoded cells.
 
-    ``name`` is for people: openvino-int8. ``key`` goes into every feature cache's key, so that two engines' embeddings
-    never mix: the name, and a hash of the compiled form where there is one, because another calibration gives others.
+    ``name`` is for people: openvino-int8. ``key`` is a part of every feature cache's key, so that the embeddings of two
+    engines never mix: the name and a hash of the compiled form, because another calibration gives other embeddings.
     ``layer`` is one of the encoder's own layers, ``dim`` its length.
     """
 
@@ -27,24 +40,198 @@ class Engine(Protocol):
         ...
 
 
-_CELLS = 8  # of 224 px; measured with OpenVINO, where 1, 4, 16 and 32 were no faster
-_MOST_CELLS = 64
+Embed = Callable[[np.ndarray], np.ndarray]
+"""What `Engine.embed` does."""
+
+
+@dataclass
+class CompiledEngine:
+    """An `Engine` that a backend has started."""
+
+    name: str
+    key: str
+    layer: Layer
+    dim: int
+    embed: Embed
+
+
+@dataclass(frozen=True)
+class CompiledForm:
+    """What a backend compiles, and where the compiled form is stored.
+
+    ``name`` is the engine's, such as openvino-int8. ``encoder`` is in use elsewhere: a backend takes `network`, which is a
+    copy. ``layers`` are those that the form gives, in this order. ``image_size`` is the side S of a cell in pixels,
+    ``precision`` one of the backend's, ``device`` where the form runs. ``folder`` holds its files.
+    """
+
+    name: str
+    encoder: Encoder
+    layers: tuple[Layer, ...]
+    image_size: int
+    precision: str
+    device: torch.device
+    folder: Path
+
+    def network(self, *layers: Layer) -> Layers:
+        """A copy of the encoder on the CPU, in evaluation mode. Maps float32 (N, 3, S, S) in 0 to 1 to a tuple of (N, dim).
+
+        It gives ``layers``, or all of the form's layers if none is named.
+        """
+        return Layers(copy.deepcopy(self.encoder).cpu(), layers or self.layers).eval()
+
+    def output(self, layer: Layer) -> int:
+        """The place of ``layer`` among the outputs of the compiled form."""
+        return self.layers.index(layer)
+
+    def dim(self, layer: Layer) -> int:
+        """The length of ``layer``."""
+        return layer_dim(self.encoder, layer)
+
+
+_DEVICES = {"cpu": "a processor", "cuda": "an NVIDIA GPU"}
+
+
+class Backend(ABC):
+    """One way to compile the encoder, such as OpenVINO. A subclass defines `precisions`, `build` and `start`.
+
+    ``name`` is the one it is registered under. ``own`` holds its own settings, an instance of `Config`.
+    """
+
+    Config: ClassVar[type[Config]] = Config
+    """Settings of its own for `build`: a subclass of `cytomil.config.Config`. `start` gets the defaults."""
+    precisions: ClassVar[tuple[str, ...]]
+    """Number formats it offers: float32, bf16, fp16, int8."""
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    """Types of the devices it runs on: cpu, cuda."""
+    libraries: ClassVar[tuple[str, ...]] = ("torch",)
+    """Installed packages that it needs. An engine is valid only with the versions that it was compiled with."""
+    install: ClassVar[str] = ""
+    """What ``pip install`` is to be given if a library is missing; empty: the library's name."""
+    must_be_faster: ClassVar[bool] = False
+    """Whether `compile` refuses an engine that is not faster than eager on this machine."""
+    caveat: ClassVar[str] = ""
+    """A sentence that `compile` and `doctor` show to whoever uses it."""
+
+    def __init__(self, name: str, own: Any) -> None:
+        self.name, self.own = name, own
+
+    @abstractmethod
+    def build(self, form: CompiledForm, calibration: np.ndarray) -> dict[str, Any]:
+        """Compile ``form`` and write its files into ``form.folder``, which is empty. Returns facts for the engine's record.
+
+        ``calibration`` holds the `calibration_cells`, uint8 (M, S, S, 3). Raises `EngineError` for an encoder that cannot
+        be compiled. Any other error becomes one.
+        """
+
+    @abstractmethod
+    def start(self, form: CompiledForm, layer: Layer) -> Embed:
+        """A function that embeds cells: uint8 (N, S, S, 3) → float32 (N, dim) of ``layer``, which is one of the form's.
+
+        It reads the files in ``form.folder``. Raises an error of any kind if it cannot.
+        """
+
+    def auto_precisions(self) -> Sequence[str]:
+        """Precisions that ``auto`` tries here, in this order, until one agrees with eager."""
+        return self.precisions[:1]
+
+    def calibration_cells(self, precision: str) -> int:
+        """How many training cells `build` needs in this precision, besides those that the engine is compared on."""
+        return 0
+
+    def why_not_build(self, precision: str) -> str:
+        """Why this precision cannot be compiled on this machine, in a few words; empty if it can."""
+        try:
+            self.versions()
+        except EngineError as error:
+            return str(error)
+        return self.why_not_run(precision)
+
+    def why_not_run(self, precision: str) -> str:
+        """Why an engine of this precision cannot run on this machine, in a few words; empty if it can."""
+        return ""
+
+    def is_portable(self, precision: str) -> bool:
+        """Whether an engine may run on another machine of the same device type, if it agrees with eager there."""
+        return False
+
+    @classmethod
+    def stored_name(cls, name: str, precision: str) -> str:
+        """The engine's name, which is also its folder's: ``openvino``, ``int8`` → ``openvino-int8``."""
+        return f"{name}-{precision}"
+
+    @classmethod
+    def stored_names(cls, name: str) -> list[str]:
+        """The names of its engines in all precisions."""
+        return [cls.stored_name(name, precision) for precision in cls.precisions]
+
+    def device(self, asked: str) -> torch.device:
+        """Where it compiles and runs if the user asks for ``asked``, as in ``--device``. Raises `EngineError` if nowhere."""
+        if self.devices == ("cpu",):
+            return torch.device("cpu")
+        chosen = pick_device(asked)
+        if chosen.type not in self.devices:
+            needed = " or ".join(_DEVICES.get(one, one) for one in self.devices)
+            found = "" if torch.cuda.is_available() else ", and PyTorch finds none"
+            raise EngineError(f"{self.name} needs {needed}{found}. Use another --engine; `cytomil doctor` lists them.")
+        return chosen
+
+    def versions(self) -> dict[str, str]:
+        """The versions of its libraries. Raises `EngineError` naming one that is not installed."""
+        found = {}
+        for library in self.libraries:
+            try:
+                found[library] = metadata.version(library)
+            except metadata.PackageNotFoundError:
+                raise EngineError(f"{library} is not installed; pip install {self.install or library}") from None
+        return found
+
+    def describe(self) -> str:
+        """Its precisions and devices, and what is missing here, on one line."""
+        missing = dict.fromkeys(filter(None, map(self.why_not_build, self.precisions)))
+        on = " or ".join(_DEVICES.get(one, one) for one in self.devices)
+        return "; ".join([f"{', '.join(self.precisions)} on {on}", *filter(None, [self.caveat]), *missing])
+
+
+def start_engine(backend: Backend, form: CompiledForm, layer: Layer, key: str) -> Engine:
+    """Start a compiled form for one of its layers. Raises `EngineError` if it cannot be started, for whatever reason."""
+    with told_in_a_line("cannot be started"):
+        return CompiledEngine(form.name, key, layer, form.dim(layer), backend.start(form, layer))
+
+
+@contextmanager
+def told_in_a_line(what: str) -> Iterator[None]:
+    """Turn an error of a backend's library into an `EngineError` that says ``what`` failed.
+
+    Libraries raise errors of many kinds for a missing driver, compiler or instruction.
+    """
+    try:
+        yield
+    except (CytomilError, MemoryError):
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0][:120] if lines else ''}"
+        raise EngineError(f"{what} ({reason})") from error
+
+
+_MIN_CELLS = 8  # of 224 px; measured with OpenVINO, where 1, 4, 16 and 32 were no faster
+_MAX_CELLS = 64
 # Of 96 px; measured with EfficientNet-Lite0, eager, on one core: 2.9 ms a cell; 3.2 by 8 and by 32, 5.6 by 128.
 _CACHE_SIZED = 16
 
 
 def batch_of(image_size: int) -> int:
     """How many cells of ``image_size`` px a compiled form takes at a time: about the same number of pixels for any size."""
-    return int(min(_MOST_CELLS, max(_CELLS, _CELLS * (224 / image_size) ** 2)))
+    return int(min(_MAX_CELLS, max(_MIN_CELLS, _MIN_CELLS * (224 / image_size) ** 2)))
 
 
 def cache_sized_batch(image_size: int) -> int:
-    """How many cells of ``image_size`` px eager takes at a time on a processor: the maps of more would leave its caches."""
+    """How many cells of ``image_size`` px eager takes at a time on a processor. The maps of more do not fit its caches."""
     return max(1, int(_CACHE_SIZED * (96 / image_size) ** 2))
 
 
 def padded(pixels: np.ndarray, start: int, batch: int) -> np.ndarray:
-    """Cells ``start`` to ``start + batch`` of uint8 (N, S, S, 3); where fewer are left, black ones follow."""
+    """Cells ``start`` to ``start + batch`` of uint8 (N, S, S, 3). Black cells follow if fewer are left."""
     part = pixels[start : start + batch]
     if len(part) == batch:
         return np.ascontiguousarray(part)

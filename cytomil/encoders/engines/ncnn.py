@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from cytomil.encoders.architecture import Encoder
-from cytomil.encoders.stages import Layers
+from cytomil.encoders.engines.engine import Backend, CompiledForm, Embed
 from cytomil.errors import EngineError
 from cytomil.layer import Layer
 from cytomil.threads import usable_cores
@@ -24,37 +22,44 @@ from cytomil.threads import usable_cores
 if TYPE_CHECKING:
     import ncnn
 
-LIBRARIES = ("ncnn", "pnnx")
-PRECISIONS = ("float32",)
 GRAPH_NAME, WEIGHTS_NAME = "encoder.param", "encoder.bin"
 
 
-def build(encoder: Encoder, layers: Sequence[Layer], image_size: int, folder: Path) -> dict[str, Any]:
-    """Convert ``encoder`` by pnnx and write it into ``folder``; returns facts for its record, of which there are none.
+class Ncnn(Backend):
+    """A graph that takes one cell at a time. Several threads run it side by side."""
 
-    The stored graph takes one cell, 0 to 1, and gives ``layers``. Raises `EngineError` for a network that
-    pnnx cannot convert or ncnn cannot run.
-    """
-    import pnnx
+    precisions = ("float32",)
+    libraries = ("ncnn", "pnnx")
+    install = "'cytomil[ncnn]'"
 
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's, of constants that are meant to be constant
-        traced = torch.jit.trace(
-            Layers(encoder, layers).eval(), torch.zeros(1, 3, image_size, image_size), check_trace=False
-        )
-        traced.save(str(Path(scratch) / "encoder.pt"))
-        line = (pnnx.EXEC_PATH, "encoder.pt", f"inputshape=[1,3,{image_size},{image_size}]", "fp16=0")
-        done = subprocess.run(line, cwd=scratch, capture_output=True, text=True, check=False)
-        made = [Path(scratch) / name for name in ("encoder.ncnn.param", "encoder.ncnn.bin")]
-        if done.returncode or not all(path.is_file() for path in made):
-            raise EngineError(f"pnnx cannot convert {encoder.architecture.name} for ncnn. Use --engine openvino.")
-        for path, name in zip(made, (GRAPH_NAME, WEIGHTS_NAME), strict=True):
-            shutil.copyfile(path, folder / name)
-    try:
-        _load(folder)
-    except EngineError:
-        raise EngineError(f"ncnn cannot run {encoder.architecture.name}. Use --engine openvino.") from None
-    return {}
+    def build(self, form: CompiledForm, calibration: np.ndarray) -> dict[str, Any]:
+        """Convert the encoder with pnnx. The stored graph takes one cell in 0 to 1 and gives the form's layers.
+
+        Raises `EngineError` for a network that pnnx cannot convert or ncnn cannot run.
+        """
+        import pnnx
+
+        size, architecture = form.image_size, form.encoder.architecture.name
+        with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer's, of constants that are meant to be constant
+            traced = torch.jit.trace(form.network(), torch.zeros(1, 3, size, size), check_trace=False)
+            traced.save(str(Path(scratch) / "encoder.pt"))
+            line = (pnnx.EXEC_PATH, "encoder.pt", f"inputshape=[1,3,{size},{size}]", "fp16=0")
+            done = subprocess.run(line, cwd=scratch, capture_output=True, text=True, check=False)
+            made = [Path(scratch) / name for name in ("encoder.ncnn.param", "encoder.ncnn.bin")]
+            if done.returncode or not all(path.is_file() for path in made):
+                raise EngineError(f"pnnx cannot convert {architecture} for ncnn. Use --engine openvino.")
+            for path, name in zip(made, (GRAPH_NAME, WEIGHTS_NAME), strict=True):
+                shutil.copyfile(path, form.folder / name)
+        try:
+            _load(form.folder)
+        except EngineError:
+            raise EngineError(f"ncnn cannot run {architecture}. Use --engine openvino.") from None
+        return {}
+
+    def start(self, form: CompiledForm, layer: Layer) -> Embed:
+        """Load the stored graph."""
+        return _CellByCell(form.folder, form.dim(layer), form.output(layer))
 
 
 def _load(folder: Path) -> ncnn.Net:
@@ -71,20 +76,18 @@ def _load(folder: Path) -> ncnn.Net:
     return net
 
 
-class NcnnEngine:
-    """Runs a stored graph cell by cell, on as many cells at a time as this process may use cores."""
+class _CellByCell:
+    """Runs a stored graph on as many cells at a time as this process may use cores."""
 
-    def __init__(self, name: str, key: str, folder: Path, layer: Layer, dim: int, output: int) -> None:
-        self.name, self.key = name, key
-        self.layer, self.dim = layer, dim
+    def __init__(self, folder: Path, dim: int, output: int) -> None:
+        self._dim = dim
         self._net = _load(folder)
         self._input = self._net.input_names()[0]
         self._output = self._net.output_names()[output]
         self._pool = ThreadPoolExecutor(usable_cores())
 
-    def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """Decoded cells, uint8 (N, S, S, 3) → float32 (N, dim)."""
-        out = np.empty((len(pixels), self.dim), np.float32)
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        out = np.empty((len(pixels), self._dim), np.float32)
         for _ in self._pool.map(partial(self._embed_one, np.ascontiguousarray(pixels), out), range(len(pixels))):
             pass
         return out

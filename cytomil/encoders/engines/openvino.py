@@ -4,63 +4,116 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
-from cytomil.encoders.architecture import Encoder
-from cytomil.encoders.engines.engine import batch_of, padded
-from cytomil.encoders.stages import Layers
+from cytomil.config import Config
+from cytomil.encoders.engines.engine import Backend, CompiledForm, Embed, batch_of, padded
 from cytomil.layer import Layer
 
-LIBRARIES = ("openvino",)
-PRECISIONS = ("float32", "bf16", "int8")
 MODEL_NAME = "encoder.xml"
-# What is not in 8-bit integers is left in float32: bfloat16 would add its own error to the integers'.
+# What is not in 8-bit integers stays in float32, because bfloat16 would add its own error to the integers'.
 _HINTS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
-def build(
-    encoder: Encoder,
-    layers: Sequence[Layer],
-    image_size: int,
-    precision: str,
-    calibration: np.ndarray,
-    folder: Path,
-) -> dict[str, Any]:
-    """Convert ``encoder`` and write it into ``folder``; returns facts for its record.
+class OpenVinoConfig(Config):
+    """The settings of openvino alone."""
 
-    The stored graph takes cells as they are decoded, uint8 (N, S, S, 3), and gives ``layers``.
-    ``calibration``, uint8 (M, S, S, 3), is looked at for int8 alone.
-    """
-    import openvino as ov
-    from openvino.preprocess import PrePostProcessor
+    calibration_cells: int = Field(300, ge=40, description="number of training cells that calibrate int8")
 
-    example = torch.zeros(2, 3, image_size, image_size)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's, of constants that are meant to be constant
-        model = ov.convert_model(
-            Layers(encoder, layers).eval(), example_input=example, input=[-1, 3, image_size, image_size]
-        )
-    steps = PrePostProcessor(model)
-    steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
-    steps.input().model().set_layout(ov.Layout("NCHW"))
-    steps.input().preprocess().convert_element_type(ov.Type.f32).scale(255.0)
-    model = steps.build()
-    facts: dict[str, Any] = {}
-    if precision == "int8":
-        model = _quantize(model, calibration)
-        facts = {
-            "calibration": {
-                "cells": len(calibration),
-                "from": "training bags",
-                "method": "nncf, mixed, full range, bias corrected",
+
+class OpenVino(Backend):
+    """A graph that OpenVINO compiles for the processor on which it runs."""
+
+    Config = OpenVinoConfig
+    precisions = ("float32", "bf16", "int8")
+    libraries = ("openvino",)
+
+    def auto_precisions(self) -> Sequence[str]:
+        """bfloat16 first, if the processor has it."""
+        return ("bf16", "float32") if has_bf16() else ("float32",)
+
+    def calibration_cells(self, precision: str) -> int:
+        """The setting of that name for int8."""
+        return self.own.calibration_cells if precision == "int8" else 0
+
+    def why_not_build(self, precision: str) -> str:
+        """int8 also needs nncf."""
+        if precision == "int8" and find_spec("nncf") is None:
+            return "int8 is calibrated with nncf, which is not installed; pip install 'cytomil[int8]'"
+        return super().why_not_build(precision)
+
+    def why_not_run(self, precision: str) -> str:
+        """OpenVINO imitates bfloat16 on a processor without it, at a loss."""
+        return "this processor has no bfloat16" if precision == "bf16" and not has_bf16() else ""
+
+    def is_portable(self, precision: str) -> bool:
+        """A graph is compiled where it runs. Ranges of 8 bits suit only the processor that they were chosen for."""
+        return precision != "int8"
+
+    def build(self, form: CompiledForm, calibration: np.ndarray) -> dict[str, Any]:
+        """Convert the encoder. The stored graph takes decoded cells, uint8 (N, S, S, 3), and gives the form's layers."""
+        import openvino as ov
+        from openvino.preprocess import PrePostProcessor
+
+        size = form.image_size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer's, of constants that are meant to be constant
+            example = torch.zeros(2, 3, size, size)
+            model = ov.convert_model(form.network(), example_input=example, input=[-1, 3, size, size])
+        steps = PrePostProcessor(model)
+        steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+        steps.input().model().set_layout(ov.Layout("NCHW"))
+        steps.input().preprocess().convert_element_type(ov.Type.f32).scale(255.0)
+        model = steps.build()
+        facts: dict[str, Any] = {}
+        if form.precision == "int8":
+            model = _quantize(model, calibration)
+            facts = {
+                "calibration": {
+                    "cells": len(calibration),
+                    "from": "training bags",
+                    "method": "nncf, mixed, full range, bias corrected",
+                }
             }
+        ov.save_model(model, form.folder / MODEL_NAME, compress_to_fp16=False)
+        return facts
+
+    def start(self, form: CompiledForm, layer: Layer) -> Embed:
+        """Compile the stored graph for as many threads as PyTorch has, with a batch on each."""
+        import openvino as ov
+
+        batch, dim, output = batch_of(form.image_size), form.dim(layer), form.output(layer)
+        core = ov.Core()
+        model = core.read_model(form.folder / MODEL_NAME)
+        model.reshape([batch, form.image_size, form.image_size, 3])
+        options = {
+            # Two streams of one core were faster than one of two, and lose less if other work wants a core.
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "INFERENCE_PRECISION_HINT": _HINTS[form.precision],
+            # OMP_NUM_THREADS and Ray's workers divide a machine by PyTorch's threads.
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "ENABLE_CPU_PINNING": False,
         }
-    ov.save_model(model, folder / MODEL_NAME, compress_to_fp16=False)
-    return facts
+        queue = ov.AsyncInferQueue(core.compile_model(model, "CPU", options))
+
+        def embed(pixels: np.ndarray) -> np.ndarray:
+            out = np.empty((len(pixels), dim), np.float32)
+
+            def keep(request: Any, start: int) -> None:
+                out[start : start + batch] = request.get_output_tensor(output).data[: len(pixels) - start]
+
+            queue.set_callback(keep)
+            for start in range(0, len(pixels), batch):
+                queue.start_async({0: padded(pixels, start, batch)}, start)
+            queue.wait_all()
+            return out
+
+        return embed
 
 
 def _quantize(model: Any, calibration: np.ndarray) -> Any:
@@ -103,43 +156,3 @@ def has_bf16() -> bool:
 def _sums_8_bit_products() -> bool:
     units = torch.cpu.get_capabilities()
     return any(units.get(name, False) for name in ("avx512_vnni", "avx_vnni"))
-
-
-class OpenVinoEngine:
-    """Runs a stored graph on as many threads as PyTorch has, a batch on each."""
-
-    def __init__(
-        self, name: str, key: str, folder: Path, precision: str, image_size: int, layer: Layer, output: int
-    ) -> None:
-        import openvino as ov
-
-        self.name, self.key = name, key
-        self.layer = layer
-        self._batch = batch_of(image_size)
-        self._output = output
-        core = ov.Core()
-        model = core.read_model(folder / MODEL_NAME)
-        model.reshape([self._batch, image_size, image_size, 3])
-        self.dim = int(model.output(self._output).shape[1])
-        options = {
-            # Two streams of one core were faster than one of two, and lose less where other work wants a core.
-            "PERFORMANCE_HINT": "THROUGHPUT",
-            "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            # OMP_NUM_THREADS and Ray's workers share a machine out by PyTorch's threads.
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "ENABLE_CPU_PINNING": False,
-        }
-        self._queue = ov.AsyncInferQueue(core.compile_model(model, "CPU", options))
-
-    def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """Decoded cells, uint8 (N, S, S, 3) → float32 (N, dim)."""
-        out = np.empty((len(pixels), self.dim), np.float32)
-
-        def keep(request: Any, start: int) -> None:
-            out[start : start + self._batch] = request.get_output_tensor(self._output).data[: len(pixels) - start]
-
-        self._queue.set_callback(keep)
-        for start in range(0, len(pixels), self._batch):
-            self._queue.start_async({0: padded(pixels, start, self._batch)}, start)
-        self._queue.wait_all()
-        return out

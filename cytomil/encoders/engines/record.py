@@ -1,40 +1,35 @@
-"""engine.json: what a stored engine was compiled for, and whether that is what stands here now."""
+"""engine.json: what a stored engine was compiled for, and whether it can run here."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cytomil.encoders.bundle import ENGINE_CARD_NAME, EncoderBundle
-from cytomil.encoders.engines import ncnn, openvino, tensorrt, torch_compile
-from cytomil.errors import EngineError
+from cytomil.encoders.engines.engine import Backend, CompiledForm
+from cytomil.encoders.engines.registry import load_backend
+from cytomil.errors import EngineError, SettingsError
 from cytomil.files import read_json_card, sha256_of_file, sha256_of_json, write_json_card
+from cytomil.layer import Layer
 
 SCHEMA = "cytomil.engine/2"
-_LIBRARIES = {
-    "openvino": openvino.LIBRARIES,
-    "ncnn": ncnn.LIBRARIES,
-    "tensorrt": tensorrt.LIBRARIES,
-    "torch-compile": torch_compile.LIBRARIES,
-}
-# Where a library is not installed: the extra of this package that brings it.
-_EXTRAS = {"ncnn": "ncnn", "pnnx": "ncnn", "torch-tensorrt": "tensorrt"}
 
 
 @dataclass(frozen=True)
 class EngineRecord:
     """What engine.json says of a compiled form.
 
-    ``device`` is cpu or cuda, ``machine`` the processor or GPU it was compiled and measured on, ``versions`` those of its
-    libraries, ``files`` the SHA-256 of each of its files, ``layers`` what it gives, in that order, ``agreement`` with eager
-    by layer, ``images_per_second`` and ``eager_images_per_second`` measured in turn on that machine.
+    ``name`` is its folder's, such as openvino-int8 or torch-compile. ``engine`` is its backend's. ``device`` is cpu or cuda,
+    ``machine`` the processor or GPU it was compiled and measured on. ``versions`` are those of its libraries, ``files`` the
+    SHA-256 of each of its files, ``layers`` what it gives, in that order. ``agreement`` is the one with eager, by layer.
+    ``images_per_second`` and ``eager_images_per_second`` were measured in turn on that machine.
     """
 
+    name: str
     engine: str
     precision: str
     weights_sha256: str
@@ -50,37 +45,22 @@ class EngineRecord:
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def name(self) -> str:
-        """Its folder's name: openvino-int8, torch-compile."""
-        return engine_name(self.engine, self.precision)
-
-    @property
     def key(self) -> str:
-        """What feature caches call it: another calibration gives other embeddings, so the files have a say."""
+        """Its name in feature caches. It holds a hash of the files, because another calibration gives other embeddings."""
         return f"{self.name}@{sha256_of_json(self.files)[:8]}" if self.files else self.name
 
     @property
-    def is_portable(self) -> bool:
-        """Whether what is stored is a graph, which is compiled where it runs; 8-bit ranges suit one processor alone."""
-        return self.engine == "openvino" and self.precision != "int8"
-
-    @property
     def gain(self) -> float:
-        """How many times eager's images per second it gave where it was compiled."""
+        """Its images per second as a multiple of eager's, where it was compiled."""
         return self.images_per_second / self.eager_images_per_second
 
     def write(self, folder: Path) -> None:
         """Write engine.json into ``folder``."""
-        write_json_card(folder / ENGINE_CARD_NAME, {"schema": SCHEMA, "name": self.name} | asdict(self))
-
-
-def engine_name(engine: str, precision: str) -> str:
-    """``openvino``, ``int8`` → ``openvino-int8``; torch-compile knows one precision and goes without."""
-    return engine if engine == "torch-compile" else f"{engine}-{precision}"
+        write_json_card(folder / ENGINE_CARD_NAME, {"schema": SCHEMA} | asdict(self))
 
 
 def read_record(folder: Path) -> EngineRecord:
-    """Read engine.json. Raises `EngineError` where it is missing, damaged, or of another schema."""
+    """Read engine.json. Raises `EngineError` if it is missing, damaged, or of another schema."""
     card = read_json_card(folder / ENGINE_CARD_NAME, SCHEMA, EngineError, "cytomil compile")
     try:
         return EngineRecord(**{name: card[name] for name in EngineRecord.__dataclass_fields__})
@@ -96,34 +76,32 @@ def require_valid(record: EngineRecord, folder: Path, bundle: EncoderBundle, dev
         raise EngineError(f"made for cells of {record.image_size} px")
     if record.device != device.type:
         raise EngineError(f"made for {record.device}, not for {device.type}")
-    require_versions(record)
-    if record.machine != machine(device) and not record.is_portable:
+    backend = backend_of(record)
+    here = backend.versions()
+    for library, version in record.versions.items():
+        if here.get(library) != version:
+            raise EngineError(f"made with {library} {version}, here is {here.get(library)}")
+    if record.machine != machine(device) and not backend.is_portable(record.precision):
         raise EngineError(f"made on another machine ({', '.join(record.machine.values())})")
-    if record.precision == "bf16" and record.engine == "openvino" and not openvino.has_bf16():
-        raise EngineError("this processor has no bfloat16")
+    if why := backend.why_not_run(record.precision):
+        raise EngineError(why)
     for name, sha256 in record.files.items():
         if not (folder / name).is_file() or sha256_of_file(folder / name) != sha256:
             raise EngineError(f"its {name} is missing or damaged")
 
 
-def require_versions(record: EngineRecord) -> None:
-    """Raise `EngineError` where a library is absent or not the one it was compiled with."""
-    here = versions_of(record.engine)
-    for library, version in record.versions.items():
-        if here.get(library) != version:
-            raise EngineError(f"made with {library} {version}, here is {here.get(library)}")
+def form_of(record: EngineRecord, folder: Path, bundle: EncoderBundle, device: torch.device) -> CompiledForm:
+    """The compiled form in ``folder``, which the record describes."""
+    layers = tuple(Layer.parse(layer) for layer in record.layers)
+    return CompiledForm(record.name, bundle.encoder, layers, record.image_size, record.precision, device, folder)
 
 
-def versions_of(engine: str) -> dict[str, str]:
-    """The versions of an engine's libraries. Raises `EngineError` naming the extra of one that is not installed."""
-    found = {}
-    for library in _LIBRARIES[engine]:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            wanted = f"'cytomil[{_EXTRAS[library]}]'" if library in _EXTRAS else library
-            raise EngineError(f"{library} is not installed; pip install {wanted}") from None
-    return found
+def backend_of(record: EngineRecord) -> Backend:
+    """The backend that runs the engine. Raises `EngineError` if it is not installed here."""
+    try:
+        return load_backend(record.engine)
+    except SettingsError as error:
+        raise EngineError(f"its backend cannot be loaded: {error}") from None
 
 
 def machine(device: torch.device) -> dict[str, str]:

@@ -1,8 +1,7 @@
-"""Which engine runs: the one asked for, or the fastest, where it is valid here; else eager, and a line that says why."""
+"""Which engine runs: the one asked for, or the fastest, if it is valid here; else eager, with a line that says why."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,46 +11,12 @@ import torch
 from cytomil.encoders.bundle import ENGINES_FOLDER, EncoderBundle, pick_device, stored_engines
 from cytomil.encoders.engines.agreement import agreement, refusal
 from cytomil.encoders.engines.eager import EagerEngine
-from cytomil.encoders.engines.engine import Engine
-from cytomil.encoders.engines.ncnn import NcnnEngine
-from cytomil.encoders.engines.openvino import OpenVinoEngine
-from cytomil.encoders.engines.record import EngineRecord, machine, read_record, require_valid
-from cytomil.encoders.engines.tensorrt import TensorRtEngine
-from cytomil.encoders.engines.torch_compile import TorchCompileEngine
-from cytomil.encoders.stages import layer_dim
+from cytomil.encoders.engines.engine import Engine, start_engine
+from cytomil.encoders.engines.record import EngineRecord, backend_of, form_of, machine, read_record, require_valid
+from cytomil.encoders.engines.registry import AUTO, EAGER
 from cytomil.errors import EngineError
 from cytomil.layer import Layer
 
-
-def start_engine(
-    record: EngineRecord, folder: Path, bundle: EncoderBundle, layer: Layer, device: torch.device
-) -> Engine:
-    """Load the compiled form in ``folder`` for one of the record's layers.
-
-    Raises `EngineError` where its library cannot, whatever the library raises.
-    """
-    size, encoder = bundle.transform.image_size, bundle.encoder
-    dim, output = layer_dim(encoder, layer), record.layers.index(str(layer))
-    try:
-        if record.engine == "openvino":
-            return OpenVinoEngine(record.name, record.key, folder, record.precision, size, layer, output)
-        if record.engine == "ncnn":
-            return NcnnEngine(record.name, record.key, folder, layer, dim, output)
-        if record.engine == "tensorrt":
-            return TensorRtEngine(record.name, record.key, folder, record.precision, layer, dim, output, device)
-        return TorchCompileEngine(record.name, record.key, copy.deepcopy(encoder), size, layer, device)
-    # The libraries below raise errors of their own kinds for a missing driver, compiler or instruction.
-    except (RuntimeError, OSError, ImportError, ValueError, TypeError) as error:
-        raise EngineError(f"cannot be started ({_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:120] if lines else ''}"
-
-
-_AUTO = "auto"
-_EAGER = "eager"
 _NOISE_CELLS = 16
 
 
@@ -59,18 +24,17 @@ def open_engine(bundle: EncoderBundle, layer: Layer, name: str, device: str, not
     """The engine that embeds ``layer`` of ``bundle`` on ``device``.
 
     ``name`` is ``auto`` (the fastest valid one of those stored that is faster than eager), ``eager``, a stored engine's
-    name such as ``openvino-int8``, or a library's (``openvino``: its fastest valid one). Where what was asked for cannot
-    run, eager does, and ``note`` gets one line that says why and what to do. Raises `EncoderBundleError` for a device that
-    is not there.
+    name such as ``openvino-int8``, or a backend's (``openvino``: its fastest valid one). If that cannot run, eager does,
+    and ``note`` gets one line that says why and what to do. Raises `EncoderBundleError` for a device that is not there.
     """
     chosen = pick_device(device)
     faults: dict[str, str] = {}
-    if name != _EAGER:
+    if name != EAGER:
         for record, folder in _valid(bundle, layer, name, chosen, faults):
-            if name == _AUTO and record.gain <= 1:
+            if name == AUTO and record.gain <= 1:
                 continue
             try:
-                engine = start_engine(record, folder, bundle, layer, chosen)
+                engine = start_engine(backend_of(record), form_of(record, folder, bundle, chosen), layer, record.key)
                 if record.machine != machine(chosen):
                     _require_agreement(engine, record, bundle, layer)
             except EngineError as error:
@@ -84,7 +48,7 @@ def open_engine(bundle: EncoderBundle, layer: Layer, name: str, device: str, not
 
 
 def open_same_engine(bundle: EncoderBundle, layer: Layer, name: str, key: str, device: str) -> Engine:
-    """The engine that another process runs, by its ``name`` and ``key``. Raises `EngineError` where this one has no such."""
+    """The engine that another process runs, by its ``name`` and ``key``. Raises `EngineError` if it cannot run here."""
     said: list[str] = []
     engine = open_engine(bundle, layer, name, device, said.append)
     if engine.key != key:
@@ -101,12 +65,13 @@ def _valid(
     """The stored engines of that name that can run here, fastest first; the others go into ``faults``, with the reason."""
     found = []
     for stored in stored_engines(bundle.path):
-        if name not in (_AUTO, stored, stored.partition("-")[0]):
+        # No precision has a hyphen, but a backend's name may.
+        if name not in (AUTO, stored, stored.rpartition("-")[0]):
             continue
         folder = bundle.path / ENGINES_FOLDER / stored
         try:
             record = read_record(folder)
-            if name == _AUTO and record.device != device.type:
+            if name == AUTO and record.device != device.type:
                 continue
             if record.name != stored:
                 raise EngineError(f"its {folder.name} folder holds {record.name}")
@@ -120,7 +85,7 @@ def _valid(
 
 
 def _require_agreement(engine: Engine, record: EngineRecord, bundle: EncoderBundle, layer: Layer) -> None:
-    """Raise `EngineError` where an engine from another machine does not give eager's embeddings of noise here."""
+    """Raise `EngineError` if an engine from another machine does not give eager's embeddings of noise here."""
     size = bundle.transform.image_size
     noise = np.random.default_rng(0).integers(0, 256, (_NOISE_CELLS, size, size, 3), np.uint8)
     eager = EagerEngine(bundle.encoder, layer, torch.device("cpu"))
@@ -133,5 +98,5 @@ def _tell(path: Path, asked: str, running: str, faults: dict[str, str], note: Ca
     if faults:
         why = "; ".join(f"{name} ({reason})" for name, reason in faults.items())
         note(f"compiled engines left aside: {why}. Running {running}. Make them again with {cure}.")
-    elif asked not in (_AUTO, _EAGER) and running == _EAGER:
+    elif asked not in (AUTO, EAGER) and running == EAGER:
         note(f"no engine {asked} is stored in {path / ENGINES_FOLDER}. Running eager. Make one with {cure}.")

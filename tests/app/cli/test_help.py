@@ -39,6 +39,8 @@ def test_help_names_every_setting_with_its_default_and_meaning(section):
         ("pretrain", "--method", "simclr", ""),
         ("fit-mil", "--aggregator", "pamil", "--n-prototypes"),
         ("fit-mil", "--aggregator", "mean", ""),
+        ("compile", "--engine", "openvino", "--calibration-cells"),
+        ("compile", "--engine", "ncnn", ""),
     ],
 )
 def test_help_lists_the_own_settings_of_what_the_line_names(verb, flag, name, own):

@@ -70,7 +70,12 @@ def test_what_was_left_out_may_be_accepted_but_not_what_is_wrong(tmp_path, slide
 
 @pytest.mark.parametrize(
     ("line", "known"),
-    [(["fit-mil", "--aggregator", "magic"], "self-paced"), (["pretrain", "--method", "magic"], "simclr")],
+    [
+        (["fit-mil", "--aggregator", "magic"], "self-paced"),
+        (["pretrain", "--method", "magic"], "simclr"),
+        (["compile", "--engine", "magic"], "openvino"),
+        (["embed", "--engine", "magic"], "eager"),
+    ],
 )
 def test_a_name_that_does_not_exist_is_wrong_usage(line, known):
     done = run(*line)

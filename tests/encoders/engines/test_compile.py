@@ -9,9 +9,10 @@ from cytomil.encoders.architecture import Encoder, resolve_architecture
 from cytomil.encoders.bundle import load_bundle, save_bundle
 from cytomil.encoders.engines import agreement as agreement_module
 from cytomil.encoders.engines import compile as compile_module
-from cytomil.encoders.engines import open_engine
+from cytomil.encoders.engines import open_engine, openvino
 from cytomil.encoders.engines.compile import compile_by_default, compile_engine, training_cells
 from cytomil.encoders.engines.config import CompileConfig
+from cytomil.encoders.engines.openvino import OpenVino
 from cytomil.encoders.engines.record import read_record
 from cytomil.encoders.stages import default_layer, layer_dim
 from cytomil.encoders.start import resolve_start
@@ -94,16 +95,16 @@ def test_int8_is_calibrated_and_judged_on_different_training_cells(
 ):
     pytest.importorskip("nncf", reason="int8 needs nncf: pip install 'cytomil[int8]'")
     # What agreement an untrained encoder reaches in 8 bits is not this test's matter.
-    monkeypatch.setattr(agreement_module, "LEAST_OVERLAP_INT8", 0.0)
+    monkeypatch.setattr(agreement_module, "MIN_OVERLAP_INT8", 0.0)
     bundle = make_encoder(tmp_path / "encoder")
     seen = {}
-    build = compile_module.openvino.build
+    build = OpenVino.build
 
-    def watched(encoder, layers, image_size, precision, calibration, folder):
+    def watched(self, form, calibration):
         seen["calibration"] = calibration
-        return build(encoder, layers, image_size, precision, calibration, folder)
+        return build(self, form, calibration)
 
-    monkeypatch.setattr(compile_module.openvino, "build", watched)
+    monkeypatch.setattr(OpenVino, "build", watched)
     record = compile_engine(settings(bundle.path, larger_bags, precision="int8"), Silent())
     assert capfd.readouterr().out == "", "nncf's own bars"
     assert record.facts["calibration"]["cells"] == len(seen["calibration"]) == 48
@@ -124,8 +125,8 @@ def test_int8_is_calibrated_and_judged_on_different_training_cells(
 
 def test_int8_of_inner_stages_alone(make_encoder, bags_folder, tmp_path, monkeypatch):
     pytest.importorskip("nncf", reason="int8 needs nncf: pip install 'cytomil[int8]'")
-    monkeypatch.setattr(agreement_module, "LEAST_OVERLAP_INT8", 0.0)
-    monkeypatch.setattr(compile_module, "LEAST_CELLS", 12)
+    monkeypatch.setattr(agreement_module, "MIN_OVERLAP_INT8", 0.0)
+    monkeypatch.setattr(compile_module, "MIN_CELLS", 12)
     bundle = make_encoder(tmp_path / "encoder")
     record = compile_engine(
         settings(bundle.path, bags_folder, precision="int8", layer="stages:1:mean,spread"), Silent()
@@ -154,9 +155,9 @@ def test_an_engine_that_disagrees_is_refused_with_the_figure_and_nothing_is_stor
     make_encoder, bags_folder, tmp_path, monkeypatch
 ):
     bundle = make_encoder(tmp_path / "encoder")
-    monkeypatch.setattr(agreement_module, "LEAST_COSINE_FLOAT", 1.1)
+    monkeypatch.setattr(agreement_module, "MIN_COSINE_FLOAT", 1.1)
     with pytest.raises(
-        EngineError, match=r"openvino-float32 disagrees.*layer h: least cosine [01]\.\d+.*nothing is stored"
+        EngineError, match=r"openvino-float32 disagrees.*layer h: min cosine [01]\.\d+.*nothing is stored"
     ):
         compile_engine(settings(bundle.path, bags_folder), Silent())
     assert stored(bundle.path) == []
@@ -164,7 +165,7 @@ def test_an_engine_that_disagrees_is_refused_with_the_figure_and_nothing_is_stor
 
 def test_a_refused_engine_leaves_the_one_before_it(compiled, bags_folder, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in compiled.rglob("*") if path.is_file()}
-    monkeypatch.setattr(agreement_module, "LEAST_COSINE_FLOAT", 1.1)
+    monkeypatch.setattr(agreement_module, "MIN_COSINE_FLOAT", 1.1)
     with pytest.raises(EngineError):
         compile_engine(settings(compiled, bags_folder), Silent())
     assert {path: path.stat().st_mtime_ns for path in compiled.rglob("*") if path.is_file()} == before
@@ -255,8 +256,8 @@ def test_auto_is_bfloat16_where_the_processor_has_it_and_it_agrees(
     make_encoder, bags_folder, tmp_path, monkeypatch, has_bf16, least, wanted
 ):
     bundle = make_encoder(tmp_path / "encoder")
-    monkeypatch.setattr(compile_module.openvino, "has_bf16", lambda: has_bf16)
-    monkeypatch.setattr(agreement_module, "LEAST_COSINE_BF16", least)
+    monkeypatch.setattr(openvino, "has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(agreement_module, "MIN_COSINE_BF16", least)
     record = compile_engine(settings(bundle.path, bags_folder, precision="auto", layer="z"), Silent())
     assert (record.precision, stored(bundle.path)) == (wanted, [f"openvino-{wanted}"])
 
@@ -282,7 +283,7 @@ def test_a_finished_encoder_is_compiled_for_a_processor_alone(make_encoder, bags
 
 def test_one_that_cannot_be_compiled_is_said_and_does_no_harm(make_encoder, bags_folder, tmp_path, monkeypatch):
     bundle, listener = make_encoder(tmp_path / "encoder"), Noting()
-    monkeypatch.setattr(compile_module, "LEAST_CELLS", 1000)
+    monkeypatch.setattr(compile_module, "MIN_CELLS", 1000)
     assert compile_by_default(bundle.path, bags_folder, 0, "cpu", listener) is None
     (line,) = listener.notes
     assert "60 readable cells" in line

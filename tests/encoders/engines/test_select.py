@@ -1,16 +1,16 @@
 import dataclasses
 import json
 import shutil
+from importlib import metadata
 
 import pytest
 
 from cytomil.encoders.bundle import keep_engines, load_bundle, save_bundle, stored_engines
 from cytomil.encoders.engines import agreement as agreement_module
-from cytomil.encoders.engines import open_engine
-from cytomil.encoders.engines import record as record_module
+from cytomil.encoders.engines import open_engine, openvino
 from cytomil.encoders.engines.record import read_record
 from cytomil.errors import EncoderBundleError
-from cytomil.files import write_json_card
+from cytomil.files import sha256_of_file, write_json_card
 from cytomil.layer import Layer
 
 NAME = "openvino-float32"
@@ -28,8 +28,8 @@ def opened(compiled):
     return run
 
 
-def change(compiled, name=NAME, **fields):
-    file = compiled / "engines" / name / "engine.json"
+def change(compiled, folder=NAME, /, **fields):
+    file = compiled / "engines" / folder / "engine.json"
     write_json_card(file, json.loads(file.read_text()) | fields)
 
 
@@ -40,7 +40,7 @@ def fast(compiled, gain=3.0, name=NAME):
 def another(compiled, name, gain):
     """A second engine: the same compiled form under another precision's name."""
     shutil.copytree(compiled / "engines" / NAME, compiled / "engines" / name)
-    change(compiled, name, precision=name.partition("-")[2])
+    change(compiled, name, name=name, precision=name.partition("-")[2])
     fast(compiled, gain, name)
 
 
@@ -77,7 +77,7 @@ SPOILT = {
     "other size": ({"image_size": 32}, "made for cells of 32 px"),
     "other version": ({"versions": {"openvino": "2020.1"}}, "made with openvino 2020.1, here is "),
     "other schema": ({"schema": "somebody.else/9"}, "somebody.else/9"),
-    "other name": ({"precision": "int8"}, "holds openvino-int8"),
+    "other name": ({"name": "openvino-int8"}, "holds openvino-int8"),
 }
 
 
@@ -101,10 +101,10 @@ def test_a_graph_from_another_machine_runs_where_it_agrees_with_eager(compiled, 
     fast(compiled)
     change(compiled, machine={"processor": "another"})
     assert opened() == (NAME, [])
-    monkeypatch.setattr(agreement_module, "LEAST_COSINE_FLOAT", 1.1)
+    monkeypatch.setattr(agreement_module, "MIN_COSINE_FLOAT", 1.1)
     name, (line,) = opened()
     assert name == "eager"
-    assert "disagrees with eager here: least cosine" in line
+    assert "disagrees with eager here: min cosine" in line
 
 
 def test_an_8_bit_graph_from_another_machine_is_left_aside(compiled, opened):
@@ -117,7 +117,7 @@ def test_an_8_bit_graph_from_another_machine_is_left_aside(compiled, opened):
 
 def test_bfloat16_runs_where_the_processor_has_it(compiled, opened, monkeypatch):
     another(compiled, "openvino-bf16", 9.0)
-    monkeypatch.setattr(record_module.openvino, "has_bf16", lambda: False)
+    monkeypatch.setattr(openvino, "has_bf16", lambda: False)
     name, (line,) = opened("openvino-bf16")
     assert name == "eager"
     assert "this processor has no bfloat16" in line
@@ -148,9 +148,9 @@ def test_a_library_that_is_not_installed_is_named(compiled, opened, monkeypatch)
     fast(compiled)
 
     def absent(name):
-        raise record_module.metadata.PackageNotFoundError(name)
+        raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(record_module.metadata, "version", absent)
+    monkeypatch.setattr(metadata, "version", absent)
     name, (line,) = opened()
     assert name == "eager"
     assert "openvino is not installed; pip install openvino" in line
@@ -161,7 +161,7 @@ def test_a_form_that_its_library_refuses_is_left_aside(compiled, opened):
     graph = compiled / "engines" / NAME / "encoder.xml"
     graph.write_text("<net/>")
     record = read_record(graph.parent)
-    change(compiled, files=record.files | {"encoder.xml": record_module.sha256_of_file(graph)})
+    change(compiled, files=record.files | {"encoder.xml": sha256_of_file(graph)})
     name, (line,) = opened()
     assert name == "eager"
     assert "cannot be started" in line

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -10,14 +11,35 @@ import torch
 from cytomil.encoders.bundle import load_bundle
 from cytomil.encoders.engines import open_engine, tensorrt
 from cytomil.encoders.engines import record as record_module
+from cytomil.encoders.engines.compile import compile_engine
+from cytomil.encoders.engines.config import CompileConfig
+from cytomil.encoders.engines.engine import CompiledForm, start_engine
 from cytomil.encoders.engines.record import EngineRecord
-from cytomil.encoders.engines.tensorrt import MOST_CELLS, TensorRtEngine, build
-from cytomil.errors import EngineError
+from cytomil.encoders.engines.registry import load_backend
+from cytomil.encoders.engines.tensorrt import MAX_CELLS
+from cytomil.errors import CytomilError, EngineError
 from cytomil.files import sha256_of_file
 from cytomil.layer import Layer
+from cytomil.progress import Silent
 
 CPU = torch.device("cpu")
 LAYERS = [Layer("h"), Layer("z"), Layer.parse("stages:1,2,3")]
+
+
+class Noting(Silent):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, message):
+        self.notes.append(message)
+
+
+def form(encoder, precision, folder):
+    return CompiledForm(f"tensorrt-{precision}", encoder, tuple(LAYERS), 24, precision, CPU, folder)
+
+
+def build(form):
+    return load_backend("tensorrt").build(form, None)
 
 
 @pytest.fixture
@@ -49,14 +71,14 @@ def library(monkeypatch):
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("float32", torch.float32)])
 def test_the_model_itself_is_cast_and_the_batch_is_dynamic(library, encoder_folder, tmp_path, precision, dtype):
     encoder = load_bundle(encoder_folder).encoder
-    build(encoder, LAYERS, 24, precision, tmp_path, CPU)
+    build(form(encoder, precision, tmp_path))
     (_, module, options), (_, path, saved) = library.calls
     assert {parameter.dtype for parameter in module.parameters()} == {dtype}
     assert not module.training
     (given,) = options["arg_inputs"]
     assert options["ir"] == "dynamo"
     assert given.min_shape == (1, 3, 24, 24)
-    assert given.max_shape == (MOST_CELLS, 3, 24, 24)
+    assert given.max_shape == (MAX_CELLS, 3, 24, 24)
     assert given.min_shape[0] < given.opt_shape[0] < given.max_shape[0]
     assert given.dtype == dtype
     # Both are swallowed without effect by this version, and leave float32.
@@ -67,22 +89,25 @@ def test_the_model_itself_is_cast_and_the_batch_is_dynamic(library, encoder_fold
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_cells_go_through_in_pieces_that_fit(library, encoder_folder, tmp_path, monkeypatch, layer):
-    monkeypatch.setattr(tensorrt, "MOST_CELLS", 4)
+    monkeypatch.setattr(tensorrt, "MAX_CELLS", 4)
     bundle = load_bundle(encoder_folder)
     eager = open_engine(bundle, layer, "eager", "cpu", print)
     pixels = np.random.default_rng(0).integers(0, 256, (9, 24, 24, 3), np.uint8)
     wanted = eager.embed(pixels)
-    build(bundle.encoder, LAYERS, 24, "float32", tmp_path, CPU)
-    engine = TensorRtEngine("tensorrt-float32", "key", tmp_path, "float32", layer, eager.dim, LAYERS.index(layer), CPU)
+    made = form(bundle.encoder, "float32", tmp_path)
+    build(made)
+    engine = start_engine(load_backend("tensorrt"), made, layer, "key")
+    assert (engine.name, engine.key, engine.dim) == ("tensorrt-float32", "key", eager.dim)
     np.testing.assert_allclose(engine.embed(pixels), wanted, rtol=1e-3, atol=1e-4)
     assert engine.embed(pixels[:0]).shape == (0, eager.dim)
 
 
 def test_a_module_that_computes_in_float32_in_silence_is_refused(library, encoder_folder, tmp_path):
     bundle = load_bundle(encoder_folder)
-    build(bundle.encoder, LAYERS, 24, "fp16", tmp_path, CPU)
+    made = form(bundle.encoder, "fp16", tmp_path)
+    build(made)
     library.calls[0][1].forward = lambda pixels: (torch.zeros(len(pixels), 96), torch.zeros(len(pixels), 16))
-    engine = TensorRtEngine("tensorrt-fp16", "key", tmp_path, "fp16", "z", 16, 1, CPU)
+    engine = start_engine(load_backend("tensorrt"), made, Layer("z"), "key")
     with pytest.raises(EngineError, match=r"tensorrt-fp16 computes in torch.float32, not in torch.float16"):
         engine.embed(np.zeros((2, 24, 24, 3), np.uint8))
 
@@ -91,7 +116,7 @@ def test_a_module_that_computes_in_float32_in_silence_is_refused(library, encode
 def stored(make_encoder, tmp_path, monkeypatch):
     """A bundle with a TensorRT engine as it would lie there, made for the GPU that is said to be here."""
     versions = {"torch-tensorrt": "2.14.0", "torch": "2.14.1"}
-    monkeypatch.setattr(record_module.metadata, "version", versions.__getitem__)
+    monkeypatch.setattr(metadata, "version", versions.__getitem__)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
     bundle = make_encoder(tmp_path / "encoder")
 
@@ -100,6 +125,7 @@ def stored(make_encoder, tmp_path, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / tensorrt.MODEL_NAME).write_bytes(b"compiled")
         fields = {
+            "name": "tensorrt-fp16",
             "engine": "tensorrt",
             "precision": "fp16",
             "weights_sha256": bundle.sha256,
@@ -124,7 +150,18 @@ def test_a_stored_engine_fits_the_gpu_it_was_made_on(stored):
     bundle, record, folder = stored()
     record_module.require_valid(record, folder, bundle, torch.device("cuda"))
     assert record.gain == 2
-    assert record.name == "tensorrt-fp16"
+
+
+def test_whoever_uses_it_reads_that_it_has_never_been_run(tmp_path):
+    backend = load_backend("tensorrt")
+    assert "never been run on a GPU" in backend.caveat
+    assert backend.caveat in backend.describe()
+    assert "never been run on a GPU" in CompileConfig.model_fields["engine"].description
+    said = Noting()
+    line = CompileConfig(encoder=tmp_path, bags=tmp_path, engine="tensorrt")
+    with pytest.raises(CytomilError):
+        compile_engine(line, said)
+    assert said.notes == [backend.caveat]
 
 
 @pytest.mark.parametrize(
@@ -155,10 +192,6 @@ def test_without_a_gpu_eager_runs_and_says_why(stored):
 @pytest.mark.parametrize("precision", ["fp16", "float32"])
 def test_on_a_gpu_it_agrees_with_eager(make_encoder, bags_folder, tmp_path, precision):
     pytest.importorskip("torch_tensorrt")
-    from cytomil.encoders.engines.compile import compile_engine
-    from cytomil.encoders.engines.config import CompileConfig
-    from cytomil.progress import Silent
-
     folder = make_encoder(tmp_path / "encoder").path
     line = CompileConfig(encoder=folder, bags=bags_folder, engine="tensorrt", precision=precision, layer="z", cells=48)
     assert compile_engine(line, Silent()).agreement["z"]["least_cosine"] >= 0.999
