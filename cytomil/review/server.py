@@ -52,12 +52,17 @@ class Guard:
         self._cookie = f"cytomil-review-{port}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
         response: ASGIApp = Response(status_code=403, headers=_HEADERS)
         if self._is_from_here(request.headers):
-            if request.method == "GET" and request.url.path == "/" and self._is_token(request.query_params.get("token")):
+            if (
+                request.method == "GET"
+                and request.url.path == "/"
+                and self._is_token(request.query_params.get("token"))
+            ):
                 redirect = RedirectResponse("/", status_code=303, headers=_HEADERS)
                 redirect.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
                 response = redirect
@@ -93,30 +98,45 @@ async def _static(request: Request, name: str) -> Response:
     return Response(content, media_type=_STATIC[name], headers=_HEADERS)
 
 
+class _RefusedError(Exception):
+    """A request that is not one of this page: its HTTP status, and why."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
 async def _answer(function: Callable[[Mapping[str, Any], Any], Response], request: Request) -> Response:
     """Run ``function`` in a thread with the path's and the query's values and the JSON body; errors become one line."""
     values = {**request.query_params, **request.path_params}
-    body: Any = None
-    if request.method == "POST":
-        if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-            return _failed(415, "send JSON.")
-        received = b""
-        async for chunk in request.stream():
-            received += chunk
-            if len(received) > _MAX_BODY_BYTES:
-                return _failed(413, "too long.")
-        try:
-            body = json.loads(received)
-        except (ValueError, RecursionError):
-            return _failed(400, "this is not JSON.")
     try:
+        body = await _body_of(request) if request.method == "POST" else None
         return await run_in_threadpool(function, values, body)
+    except _RefusedError as error:
+        return _failed(error.status, str(error))
     except ReviewLogError as error:
         return _failed(507, str(error))
     except ReviewError as error:
         return _failed(404, str(error))
     except CytomilError as error:
         return _failed(500, str(error))
+
+
+async def _body_of(request: Request) -> dict[str, Any]:
+    if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+        raise _RefusedError(415, "send JSON.")
+    received = b""
+    async for chunk in request.stream():
+        received += chunk
+        if len(received) > _MAX_BODY_BYTES:
+            raise _RefusedError(413, "too long.")
+    try:
+        body = json.loads(received)
+    except (ValueError, RecursionError):
+        raise _RefusedError(400, "this is not JSON.") from None
+    if not isinstance(body, dict):
+        raise _RefusedError(400, "an action is a JSON object.")
+    return body
 
 
 def _failed(status: int, reason: str) -> Response:
@@ -201,15 +221,13 @@ def _shown(triage: Triage, values: Mapping[str, Any]) -> ShownSlide:
 
 def _act(triage: Triage, log: ReviewLog, values: Mapping[str, Any], body: Any) -> Response:
     """Keep what a reader did. The body names reader, action, slide, and cell and value where the action has them."""
-    if not isinstance(body, dict):
-        return _failed(400, "an action is a JSON object.")
     slide = triage.by_name.get(str(body.get("slide", "")))
     if slide is None:
         raise ReviewError("there is no such slide in the worklist.")
     try:
-        action = Action(body.get("action"))
+        action = Action(str(body.get("action", "")))
     except ValueError:
-        return _failed(400, "there is no such action.")
+        raise _RefusedError(400, "there is no such action.") from None
     reader, fields = str(body.get("reader", "")), {}
     if action is Action.CELL:
         fields = _of_cell(triage.shown(triage.slides.index(slide)), str(body.get("cell", "")))
@@ -252,7 +270,9 @@ def listen(port: int) -> socket.socket:
     try:
         return socket.create_server((HOST, port))
     except OSError as error:
-        raise ReviewError(f"port {port} cannot be used ({error.strerror or error}). Name another one: --port 0.") from None
+        raise ReviewError(
+            f"port {port} cannot be used ({error.strerror or error}). Name another one: --port 0."
+        ) from None
 
 
 def serve(triage: Triage, log: ReviewLog, token: str, listening: socket.socket) -> None:

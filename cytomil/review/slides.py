@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cytomil.bags.slide_dir import list_slide_dir
 from cytomil.errors import CytomilError, NotFoundError, ReviewError
-from cytomil.files import read_json, sha256_of_file
+from cytomil.files import read_json
 from cytomil.slides import Cutting, Handles, Resolutions
 from cytomil.triage.sources import Found, SlideSource, open_source
 from cytomil.triage.whole_slide import SlideReading
@@ -223,9 +223,7 @@ class ShownSlide:
         left, top = column * TILE_PX, row * TILE_PX
         if column < 0 or row < 0 or left >= width or top >= height:
             raise ReviewError("there is no such tile.")
-        picture = self._read(
-            left * scale, top * scale, min(TILE_PX, width - left), min(TILE_PX, height - top), scale
-        )
+        picture = self._read(left * scale, top * scale, min(TILE_PX, width - left), min(TILE_PX, height - top), scale)
         with self._lock:
             self._tiles[key] = picture
             while len(self._tiles) > _TILES_KEPT:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cytomil.review.log import ReviewLog
 
-from .conftest import N_CELLS, N_KEYS, SECRET, TOKEN  # noqa: TID252
+from .conftest import N_CELLS, N_KEYS, SECRET, TOKEN
 
 SMEAR, CELLS = 1, 2
 

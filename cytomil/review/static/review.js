@@ -131,7 +131,7 @@ function showPyramid(pyramid, number) {
   });
   viewer.innerTracker.keyHandler = null;
   viewer.innerTracker.keyDownHandler = null;
-  for (const event of ["update-viewport", "open", "resize", "animation"]) viewer.addHandler(event, redraw);
+  for (const event of ["update-viewport", "open", "resize"]) viewer.addHandler(event, redraw);
   viewer.addHandler("tile-load-failed", (event) => say(`A part of the slide cannot be read. ${event.message || ""}`));
   viewer.addHandler("canvas-click", (event) => { if (event.quick) chooseAt(event.position); });
 }
@@ -151,7 +151,7 @@ function prepared(numbers) {
   return { n, x, y, r, heat, order, max };
 }
 
-let drawn = { frames: 0, pixels: null };
+const drawn = { pixels: null };
 
 function redraw() {
   const canvas = $("overlay");
@@ -163,7 +163,6 @@ function redraw() {
   }
   const context = canvas.getContext("2d");
   context.clearRect(0, 0, width, height);
-  drawn.frames += 1;
   const image = viewer.world.getItemAt(0);
   const origin = image.imageToViewerElementCoordinates(new OpenSeadragon.Point(0, 0));
   const scale = image.imageToViewerElementCoordinates(new OpenSeadragon.Point(1000, 0)).x / 1000 - origin.x / 1000;

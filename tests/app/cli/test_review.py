@@ -22,7 +22,9 @@ def test_a_folder_that_was_never_ranked(tmp_path):
     assert "cytomil rank" in said
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": "other/1"}', "[" * 5000, '{"slides": 3}', "1" * 5000])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"schema": "other/1"}', "[" * 5000, '{"slides": 3}', "1" * 5000]
+)
 def test_a_damaged_worklist(tmp_path, text):
     (tmp_path / "triage.json").write_text(text)
     status, said = told(tmp_path)
