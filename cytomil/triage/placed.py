@@ -27,8 +27,8 @@ _KEY_CELL = {"name": "key cell", "color": [220, 0, 0]}
 def write_geojson(path: Path, slide: str, cells: Cells, scores: np.ndarray, top: Sequence[int]) -> None:
     """Write the cells as QuPath shows them: octagons around them, in px from the corner of the slide's picture.
 
-    Every cell is a detection: its id is its name, its score a measurement. The cells of ``top``, indices with the highest first, are
-    annotations too, named "1", "2" and so on, as on the report. ``slide`` is the slide's name.
+    Every cell is a detection: its id is its name, its score a measurement. The cells of ``top`` (indices, the highest
+    score first) are annotations too, named "1", "2" and so on, as on the report. ``slide`` is the slide's name.
     """
     angles = np.pi * (2 * np.arange(_CORNERS) + 1) / _CORNERS
     # Wide enough that the octagon's sides, not its corners, touch the cell's disc.
