@@ -26,6 +26,7 @@ class TrainingBag:
         patient: the patient's name; where unknown, one of the bag's own.
         groups: widths of groups of columns that belong together, such as an encoder's stages. Empty: one group.
         standardise: applied to the features whenever they are read.
+        judged: int8 (N,), what readers said of each cell: 1 abnormal, 0 not abnormal, -1 nothing. None: of no cell.
     """
 
     bag_id: str
@@ -34,6 +35,7 @@ class TrainingBag:
     patient: str
     groups: tuple[int, ...] = ()
     standardise: Standardiser | None = None
+    judged: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -47,6 +49,10 @@ class TrainingBag:
     def values(self) -> Tensor:
         """The features, float32 (N, D), standardised if asked for. Each access computes them again, to save memory."""
         return self.some(slice(None))
+
+    def are_judged(self, verdict: int) -> Tensor:
+        """Whether readers gave each cell this verdict, 1 abnormal or 0 not abnormal: bool (N,)."""
+        return torch.zeros(len(self), dtype=torch.bool) if self.judged is None else self.judged == verdict
 
     def some(self, cells: slice | Tensor) -> Tensor:
         """`values` of some cells."""

@@ -22,6 +22,7 @@ from cytomil.mil.aggregators.self_paced_detectors import (
     MatchedContrast,
     NormalDensity,
     Paced,
+    ReaderContrast,
     WitnessMixture,
 )
 from cytomil.mil.aggregators.self_paced_subspaces import Subspace, SubspacesReading, learn_subspaces
@@ -39,6 +40,7 @@ _KNEE = 4.0  # spreads above normal; beyond, a detector counts by its logarithm
 _UPPER = 0.84  # quantile: one standard deviation above the median of a normal distribution
 _MIN_SPREAD = 1e-6
 _PACED_MIN_SPREAD = 1e-9
+_MIN_CONFIRMED = 10
 _POOLED = (1 / 3, 1.0, 3.0)
 
 Folds = tuple[Sequence[int], Sequence[int]]
@@ -76,7 +78,7 @@ class SelfPaced(TwoSidedScorer):
         super().__init__(in_dim, share, parts=parts, views=views)
         # The names "views" and "opinions" stand in the weights of saved models.
         self.views = nn.ModuleList(Subspace(**view) for view in views)
-        kinds = {kind.__name__: kind for kind in (Discriminant, WitnessMixture, NormalDensity, MatchedContrast)}
+        kinds = {kind.__name__: kind for kind in (Discriminant, WitnessMixture, NormalDensity, MatchedContrast, ReaderContrast)}
         self.opinions = nn.ModuleList(kinds[part["kind"]](**part["shape"]) for part in parts)
         self.reads = [(part["view"], part["n_components"]) for part in parts]
         self.weights = _weights(parts)
@@ -98,17 +100,10 @@ class SelfPaced(TwoSidedScorer):
         stops = torch.tensor(groups).cumsum(0).tolist()
         spans = [(0, dim, _MATCHED_COMPONENTS)]
         spans += [(stop - width, stop, _GROUP_COMPONENTS) for stop, width in zip(stops, groups, strict=True)]
-        kept = [_evenly(len(bag), _kept_fraction(bags, bag.label)) for bag in bags]
+        kept = [_kept(bag, _kept_fraction(bags, bag.label)) for bag in bags]
         subspaces, relative = learn_subspaces(bags, spans, kept, seed)
-        sides = [
-            [[one for one, bag in zip(own, bags, strict=True) if bag.label == label] for own in relative]
-            for label in (0, 1)
-        ]
         fold, _ = spread_folds(bags, _MAX_FOLDS)
-        of_negative, of_positive = (
-            [int(own) for own, bag in zip(fold, bags, strict=True) if bag.label == label] for label in (0, 1)
-        )
-        folds = of_negative, of_positive
+        sides, folds, confirmed = _sorted_by_label(bags, relative, kept, fold.tolist())
         parts: list[dict[str, Any]] = []
         detectors: list[nn.Module] = []
         fitted: list[CrossFitted] = []
@@ -122,8 +117,8 @@ class SelfPaced(TwoSidedScorer):
         for max_components in _JOINT_COMPONENTS:
             n = min(max_components, relative[0][0].shape[1])
             negatives, positives = ([bag[:, :n] for bag in side[0]] for side in sides)
-            discriminant = learn_paced(Discriminant, negatives, positives, folds, seed)
-            mixture = learn_paced(WitnessMixture, negatives, positives, folds, seed)
+            discriminant = learn_paced(Discriminant, negatives, positives, folds, seed, confirmed)
+            mixture = learn_paced(WitnessMixture, negatives, positives, folds, seed, confirmed)
             fitted += [discriminant, mixture]
             add(discriminant.detector, 0, n)
             add(mixture.detector, 0, n, n_normal=len(mixture.detector.get_buffer("normal")))
@@ -136,13 +131,18 @@ class SelfPaced(TwoSidedScorer):
         penalty = subspaces[0].components.directions.square().sum(dim=0)
         contrast = MatchedContrast.learn(negatives, positives, suspicion, penalty)
         add(contrast, 0, negatives[0].shape[1])
+        told = torch.cat([bag[sure] for bag, sure in zip(positives, confirmed, strict=True)])
+        if len(told) >= _MIN_CONFIRMED:
+            add(ReaderContrast.learn(torch.cat(negatives), told), 0, negatives[0].shape[1])
         shapes = [
             {"start": one.start, "stop": one.stop, "n_components": one.components.directions.shape[1]}
             for one in subspaces
         ]
         model = cls(dim, settings.top_share, parts, shapes)
         model.views, model.opinions = nn.ModuleList(subspaces), nn.ModuleList(detectors)
-        usual, spread = _scale(model._raw_scores([torch.cat(own) for own in sides[0]]))
+        n_negative = sum(bag.label == 0 for bag in bags)
+        # Rejected cells of positive bags are no fair sample of normal ones.
+        usual, spread = _scale(model._raw_scores([torch.cat(own[:n_negative]) for own in sides[0]]))
         model.usual.copy_(usual)
         model.spread.copy_(spread)
         return model
@@ -194,7 +194,12 @@ class CrossFitted:
 
 
 def learn_paced(
-    kind: type[Paced[Known]], negatives: Sequence[Tensor], positives: Sequence[Tensor], folds: Folds, seed: int
+    kind: type[Paced[Known]],
+    negatives: Sequence[Tensor],
+    positives: Sequence[Tensor],
+    folds: Folds,
+    seed: int,
+    confirmed: Sequence[Tensor] = (),
 ) -> CrossFitted:
     """Learn a detector in rounds, as in self-paced learning (Kumar et al., NeurIPS 2010).
 
@@ -209,8 +214,10 @@ def learn_paced(
         folds: each negative and each positive bag's fold, from 0, as `spread_folds` gives them. With a single fold, bags
             are scored by detectors that have seen them.
         seed: of random choices in fitting.
+        confirmed: per positive bag, which cells readers called abnormal, bool (n,). They are suspects in every round.
     """
     of_negative, of_positive = folds
+    confirmed = confirmed or [torch.zeros(len(bag), dtype=torch.bool) for bag in positives]
     n_folds = max(of_negative) + 1
     known = kind.study(torch.cat(list(negatives)), seed)
     suspects = list(positives)
@@ -236,7 +243,9 @@ def learn_paced(
                 if own == fold:
                     scores[i] = (detector(positives[i]) - mean) / spread
         threshold = torch.cat(scores).quantile(1 - fraction)
-        suspects = [bag[score >= threshold] for bag, score in zip(positives, scores, strict=True)]
+        suspects = [
+            bag[(score >= threshold) | sure] for bag, score, sure in zip(positives, scores, confirmed, strict=True)
+        ]
     return CrossFitted(kind.against(known, torch.cat(suspects)), of_normal, scores)
 
 
@@ -285,6 +294,36 @@ def _combined(raw: Tensor, usual: Tensor, spread: Tensor, weights: Sequence[floa
 
 def _kept_fraction(bags: Sequence[TrainingBag], label: int) -> float:
     return min(1.0, _MAX_CELLS / max(1, sum(len(bag) for bag in bags if bag.label == label)))
+
+
+def _kept(bag: TrainingBag, fraction: float) -> Tensor:
+    """Indices of the cells that are fitted to: about ``fraction`` of them, evenly spread, and all that readers judged."""
+    even = _evenly(len(bag), fraction)
+    return even if bag.judged is None else torch.cat([even, (bag.judged >= 0).nonzero()[:, 0]]).unique()
+
+
+def _sorted_by_label(
+    bags: Sequence[TrainingBag], relative: Sequence[Sequence[Tensor]], kept: Sequence[Tensor], fold: Sequence[int]
+) -> tuple[list[list[list[Tensor]]], Folds, list[Tensor]]:
+    """Sort cells into those known to be normal and those of positive bags.
+
+    A positive bag's cells that readers rejected go to the normal ones. A negative bag's that they called abnormal go nowhere.
+
+    Returns:
+        Per side and subspace a list of (n, K), the folds of either side, and per positive bag which cells are confirmed.
+    """
+    normal: list[tuple[int, Tensor]] = []
+    rejected: list[tuple[int, Tensor]] = []
+    suspected: list[tuple[int, Tensor]] = []
+    for i, (bag, own) in enumerate(zip(bags, kept, strict=True)):
+        abnormal, cleared = bag.are_judged(1)[own], bag.are_judged(0)[own]
+        (suspected if bag.label else normal).append((i, ~cleared if bag.label else ~abnormal))
+        if bag.label and bool(cleared.any()):
+            rejected.append((i, cleared))
+    normal += rejected
+    sides = [[[own[i][mask] for i, mask in side] for own in relative] for side in (normal, suspected)]
+    folds = [fold[i] for i, _ in normal], [fold[i] for i, _ in suspected]
+    return sides, folds, [bags[i].are_judged(1)[kept[i]][mask] for i, mask in suspected]
 
 
 def _evenly(n: int, fraction: float) -> Tensor:

@@ -27,6 +27,7 @@ _ROUNDS = 30
 _CELLS_PER_KIND = 20
 _RIDGE = 1e-3
 _CONVERGED = 1e-3
+_READER_C = 0.01
 _TINY = 1e-9
 
 Known = TypeVar("Known")
@@ -244,6 +245,23 @@ class MatchedContrast(Direction):
     def forward(self, cells: Tensor) -> Tensor:
         """Cells (N, K) → how suspicious each is, float64 (N,), at least 0."""
         return super().forward(cells).clamp(min=0)
+
+
+class ReaderContrast(Direction):
+    """Logistic regression of the cells that readers confirmed against all cells known to be normal."""
+
+    @classmethod
+    def learn(cls, normal: Tensor, confirmed: Tensor) -> Self:
+        """Learn from cells known to be normal, (N, K), and from confirmed ones, (M ≥ 1, K), both float64."""
+        from sklearn.linear_model import LogisticRegression
+
+        cells = torch.cat([normal, confirmed]).numpy()
+        is_abnormal = torch.arange(len(cells)).numpy() >= len(normal)
+        fitted = LogisticRegression(C=_READER_C, class_weight="balanced", max_iter=500).fit(cells, is_abnormal)
+        model = cls(normal.shape[1])
+        model.weight.copy_(torch.from_numpy(fitted.coef_[0]))
+        model.middle.copy_(normal.mean(dim=0))
+        return model
 
 
 @dataclass(frozen=True)
