@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +29,7 @@ from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import draw_of, training_bags
 from cytomil.mil.triage_model import TriageModel, load_triage_model
 from cytomil.progress import Listener, Problem
+from cytomil.tables import csv_text
 
 
 @dataclass(frozen=True)
@@ -218,7 +217,7 @@ def _write(out: Path, measured: Measured) -> None:
         ("pr", pr, ("recall", "precision")),
         ("recall_by_k", recall, ("share_reviewed", "recall", "random")),
     ):
-        write_text(out / "plots" / f"{name}.csv", _csv(rows, columns))
+        write_text(out / "plots" / f"{name}.csv", csv_text(columns, rows))
     save_png(plot_roc(roc, bag.auroc), out / "plots" / "roc.png")
     save_png(plot_pr(pr, bag.auprc, float(np.mean(labels))), out / "plots" / "pr.png")
     save_png(plot_recall_by_k(recall, instance.n_bags), out / "plots" / "recall_by_k.png")
@@ -233,14 +232,6 @@ def _write(out: Path, measured: Measured) -> None:
         }
         for p in predictions
     ]
-    write_text(out / "predictions.csv", _csv(predicted, tuple(predicted[0])))
+    write_text(out / "predictions.csv", csv_text(tuple(predicted[0]), predicted))
     write_json(out / "metrics.json", measured.record["metrics"])
     write_json(out / RECORD_NAME, measured.record)
-
-
-def _csv(rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
