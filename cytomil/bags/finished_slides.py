@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,22 @@ from cytomil.bags.made import CARDS_FOLDER, QC_FOLDER
 from cytomil.errors import BagFileError
 from cytomil.files import is_sealed, read_json, safe_name, sha256_of_json, write_json_card
 from cytomil.progress import Problem
-from cytomil.provenance import code_fingerprint, versions
+from cytomil.provenance import library_versions
 from cytomil.slides import Cutting, companions_of
 
 SCHEMA = "cytomil.finished-slide/1"
+CELLS_VERSION = 1
+"""Raise it with every change that gives other cells, coordinates or reasons for the same slide and cutting."""
+_LIBRARIES = (
+    "numpy",
+    "scipy",
+    "scikit-image",
+    "opencv-python-headless",
+    "pillow",
+    "simplejpeg",
+    "openslide-python",
+    "openslide-bin",
+)
 _HASHED_BYTES = 1 << 20
 
 
@@ -127,14 +138,10 @@ def _files_in(place: Path) -> list[Path]:
 
 
 def key_of(slide: str, files: SlideFiles, cutting: Cutting | None, given_mpp: float | None) -> str:
-    """Names all that shapes a slide's cells: its files, how it is cut (None: a folder of cells), code and libraries.
+    """Names all that shapes a slide's cells: its files, how it is cut (None: a folder of cells), `CELLS_VERSION`
+    and libraries.
 
     The label and the patient are not among it: they are written on a bag without reading the slide again.
     """
     cut = None if cutting is None else cutting.to_json()
-    return sha256_of_json([SCHEMA, slide, files.state, cut, given_mpp, _made_by()])
-
-
-@cache
-def _made_by() -> tuple[str, dict[str, str]]:
-    return code_fingerprint(), versions("scipy", "simplejpeg", "openslide-python", "openslide-bin")
+    return sha256_of_json([SCHEMA, slide, files.state, cut, given_mpp, CELLS_VERSION, library_versions(*_LIBRARIES)])

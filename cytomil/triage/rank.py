@@ -31,7 +31,7 @@ from cytomil.mil.ensemble import Assessment, score_shares
 from cytomil.mil.novelty import SlideNovelty
 from cytomil.mil.triage_model import CARD_NAME, TriageModel, held_out_auroc, load_triage_model, weaknesses
 from cytomil.progress import Listener, Problem, Uncounted
-from cytomil.provenance import code_fingerprint, now, versions
+from cytomil.provenance import now, versions
 from cytomil.slides import CellFinding, Cutting, Resolutions, read_resolutions
 from cytomil.text import printable
 from cytomil.triage.beforehand import work_on
@@ -244,7 +244,6 @@ class _Ranker:
             "top": settings.top,
             "cells_csv": settings.cells_csv,
             "engine": engine.key,
-            "code": code_fingerprint(),
         }
         self._finished = ResultCache(settings.out, reading.cache, shaped_by)
         self.was_finished = False

@@ -8,18 +8,39 @@ from pathlib import Path
 from typing import Any
 
 from cytomil.files import is_sealed, read_json, sha256_of_json, write_json_card
+from cytomil.provenance import library_versions
 from cytomil.triage.sources import Found, SlideSource
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult
 
 SCHEMA = "cytomil.slide-result/1"
+RESULT_VERSION = 1
+"""Raise it with every change by which a slide gets another result, picture or file from the same model and settings.
+
+Changes in how cells are found, cut, embedded or assessed count too. `tests/unchanged.json` holds the version that its
+worklists are of.
+"""
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "scikit-image",
+    "opencv-python-headless",
+    "pillow",
+    "simplejpeg",
+    "openslide-python",
+    "openslide-bin",
+)
 
 
 class ResultCache:
-    """Results by slide name. ``shaped_by`` is all that shapes a result besides the slide: model, settings, code."""
+    """Results by slide name. ``shaped_by`` is what shapes a result besides the slide, `RESULT_VERSION` and `LIBRARIES`."""
 
     def __init__(self, out: Path, folder: Path, shaped_by: dict[str, Any]) -> None:
         self._out, self._folder = out, folder
-        self._shaped_by = sha256_of_json(shaped_by)
+        self._shaped_by = sha256_of_json([shaped_by, RESULT_VERSION, library_versions(*LIBRARIES)])
 
     def read(self, found: Found, fingerprint: str, fallback_mpp: float | None) -> SlideResult | None:
         """The finished result of this slide, if it is still the same and the files written of it are still there."""
