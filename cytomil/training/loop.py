@@ -70,9 +70,9 @@ def pretrain(
 ) -> Pretrained:
     """Train an encoder on the training bags and write its bundle.
 
-    An interrupted run of the same settings, bags and code is taken up after its last whole epoch, and ends with the
-    weights an unbroken run would have had. With ``resume``, an interrupted run that was another one is an error, and a
-    finished one is left as it is.
+    An interrupted run of the same settings, bags, `TRAINING_VERSION` and libraries is taken up after its last whole
+    epoch, and ends with the weights an unbroken run would have had. With ``resume``, an interrupted run that was another
+    one is an error, and a finished one is left as it is.
     ``on_epoch`` receives one record an epoch: losses, the chance level, the state of the embeddings, gradients, speed.
     Several ``processes`` (see `cytomil.training.processes.training_processes`) each call this with the same arguments
     and see the same files; the first one writes.
@@ -208,7 +208,7 @@ def _work(run: Run, cells: TrainingCells, settings: PretrainConfig, processes: P
 
 
 def _finished(settings: PretrainConfig, identity: RunIdentity) -> EncoderBundle | None:
-    if not (settings.out / CARD_NAME).is_file() or read_card(settings.out).get("fingerprint") != identity.fingerprint:
+    if not (settings.out / CARD_NAME).is_file() or read_card(settings.out).fingerprint != identity.fingerprint:
         return None
     return load_bundle(settings.out)
 

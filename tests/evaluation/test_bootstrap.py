@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cytomil.evaluation.metrics import bag_metrics
+from cytomil.evaluation.record import EvaluationRecord
 from cytomil.experiments.bootstrap import estimate, estimate_differences
 from cytomil.experiments.figures import FIGURES, by_unit, units_of
 from cytomil.experiments.runs import Cell, Run
@@ -19,7 +20,8 @@ tenths = st.integers(0, 10).map(lambda n: n / 10)
 
 def run_of(record, path="r.json"):
     cell = Cell(record["name"], record["witness_rate"], record["seed"])
-    return Run(cell, record["judge"], record["bags_fingerprint"], record, path)
+    card = EvaluationRecord.model_validate(record)
+    return Run(cell, card.judge, card.bags_fingerprint, card, path)
 
 
 @st.composite
