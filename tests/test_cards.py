@@ -3,12 +3,15 @@
 import copy
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as how
 from hypothesis import strategies as st
 
+from cytomil.bags.finished_slides import FinishedSlide, FinishedSlides
+from cytomil.bags.made import CARDS_FOLDER
 from cytomil.encoders.bundle import CARD_NAME as ENCODER_CARD
 from cytomil.encoders.bundle import EncoderCard, load_bundle, read_card
 from cytomil.errors import CytomilError, EncoderBundleError, EvaluationError, TriageModelError
@@ -18,15 +21,17 @@ from cytomil.files import read_json, sealed, write_json_card
 from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import fit_mil
 from cytomil.mil.triage_model import CARD_NAME, TriageCard, load_triage_model
-from cytomil.progress import Silent
+from cytomil.progress import Problem, Silent
 from cytomil.triage.rank import model_card
+from cytomil.triage.result_cache import ResultCache
+from cytomil.triage.worklist import Call, KeyInstance, SlideResult
 from tests.evaluation.conftest import record
 
 ODD = (
     st.none()
     | st.booleans()
     | st.sampled_from([0, -1, 1, 3, 10**18, -(10**30), 10**4000, 0.0, -0.5, 1.5, 1e-300, 1e308, -1e308])
-    | st.sampled_from(["", "0.5", "nan", "\ud800", "\n", "x" * 3000, [], [[]], [0.5], {}, {"a": 1}, [None] * 3])
+    | st.sampled_from(["", "0.5", "nan", "\ud800", "\n", "x" * 200, [], [[]], [0.5], {}, {"a": 1}, [None] * 3])
 )
 
 
@@ -129,6 +134,32 @@ def test_any_edited_record_gives_a_table_or_one_line(tmp_path, data):
     for name, document in written.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(document))
     loaded(lambda: make_table(read_runs([tmp_path]), None, 20, 0))
+
+
+@quick
+@any_data
+def test_any_edited_card_of_a_finished_slide_is_read_or_passed_over(tmp_path, data):
+    slides = FinishedSlides(tmp_path)
+    slides.write("slide", "key", FinishedSlide(reason="few cells", problems=(Problem("a", "b"),)))
+    (card,) = (tmp_path / CARDS_FOLDER).iterdir()
+    write_json_card(card, mutated(data, json.loads(card.read_text()), ()))
+    found = slides.read("slide", "key", None)
+    assert found is None or isinstance(found, FinishedSlide)
+
+
+@quick
+@any_data
+def test_any_edited_result_is_read_or_passed_over(tmp_path, data):
+    found = SimpleNamespace(name="slide", shown_path="slides/slide")
+    cell = KeyInstance("c", 2.0, b"jpeg", 1.0, 2.0, why="rare", context=b"around")
+    result = SlideResult("slide", "slides/slide", Call.REVIEW, 0.5, key_instances=(cell,), score_shares=(0.5, 0.5))
+    cache = ResultCache(tmp_path, tmp_path / "cache", {})
+    cache.write(found, "files", SimpleNamespace(assumed_mpp=None), result)
+    assert cache.read(found, "files", None) == result
+    (card,) = (tmp_path / "cache").iterdir()
+    write_json_card(card, mutated(data, json.loads(card.read_text()), ()))
+    again = cache.read(found, "files", None)
+    assert again is None or isinstance(again, SlideResult)
 
 
 @pytest.mark.parametrize(

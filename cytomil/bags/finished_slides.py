@@ -13,6 +13,7 @@ from typing import Any
 from cytomil.bags.bag_file import open_bag
 from cytomil.bags.cell_folder import list_cell_files
 from cytomil.bags.made import CARDS_FOLDER, QC_FOLDER
+from cytomil.cards import Card, Text
 from cytomil.errors import BagFileError
 from cytomil.files import is_sealed, read_json, safe_name, sha256_of_json, write_json_card
 from cytomil.progress import Problem
@@ -52,6 +53,13 @@ class FinishedSlide:
     problems: tuple[Problem, ...] = ()
 
 
+class _FinishedCard(Card):
+    """A finished slide's card."""
+
+    key: Text
+    finished: FinishedSlide
+
+
 @dataclass(frozen=True)
 class FinishedSlides:
     """A folder of finished slides' bags, QC pictures and cards; a folder of bags is one."""
@@ -69,14 +77,14 @@ class FinishedSlides:
     def read(self, slide: str, key: str, fallback_mpp: float | None) -> FinishedSlide | None:
         """A slide that was finished under this key, if its files are whole; None where it must be read."""
         try:
-            card = read_json(self._card(slide))
-            if not is_sealed(card) or card["key"] != key or card["finished"]["assumed_mpp"] not in (None, fallback_mpp):
+            document = read_json(self._card(slide))
+            card = _FinishedCard.model_validate(document)
+            finished = card.finished
+            if not is_sealed(document) or card.key != key or finished.assumed_mpp not in (None, fallback_mpp):
                 return None
-            problems = tuple(Problem(**one) for one in card["finished"]["problems"])
-            finished = FinishedSlide(**card["finished"] | {"problems": problems})
             if finished.sha256 and open_bag(self.bag(slide)).sha256 != finished.sha256:
                 return None
-        except (OSError, ValueError, KeyError, TypeError, BagFileError):
+        except (OSError, ValueError, BagFileError):  # a card with a wrong field is a ValueError
             return None
         return None if finished.has_picture and not self.picture(slide).is_file() else finished
 

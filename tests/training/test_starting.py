@@ -172,7 +172,7 @@ class TestGoingOn:
     def test_the_usual_rate_is_lower_and_all_but_two_stages_are_frozen(self, run):
         from_weights = run("start", epochs=1, learning_rate=None, **self.LITE).card
         from_random = run("random", epochs=1, learning_rate=None, method="simclr").card
-        assert (from_weights["frozen_stages"], from_random["frozen_stages"]) == (5, 0)
+        assert (from_weights.frozen_stages, from_random.frozen_stages) == (5, 0)
         assert from_weights.peak_learning_rate < from_random.peak_learning_rate
 
     def test_a_run_resumes_to_the_weights_of_an_unbroken_one(self, run):

@@ -193,7 +193,7 @@ def test_a_second_run_embeds_nothing_and_says_the_same(road, slides, tmp_path, m
     def refuse(*_, **__):
         raise AssertionError("a finished slide was embedded again")
 
-    monkeypatch.setattr(Embedder, "embed", refuse)
+    monkeypatch.setattr(Embedder, "embedded", refuse)
     # A comment changes the fingerprint of the source; it must not cost the work of days.
     monkeypatch.setattr("cytomil.provenance.code_fingerprint", lambda *_: "0" * 64)
     second = rank(slides, settings(road, tmp_path / "out"), Silent())
