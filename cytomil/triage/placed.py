@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from cytomil.bags.whole_slides import cell_id
 from cytomil.files import replacing, safe_name, write_bytes
 from cytomil.slides import Cells, qc_thumbnail
+from cytomil.tables import write_csv
 from cytomil.text import ENCODING
 from cytomil.triage.pictures import FILE_PX, REPORT_PX, context, heatmap, jpeg, marked_thumbnail, png
 from cytomil.triage.whole_slide import WholeSlide
@@ -56,10 +56,11 @@ def write_geojson(path: Path, slide: str, cells: Cells, scores: np.ndarray, top:
 def write_cells_csv(path: Path, names: list[str], cells: Cells, scores: np.ndarray) -> None:
     """Write instance_id, x and y of the cell's centre, in px from the corner of the slide's picture, and score."""
     with replacing(path) as partial, partial.open("w", encoding=ENCODING, newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("instance_id", "x", "y", "score"))
-        for name, (x, y), score in zip(names, cells.centres, scores, strict=True):
-            writer.writerow((name, f"{x:.1f}", f"{y:.1f}", _rounded(score)))
+        rows = (
+            {"instance_id": name, "x": f"{x:.1f}", "y": f"{y:.1f}", "score": _rounded(score)}
+            for name, (x, y), score in zip(names, cells.centres, scores, strict=True)
+        )
+        write_csv(file, ("instance_id", "x", "y", "score"), rows)
 
 
 def _rounded(score: float) -> float:

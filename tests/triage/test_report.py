@@ -234,9 +234,9 @@ def test_the_probability_is_explained_and_its_thresholds_shown() -> None:
 @pytest.mark.parametrize(
     ("flag", "words"), [("synthetic", "SYNTHETIC DATA"), ("collapsed", "Do not trust this ranking")]
 )
-def test_banners_follow_the_model_card(flag: str, words: str) -> None:
-    assert words not in page_of(model_card={flag: False}).text
-    html = render_report(worklist(model_card={flag: True}))
+def test_banners_follow_the_flags(flag: str, words: str) -> None:
+    assert words not in page_of(**{flag: False}).text
+    html = render_report(worklist(**{flag: True}))
     assert words in html[: html.index('id="worklist"')]
     assert html.count('<p class="stamp') == len(SLIDES)
 
