@@ -125,7 +125,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Measured:
-    asked = [(task, rate) for one in options.tasks for task, rate in _rates(one)]
+    asked = [(task, rate) for one in options.tasks for task, rate in task_and_rates(one)]
     for task, _ in asked:
         require_cells(TASKS[task].data)
     jobs = [
@@ -159,7 +159,7 @@ def measure(options: argparse.Namespace) -> Measured:
     return Measured({"runs": runs}, (_figures(runs), told, *differences))
 
 
-def _rates(asked: str) -> list[tuple[str, float]]:
+def task_and_rates(asked: str) -> list[tuple[str, float]]:
     """`mixed` → the task at each of its rates, `mixed:0.05` → at this one."""
     task, _, rate = asked.partition(":")
     if task not in TASKS:
@@ -397,7 +397,7 @@ def _figures(runs: Sequence[dict[str, Any]]) -> Table:
     for (task, rate), of_task in _by_task(runs).items():
         for variant in _variants(of_task):
             of = [run for run in of_task if (run["recipe"], run["aggregator"]) == variant]
-            shown = {short: _interval([run.get(key) for run in of]) for key, short in FIGURES.items()}
+            shown = {short: interval([run.get(key) for run in of]) for key, short in FIGURES.items()}
             rows.append(_row(task, rate, variant) | shown)
     return Table.of(*rows)
 
@@ -407,7 +407,7 @@ def _differences(runs: Sequence[dict[str, Any]]) -> Table:
     for (task, rate), of_task in _by_task(runs).items():
         for variant in _variants(of_task)[1:]:
             shown = {
-                short: _interval(paired(of_task, variant, key), signed=True)
+                short: interval(paired(of_task, variant, key), signed=True)
                 for key, short in FIGURES.items()
                 if key != "control"
             }
@@ -434,7 +434,8 @@ def _name(variant: tuple[str, str]) -> str:
     )
 
 
-def _interval(values: Sequence[float | None], signed: bool = False) -> str:
+def interval(values: Sequence[float | None], signed: bool = False) -> str:
+    """Mean and half width of the 95 % interval: of fractions in percent, of signed differences as they are."""
     known = [value for value in values if value is not None]
     if not known:
         return "–"

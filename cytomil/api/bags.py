@@ -35,7 +35,7 @@ class LabelledBag:
     split: str
     patient: str
     path: Path
-    instance_ids: tuple[str, ...]
+    instance_ids: Sequence[str]
     _manifest: Manifest
     _row: BagRow
 

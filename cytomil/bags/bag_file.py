@@ -20,9 +20,11 @@ from cytomil.errors import BagFileError, SettingsError
 from cytomil.files import replacing
 from cytomil.hdf5 import Hdf5Dataset, Hdf5File, reading_hdf5, writing_hdf5
 from cytomil.slides.crops import Cutting
+from cytomil.strings import Strings
 
 SCHEMA = "cytomil.bag/1"
 UNKNOWN = -1
+_IDS_PER_BLOCK = 8192
 CHUNK_CELLS = 64  # measured: python -m bench hdf5
 _DATASETS = {
     "images": "bytes",
@@ -72,7 +74,7 @@ class Bag:
     path: Path
     info: BagInfo
     sha256: str
-    instance_ids: tuple[str, ...]
+    instance_ids: Strings
     coords: np.ndarray
 
     def __len__(self) -> int:
@@ -144,9 +146,17 @@ def open_bag(path: Path | str) -> Bag:
             path=path,
             info=info,
             sha256=sha256,
-            instance_ids=tuple(columns["instance_id"].read()),
+            instance_ids=_in_blocks(columns["instance_id"]),
             coords=columns["coords"].read(),
         )
+
+
+def _in_blocks(ids: Hdf5Dataset) -> Strings:
+    """All ids; of a large bag, h5py's own strings would take ten times as much memory."""
+    found = Strings()
+    for start in range(0, len(ids), _IDS_PER_BLOCK):
+        found.extend(ids.read(start, start + _IDS_PER_BLOCK))
+    return found
 
 
 def content_sha256(bag: Bag) -> str:

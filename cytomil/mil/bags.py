@@ -26,7 +26,7 @@ class TrainingBag:
         patient: the patient's name; where unknown, one of the bag's own.
         groups: widths of groups of columns that belong together, such as an encoder's stages. Empty: one group.
         standardise: applied to the features whenever they are read.
-        judged: int8 (N,), what readers said of each cell: 1 abnormal, 0 not abnormal, -1 nothing. None: of no cell.
+        verdicts: int8 (N,), what readers said of each cell: 1 abnormal, 0 not abnormal, -1 nothing. None: of no cell.
     """
 
     bag_id: str
@@ -35,7 +35,7 @@ class TrainingBag:
     patient: str
     groups: tuple[int, ...] = ()
     standardise: Standardiser | None = None
-    judged: Tensor | None = None
+    verdicts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -50,9 +50,9 @@ class TrainingBag:
         """The features, float32 (N, D), standardised if asked for. Each access computes them again, to save memory."""
         return self.some(slice(None))
 
-    def are_judged(self, verdict: int) -> Tensor:
+    def have_verdict(self, verdict: int) -> Tensor:
         """Whether readers gave each cell this verdict, 1 abnormal or 0 not abnormal: bool (N,)."""
-        return torch.zeros(len(self), dtype=torch.bool) if self.judged is None else self.judged == verdict
+        return torch.zeros(len(self), dtype=torch.bool) if self.verdicts is None else self.verdicts == verdict
 
     def some(self, cells: slice | Tensor) -> Tensor:
         """`values` of some cells."""

@@ -58,6 +58,9 @@ class FitMilConfig(FitConfig):
     )
     epochs: int = Field(60, ge=1, description="maximum number of epochs; cross-validation chooses how many of them")
     cells_per_bag: int = Field(2000, ge=0, description="cells per bag used for fitting, sampled with the seed; 0: all")
+    feedback: Path | None = Field(
+        None, description="CSV of cells that readers confirmed or rejected, as `cytomil feedback` writes it"
+    )
     ensemble: int = Field(3, ge=1, description="number of models from different seeds whose scores are averaged")
     instance_score: InstanceScore = Field(
         InstanceScore.EVIDENCE,

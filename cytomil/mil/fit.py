@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 
 from cytomil.bags.draw import Draw
 from cytomil.encoders.bundle import load_bundle
-from cytomil.errors import FeatureFileError, require_replaceable
+from cytomil.errors import FeatureFileError, SettingsError, require_replaceable
 from cytomil.features.cache import Features
 from cytomil.features.embedder import preparation_sha256, stored_layer
 from cytomil.features.index import IndexRow, read_index
@@ -28,6 +28,7 @@ from cytomil.mil.cross_validate import (
     training_epochs,
 )
 from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, reference_evidence, score_shares
+from cytomil.mil.feedback import ABNORMAL, NO_FEEDBACK, NOT_ABNORMAL, UNKNOWN, Feedback, read_feedback
 from cytomil.mil.intervals import auroc_interval, n_independent
 from cytomil.mil.novelty import UNLIKE_BELOW, Novelty, fit_novelty
 from cytomil.mil.thresholds import Thresholds, choose_thresholds
@@ -35,6 +36,7 @@ from cytomil.mil.triage_model import (
     CARD_NAME,
     OWN_FILES,
     ChosenThresholds,
+    FeedbackFacts,
     HeldOutFigures,
     TrainedOn,
     TriageFacts,
@@ -56,8 +58,10 @@ def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
     """Cross-validate by patient, fit to all training bags, choose the thresholds, and write the triage model.
 
     Raises:
-        SettingsError: the aggregator is unknown, or does not take its options or give the instance score; found first.
-        NotFoundError: there are no features or no encoder.
+        SettingsError: the aggregator is unknown, or does not take its options, the feedback or the instance score; found
+            first.
+        NotFoundError: there are no features, no encoder or no feedback.
+        TableError: the feedback is not a table of verdicts.
         FeatureFileError: features are damaged, of another encoder, or of too few patients.
         EncoderBundleError: the encoder is damaged.
         TriageModelError: the model that was written cannot be read back.
@@ -73,9 +77,12 @@ def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
         raise FeatureFileError(
             f"{settings.features} was made by another encoder than {settings.encoder}. Run `cytomil embed` again."
         )
-    bags = training_bags(opened, settings, listener)
+    feedback = _feedback(settings)
+    bags = training_bags(opened, settings, listener, feedback)
+    feedback.tell_unused((bag.bag_id for bag in bags), listener.note)
     labels = np.array([bag.label for bag in bags])
     held_out, ensemble = _fit(bags, settings, listener)
+    learnt = _learnt_from(feedback, bags, settings, held_out, listener)
     thresholds = choose_thresholds(held_out, labels, ensemble.judged, settings.sensitivity, settings.seed)
     novelty = fit_novelty(bags, held_out.fold)
     facts = TriageFacts(
@@ -106,20 +113,66 @@ def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
         orientations=int(key.orientations),
         engine=key.engine,
         cutting=encoder.card.data.cutting,
-        limits=(*_LIMITS, *encoder.caveats, _novelty_limit(novelty)),
+        limits=(*_LIMITS, *_feedback_limit(learnt), *encoder.caveats, _novelty_limit(novelty)),
+        feedback=learnt,
     )
     return save_triage_model(settings.out, encoder, ensemble, novelty, facts)
 
 
+def _feedback(settings: FitMilConfig) -> Feedback:
+    if settings.feedback is None:
+        return NO_FEEDBACK
+    if not find_aggregator(settings.aggregator).takes_feedback:
+        raise SettingsError(f"aggregator '{settings.aggregator}' does not use --feedback. Use --aggregator self-paced.")
+    return read_feedback(settings.feedback)
+
+
 def training_bags(
-    opened: Sequence[tuple[IndexRow, Features]], settings: FitMilConfig, listener: Listener
+    opened: Sequence[tuple[IndexRow, Features]],
+    settings: FitMilConfig,
+    listener: Listener,
+    feedback: Feedback = NO_FEEDBACK,
 ) -> list[TrainingBag]:
-    """The drawn cells of each cache, as training bags. A bag of unknown patient counts as a patient of its own."""
+    """The drawn cells of each cache, and those with feedback. A bag of unknown patient counts as a patient of its own."""
     bags = []
     for row, features in listener.track(opened, "reading features", unit="bags"):
-        values = torch.from_numpy(features.some(draw_of(settings).places(features.bag_id, len(features))))
-        bags.append(TrainingBag(row.bag_id, values, row.label, row.patient_id or f"bag:{row.bag_id}", features.groups))
+        places, verdicts = draw_of(settings).places(features.bag_id, len(features)), None
+        if feedback.of_bag(row.bag_id):
+            codes = feedback.codes(row.bag_id, features.instance_ids)
+            places = np.union1d(places, np.flatnonzero(codes != UNKNOWN))
+            verdicts = torch.from_numpy(codes[places])
+        values = torch.from_numpy(features.some(places))
+        patient = row.patient_id or f"bag:{row.bag_id}"
+        bags.append(TrainingBag(row.bag_id, values, row.label, patient, features.groups, verdicts=verdicts))
     return bags
+
+
+def _learnt_from(
+    feedback: Feedback, bags: Sequence[TrainingBag], settings: FitMilConfig, held_out: HeldOut, listener: Listener
+) -> FeedbackFacts | None:
+    """How many verdicts were used, and what the same fit reaches on held-out bags without them."""
+    if not feedback.cells:
+        return None
+    from sklearn.metrics import roc_auc_score
+
+    labels = [bag.label for bag in bags]
+    without, _ = _fit([replace(bag, verdicts=None) for bag in bags], settings, listener)
+    given = sum(len(cells) for cells in feedback.cells.values())
+    counts = {code: sum(int(bag.have_verdict(code).sum()) for bag in bags) for code in (ABNORMAL, NOT_ABNORMAL)}
+    return FeedbackFacts(
+        confirmed=counts[ABNORMAL],
+        rejected=counts[NOT_ABNORMAL],
+        unused=given - sum(counts.values()),
+        auroc=float(roc_auc_score(labels, held_out.probabilities)),
+        auroc_without=float(roc_auc_score(labels, without.probabilities)),
+    )
+
+
+def _feedback_limit(learnt: FeedbackFacts | None) -> list[str]:
+    if learnt is None:
+        return []
+    n = learnt.confirmed + learnt.rejected
+    return [f"It also learned from readers' verdicts on {n} cells of the training slides, which may be wrong."]
 
 
 def draw_of(settings: FitMilConfig) -> Draw:

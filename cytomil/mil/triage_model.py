@@ -102,6 +102,19 @@ class ChosenThresholds(Card):
         return self
 
 
+class FeedbackFacts(Card):
+    """Readers' verdicts that the model learned from: ``confirmed`` and ``rejected`` cells, and verdicts not used.
+
+    ``auroc`` and ``auroc_without`` are of held-out training bags, with the verdicts and without.
+    """
+
+    confirmed: Count
+    rejected: Count
+    unused: Count = 0
+    auroc: Fraction
+    auroc_without: Fraction
+
+
 class _Fitted(Card):
     """What `save_triage_model` itself writes."""
 
@@ -117,7 +130,8 @@ class TriageFacts(Card):
     ``preparation_sha256`` and ``engine`` are None, and ``orientations`` is 1, for models older than these.
     ``epochs_chosen`` is None for aggregators without epochs. ``cutting``: how the training cells were cut out of slides;
     None if they were single images. ``reference_shares`` are the fractions of normal training cells between two of the
-    ``score_bin_edges``. ``limits`` are sentences for a reader.
+    ``score_bin_edges``. ``limits`` are sentences for a reader. ``feedback`` is None for models that did not learn from
+    readers' verdicts.
     """
 
     made: Text
@@ -138,6 +152,7 @@ class TriageFacts(Card):
     engine: Text | None = None
     cutting: Cutting | None
     limits: tuple[Text, ...]
+    feedback: FeedbackFacts | None = None
 
     @model_validator(mode="after")
     def _bins_fit(self) -> TriageFacts:

@@ -53,7 +53,7 @@ def write_geojson(path: Path, slide: str, cells: Cells, scores: np.ndarray, top:
         file.write("\n]}\n")
 
 
-def write_cells_csv(path: Path, names: list[str], cells: Cells, scores: np.ndarray) -> None:
+def write_cells_csv(path: Path, names: Sequence[str], cells: Cells, scores: np.ndarray) -> None:
     """Write instance_id, x and y of the cell's centre, in px from the corner of the slide's picture, and score."""
     with replacing(path) as partial, partial.open("w", encoding=ENCODING, newline="") as file:
         rows = (
@@ -85,17 +85,16 @@ def with_places(
     ``names`` (N,) and ``scores`` (N,) are of the assessed cells.
     """
     found = source.cells().whole
-    index = {cell_id(x, y): i for i, (x, y) in enumerate(found.centres)}
-    rows = [index[name] for name in names]
-    cells = found[rows]
-    row_of = {name: i for i, name in enumerate(names)}
+    cells = found[_rows_of(names, found)]
+    keys = {cell.instance_id for cell in result.key_instances}
+    row_of = {name: i for i, name in enumerate(names) if name in keys}
     top = [row_of[cell.instance_id] for cell in result.key_instances]
     name = safe_name(result.slide)
     files = {"heatmap": f"heatmaps/{name}.png", "geojson": f"geojson/{name}.geojson"}
     write_geojson(out / files["geojson"], result.slide, cells, scores, top)
     if cells_csv:
         files["cells_csv"] = f"cells/{name}.csv"
-        write_cells_csv(out / files["cells_csv"], list(names), cells, scores)
+        write_cells_csv(out / files["cells_csv"], names, cells, scores)
     with source.open() as slide:
         placed = tuple(
             replace(
@@ -111,6 +110,17 @@ def with_places(
         thumbnail = jpeg(marked_thumbnail(slide, cells, top), _REPORT_QUALITY)
         write_bytes(out / files["heatmap"], png(heatmap(slide, cells.centres, scores)))
     return with_qc(replace(result, key_instances=placed, thumbnail=thumbnail, files=files), source, out)
+
+
+def _rows_of(names: Sequence[str], found: Cells) -> list[int]:
+    """Where the assessed cells are among those found: the same order, without those that could not be read."""
+    rows, wanted = [], iter(names)
+    name = next(wanted, None)
+    for row, (x, y) in enumerate(found.centres):
+        if cell_id(x, y) == name:
+            rows.append(row)
+            name = next(wanted, None)
+    return rows
 
 
 def with_qc(result: SlideResult, source: WholeSlide, out: Path) -> SlideResult:

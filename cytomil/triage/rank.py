@@ -33,6 +33,7 @@ from cytomil.mil.triage_model import CARD_NAME, TriageCard, TriageModel, load_tr
 from cytomil.progress import Listener, Problem, Uncounted
 from cytomil.provenance import now, versions
 from cytomil.slides import CellFinding, Cutting, Resolutions, read_resolutions
+from cytomil.strings import Strings
 from cytomil.text import printable
 from cytomil.triage.beforehand import work_on
 from cytomil.triage.config import RankConfig
@@ -289,11 +290,11 @@ class _Ranker:
         blocks = source.blocks(self._embedder.preparation, self._settings.batch_size, self._settings.workers)
         told = self._listener.track(blocks, found.name, unit="blocks of cells")
         assessed, judged = self._model.ensemble.begin(), self._model.novelty.begin()
-        names: list[str] = []
+        names = Strings()
         problems: list[Problem] = []
         for block in self._embedder.embedded(found.name, told, problems):
             if block.instance_ids:
-                names += block.instance_ids
+                names.extend(block.instance_ids)
                 assessed.add(block.values)
                 judged.add(block.values)
         unreadable = as_lines(problems)

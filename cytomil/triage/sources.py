@@ -138,7 +138,8 @@ class BagSource:
 
     def images(self, instance_ids: list[str], least_px: int) -> list[bytes]:
         """See `SlideSource`."""
-        position = {name: i for i, name in enumerate(self._bag.instance_ids)}
+        wanted = set(instance_ids)
+        position = {name: i for i, name in enumerate(self._bag.instance_ids) if name in wanted}
         return [self._bag.images(position[name], position[name] + 1)[0] for name in instance_ids]
 
 

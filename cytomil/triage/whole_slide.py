@@ -139,7 +139,9 @@ class WholeSlide:
     def images(self, instance_ids: list[str], least_px: int) -> list[bytes]:
         """The crops of these cells, cut again at ``least_px`` pixels or more for a person to look at."""
         cells = self.cells()
-        position = {cell_id(x, y): i for i, (x, y) in enumerate(cells.centres)}
+        wanted = set(instance_ids)
+        named = ((cell_id(x, y), i) for i, (x, y) in enumerate(cells.centres))
+        position = {name: i for name, i in named if name in wanted}
         chosen = [position[name] for name in instance_ids]
         sharp = replace(self.cutting, crop_px=max(self.cutting.crop_px, least_px))
         with self.open() as slide:

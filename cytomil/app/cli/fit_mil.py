@@ -60,6 +60,12 @@ def fit_mil(
                 f"'low priority' below; keeps {settings.sensitivity:.0%} of positives",
             ),
         ]
+        if (learnt := model.card.feedback) is not None:
+            n = f"{learnt.confirmed} confirmed, {learnt.rejected} rejected"
+            rows.append(("feedback", n, f"cells; {learnt.unused} verdicts not used"))
+            rows.append(
+                ("without it", f"{learnt.auroc_without:.2f}", "AUROC of the same fit on held-out training bags")
+            )
         print_table(f"triage model in {settings.out}", ("figure", "value", "what it says"), rows)
         for weakness in weaknesses(model.card.trained_on.bags, held_out):
             print_warning(weakness.title, weakness.text)

@@ -64,6 +64,7 @@ class Aggregator(nn.Module, ABC):
         meaning: what a score means, per kind of score it can give. The words follow a number: "14 × the average cell".
         by_epochs: whether it is fitted over epochs. Cross-validation then chooses their number.
         averaged: whether the ensemble averages several, from different seeds.
+        takes_feedback: whether it uses `TrainingBag.verdicts`.
         holds_out: whether ``fit`` holds bags out and sets ``judged``.
         judged: the training bags, each as if the model had not seen its patient. Known right after fitting only.
     """
@@ -72,6 +73,7 @@ class Aggregator(nn.Module, ABC):
     meaning: ClassVar[Mapping[InstanceScore, str]] = {InstanceScore.EVIDENCE: EVIDENCE_MEANING}
     by_epochs: ClassVar[bool] = True
     averaged: ClassVar[bool] = True
+    takes_feedback: ClassVar[bool] = False
     holds_out: ClassVar[bool] = False
 
     config: dict[str, Any]

@@ -43,6 +43,8 @@ _PACED_MIN_SPREAD = 1e-9
 _MIN_CONFIRMED = 10
 _POOLED = (1 / 3, 1.0, 3.0)
 
+_DETECTORS = (Discriminant, WitnessMixture, NormalDensity, MatchedContrast, ReaderContrast)
+
 Folds = tuple[Sequence[int], Sequence[int]]
 
 
@@ -58,6 +60,9 @@ class SelfPaced(TwoSidedScorer):
     - *What suspects have that equally suspicious normal cells lack* (`MatchedContrast`), in 256 components. Its suspects are
       chosen by the other three together, each cell by detectors that have not seen its patient, if there are several.
 
+    With ten cells or more that readers confirmed, a fifth family joins, `ReaderContrast`. Confirmed cells are suspects in
+    every round, and rejected ones count as normal.
+
     Each detector's score is measured from the negative bags' median in units of their upper spread, and squeezed as
     4·asinh(x/4), so that no single one dominates. A cell's suspicion is softplus of the weighted mean. A bag is called by the
     mean log of its top fraction of cells, of a third of it and of three times it, because the number of witnesses is unknown.
@@ -71,6 +76,8 @@ class SelfPaced(TwoSidedScorer):
 
     meaning: ClassVar = {InstanceScore.EVIDENCE: "× as suspicious as a normal training slide's average cell"}
 
+    takes_feedback: ClassVar = True
+
     usual: Tensor
     spread: Tensor
 
@@ -78,7 +85,7 @@ class SelfPaced(TwoSidedScorer):
         super().__init__(in_dim, share, parts=parts, views=views)
         # The names "views" and "opinions" stand in the weights of saved models.
         self.views = nn.ModuleList(Subspace(**view) for view in views)
-        kinds = {kind.__name__: kind for kind in (Discriminant, WitnessMixture, NormalDensity, MatchedContrast, ReaderContrast)}
+        kinds = {kind.__name__: kind for kind in _DETECTORS}
         self.opinions = nn.ModuleList(kinds[part["kind"]](**part["shape"]) for part in parts)
         self.reads = [(part["view"], part["n_components"]) for part in parts]
         self.weights = _weights(parts)
@@ -299,7 +306,7 @@ def _kept_fraction(bags: Sequence[TrainingBag], label: int) -> float:
 def _kept(bag: TrainingBag, fraction: float) -> Tensor:
     """Indices of the cells that are fitted to: about ``fraction`` of them, evenly spread, and all that readers judged."""
     even = _evenly(len(bag), fraction)
-    return even if bag.judged is None else torch.cat([even, (bag.judged >= 0).nonzero()[:, 0]]).unique()
+    return even if bag.verdicts is None else torch.cat([even, (bag.verdicts >= 0).nonzero()[:, 0]]).unique()
 
 
 def _sorted_by_label(
@@ -316,14 +323,14 @@ def _sorted_by_label(
     rejected: list[tuple[int, Tensor]] = []
     suspected: list[tuple[int, Tensor]] = []
     for i, (bag, own) in enumerate(zip(bags, kept, strict=True)):
-        abnormal, cleared = bag.are_judged(1)[own], bag.are_judged(0)[own]
+        abnormal, cleared = bag.have_verdict(1)[own], bag.have_verdict(0)[own]
         (suspected if bag.label else normal).append((i, ~cleared if bag.label else ~abnormal))
         if bag.label and bool(cleared.any()):
             rejected.append((i, cleared))
     normal += rejected
     sides = [[[own[i][mask] for i, mask in side] for own in relative] for side in (normal, suspected)]
     folds = [fold[i] for i, _ in normal], [fold[i] for i, _ in suspected]
-    return sides, folds, [bags[i].are_judged(1)[kept[i]][mask] for i, mask in suspected]
+    return sides, folds, [bags[i].have_verdict(1)[kept[i]][mask] for i, mask in suspected]
 
 
 def _evenly(n: int, fraction: float) -> Tensor:

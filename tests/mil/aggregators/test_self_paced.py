@@ -181,9 +181,9 @@ def test_an_empty_bag_does_no_harm():
 def test_of_many_cells_as_many_of_each_label_are_learnt_from(monkeypatch):
     counts = []
 
-    def counting(kind, negatives, positives, folds, seed):
+    def counting(kind, negatives, positives, folds, seed, confirmed):
         counts.append((sum(map(len, negatives)), sum(map(len, positives))))
-        return learn_paced(kind, negatives, positives, folds, seed)
+        return learn_paced(kind, negatives, positives, folds, seed, confirmed)
 
     learn_paced = self_paced.learn_paced
     monkeypatch.setattr(self_paced, "learn_paced", counting)
@@ -196,9 +196,9 @@ def test_of_many_cells_as_many_of_each_label_are_learnt_from(monkeypatch):
 def test_a_patients_bags_are_held_out_together(monkeypatch):
     given = []
 
-    def watch(kind, negatives, positives, folds, seed):
+    def watch(kind, negatives, positives, folds, seed, confirmed):
         given.append(folds)
-        return learn_paced(kind, negatives, positives, folds, seed)
+        return learn_paced(kind, negatives, positives, folds, seed, confirmed)
 
     learn_paced = self_paced.learn_paced
     monkeypatch.setattr(self_paced, "learn_paced", watch)
