@@ -1,4 +1,4 @@
-"""From an encoded cell image to the encoder's input pixels, the same way at training and at ranking."""
+"""From an encoded cell image to the input pixels of the encoder, in training and ranking alike."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from cytomil.progress import Problem
 
 @dataclass(frozen=True)
 class CellTransform:
-    """Keep the centre ``center_crop`` share of the side, resize to ``image_size`` pixels (bilinear, antialiased)."""
+    """Crop the centre to the fraction ``center_crop`` of the side, and resize to ``image_size`` pixels.
+
+    The interpolation is bilinear and antialiased.
+    """
 
     image_size: int
     center_crop: float
 
     @property
     def sha256(self) -> str:
-        """Names this transform, so that features made with another are never mistaken for its own."""
+        """Identifies this transform in feature caches, so that features of another transform are not used."""
         return sha256_of_json(asdict(self) | {"resample": "bilinear-antialias"})
 
     def __call__(self, image: Image.Image) -> np.ndarray:
@@ -39,7 +42,8 @@ def decode_cells(
 ) -> tuple[np.ndarray, list[int], list[Problem]]:
     """Decode and transform a block of cells.
 
-    Returns the pixels of the readable ones, uint8 (M, S, S, 3), their positions in the block, and the unreadable ones.
+    Returns:
+        The pixels of the readable cells, uint8 (M, S, S, 3), their positions in the block, and the unreadable cells.
     """
     (pixels,), kept, problems = decode_cells_for(encoded, names, [transform])
     return pixels, kept, problems
@@ -48,7 +52,7 @@ def decode_cells(
 def decode_cells_for(
     encoded: Sequence[bytes], names: Sequence[str], transforms: Sequence[CellTransform]
 ) -> tuple[list[np.ndarray], list[int], list[Problem]]:
-    """As `decode_cells`, for several transforms: each cell is decoded once. Pixels are a list, one for each transform."""
+    """Like `decode_cells`, for several transforms. Each cell is decoded once. Pixels are a list, one per transform."""
     images, kept, problems = [], [], []
     for i, (image, name) in enumerate(zip(encoded, names, strict=True)):
         try:

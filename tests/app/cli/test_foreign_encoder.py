@@ -70,7 +70,7 @@ def test_from_a_weights_file_to_a_worklist(here):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--weights", "none", "--arch", "resnet19"], "there is no arch 'resnet19'. There are resnet18, resnet50"),
+        (["--weights", "none", "--arch", "resnet19"], "there is no arch 'resnet19'. Available: resnet18, resnet50"),
         (
             ["--weights", "none", "--arch", "test_vit", "--image-size", "40"],
             "no multiple of it. Use --image-size 32 or 48",
