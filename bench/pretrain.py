@@ -116,7 +116,7 @@ def own_step(encoded: list[bytes], size: int, precision: str, surgery: list[floa
     start = prepare_start(
         resolve_architecture(settings.arch, "auto", settings.projection_dim, size, settings.projector), size
     )
-    run = Run(settings, RunIdentity({}, "", ""), cells, OneProcess(torch.device("cpu")), None, make_method, start)
+    run = Run(settings, RunIdentity({}, "", {}), cells, OneProcess(torch.device("cpu")), None, make_method, start)
     run.encoder.train()
     generator = torch.Generator().manual_seed(0)
     combined_gradient = run.step.combined_gradient

@@ -73,6 +73,14 @@ class TriageModelError(CytomilError):
     """A triage model is incomplete or damaged."""
 
 
+class ReviewError(CytomilError):
+    """A slide, a cell or a triage folder cannot be shown for review."""
+
+
+class ReviewLogError(CytomilError):
+    """The review log cannot be written or read, or does not take an entry."""
+
+
 class EvaluationError(CytomilError):
     """Reports are damaged, or cannot stand in one table."""
 

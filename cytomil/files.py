@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -134,15 +135,28 @@ def is_sealed(document: Any) -> bool:
     """Whether a document read from disk says what was written."""
     if not isinstance(document, dict):
         return False
-    return document.get(SEAL) == sha256_of_json({key: value for key, value in document.items() if key != SEAL})
+    try:
+        return document.get(SEAL) == sha256_of_json({key: value for key, value in document.items() if key != SEAL})
+    except RecursionError:  # deeper than anything that was ever sealed
+        return False
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON document. Raises `ValueError` for whatever is none, however deep or long, and OSError."""
+    """Read a JSON document. Raises `ValueError` for whatever is none, however deep or long, and OSError.
+
+    NaN and infinity, which Python writes and JSON does not have, are refused, and so is a number too large for a float.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return value
 
 
 def write_json_card(path: Path, document: dict[str, Any]) -> None:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import h5py
+import numpy as np
 
 from cytomil.errors import CytomilError, why_unreadable
 
-# What h5py raises for a file that is laid out in another way.
-HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 try:
     import fcntl
 except ImportError:  # Windows
@@ -44,8 +44,8 @@ def seal_hdf5(path: Path) -> None:
 
 
 @contextmanager
-def reading_hdf5(path: Path, error: type[CytomilError], what: str, verb: str) -> Iterator[h5py.File]:
-    """Open ``path`` for reading once its checksum has been verified; whatever is wrong, in the body too, is one ``error``.
+def reading_hdf5(path: Path, error: type[CytomilError], what: str, verb: str) -> Iterator[Hdf5File]:
+    """Open ``path`` for reading once its checksum has been verified; whatever is wrong with the file is one ``error``.
 
     ``what`` such files are, and the ``verb`` that makes them, is what the line says.
     """
@@ -61,12 +61,128 @@ def reading_hdf5(path: Path, error: type[CytomilError], what: str, verb: str) ->
         raise error(f"{path}: {why_unreadable(path, problem)}") from None
     if fault:
         raise error(f"{path} {fault}. {again}")
+    with open_hdf5(path, error, again) as file:
+        yield file
+
+
+@contextmanager
+def open_hdf5(path: Path, error: type[CytomilError], cure: str) -> Iterator[Hdf5File]:
+    """As `reading_hdf5`, without the checksum. ``cure`` ends each message."""
     try:
         # Finished files are never written again, so there is nothing to lock, and some file systems have no locks.
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
-    except HDF5_ERRORS as problem:
-        raise error(f"{path} does not hold what it should ({problem}). {again}") from None
+        opened = h5py.File(path, "r", locking=False)
+    except (OSError, RuntimeError) as problem:
+        raise error(f"{path} does not hold what it should ({problem}). {cure}") from None
+    with opened:
+        yield Hdf5File(opened, path, error, cure)
+
+
+A = TypeVar("A", str, int, float)
+T = TypeVar("T")
+_ATTRIBUTES: dict[type, tuple[str, tuple[type, ...]]] = {
+    str: ("text", (str,)),
+    int: ("a whole number", (int, np.integer)),
+    float: ("a number", (int, float, np.integer, np.floating)),
+}
+_KINDS: dict[str, Callable[[np.dtype], bool]] = {
+    "text": lambda dtype: h5py.check_string_dtype(dtype) is not None,
+    "bytes": lambda dtype: h5py.check_vlen_dtype(dtype) == np.uint8,
+    "whole numbers": lambda dtype: dtype.kind in "iu",
+    "numbers": lambda dtype: dtype.kind in "iuf",
+}
+# What h5py raises for a damaged file or another layout. Only a single call of h5py may stand in such a `try`.
+_H5PY_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+
+
+class Hdf5File:
+    """An HDF5 file open for reading. Whatever the file itself is at fault for is raised as the error that it was opened with.
+
+    A mistake of the code that reads is not: it propagates as it is.
+    """
+
+    def __init__(self, file: h5py.File, path: Path, error: type[CytomilError], cure: str) -> None:
+        self._file, self._path, self._error, self._cure = file, path, error, cure
+
+    def refused(self, why: str) -> CytomilError:
+        """The error for a reader to raise. ``why`` follows the file's name, as in "lacks coords"."""
+        return self._error(f"{self._path} {why}. {self._cure}")
+
+    def require_schema(self, schema: str, what: str) -> None:
+        """Raise the error unless the attribute ``schema`` is this one; ``what`` such a file is."""
+        found = self._call(lambda: self._file.attrs.get("schema", "none"))
+        if not isinstance(found, str) or found != schema:
+            shown = repr(found)[:60]
+            raise self.refused(f"is not {what} of this version (schema {shown}, expected {schema!r})")
+
+    def attribute(self, name: str, kind: type[A]) -> A:
+        """A scalar attribute. Raises the error where it is missing or of another type."""
+        value = self._attribute(name)
+        said, accepted = _ATTRIBUTES[kind]
+        fits = isinstance(value, accepted)
+        if not fits:
+            raise self.refused(f"says that its {name} is {repr(value)[:60]}, which is not {said}")
+        return kind(value)
+
+    def whole_numbers(self, name: str) -> tuple[int, ...]:
+        """An attribute that is a list of whole numbers; () where it is missing."""
+        if not self._call(lambda: name in self._file.attrs):
+            return ()
+        value = np.asarray(self._attribute(name))
+        if value.ndim != 1 or (value.size and value.dtype.kind not in "iu"):
+            raise self.refused(f"says that its {name} are {repr(value)[:60]}, which are not whole numbers")
+        return tuple(int(number) for number in value)
+
+    def dataset(self, name: str, kind: str, shape: tuple[int | None, ...]) -> Hdf5Dataset:
+        """A dataset. Raises the error where it is missing, or of another kind or shape.
+
+        Args:
+            name: in the file.
+            kind: "text", "bytes" (one encoded image per entry), "whole numbers" or "numbers".
+            shape: None for an axis of any length.
+        """
+        found = self._call(lambda: self._file.get(name))
+        if not isinstance(found, h5py.Dataset):
+            raise self.refused(f"lacks {name}")
+        has, dtype = self._call(lambda: found.shape), self._call(lambda: found.dtype)
+        if has is None or len(has) != len(shape) or any(n not in (None, m) for n, m in zip(shape, has, strict=True)):
+            announced = "" if shape[0] is None else f"{shape[0]} instances announced, "
+            raise self.refused(f"contradicts itself: {announced}{name} has shape {has}")
+        if not _KINDS[kind](dtype):
+            raise self.refused(f"holds {dtype} as {name}, which are not {kind}")
+        return Hdf5Dataset(found.asstr() if kind == "text" else found, found, self._call)
+
+    def _attribute(self, name: str) -> Any:
+        if not self._call(lambda: name in self._file.attrs):
+            raise self.refused(f"lacks {name}")
+        return self._call(lambda: self._file.attrs[name])
+
+    def _call(self, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except _H5PY_ERRORS as problem:
+            raise self.refused(f"does not hold what it should ({problem})") from None
+
+
+class Hdf5Dataset:
+    """A dataset of a known kind and shape. Reading raises the error of its file where the content is damaged."""
+
+    def __init__(self, values: Any, dataset: h5py.Dataset, call: Callable[[Callable[[], Any]], Any]) -> None:
+        self._values, self._dataset, self._call = values, dataset, call
+        self.shape: tuple[int, ...] = dataset.shape
+        self.dtype: np.dtype = dataset.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, start: int | None = None, stop: int | None = None) -> np.ndarray:
+        """Entries ``start`` to ``stop`` along the first axis, in the file's own format; text as str."""
+        values: np.ndarray = self._call(lambda: self._values[start:stop])
+        return values
+
+    @property
+    def offset(self) -> int | None:
+        """Where the content begins in the file, in bytes; None where it is in pieces or not written."""
+        return self._call(self._dataset.id.get_offset)
 
 
 def _is_locked(path: Path) -> bool:

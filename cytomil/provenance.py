@@ -27,7 +27,8 @@ _RECORDED_LIBRARIES = (
 def code_fingerprint(*rooms: str) -> str:
     """SHA-256 over the package's own source, so that an artefact names its code outside a git repository too.
 
-    With ``rooms``, sub-packages such as "pretrain", only their source counts.
+    With ``rooms``, sub-packages such as "encoders", only their source counts. It changes with any comment. What is kept
+    for a later run is therefore keyed by an explicit version instead, such as `cytomil.training.checkpoint.TRAINING_VERSION`.
     """
     root = Path(__file__).parent
     digest = hashlib.sha256()
@@ -41,7 +42,13 @@ def code_fingerprint(*rooms: str) -> str:
 def versions(*more: str) -> dict[str, str]:
     """Versions of cytomil, Python and the libraries that shape a result, ``more`` among them."""
     found = {"cytomil": __version__, "code": code_fingerprint()[:12], "python": platform.python_version()}
-    return found | {name: metadata.version(name) for name in (*_RECORDED_LIBRARIES, *more)}
+    return found | library_versions(*_RECORDED_LIBRARIES, *more)
+
+
+@cache
+def library_versions(*names: str) -> dict[str, str]:
+    """The installed version of each of these libraries, by name."""
+    return {name: metadata.version(name) for name in names}
 
 
 def now() -> str:

@@ -1,4 +1,4 @@
-"""Tables that people bring: CSV files from spreadsheets, whose columns go by several names.
+"""CSV: the tables that people bring, whose columns go by several names, and those that cytomil writes.
 
 What can be read in one way only is read. Whatever else is refused in one line that says why: a column passed over in
 silence, such as the patients', would put one person on both sides of a split.
@@ -11,11 +11,13 @@ import difflib
 import io
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
 from cytomil.errors import TableError, require_file
+from cytomil.text import as_text_cell
 
 REMARK = "#"
 """A column whose name begins so is a remark, which nothing reads."""
@@ -52,6 +54,33 @@ class Row:
 
     def __getitem__(self, column: str) -> str:
         return self.values[column]
+
+
+def write_csv(
+    file: TextIO, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], names: Collection[str] = ()
+) -> None:
+    """Write a header and one line per row, with commas and line feeds.
+
+    Args:
+        file: open for text with ``newline=""``.
+        columns: the header. Other keys of a row are not written.
+        rows: consumed one at a time.
+        names: the columns whose text comes from outside, such as file names; written by `as_text_cell`.
+
+    Raises:
+        KeyError: a row lacks a column.
+    """
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([as_text_cell(row[column]) if column in names else row[column] for column in columns])
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], names: Collection[str] = ()) -> str:
+    """What `write_csv` would write."""
+    buffer = io.StringIO(newline="")
+    write_csv(buffer, columns, rows, names)
+    return buffer.getvalue()
 
 
 def read_table(path: Path, columns: Sequence[Column], made_by: str) -> list[Row]:

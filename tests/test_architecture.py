@@ -27,8 +27,9 @@ MIL = FEATURES | {"features", "training"}
 EVALUATE = MIL | {"mil"}
 EXPERIMENTS = EVALUATE | {"evaluation"}
 TRIAGE = EXPERIMENTS
-API = TRIAGE | {"triage"}
-APP = API | {"api", "experiments"}
+REVIEW = TRIAGE | {"triage"}
+API = REVIEW
+APP = API | {"api", "experiments", "review"}
 MAY_IMPORT = {
     "base": set(),
     "workers": WORKERS,
@@ -42,6 +43,7 @@ MAY_IMPORT = {
     "evaluation": EVALUATE,
     "experiments": EXPERIMENTS,
     "triage": TRIAGE,
+    "review": REVIEW,
     "api": API,
     "app": APP,
 }

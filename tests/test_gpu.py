@@ -66,7 +66,7 @@ def trained(bags, tmp_path_factory):
 
 def first_losses(folder):
     """What the first epoch's losses were: later ones differ by chance, as rounding grows from step to step."""
-    first = read_card(folder)["history"][0]
+    first = read_card(folder).history[0]
     return {name: value for name, value in first.items() if name.startswith("loss_")}
 
 
@@ -104,8 +104,8 @@ def test_what_torch_compile_makes_agrees_with_eager(trained, tmp_path):
 def test_pretraining_in_each_number_format_begins_as_on_a_processor(trained, precision, named):
     folder = trained(precision=precision)
     card = read_card(folder)
-    assert card["precision"] == named
-    assert ("skipped_steps" in card["history"][0]) == (precision == "float16")
+    assert card.precision == named
+    assert ("skipped_steps" in card.history[0]) == (precision == "float16")
     assert first_losses(folder) == near(first_losses(trained(device="cpu")))
 
 

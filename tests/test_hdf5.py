@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cytomil.errors import BagFileError
-from cytomil.hdf5 import SEAL_BYTES, reading_hdf5, writing_hdf5
+from cytomil.hdf5 import SEAL_BYTES, reading_hdf5, seal_hdf5, writing_hdf5
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def whole(tmp_path_factory):
 
 def read(path):
     with reading_hdf5(path, BagFileError, "bags", "make-bags") as file:
-        return file["numbers"][:]
+        return file.dataset("numbers", "whole numbers", (None,)).read()
 
 
 def test_what_was_written_is_read(whole):
@@ -93,3 +93,79 @@ def test_no_permission_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(type(tmp_path), "open", refuse)
     with pytest.raises(BagFileError, match=r"a\.h5: no permission to read it"):
         read(tmp_path / "a.h5")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("mixed") / "m.h5"
+    with writing_hdf5(path) as file:
+        file["numbers"] = np.arange(6).reshape(3, 2)
+        file["names"] = np.array(["ä", "b"], h5py.string_dtype("utf-8"))
+        file.create_group("folder")
+        file.attrs.update({"schema": "s/1", "n": 3, "share": 0.5, "word": "one", "list": np.array([1, 2])})
+    return path
+
+
+def reading(path):
+    return reading_hdf5(path, BagFileError, "bags", "make-bags")
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda file: file.attribute("none", str), "lacks none"),
+        (lambda file: file.attribute("word", int), "word is 'one', which is not a whole number"),
+        (lambda file: file.attribute("share", int), "share is .*0.5.*, which is not a whole number"),
+        (lambda file: file.attribute("n", str), "which is not text"),
+        (lambda file: file.attribute("list", float), "which is not a number"),
+        (lambda file: file.whole_numbers("word"), "which are not whole numbers"),
+        (lambda file: file.dataset("none", "text", (2,)), "lacks none"),
+        (lambda file: file.dataset("folder", "text", (2,)), "lacks folder"),
+        (lambda file: file.dataset("numbers", "text", (3, 2)), "holds int64 as numbers, which are not text"),
+        (lambda file: file.dataset("names", "bytes", (2,)), "which are not bytes"),
+        (
+            lambda file: file.dataset("names", "text", (3,)),
+            r"contradicts itself: 3 instances announced, names has shape \(2,\)",
+        ),
+        (lambda file: file.dataset("numbers", "numbers", (3,)), r"contradicts itself.*numbers has shape \(3, 2\)"),
+        (
+            lambda file: file.require_schema("s/2", "a file"),
+            "is not a file of this version .schema 's/1', expected 's/2'",
+        ),
+    ],
+)
+def test_what_a_file_lacks_is_one_line_that_names_it(mixed, ask, said):
+    with pytest.raises(BagFileError, match=rf"m\.h5 .*{said}.*`cytomil make-bags`") as caught, reading(mixed) as file:
+        ask(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_file_holds_is_given_with_its_type(mixed):
+    with reading(mixed) as file:
+        file.require_schema("s/1", "a file")
+        found = [file.attribute("n", int), file.attribute("share", float), file.attribute("n", float)]
+        assert [type(one) for one in found] == [int, float, float]
+        assert (file.whole_numbers("list"), file.whole_numbers("none")) == ((1, 2), ())
+        assert list(file.dataset("names", "text", (2,)).read()) == ["ä", "b"]
+        assert file.dataset("numbers", "numbers", (None, 2)).read(1, 2).tolist() == [[2, 3]]
+
+
+@pytest.mark.parametrize("mistake", [KeyError("x"), TypeError("x"), ValueError("x"), OSError("x"), RuntimeError("x")])
+def test_a_mistake_in_the_code_that_reads_is_not_the_files_fault(mixed, mistake):
+    with pytest.raises(type(mistake)) as caught, reading(mixed) as file:
+        file.attribute("n", int)
+        raise mistake
+    assert caught.value is mistake
+
+
+def test_damage_that_shows_only_on_reading_is_the_files_fault(tmp_path):
+    path = tmp_path / "z.h5"
+    with writing_hdf5(path) as file:
+        file.create_dataset("numbers", data=np.zeros(1000), chunks=(1000,), compression="gzip")
+    content = bytearray(path.read_bytes())
+    packed = content.index(b"\x78\x5e")  # the head of what gzip's level 4 wrote
+    content[packed : packed + 2] = b"??"
+    path.write_bytes(content)
+    seal_hdf5(path)
+    with pytest.raises(BagFileError, match=r"z\.h5 does not hold what it should"), reading(path) as file:
+        file.dataset("numbers", "numbers", (1000,)).read()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import unicodedata
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cytomil.errors import NotFoundError, TableError
-from cytomil.tables import Column, Row, read_table, require_one_spelling
+from cytomil.tables import Column, Row, csv_text, read_table, require_one_spelling
+from cytomil.text import from_text_cell
 
 COLUMNS = (
     Column("slide", ("slide_id",), ("file",), required=True),
@@ -120,3 +123,35 @@ def test_one_name_in_two_spellings_is_refused(one: str, other: str) -> None:
 
 def test_different_names_and_none_are_not() -> None:
     require_one_spelling([("P1", "a"), ("P2", "b"), ("P10", "c"), ("", "d"), ("P1", "e")], "patient")
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "name": st.text(st.characters(codec="utf-8", exclude_characters="\r\0")),
+                "n": st.integers(),
+                "more": st.just(1),
+            }
+        )
+    )
+)
+def test_what_is_written_as_csv_is_read_again(rows):
+    text = csv_text(("n", "name"), rows, names=("name",))
+    read = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [(int(line["n"]), from_text_cell(line["name"])) for line in read] == [
+        (row["n"], row["name"]) for row in rows
+    ]
+    assert text.startswith("n,name\n")
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\tx", "'x"])
+def test_no_name_is_written_as_a_formula(name):
+    rows = [{"slide": name, "score": -0.5}]
+    written = list(csv.reader(io.StringIO(csv_text(("slide", "score"), rows, names=("slide",)), newline="")))
+    assert written[1] == [f"'{name}", "-0.5"]
+
+
+def test_a_row_without_a_column_is_a_mistake_of_the_code():
+    with pytest.raises(KeyError):
+        csv_text(("a", "b"), [{"a": 1}])

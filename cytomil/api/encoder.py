@@ -26,12 +26,12 @@ class Encoder:
 
     Attributes:
         path: the folder of the encoder bundle.
-        card: encoder.json: architecture, method, settings, training history.
+        card: encoder.json as a dict: architecture, method, settings, training history.
         layer: what an embedding consists of.
     """
 
     def __init__(self, bundle: EncoderBundle, settings: EmbedConfig) -> None:
-        self.path, self.card = bundle.path, bundle.card
+        self.path, self.card = bundle.path, bundle.card.to_json()
         self.layer = layer_of(settings.layer, bundle.encoder)
         self._cells = CellReader(bundle, self.layer, settings.orientations, settings)
 

@@ -48,15 +48,15 @@ class Model:
 
     Attributes:
         path: the folder of the model.
-        card: triage.json: aggregator, settings, thresholds, how well it did on held-out training bags.
+        card: triage.json as a dict: aggregator, settings, thresholds, how well it did on held-out training bags.
         threshold: the probability from which a bag is called positive.
         score_meaning: what a cell's score is, in words that follow a number.
     """
 
     def __init__(self, model: TriageModel, settings: RankConfig) -> None:
-        self.path, self.card = model.path, model.card
-        self.threshold = float(model.card["thresholds"]["decision"])
-        self.score_meaning = str(model.card["score_meaning"])
+        self.path, self.card = model.path, model.card.to_json()
+        self.threshold = model.card.thresholds.decision
+        self.score_meaning = model.card.score_meaning
         self._model = model
         self._cells = CellReader(model.encoder, model.layer, model.orientations, settings)
 

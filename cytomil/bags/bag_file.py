@@ -16,15 +16,21 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from cytomil.errors import BagFileError
+from cytomil.errors import BagFileError, SettingsError
 from cytomil.files import replacing
-from cytomil.hdf5 import reading_hdf5, writing_hdf5
+from cytomil.hdf5 import Hdf5Dataset, Hdf5File, reading_hdf5, writing_hdf5
 from cytomil.slides.crops import Cutting
 
 SCHEMA = "cytomil.bag/1"
 UNKNOWN = -1
 CHUNK_CELLS = 64  # measured: python -m bench hdf5
-_DATASETS = ("images", "instance_id", "coords", "instance_label", "instance_source")
+_DATASETS = {
+    "images": "bytes",
+    "instance_id": "text",
+    "coords": "whole numbers",
+    "instance_label": "whole numbers",
+    "instance_source": "text",
+}
 _STRING = h5py.string_dtype("utf-8")
 
 
@@ -75,7 +81,7 @@ class Bag:
     def images(self, start: int = 0, stop: int | None = None) -> list[bytes]:
         """The encoded images of instances ``start`` to ``stop``."""
         with reading(self.path) as file:
-            return [encoded.tobytes() for encoded in file["images"][start:stop]]
+            return [encoded.tobytes() for encoded in column(file, "images").read(start, stop)]
 
 
 def write_bag(path: Path, info: BagInfo, instances: Iterable[Instance]) -> tuple[str, int]:
@@ -131,25 +137,15 @@ def open_bag(path: Path | str) -> Bag:
     """
     path = Path(path)
     with reading(path) as file:
-        fault = _fault(file)
-        if fault:
-            raise BagFileError(f"{path} {fault}. Make it again with `cytomil make-bags`.")
-        attributes = file.attrs
-        mpp = float(attributes["mpp"])
-        cutting = json.loads(str(attributes["cutting"]))
+        file.require_schema(SCHEMA, "a bag file")
+        info, sha256 = _info(file), file.attribute("sha256", str)
+        columns = {name: column(file, name) for name in _DATASETS}
         return Bag(
             path=path,
-            info=BagInfo(
-                bag_id=str(attributes["bag_id"]),
-                label=int(attributes["label"]),
-                patient_id=str(attributes["patient_id"]),
-                mpp=None if np.isnan(mpp) else mpp,
-                source=str(attributes["source"]),
-                cutting=None if cutting is None else Cutting(**cutting),
-            ),
-            sha256=str(attributes["sha256"]),
-            instance_ids=tuple(file["instance_id"].asstr()[:]),
-            coords=file["coords"][:],
+            info=info,
+            sha256=sha256,
+            instance_ids=tuple(columns["instance_id"].read()),
+            coords=columns["coords"].read(),
         )
 
 
@@ -162,29 +158,38 @@ def content_sha256(bag: Bag) -> str:
     return digest.hexdigest()
 
 
-def reading(path: Path) -> AbstractContextManager[h5py.File]:
-    """Open a bag file for reading. Raises `BagFileError` for whatever h5py cannot make sense of."""
+def reading(path: Path) -> AbstractContextManager[Hdf5File]:
+    """Open a bag file for reading. Raises `BagFileError` for whatever is wrong with the file."""
     return reading_hdf5(path, BagFileError, "bags", "make-bags")
 
 
-def _fault(file: h5py.File) -> str:
-    schema = file.attrs.get("schema", "none")
-    if schema != SCHEMA:
-        return f"is not a bag file of this version (schema {schema!r}, expected {SCHEMA!r})"
-    wanted = {"bag_id", "patient_id", "label", "mpp", "source", "cutting", "n_instances", "sha256"}
-    missing = sorted(wanted - set(file.attrs))
-    missing += [name for name in _DATASETS if not isinstance(file.get(name), h5py.Dataset)]
-    if missing:
-        return f"lacks {', '.join(missing)}"
-    mpp, label = float(file.attrs["mpp"]), int(file.attrs["label"])
+def column(file: Hdf5File, name: str) -> Hdf5Dataset:
+    """One of a bag file's datasets, (N,) or, of coords, (N, 2). Raises `BagFileError` where it is another."""
+    n = file.attribute("n_instances", int)
+    return file.dataset(name, _DATASETS[name], (n, 2) if name == "coords" else (n,))
+
+
+def _info(file: Hdf5File) -> BagInfo:
+    mpp, label = file.attribute("mpp", float), file.attribute("label", int)
     if not (np.isnan(mpp) or (np.isfinite(mpp) and mpp > 0)) or label not in (0, 1):
-        return f"says that its cells have {mpp:g} µm per pixel and label {label}, which cannot be"
-    n = int(file.attrs["n_instances"])
-    shapes = {name: file[name].shape for name in _DATASETS}
-    wrong = [f"{name} has shape {s}" for name, s in shapes.items() if s != ((n, 2) if name == "coords" else (n,))]
-    if wrong:
-        return f"contradicts itself: {n} instances announced, {', '.join(wrong)}"
-    return ""
+        raise file.refused(f"says that its cells have {mpp:g} µm per pixel and label {label}, which cannot be")
+    return BagInfo(
+        bag_id=file.attribute("bag_id", str),
+        label=label,
+        patient_id=file.attribute("patient_id", str),
+        mpp=None if np.isnan(mpp) else mpp,
+        source=file.attribute("source", str),
+        cutting=_cutting(file),
+    )
+
+
+def _cutting(file: Hdf5File) -> Cutting | None:
+    written = file.attribute("cutting", str)
+    try:
+        known = json.loads(written)
+        return None if known is None else Cutting(**known)
+    except (ValueError, TypeError, RecursionError, SettingsError) as error:
+        raise file.refused(f"does not say how its cells were cut ({error})") from None
 
 
 def _start_digest(info: BagInfo) -> hashlib._Hash:

@@ -7,20 +7,32 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from cytomil.bags.bag_file import open_bag
 from cytomil.bags.cell_folder import list_cell_files
 from cytomil.bags.made import CARDS_FOLDER, QC_FOLDER
+from cytomil.cards import Card, Text
 from cytomil.errors import BagFileError
 from cytomil.files import is_sealed, read_json, safe_name, sha256_of_json, write_json_card
 from cytomil.progress import Problem
-from cytomil.provenance import code_fingerprint, versions
+from cytomil.provenance import library_versions
 from cytomil.slides import Cutting, companions_of
 
 SCHEMA = "cytomil.finished-slide/1"
+CELLS_VERSION = 1
+"""Raise it with every change that gives other cells, coordinates or reasons for the same slide and cutting."""
+_LIBRARIES = (
+    "numpy",
+    "scipy",
+    "scikit-image",
+    "opencv-python-headless",
+    "pillow",
+    "simplejpeg",
+    "openslide-python",
+    "openslide-bin",
+)
 _HASHED_BYTES = 1 << 20
 
 
@@ -41,6 +53,13 @@ class FinishedSlide:
     problems: tuple[Problem, ...] = ()
 
 
+class _FinishedCard(Card):
+    """A finished slide's card."""
+
+    key: Text
+    finished: FinishedSlide
+
+
 @dataclass(frozen=True)
 class FinishedSlides:
     """A folder of finished slides' bags, QC pictures and cards; a folder of bags is one."""
@@ -58,14 +77,14 @@ class FinishedSlides:
     def read(self, slide: str, key: str, fallback_mpp: float | None) -> FinishedSlide | None:
         """A slide that was finished under this key, if its files are whole; None where it must be read."""
         try:
-            card = read_json(self._card(slide))
-            if not is_sealed(card) or card["key"] != key or card["finished"]["assumed_mpp"] not in (None, fallback_mpp):
+            document = read_json(self._card(slide))
+            card = _FinishedCard.model_validate(document)
+            finished = card.finished
+            if not is_sealed(document) or card.key != key or finished.assumed_mpp not in (None, fallback_mpp):
                 return None
-            problems = tuple(Problem(**one) for one in card["finished"]["problems"])
-            finished = FinishedSlide(**card["finished"] | {"problems": problems})
             if finished.sha256 and open_bag(self.bag(slide)).sha256 != finished.sha256:
                 return None
-        except (OSError, ValueError, KeyError, TypeError, BagFileError):
+        except (OSError, ValueError, BagFileError):  # a card with a wrong field is a ValueError
             return None
         return None if finished.has_picture and not self.picture(slide).is_file() else finished
 
@@ -127,14 +146,10 @@ def _files_in(place: Path) -> list[Path]:
 
 
 def key_of(slide: str, files: SlideFiles, cutting: Cutting | None, given_mpp: float | None) -> str:
-    """Names all that shapes a slide's cells: its files, how it is cut (None: a folder of cells), code and libraries.
+    """Names all that shapes a slide's cells: its files, how it is cut (None: a folder of cells), `CELLS_VERSION`
+    and libraries.
 
     The label and the patient are not among it: they are written on a bag without reading the slide again.
     """
     cut = None if cutting is None else cutting.to_json()
-    return sha256_of_json([SCHEMA, slide, files.state, cut, given_mpp, _made_by()])
-
-
-@cache
-def _made_by() -> tuple[str, dict[str, str]]:
-    return code_fingerprint(), versions("scipy", "simplejpeg", "openslide-python", "openslide-bin")
+    return sha256_of_json([SCHEMA, slide, files.state, cut, given_mpp, CELLS_VERSION, library_versions(*_LIBRARIES)])

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from cytomil.bags.bag_file import open_bag, reading
+from cytomil.bags.bag_file import column, open_bag, reading
 
 
 def read_instance_labels(path: Path) -> dict[str, int]:
     """Instance id → 1 abnormal, 0 normal, -1 unknown. Raises `BagFileError` as `open_bag` does."""
     bag = open_bag(path)
     with reading(path) as file:
-        labels = np.asarray(file["instance_label"][:], dtype=int)
+        labels = column(file, "instance_label").read().astype(int)
     return dict(zip(bag.instance_ids, labels.tolist(), strict=True))
 
 
@@ -21,4 +19,4 @@ def read_instance_sources(path: Path) -> dict[str, str]:
     """Instance id → where its image came from (a class folder's name gives the label away)."""
     bag = open_bag(path)
     with reading(path) as file:
-        return dict(zip(bag.instance_ids, file["instance_source"].asstr()[:], strict=True))
+        return dict(zip(bag.instance_ids, column(file, "instance_source").read(), strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,7 +10,8 @@ from pathlib import Path
 from cytomil.bags.bag_file import Bag, open_bag
 from cytomil.errors import BagFileError, require_file
 from cytomil.files import sha256_of_json, write_text
-from cytomil.text import as_text_cell, from_text_cell, is_file_name, is_inside, printable
+from cytomil.tables import csv_text
+from cytomil.text import from_text_cell, is_file_name, is_inside, printable
 
 MANIFEST_NAME = "bags.csv"
 SPLITS = ("train", "test")
@@ -73,14 +73,10 @@ def write_manifest(folder: Path, rows: Sequence[BagRow]) -> None:
     """Write bags.csv. Raises `BagFileError` if a patient stands in two splits or a bag_id occurs twice."""
     path = folder / MANIFEST_NAME
     _check(path, rows)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in fields(BagRow)], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        names = {key: as_text_cell(getattr(row, key)) for key in _NAMES}
-        rate = {"witness_rate": "" if row.witness_rate is None else f"{row.witness_rate:.6g}"}
-        writer.writerow(asdict(row) | names | rate)
-    write_text(path, buffer.getvalue())
+    lines = (
+        asdict(row) | {"witness_rate": "" if row.witness_rate is None else f"{row.witness_rate:.6g}"} for row in rows
+    )
+    write_text(path, csv_text([field.name for field in fields(BagRow)], lines, _NAMES))
 
 
 def read_manifest(folder: Path, made_by: str = "cytomil make-bags") -> Manifest:

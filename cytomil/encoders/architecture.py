@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -95,8 +97,8 @@ class Architecture:
 
     name: str = "resnet18"
     stem: str = "small"
-    projection_dim: int = 128
-    image_size: int | None = None
+    projection_dim: Annotated[int, Field(ge=0)] = 128
+    image_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     projector: str = "plain"
 
 

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from cytomil import cards
+from cytomil.cards import Card, Count, Flag, Number, Text
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import EncoderBundleError, SettingsError, require_folder, require_replaceable
-from cytomil.files import put_back, read_json_card, replacing_folder, sha256_of_file, write_json_card
+from cytomil.files import put_back, replacing_folder, sha256_of_file, write_json_card
+from cytomil.slides.crops import Cutting
 from cytomil.weights import save_weights
 
 SCHEMA = "cytomil.encoder/1"
@@ -26,6 +30,63 @@ ENGINE_CARD_NAME = "engine.json"
 OWN_FILES = (CARD_NAME, WEIGHTS_NAME, f"{ENGINES_FOLDER}/*")
 
 
+class TrainingData(Card):
+    """The bags that an encoder has seen; 0, "" and () where a card does not say.
+
+    ``cutting``: how their cells were cut out of slides; None if they were single images or were cut in several ways.
+    """
+
+    fingerprint: Text = ""
+    n_bags: Count = 0
+    n_cells: Count = 0
+    sources: tuple[Text, ...] = ()
+    cutting: Cutting | None = None
+
+
+class Normalisation(Card):
+    """Mean and standard deviation per channel, of pixels in 0 to 1."""
+
+    mean: tuple[Number, ...]
+    std: tuple[Number, ...]
+
+
+class StartFacts(Card):
+    """The weights that training started from."""
+
+    file: Text
+    sha256: Text
+    tensors: Count = 0
+    name: Text = ""
+
+
+class EncoderCard(Card):
+    """encoder.json. ``history`` has one record per epoch; ``nt_xent_margin`` is in nats, None for other losses."""
+
+    architecture: Architecture
+    transform: CellTransform
+    normalisation: Normalisation
+    weights_sha256: Text
+    method: Text = ""
+    start_weights: StartFacts | None = None
+    frozen_stages: Count | None = None
+    peak_learning_rate: Number | None = None
+    caveats: tuple[Text, ...] = ()
+    uses_instance_labels: Flag = False
+    collapsed: Flag = False
+    collapse_reason: Text = ""
+    precision: Text = ""
+    processes: Count = 1
+    effective_rank: Number | None = None
+    nt_xent_margin: Number | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    fingerprint: Text = ""
+    history: tuple[dict[str, Number | None], ...] = ()
+    versions: dict[str, Text] = Field(default_factory=dict)
+    made: Text = ""
+    data: TrainingData = TrainingData()
+    synthetic: Flag = False
+
+
 @dataclass(frozen=True)
 class EncoderBundle:
     """An encoder on disk. ``card`` is the content of encoder.json."""
@@ -34,18 +95,19 @@ class EncoderBundle:
     encoder: Encoder
     transform: CellTransform
     sha256: str
-    card: dict[str, Any]
+    card: EncoderCard
 
     @property
     def caveats(self) -> tuple[str, ...]:
         """Caveats of the initial weights that readers of figures must know, as complete sentences."""
-        return tuple(self.card.get("caveats", ()))
+        return self.card.caveats
 
     @property
     def made_of(self) -> str:
         """The architecture and the origin of the weights, as JSON, for artefacts that the encoder makes."""
         known = ("architecture", "method", "start_weights", "weights_sha256")
-        return json.dumps({key: self.card.get(key) for key in known})
+        card = self.card.to_json()
+        return json.dumps({key: card.get(key) for key in known})
 
 
 def save_bundle(path: Path, encoder: Encoder, transform: CellTransform, metadata: dict[str, Any]) -> EncoderBundle:
@@ -93,11 +155,11 @@ def keep_engines(source: Path, folder: Path) -> None:
             shutil.copytree(engine, copied)
 
 
-def read_card(path: Path) -> dict[str, Any]:
+def read_card(path: Path) -> EncoderCard:
     """Read and check encoder.json without loading the weights. Raises `EncoderBundleError` or `NotFoundError`."""
     put_back(path)
     require_folder(path, "cytomil pretrain")
-    return read_json_card(path / CARD_NAME, SCHEMA, EncoderBundleError, "cytomil pretrain")
+    return cards.read_card(path / CARD_NAME, EncoderCard, SCHEMA, EncoderBundleError, "cytomil pretrain")
 
 
 def load_bundle(path: Path) -> EncoderBundle:
@@ -107,21 +169,20 @@ def load_bundle(path: Path) -> EncoderBundle:
     if not weights.is_file():
         raise EncoderBundleError(f"{path} has no {WEIGHTS_NAME}. Train again with `cytomil pretrain`.")
     sha256 = sha256_of_file(weights)
-    if sha256 != card.get("weights_sha256"):
+    if sha256 != card.weights_sha256:
         raise EncoderBundleError(
             f"{weights} is not the file that {CARD_NAME} describes (damaged or exchanged). Train again."
         )
     try:
-        encoder = Encoder(Architecture(**card["architecture"]))
+        encoder = Encoder(card.architecture)
         encoder.load_state_dict(load_file(weights))
-        transform = CellTransform(**card["transform"])
     except SettingsError as error:
         raise EncoderBundleError(f"{path} cannot be opened here: {error}") from None
-    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise EncoderBundleError(
-            f"{path} does not hold the encoder that {CARD_NAME} describes ({error}). Train again."
+            f"{path} does not hold the encoder that {CARD_NAME} describes ({str(error)[:300]}). Train again."
         ) from None
-    return EncoderBundle(path, encoder.eval(), transform, sha256, card)
+    return EncoderBundle(path, encoder.eval(), card.transform, sha256, card)
 
 
 def pick_device(device: str) -> torch.device:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from cytomil.bags.images import open_image
 from cytomil.errors import ImageUnreadableError
@@ -21,8 +23,8 @@ class CellTransform:
     The interpolation is bilinear and antialiased.
     """
 
-    image_size: int
-    center_crop: float
+    image_size: Annotated[int, Field(ge=1, le=4096)]
+    center_crop: Annotated[float, Field(gt=0, le=1)]
 
     @property
     def sha256(self) -> str:

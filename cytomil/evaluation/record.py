@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from cytomil.bags.manifest import Manifest, fingerprint
+from cytomil.cards import Card, Count, Flag, Fraction, Number, Text
+from cytomil.encoders.bundle import StartFacts, TrainingData
 from cytomil.evaluation.config import EvaluateConfig
 from cytomil.evaluation.control import Control
 from cytomil.evaluation.curves import recall_by_k_points
@@ -47,28 +50,113 @@ class Prediction:
         return None if self.label == 0 or self.instance_labels is None else (self.scores, self.instance_labels)
 
 
+class RecordedBag(Card):
+    """One test bag's own figures; None where a figure is not defined."""
+
+    bag_id: Text
+    patient_id: Text = ""
+    label: Literal[0, 1]
+    probability: Fraction
+    called_positive: Flag
+    n_instances: Count = 0
+    recall_at_5pct: Fraction | None = None
+    recall_at_40pct: Fraction | None = None
+    auroc: Fraction | None = None
+
+
+class RedrawnBagFigures(Card):
+    """What the tables read of `BagMetrics` on redrawn bags."""
+
+    auroc: Fraction
+    f1: Fraction
+    threshold: Fraction | None = None
+
+
+class RecordedRedrawn(Card):
+    """What the tables read of `RedrawnMetrics`; older records lack the bags' probabilities and labels."""
+
+    bag: RedrawnBagFigures
+    best_f1: Fraction
+    probabilities: tuple[Fraction, ...] = ()
+    labels: tuple[Literal[0, 1], ...] = ()
+
+    @model_validator(mode="after")
+    def _fit(self) -> RecordedRedrawn:
+        if len(self.probabilities) != len(self.labels):
+            raise ValueError("'probabilities' and 'labels' should have one length")
+        if self.probabilities and self.bag.threshold is None:
+            raise ValueError("'bag' should have a threshold")
+        return self
+
+
+class RecordedMetrics(Card):
+    """metrics.json, of which the tables read the redrawn bags alone: the rest follows from each bag's figures."""
+
+    redrawn: RecordedRedrawn | None = None
+
+
+class RecordedAggregator(Card):
+    """The aggregator that judged."""
+
+    name: Text
+
+
+class RecordedEncoder(Card):
+    """What evaluate.json repeats of encoder.json."""
+
+    collapsed: Flag = False
+    effective_rank: Number | None = None
+    nt_xent_margin: Number | None = None
+    start_weights: StartFacts | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class EvaluationRecord(Card):
+    """evaluate.json, as the tables read it. Keys that only people read are kept and not checked.
+
+    ``judge`` is the aggregator's name, ``best other`` or ``own``. ``witness_rate`` is None where bags differ or do not say.
+    ``recall_by_share``: fraction of cells reviewed → fraction of witnesses found.
+    """
+
+    name: Text
+    judge: Text
+    seed: Count
+    witness_rate: Fraction | None
+    bags_fingerprint: Text
+    metrics: RecordedMetrics
+    bags: tuple[RecordedBag, ...]
+    encoder: RecordedEncoder
+    aggregator: RecordedAggregator
+    uses_instance_labels: Flag = False
+    recall_by_share: dict[float, Fraction] = Field(default_factory=dict)
+    data: TrainingData | None = None
+    versions: dict[str, Text] = Field(default_factory=dict)
+
+
 def name_of(encoder_settings: dict[str, Any]) -> str:
     """The row a run stands in, from its encoder's settings.
 
     The method; slam-ags's objective, and its surgery or how it rescales, where not as the paper; the architecture where
     not resnet18; the start weights, if any.
     """
-    method = str(encoder_settings["method"])
-    arch, weights = encoder_settings.get("arch", "resnet18"), encoder_settings.get("weights")
+    method = str(encoder_settings.get("method", "unknown"))
+    arch, weights = str(encoder_settings.get("arch", "resnet18")), str(encoder_settings.get("weights") or "none")
     named = "-".join([method, *_departures(encoder_settings)]) if method == "slam-ags" else method
-    weights = None if weights == "none" else weights
-    parts = (named, arch if arch not in ("resnet18", "auto") else "", Path(weights).stem if weights else "")
+    stem = "" if weights == "none" else Path(weights).stem
+    parts = (named, arch if arch not in ("resnet18", "auto") else "", stem)
     return " ".join(part for part in parts if part)
 
 
 def _departures(settings: dict[str, Any]) -> list[str]:
     # Encoders of earlier versions have these beside the other settings.
-    settings = settings | settings.get("options", {}).get("slam-ags", {})
+    options = settings.get("options")
+    own = options.get("slam-ags") if isinstance(options, dict) else None
+    settings = settings | (own if isinstance(own, dict) else {})
     stable = settings.get("objective", "paper") == "stable"
     usual = "priority" if stable else "adaptive"
-    surgery = settings.get("surgery") or usual
+    surgery = str(settings.get("surgery") or usual)
     if surgery == "adaptive":
-        surgery = settings.get("rescale", "paper")
+        surgery = str(settings.get("rescale", "paper"))
     return ["stable"] * stable + [surgery] * (surgery not in ("paper", usual))
 
 
@@ -84,17 +172,17 @@ def make_record(
     control: Control | None = None,
 ) -> dict[str, Any]:
     """What evaluate.json holds. Shares are 0 to 1; a figure that is not defined is None."""
-    card = model.encoder.card
+    card, plain = model.encoder.card, model.encoder.card.to_json()
+    fitted = model.card.to_json()
     rates = {row.witness_rate for row in manifest.rows if row.label and row.witness_rate is not None}
     scored = [prediction.scored for prediction in predictions if prediction.scored is not None]
     recall = {row["share_reviewed"]: row["recall"] for row in recall_by_k_points(scored)}
-    uses_instance_labels = bool(card.get("uses_instance_labels"))
     metrics = {
         "bag": bag.to_dict(),
         "instance": instance.to_dict(),
         "intervals": intervals,
-        "collapsed": bool(model.card["collapsed"]),
-        "uses_instance_labels": uses_instance_labels,
+        "collapsed": model.card.collapsed,
+        "uses_instance_labels": card.uses_instance_labels,
     }
     if redrawn:
         metrics["redrawn"] = redrawn.to_dict()
@@ -102,22 +190,22 @@ def make_record(
         metrics["control"] = control.to_dict()
     return {
         "schema": SCHEMA,
-        "name": settings.name or name_of(card["settings"]),
-        "method": str(card["method"]),
-        "uses_instance_labels": uses_instance_labels,
-        "judge": model.card["aggregator"]["name"],
-        "aggregator": model.card["aggregator"],
-        "seed": card["settings"]["seed"],
+        "name": settings.name or name_of(card.settings),
+        "method": card.method,
+        "uses_instance_labels": card.uses_instance_labels,
+        "judge": model.card.aggregator.name,
+        "aggregator": fitted["aggregator"],
+        "seed": card.settings.get("seed", 0),
         "witness_rate": rates.pop() if len(rates) == 1 else None,
         "bags_fingerprint": fingerprint(manifest.rows),
         "metrics": metrics,
         "recall_by_share": {str(share): recall[share] for share in _CURVE_SHARES if share in recall},
         "bags": [_bag(prediction, bag.threshold) for prediction in predictions],
-        "held_out": {key: model.card["held_out"][key] for key in ("auroc", "f1", "log_loss")},
+        "held_out": {key: fitted["held_out"][key] for key in ("auroc", "f1", "log_loss")},
         "encoder_sha256": model.encoder.sha256,
-        "encoder": {key: card.get(key) for key in _ENCODER_FACTS} | {"settings": card["settings"]},
-        "data": card["data"],
-        "fit_mil_settings": model.card["settings"],
+        "encoder": {key: plain.get(key) for key in _ENCODER_FACTS} | {"settings": card.settings},
+        "data": plain.get("data", {}),
+        "fit_mil_settings": model.card.settings,
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
         "made": now(),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +29,7 @@ from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import draw_of, training_bags
 from cytomil.mil.triage_model import TriageModel, load_triage_model
 from cytomil.progress import Listener, Problem
+from cytomil.tables import csv_text
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def measure(settings: EvaluateConfig, listener: Listener) -> Measured:
         model.encoder.sha256,
         str(model.layer),
         preparation_sha256(model.layer, model.encoder.transform.sha256),
-        model.card.get("engine", key.engine),
+        model.card.engine or key.engine,
         str(model.orientations),
     )
     if (key.encoder_sha256, key.layer, key.transform_sha256, key.engine, key.orientations) != fitted_with:
@@ -121,7 +120,7 @@ def measure(settings: EvaluateConfig, listener: Listener) -> Measured:
         predictions.append(
             Prediction(row.bag_id, row.patient_id, row.label, assessment.probability, assessment.scores, labels)
         )
-    threshold = float(model.card["thresholds"]["decision"])
+    threshold = model.card.thresholds.decision
     bag = bag_metrics([p.probability for p in predictions], [p.label for p in predictions], threshold)
     scored = [p.scored for p in predictions if p.scored is not None]
     instance = instance_metrics(scored, settings.k or None)
@@ -140,7 +139,7 @@ def measure(settings: EvaluateConfig, listener: Listener) -> Measured:
 
 def _control(settings: EvaluateConfig, model: TriageModel, manifest: Manifest, listener: Listener) -> Control:
     try:
-        fit_settings = FitMilConfig(**model.card["settings"])
+        fit_settings = FitMilConfig.model_validate(model.card.settings)
     except ValueError:
         raise TriageModelError(
             f"{settings.model} was fitted with settings that this version of cytomil does not know. Fit again with `cytomil "
@@ -180,7 +179,7 @@ def _redraw(
             f"{settings.bags} tells of no normal or no abnormal cell of this split, so that no bags can be redrawn. Leave out "
             "--redraw."
         )
-    threshold = float(model.card["thresholds"]["decision"])
+    threshold = model.card.thresholds.decision
     call = partial(_probability, model)
     return redrawn_metrics(known, call, threshold, settings.redraw, settings.seed)
 
@@ -218,11 +217,11 @@ def _write(out: Path, measured: Measured) -> None:
         ("pr", pr, ("recall", "precision")),
         ("recall_by_k", recall, ("share_reviewed", "recall", "random")),
     ):
-        write_text(out / "plots" / f"{name}.csv", _csv(rows, columns))
+        write_text(out / "plots" / f"{name}.csv", csv_text(columns, rows))
     save_png(plot_roc(roc, bag.auroc), out / "plots" / "roc.png")
     save_png(plot_pr(pr, bag.auprc, float(np.mean(labels))), out / "plots" / "pr.png")
     save_png(plot_recall_by_k(recall, instance.n_bags), out / "plots" / "recall_by_k.png")
-    save_png(plot_training(measured.model.encoder.card["history"]), out / "plots" / "training.png")
+    save_png(plot_training(measured.model.encoder.card.history), out / "plots" / "training.png")
     predicted = [
         {
             "bag_id": p.bag_id,
@@ -233,14 +232,6 @@ def _write(out: Path, measured: Measured) -> None:
         }
         for p in predictions
     ]
-    write_text(out / "predictions.csv", _csv(predicted, tuple(predicted[0])))
+    write_text(out / "predictions.csv", csv_text(tuple(predicted[0]), predicted))
     write_json(out / "metrics.json", measured.record["metrics"])
     write_json(out / RECORD_NAME, measured.record)
-
-
-def _csv(rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()

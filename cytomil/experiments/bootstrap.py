@@ -46,7 +46,7 @@ def estimate_differences(pairs: Sequence[tuple[Run, Run]], resamples: int, seed:
 
 
 def _estimate(pairs: Sequence[tuple[Run, Run | None]], resamples: int, seed: int) -> dict[str, Estimate]:
-    sets = {run.fingerprint: units_of(run.record["bags"]) for run, _ in pairs}
+    sets = {run.fingerprint: units_of(run.record.bags) for run, _ in pairs}
     statistics = [(run.fingerprint, _statistics(run, other)) for run, other in pairs]
     ones = {name: np.ones(len(units)) for name, units in sets.items()}
     by_run = np.array([metrics(ones[name]) for name, metrics in statistics])

@@ -9,14 +9,16 @@ from typing import Any
 
 import yaml
 
+from cytomil.cards import Card, Count, Fraction, Text, as_card
+from cytomil.encoders.bundle import TrainingData
 from cytomil.errors import EvaluationError, NotFoundError
-from cytomil.evaluation.record import RECORD_NAME, SCHEMA
+from cytomil.evaluation.record import RECORD_NAME, SCHEMA, EvaluationRecord
 from cytomil.files import read_json
 
 GRID_NAME = "grid.yaml"
 RUN_SCHEMA = "cytomil.run/1"
 OWN = "own"
-_NEEDED = ("name", "judge", "seed", "bags_fingerprint", "metrics", "bags", "encoder")
+_CURE = "Run `cytomil evaluate` again."
 
 
 @dataclass(frozen=True, order=True)
@@ -26,6 +28,22 @@ class Cell:
     name: str
     witness_rate: float
     seed: int
+
+
+class _Place(Card):
+    """`Cell` as a grid's record holds it."""
+
+    name: Text
+    witness_rate: Fraction | None
+    seed: Count
+
+
+class _GridRecord(Card):
+    """What the tables read of a record of schema cytomil.run/1."""
+
+    cell: _Place
+    failed: Text | None = None
+    evaluations: tuple[EvaluationRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,13 +61,13 @@ class Run:
     cell: Cell
     judge: str
     fingerprint: str
-    record: dict[str, Any]
+    record: EvaluationRecord
     file: Path
 
     @property
     def collapsed(self) -> bool:
         """Whether the encoder of this run collapsed."""
-        return bool(self.record["encoder"].get("collapsed"))
+        return self.record.encoder.collapsed
 
 
 @dataclass(frozen=True)
@@ -84,11 +102,13 @@ def read_runs(folders: Sequence[Path]) -> Runs:
             if document is None:
                 continue
             if document["schema"] == SCHEMA:
-                done.append(_run(document, file))
+                record = as_card(document, EvaluationRecord, str(file), EvaluationError, _CURE)
+                done.append(_run(record, file))
                 continue
-            done += [_run(evaluation, file) for evaluation in document.get("evaluations", ())]
-            if document.get("failed"):
-                failed[_cell(document["cell"], file)] = str(document["failed"])
+            grid = as_card(document, _GridRecord, str(file), EvaluationError, _CURE)
+            done += [_run(evaluation, file) for evaluation in grid.evaluations]
+            if grid.failed:
+                failed[_cell(grid.cell)] = grid.failed
         for file in sorted(folder.rglob(GRID_NAME)):
             planned |= _planned(file)
     if not done and not failed:
@@ -112,21 +132,13 @@ def _read(file: Path) -> dict[str, Any] | None:
     return document if known else None
 
 
-def _run(record: dict[str, Any], file: Path) -> Run:
-    missing = [key for key in _NEEDED if key not in record]
-    if missing:
-        raise EvaluationError(f"{file} lacks {', '.join(missing)}. Run `cytomil evaluate` again.")
-    return Run(_cell(record, file), str(record["judge"]), str(record["bags_fingerprint"]), record, file)
+def _run(record: EvaluationRecord, file: Path) -> Run:
+    return Run(_cell(record), record.judge, record.bags_fingerprint, record, file)
 
 
-def _cell(place: dict[str, Any], file: Path) -> Cell:
-    try:
-        rate = place["witness_rate"]
-        return Cell(str(place["name"]), -1.0 if rate is None else round(float(rate), 6), int(place["seed"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise EvaluationError(
-            f"{file} lacks the name, witness rate or seed of its run ({error!r}). Run `cytomil evaluate` again."
-        ) from None
+def _cell(place: EvaluationRecord | _Place) -> Cell:
+    rate = place.witness_rate
+    return Cell(place.name, -1.0 if rate is None else round(rate, 6), place.seed)
 
 
 def _planned(file: Path) -> set[Cell]:
@@ -182,14 +194,14 @@ def _refuse_other_protocols(runs: Sequence[Run]) -> None:
 
 def _protocol(run: Run) -> dict[str, str]:
     """The properties of the bags that do not depend on the seed, if the record has them."""
-    data, tested = run.record.get("data") or {}, run.record["bags"]
-    found = {"sources": ", ".join(data["sources"])} if "sources" in data else {}
+    data, tested = run.record.data or TrainingData(), run.record.bags
+    found = {"sources": ", ".join(data.sources)} if data.sources else {}
     if run.cell.witness_rate < 0:
         # Whole slides have any size, and a split may get one more because patients are kept together.
         return found
-    splits = {"test": (len(tested), sum(bag["n_instances"] for bag in tested))}
-    if {"n_bags", "n_cells"} <= set(data):
-        splits["training"] = (data["n_bags"], data["n_cells"])
+    splits = {"test": (len(tested), sum(bag.n_instances for bag in tested))}
+    if data.n_bags:
+        splits["training"] = (data.n_bags, data.n_cells)
     for split, (n_bags, n_cells) in splits.items():
         # Rounded, so that an unreadable cell makes no difference.
         found |= {f"{split} bags": str(n_bags), f"cells per {split} bag": f"{n_cells / max(1, n_bags):.0f}"}

@@ -82,12 +82,12 @@ def pool_f1(runs: Sequence[Run]) -> PooledF1 | None:
     """Pooled F1 of the runs whose records have the probabilities of redrawn bags; None if there are none."""
     from sklearn.metrics import f1_score
 
-    redrawn = [found for run in runs if (found := run.record["metrics"].get("redrawn")) and "probabilities" in found]
+    redrawn = [found for run in runs if (found := run.record.metrics.redrawn) and found.probabilities]
     if not redrawn:
         return None
-    probabilities = np.concatenate([found["probabilities"] for found in redrawn])
-    labels = np.concatenate([found["labels"] for found in redrawn])
-    thresholds = np.concatenate([[found["bag"]["threshold"]] * len(found["labels"]) for found in redrawn])
+    probabilities = np.concatenate([found.probabilities for found in redrawn])
+    labels = np.concatenate([found.labels for found in redrawn])
+    thresholds = np.concatenate([[found.bag.threshold] * len(found.labels) for found in redrawn])
     best = best_f1_threshold(probabilities, labels)
     own, common = (float(f1_score(labels, probabilities >= limit)) for limit in (thresholds, best))
     return PooledF1(own, common, len(redrawn))
@@ -178,7 +178,7 @@ def make_table(runs: Runs, against: str | None, resamples: int, seed: int) -> Ta
 
 def _ceilings(runs: Runs, names: Sequence[str]) -> frozenset[str]:
     without_record = set(names) - {run.cell.name for run in runs.done}
-    recorded = {run.cell.name for run in runs.done if run.record.get("uses_instance_labels")}
+    recorded = {run.cell.name for run in runs.done if run.record.uses_instance_labels}
     return frozenset(recorded | ({_CEILING_BY_NAME} & without_record))
 
 
@@ -193,8 +193,8 @@ def _entry(
 ) -> Entry:
     here = [run for run in runs.done if (run.judge, run.cell.name, run.cell.witness_rate) == (judge, name, rate)]
     failed = [cell for cell in runs.failed if (cell.name, cell.witness_rate) == (name, rate)]
-    ranks = [run.record["encoder"].get("effective_rank") for run in here]
-    known_ranks = [float(rank) for rank in ranks if rank is not None]
+    ranks = [run.record.encoder.effective_rank for run in here]
+    known_ranks = [rank for rank in ranks if rank is not None]
     pairs = [] if name == against else _pairs(runs, here, against)
     return Entry(
         name=name,
@@ -206,7 +206,7 @@ def _entry(
         n_failed=len(failed),
         n_collapsed=sum(run.collapsed for run in here),
         effective_rank=fmean(known_ranks) if known_ranks else None,
-        aggregators=dict(sorted(Counter(str(run.record["aggregator"]["name"]) for run in here).items())),
+        aggregators=dict(sorted(Counter(run.record.aggregator.name for run in here).items())),
         estimates=estimate(here, *bootstrap) if here else {},
         differences=estimate_differences(pairs, *bootstrap) if pairs else {},
         pooled_f1=pool_f1(here),
@@ -222,14 +222,14 @@ def _pairs(runs: Runs, here: Sequence[Run], against: str | None) -> list[tuple[R
 
 
 def _mean_curve(here: Sequence[Run]) -> dict[float, float]:
-    curves = [run.record.get("recall_by_share") or {} for run in here]
+    curves = [run.record.recall_by_share for run in here]
     fractions = set(curves[0]).intersection(*curves[1:]) if curves else set()
-    return {float(one): fmean(curve[one] for curve in curves) for one in sorted(fractions, key=float)}
+    return {one: fmean(curve[one] for curve in curves) for one in sorted(fractions)}
 
 
 def _notes(runs: Runs) -> tuple[str, ...]:
     """Notes on differences in code or settings between the runs."""
-    codes = {run.record.get("versions", {}).get("code") for run in runs.done}
+    codes = {run.record.versions.get("code") for run in runs.done}
     found = []
     if len(codes) > 1:
         found.append(f"These runs were made by {len(codes)} versions of the code; each record names its own.")
@@ -255,7 +255,7 @@ def _describe_differences(here: Sequence[Run]) -> str:
 
 
 def _recipe(run: Run) -> dict[str, Any]:
-    encoder = run.record["encoder"]
-    settings = {key: value for key, value in (encoder.get("settings") or {}).items() if key not in _IGNORED_SETTINGS}
-    weights = encoder.get("start_weights")
-    return settings | {"start weights": weights["sha256"][:12] if weights else None}
+    encoder = run.record.encoder
+    settings = {key: value for key, value in encoder.settings.items() if key not in _IGNORED_SETTINGS}
+    weights = encoder.start_weights
+    return settings | {"start weights": weights.sha256[:12] if weights else None}

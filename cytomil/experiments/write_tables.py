@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -17,6 +15,7 @@ from cytomil.experiments.metrics import METRICS
 from cytomil.experiments.runs import Runs, read_runs
 from cytomil.experiments.tables import Entry, Table, make_table, published
 from cytomil.files import write_text
+from cytomil.tables import csv_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -243,12 +242,7 @@ def _tex(text: str) -> str:
 
 def csv_of(table: Table) -> str:
     """One line per judge, method, witness rate and metric. Values are fractions, and blank if undefined."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for entry in table.entries.values():
-        writer.writerows(_csv_rows(table, entry))
-    return buffer.getvalue()
+    return csv_text(_COLUMNS, (row for entry in table.entries.values() for row in _csv_rows(table, entry)))
 
 
 def _csv_rows(table: Table, entry: Entry) -> Iterator[dict[str, str]]:

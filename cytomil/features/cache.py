@@ -13,10 +13,9 @@ import numpy as np
 
 from cytomil.errors import FeatureFileError
 from cytomil.files import replacing
-from cytomil.hdf5 import reading_hdf5, writing_hdf5
+from cytomil.hdf5 import Hdf5Dataset, Hdf5File, reading_hdf5, writing_hdf5
 
 SCHEMA = "cytomil.features/1"
-_PER_INSTANCE = ("features", "coords", "instance_id")
 CHUNK_CELLS = 256  # measured: python -m bench hdf5
 _CHUNK_ROWS = 1024
 _BLOCK = 8192
@@ -61,38 +60,40 @@ class Features:
     def instance_ids(self) -> tuple[str, ...]:
         """The cells' ids, (N,)."""
         with _reading(self.path) as file:
-            return tuple(file["instance_id"].asstr()[:])
+            return tuple(file.dataset("instance_id", "text", (len(self),)).read())
 
     @property
     def coords(self) -> np.ndarray:
         """The cells' places in px of level 0, int64 (N, 2)."""
         with _reading(self.path) as file:
-            places: np.ndarray = file["coords"][:]
-            return places
+            return file.dataset("coords", "whole numbers", (len(self), 2)).read()
 
     def load(self) -> np.ndarray:
         """The embeddings, float32 (N, D)."""
         with _reading(self.path) as file:
-            return self._finite(file["features"][:])
+            return self._finite(self._values(file).read())
 
     def blocks(self) -> Iterator[np.ndarray]:
         """The embeddings, float32 (n ≥ 1, D), some thousand at a time: a slide's may be too many to hold."""
         with _reading(self.path) as file:
-            values = file["features"]
+            values = self._values(file)
             for start in range(0, len(values), _BLOCK):
-                yield self._finite(values[start : start + _BLOCK])
+                yield self._finite(values.read(start, start + _BLOCK))
 
     def some(self, cells: np.ndarray) -> np.ndarray:
         """The embeddings of some cells, by ascending place (n,): (n, D) in the file's own format."""
         with _reading(self.path) as file:
-            values = file["features"]
+            values = self._values(file)
             out = np.empty((len(cells), self.shape[1]), values.dtype)
             for start in range(0, len(values), _BLOCK):
                 first, last = np.searchsorted(cells, (start, start + _BLOCK))
                 if first < last:
-                    out[first:last] = values[start : start + _BLOCK][cells[first:last] - start]
+                    out[first:last] = values.read(start, start + _BLOCK)[cells[first:last] - start]
             self._finite(out)
             return out
+
+    def _values(self, file: Hdf5File) -> Hdf5Dataset:
+        return file.dataset("features", "numbers", self.shape)
 
     def _finite(self, values: np.ndarray) -> np.ndarray:
         if not np.isfinite(values).all():
@@ -198,19 +199,25 @@ def open_features(path: Path | str) -> Features:
     """Open and validate a cache. Raises `FeatureFileError` for a truncated or foreign file or one that contradicts itself."""
     path = Path(path)
     with _reading(path) as file:
-        fault = _fault(file)
-        if fault:
-            raise FeatureFileError(f"{path} {fault}. Make it again with `cytomil embed`.")
-        attributes = file.attrs
-        mpp = float(attributes["mpp"])
+        file.require_schema(SCHEMA, "a feature cache")
+        n, mpp = file.attribute("n_instances", int), file.attribute("mpp", float)
+        key = FeatureKey(**{name: file.attribute(name, str) for name in FeatureKey.__dataclass_fields__})
+        bag_id = file.attribute("bag_id", str)
+        dim = file.dataset("features", "numbers", (n, None)).shape[1]
+        file.dataset("coords", "whole numbers", (n, 2))
+        file.dataset("instance_id", "text", (n,))
+        groups = file.whole_numbers("groups")
+        if groups and (min(groups) < 1 or sum(groups) != dim):
+            announced = ", ".join(map(str, groups))
+            raise file.refused(f"contradicts itself: groups of {announced} columns announced, {dim} columns there")
         return Features(
             path=path,
-            bag_id=str(attributes["bag_id"]),
-            key=FeatureKey(**{name: str(attributes[name]) for name in FeatureKey.__dataclass_fields__}),
+            bag_id=bag_id,
+            key=key,
             mpp=None if np.isnan(mpp) else mpp,
-            shape=file["features"].shape,
-            unreadable=tuple(file["unreadable"].asstr()[:]),
-            groups=tuple(int(width) for width in attributes.get("groups", ())),
+            shape=(n, dim),
+            unreadable=tuple(file.dataset("unreadable", "text", (None,)).read()),
+            groups=groups,
         )
 
 
@@ -222,24 +229,5 @@ def is_valid(path: Path, key: FeatureKey) -> bool:
         return False
 
 
-def _reading(path: Path) -> AbstractContextManager[h5py.File]:
+def _reading(path: Path) -> AbstractContextManager[Hdf5File]:
     return reading_hdf5(path, FeatureFileError, "features", "embed")
-
-
-def _fault(file: h5py.File) -> str:
-    schema = file.attrs.get("schema", "none")
-    if schema != SCHEMA:
-        return f"is not a feature cache of this version (schema {schema!r}, expected {SCHEMA!r})"
-    wanted = {"bag_id", "mpp", "n_instances", *FeatureKey.__dataclass_fields__}
-    missing = sorted(wanted - set(file.attrs))
-    missing += [n for n in ("unreadable", *_PER_INSTANCE) if not isinstance(file.get(n), h5py.Dataset)]
-    if missing:
-        return f"lacks {', '.join(missing)}"
-    n = int(file.attrs["n_instances"])
-    wrong = [name for name in _PER_INSTANCE if file[name].shape[:1] != (n,)]
-    if wrong:
-        return f"contradicts itself: {n} instances announced, not as many in {', '.join(wrong)}"
-    groups, dim = [int(width) for width in file.attrs.get("groups", ())], file["features"].shape[-1]
-    if groups and (min(groups) < 1 or sum(groups) != dim):
-        return f"contradicts itself: groups of {', '.join(map(str, groups))} columns announced, {dim} columns there"
-    return ""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from cytomil.errors import FeatureFileError, require_file
 from cytomil.features.cache import Features, open_features
 from cytomil.files import sha256_of_json, write_text
+from cytomil.tables import csv_text
 from cytomil.text import is_inside
 
 INDEX_NAME = "features.csv"
@@ -80,11 +80,9 @@ def _made_by(features: Features) -> tuple[str, ...]:
 
 def write_index(index: FeatureIndex) -> None:
     """Write features.csv."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [*(field.name for field in fields(IndexRow)), _SEAL], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) | {_SEAL: row.seal(len(index.rows))} for row in index.rows)
-    write_text(index.folder / INDEX_NAME, buffer.getvalue())
+    columns = [*(field.name for field in fields(IndexRow)), _SEAL]
+    lines = (asdict(row) | {_SEAL: row.seal(len(index.rows))} for row in index.rows)
+    write_text(index.folder / INDEX_NAME, csv_text(columns, lines))
 
 
 def read_index(folder: Path) -> FeatureIndex:

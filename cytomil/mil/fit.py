@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import torch
 
 from cytomil.bags.draw import Draw
-from cytomil.encoders.bundle import EncoderBundle, load_bundle
+from cytomil.encoders.bundle import load_bundle
 from cytomil.errors import FeatureFileError, require_replaceable
 from cytomil.features.cache import Features
 from cytomil.features.embedder import preparation_sha256, stored_layer
@@ -32,7 +31,16 @@ from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, reference_ev
 from cytomil.mil.intervals import auroc_interval, n_independent
 from cytomil.mil.novelty import UNLIKE_BELOW, Novelty, fit_novelty
 from cytomil.mil.thresholds import Thresholds, choose_thresholds
-from cytomil.mil.triage_model import CARD_NAME, OWN_FILES, TriageModel, save_triage_model
+from cytomil.mil.triage_model import (
+    CARD_NAME,
+    OWN_FILES,
+    ChosenThresholds,
+    HeldOutFigures,
+    TrainedOn,
+    TriageFacts,
+    TriageModel,
+    save_triage_model,
+)
 from cytomil.progress import Listener
 from cytomil.provenance import now, versions
 
@@ -70,17 +78,37 @@ def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
     held_out, ensemble = _fit(bags, settings, listener)
     thresholds = choose_thresholds(held_out, labels, ensemble.judged, settings.sensitivity, settings.seed)
     novelty = fit_novelty(bags, held_out.fold)
-    n_cells = sum(len(features) for _, features in opened)
-    card = _card(settings, encoder, bags, n_cells, held_out, thresholds, ensemble) | {
-        "settings": settings.model_dump(mode="json") | {"options": {settings.aggregator: own.model_dump(mode="json")}},
-        "layer": key.layer,
-        "preparation_sha256": key.transform_sha256,
-        "orientations": int(key.orientations),
-        "engine": key.engine,
-        "cutting": encoder.card["data"].get("cutting"),
-        "limits": [*_LIMITS, *encoder.caveats, _novelty_limit(novelty)],
-    }
-    return save_triage_model(settings.out, encoder, ensemble, novelty, card)
+    facts = TriageFacts(
+        made=now(),
+        synthetic=encoder.card.synthetic,
+        collapsed=encoder.card.collapsed,
+        uses_instance_labels=encoder.card.uses_instance_labels,
+        trained_on=TrainedOn(
+            bags=len(bags),
+            positive_bags=int(labels.sum()),
+            cells=sum(len(features) for _, features in opened),
+            cells_drawn=sum(len(bag) for bag in bags),
+            sources=encoder.card.data.sources,
+        ),
+        held_out=_held_out_figures(held_out, bags, thresholds),
+        thresholds=ChosenThresholds(
+            **asdict(thresholds),
+            sensitivity_wanted=settings.sensitivity,
+            chosen_by=f"{_chosen_by(ensemble, held_out)}, split by patient",
+        ),
+        epochs_chosen=held_out.n_epochs if find_aggregator(settings.aggregator).by_epochs else None,
+        score_bin_edges=SCORE_BIN_EDGES,
+        reference_shares=_reference_shares(ensemble, bags),
+        versions=versions(),
+        settings=settings.model_dump(mode="json") | {"options": {settings.aggregator: own.model_dump(mode="json")}},
+        layer=key.layer,
+        preparation_sha256=key.transform_sha256,
+        orientations=int(key.orientations),
+        engine=key.engine,
+        cutting=encoder.card.data.cutting,
+        limits=(*_LIMITS, *encoder.caveats, _novelty_limit(novelty)),
+    )
+    return save_triage_model(settings.out, encoder, ensemble, novelty, facts)
 
 
 def training_bags(
@@ -123,41 +151,11 @@ def _refit(bags: Sequence[TrainingBag], settings: FitMilConfig, epochs: int, lis
     return Ensemble(settings.aggregator, tuple(members), settings.instance_score)
 
 
-def _card(
-    settings: FitMilConfig,
-    encoder: EncoderBundle,
-    bags: Sequence[TrainingBag],
-    n_cells: int,
-    held_out: HeldOut,
-    thresholds: Thresholds,
-    ensemble: Ensemble,
-) -> dict[str, Any]:
-    labels = np.array([bag.label for bag in bags])
+def _reference_shares(ensemble: Ensemble, bags: Sequence[TrainingBag]) -> tuple[float, ...]:
+    """The mean over negative bags of the fraction of cells in each score bin, shape (number of `SCORE_BIN_EDGES` − 1,)."""
     negatives = [bag for bag in bags if bag.label == 0]
     shares = np.mean([score_shares(ensemble.assess(bag.values.numpy()).scores) for bag in negatives], axis=0)
-    return {
-        "made": now(),
-        "synthetic": bool(encoder.card.get("synthetic")),
-        "collapsed": bool(encoder.card.get("collapsed")),
-        "uses_instance_labels": bool(encoder.card.get("uses_instance_labels")),
-        "trained_on": {
-            "bags": len(bags),
-            "positive_bags": int(labels.sum()),
-            "cells": n_cells,
-            "cells_drawn": sum(len(bag) for bag in bags),
-            "sources": encoder.card["data"]["sources"],
-        },
-        "held_out": _held_out_figures(held_out, bags, thresholds),
-        "thresholds": asdict(thresholds)
-        | {
-            "sensitivity_wanted": settings.sensitivity,
-            "chosen_by": f"{_chosen_by(ensemble, held_out)}, split by patient",
-        },
-        "epochs_chosen": held_out.n_epochs if find_aggregator(settings.aggregator).by_epochs else None,
-        "score_bin_edges": list(SCORE_BIN_EDGES),
-        "reference_shares": shares.tolist(),
-        "versions": versions(),
-    }
+    return tuple(shares.tolist())
 
 
 def _chosen_by(ensemble: Ensemble, held_out: HeldOut) -> str:
@@ -174,22 +172,22 @@ def _novelty_limit(novelty: Novelty) -> str:
     )
 
 
-def _held_out_figures(held_out: HeldOut, bags: Sequence[TrainingBag], thresholds: Thresholds) -> dict[str, Any]:
+def _held_out_figures(held_out: HeldOut, bags: Sequence[TrainingBag], thresholds: Thresholds) -> HeldOutFigures:
     from sklearn.metrics import f1_score, roc_auc_score
 
     labels = np.array([bag.label for bag in bags])
     auroc = float(roc_auc_score(labels, held_out.probabilities))
     n_positive, n_negative = n_independent(labels.tolist(), [bag.patient for bag in bags])
     called = held_out.probabilities >= thresholds.decision
-    return {
-        "auroc": auroc,
-        "auroc_interval": list(auroc_interval(auroc, n_positive, n_negative)),
-        "n_positive_patients": n_positive,
-        "n_negative_patients": n_negative,
-        "f1": float(f1_score(labels, called)),
-        "sensitivity": float(called[labels == 1].mean()),
-        "specificity": float((~called[labels == 0]).mean()),
-        "log_loss": float(held_out.loss_by_epoch[held_out.n_epochs - 1]),
-        "probabilities": held_out.probabilities.tolist(),
-        "labels": labels.tolist(),
-    }
+    return HeldOutFigures(
+        auroc=auroc,
+        auroc_interval=auroc_interval(auroc, n_positive, n_negative),
+        n_positive_patients=n_positive,
+        n_negative_patients=n_negative,
+        f1=float(f1_score(labels, called)),
+        sensitivity=float(called[labels == 1].mean()),
+        specificity=float((~called[labels == 0]).mean()),
+        log_loss=float(held_out.loss_by_epoch[held_out.n_epochs - 1]),
+        probabilities=tuple(held_out.probabilities.tolist()),
+        labels=tuple(labels.tolist()),
+    )

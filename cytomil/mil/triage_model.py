@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cytomil.cards import Card, Count, Flag, Fraction, Number, Text, read_card
 from cytomil.encoders import bundle
 from cytomil.encoders.bundle import EncoderBundle, keep_engines, load_bundle, save_bundle
 from cytomil.errors import (
@@ -21,8 +23,9 @@ from cytomil.errors import (
     TriageModelError,
     require_folder,
 )
+from cytomil.features.config import group_of_turns
 from cytomil.features.embedder import preparation_sha256, stored_layer
-from cytomil.files import put_back, read_json_card, replacing_folder, sha256_of_file, write_json_card
+from cytomil.files import put_back, replacing_folder, sha256_of_file, write_json_card
 from cytomil.layer import Layer
 from cytomil.mil.aggregators.registry import find_aggregator
 from cytomil.mil.bags import Standardiser
@@ -41,6 +44,114 @@ _CHANCE = 0.5
 OWN_FILES = (CARD_NAME, WEIGHTS_NAME, *(f"{ENCODER_FOLDER}/{name}" for name in bundle.OWN_FILES))
 
 
+class AggregatorFacts(Card):
+    """The aggregators' kind, their number, and what else builds one, such as ``in_dim``."""
+
+    name: Text
+    members: Annotated[Count, Field(ge=1)]
+    instance_score: InstanceScore
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The keyword arguments that the kind takes."""
+        return dict(self.model_extra or {})
+
+
+class TrainedOn(Card):
+    """The training bags. ``cells_drawn`` of their ``cells`` were read; models older than drawing do not say."""
+
+    bags: Count
+    positive_bags: Count = 0
+    cells: Count = 0
+    cells_drawn: Count = 0
+    sources: tuple[Text, ...] = ()
+
+
+class HeldOutFigures(Card):
+    """The model's figures on training bags held out; models older than a field do not have it.
+
+    ``auroc_interval`` is 95 %. ``log_loss`` is in nats. ``probabilities`` and ``labels`` are per bag.
+    """
+
+    auroc: Fraction
+    auroc_interval: tuple[Fraction, Fraction]
+    n_positive_patients: Count = 0
+    n_negative_patients: Count = 0
+    f1: Fraction
+    sensitivity: Fraction
+    specificity: Fraction
+    log_loss: Annotated[Number, Field(ge=0)]
+    probabilities: tuple[Fraction, ...] = ()
+    labels: tuple[Count, ...] = ()
+
+
+class ChosenThresholds(Card):
+    """`cytomil.mil.thresholds.Thresholds` and how they were chosen."""
+
+    decision: Fraction
+    low: Fraction
+    decision_range: tuple[Fraction, Fraction]
+    low_range: tuple[Fraction, Fraction]
+    sensitivity_wanted: Fraction | None = None
+    chosen_by: Text = ""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ChosenThresholds:
+        if self.low > self.decision:
+            raise ValueError("'low' should be at most 'decision'")
+        return self
+
+
+class _Fitted(Card):
+    """What `save_triage_model` itself writes."""
+
+    aggregator: AggregatorFacts
+    score_meaning: Text
+    encoder_sha256: Text
+    aggregator_sha256: Text
+
+
+class TriageFacts(Card):
+    """What fitting says of a model.
+
+    ``preparation_sha256`` and ``engine`` are None, and ``orientations`` is 1, for models older than these.
+    ``epochs_chosen`` is None for aggregators without epochs. ``cutting``: how the training cells were cut out of slides;
+    None if they were single images. ``reference_shares`` are the fractions of normal training cells between two of the
+    ``score_bin_edges``. ``limits`` are sentences for a reader.
+    """
+
+    made: Text
+    synthetic: Flag
+    collapsed: Flag
+    uses_instance_labels: Flag = False
+    trained_on: TrainedOn
+    held_out: HeldOutFigures
+    thresholds: ChosenThresholds
+    epochs_chosen: Count | None = None
+    score_bin_edges: tuple[Number, ...]
+    reference_shares: tuple[Fraction, ...]
+    versions: dict[str, Text] = Field(default_factory=dict)
+    settings: dict[str, Any]
+    layer: Text
+    preparation_sha256: Text | None = None
+    orientations: Annotated[Count, AfterValidator(group_of_turns)] = 1
+    engine: Text | None = None
+    cutting: Cutting | None
+    limits: tuple[Text, ...]
+
+    @model_validator(mode="after")
+    def _bins_fit(self) -> TriageFacts:
+        if len(self.score_bin_edges) != len(self.reference_shares) + 1:
+            raise ValueError("'score_bin_edges' should have one entry more than 'reference_shares'")
+        if list(self.score_bin_edges) != sorted(set(self.score_bin_edges)):
+            raise ValueError("'score_bin_edges' should rise")
+        return self
+
+
+class TriageCard(TriageFacts, _Fitted):
+    """triage.json."""
+
+
 @dataclass(frozen=True)
 class TriageModel:
     """Encoder, fitted aggregators and novelty check, ready to assess bags. ``card`` is the content of triage.json."""
@@ -49,31 +160,30 @@ class TriageModel:
     encoder: EncoderBundle
     ensemble: Ensemble
     novelty: Novelty
-    card: dict[str, Any]
+    card: TriageCard
 
     @property
     def layer(self) -> Layer:
         """The layer of the encoder that the aggregators read."""
-        return stored_layer(str(self.card["layer"]))
+        return stored_layer(self.card.layer)
 
     @property
     def orientations(self) -> int:
         """The number of orientations over which a cell's embedding is averaged; 1 for models older than this setting."""
-        return int(self.card.get("orientations", 1))
+        return self.card.orientations
 
     @property
     def cutting(self) -> Cutting | None:
         """How the training cells were cut out of slides; None if they were single images."""
-        known = self.card["cutting"]
-        return None if known is None else Cutting(**known)
+        return self.card.cutting
 
 
 def save_triage_model(
-    path: Path, encoder: EncoderBundle, ensemble: Ensemble, novelty: Novelty, facts: dict[str, Any]
+    path: Path, encoder: EncoderBundle, ensemble: Ensemble, novelty: Novelty, facts: TriageFacts
 ) -> TriageModel:
     """Write a triage model, replacing the whole folder. ``facts`` are further entries of triage.json."""
     with replacing_folder(path) as folder:
-        keep = {key: value for key, value in encoder.card.items() if key not in _WRITTEN_BY_BUNDLE}
+        keep = {key: value for key, value in encoder.card.to_json().items() if key not in _WRITTEN_BY_BUNDLE}
         save_bundle(folder / ENCODER_FOLDER, encoder.encoder, encoder.transform, keep)
         for source in (encoder.path, path / ENCODER_FOLDER):
             keep_engines(source, folder / ENCODER_FOLDER)
@@ -96,7 +206,7 @@ def save_triage_model(
             "score_meaning": ensemble.meaning,
             "encoder_sha256": encoder.sha256,
             "aggregator_sha256": sha256_of_file(folder / WEIGHTS_NAME),
-            **facts,
+            **facts.to_json(),
         }
         write_json_card(folder / CARD_NAME, card)
     return load_triage_model(path)
@@ -111,28 +221,28 @@ def load_triage_model(path: Path) -> TriageModel:
     """
     put_back(path)
     require_folder(path, "cytomil fit-mil")
-    card = read_json_card(path / CARD_NAME, SCHEMA, TriageModelError, "cytomil fit-mil")
+    card = read_card(path / CARD_NAME, TriageCard, SCHEMA, TriageModelError, "cytomil fit-mil")
     weights = path / WEIGHTS_NAME
-    if not weights.is_file() or sha256_of_file(weights) != card.get("aggregator_sha256"):
+    if not weights.is_file() or sha256_of_file(weights) != card.aggregator_sha256:
         raise TriageModelError(f"{weights} is missing, damaged or exchanged. Fit again with `cytomil fit-mil`.")
     try:
         encoder = load_bundle(path / ENCODER_FOLDER)
         tensors = load_file(weights)
-        ensemble = _load_ensemble(tensors, card["aggregator"])
+        ensemble = _load_ensemble(tensors, card.aggregator)
         novelty = Novelty(**{field.name: tensors[f"novelty.{field.name}"] for field in fields(Novelty)})
     except (EncoderBundleError, NotFoundError) as error:
         raise TriageModelError(f"the encoder inside {path} cannot be used: {error}") from None
     except SettingsError as error:
         raise TriageModelError(f"{path} cannot be used here: {error}") from None
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise TriageModelError(f"{path} does not hold what its {CARD_NAME} describes ({error}).") from None
-    if encoder.sha256 != card.get("encoder_sha256"):
+        raise TriageModelError(f"{path} does not hold what its {CARD_NAME} describes ({str(error)[:300]}).") from None
+    if encoder.sha256 != card.encoder_sha256:
         raise TriageModelError(f"the encoder inside {path} is not the one {CARD_NAME} speaks of. Fit again.")
     try:
-        made_with = preparation_sha256(stored_layer(str(card.get("layer"))), encoder.transform.sha256)
+        made_with = preparation_sha256(stored_layer(card.layer), encoder.transform.sha256)
     except FeatureFileError as error:
         raise TriageModelError(f"{path} cannot be used here: {error}") from None
-    if card.get("preparation_sha256", encoder.transform.sha256) != made_with:
+    if (card.preparation_sha256 or encoder.transform.sha256) != made_with:
         raise TriageModelError(
             f"{path} was fitted to cells described in another way than this version of cytomil describes them. "
             "Embed and fit again: `cytomil embed`, `cytomil fit-mil`."
@@ -148,19 +258,17 @@ class Weakness:
     text: str
 
 
-def held_out_auroc(card: dict[str, Any]) -> str:
-    """The AUROC on held-out training slides of the model that ``card`` (triage.json) describes, with its interval."""
-    held_out = card["held_out"]
-    low, high = held_out["auroc_interval"]
-    return f"AUROC {held_out['auroc']:.2f}, 95 % interval {low:.2f} to {high:.2f}; 0.5 is chance"
+def said_auroc(held_out: HeldOutFigures) -> str:
+    """The AUROC on training slides held out, with its interval, for a reader."""
+    low, high = held_out.auroc_interval
+    return f"AUROC {held_out.auroc:.2f}, 95 % interval {low:.2f} to {high:.2f}; 0.5 is chance"
 
 
-def weaknesses(card: dict[str, Any]) -> tuple[Weakness, ...]:
-    """The weaknesses of the model that ``card`` (triage.json) describes, worst first; empty for a sound model."""
+def weaknesses(n: int, held_out: HeldOutFigures) -> tuple[Weakness, ...]:
+    """The weaknesses of a model fitted to ``n`` slides, worst first; empty for a sound model."""
     found = []
-    n = int(card["trained_on"]["bags"])
-    low, high = card["held_out"]["auroc_interval"]
-    measured = held_out_auroc(card)
+    low, high = held_out.auroc_interval
+    measured = said_auroc(held_out)
     if high < _CHANCE:
         found.append(
             Weakness(
@@ -188,18 +296,16 @@ def weaknesses(card: dict[str, Any]) -> tuple[Weakness, ...]:
     return tuple(found)
 
 
-_OF_ENSEMBLE = frozenset({"name", "members", "instance_score"})
 _WRITTEN_BY_BUNDLE = frozenset({"schema", "architecture", "transform", "normalisation", "weights_sha256"})
 
 
-def _load_ensemble(tensors: dict[str, Tensor], shape: dict[str, Any]) -> Ensemble:
-    kind = find_aggregator(shape["name"])
-    config = {key: value for key, value in shape.items() if key not in _OF_ENSEMBLE}
+def _load_ensemble(tensors: dict[str, Tensor], shape: AggregatorFacts) -> Ensemble:
+    kind = find_aggregator(shape.name)
     members = []
-    for i in range(shape["members"]):
-        aggregator = kind(**config)
+    for i in range(shape.members):
+        aggregator = kind(**shape.config)
         prefix = f"{i}.model."
         aggregator.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         standardise = Standardiser(tensors[f"{i}.mean"], tensors[f"{i}.std"])
         members.append(Member(aggregator.eval(), standardise, float(tensors[f"{i}.reference"])))
-    return Ensemble(shape["name"], tuple(members), InstanceScore(shape["instance_score"]))
+    return Ensemble(shape.name, tuple(members), shape.instance_score)

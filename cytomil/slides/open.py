@@ -39,6 +39,7 @@ _SOURCE_PX_AT_ONCE = 16_000_000
 _CONVERT = "Export it as a pyramidal tiled TIFF with JPEG compression, 8 bits per channel."
 _COPY = "The file is damaged or truncated; copy it again from the scanner."
 _TILE_CACHE_BYTES = 64 << 20
+_SAME_SHAPE_WITHIN = 0.05  # max relative difference of a level's two downsampling factors
 _SQUARE_WITHIN = 0.01  # the two axes of scanners differ by less; with more, round cells would look stretched
 _MICROMETRES_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
 
@@ -69,6 +70,7 @@ class Slide:
         self.mpp_source = mpp_source
         self.origin, self.dimensions = _bounds(handle)
         self._handle = handle
+        self._levels = _levels_of_slide(handle)
 
     def __enter__(self) -> Slide:
         return self
@@ -109,7 +111,7 @@ class Slide:
         """
         scale = mpp / self.mpp
         downsamples = self._handle.level_downsamples
-        level = max(i for i, d in enumerate(downsamples) if i == 0 or d <= scale * 1.01)
+        level = max(i for i in self._levels if i == 0 or downsamples[i] <= scale * 1.01)
         step = scale / downsamples[level]
         side = max(1, math.floor(math.sqrt(_SOURCE_PX_AT_ONCE) / step))
         rgb, alpha = np.empty((height_px, width_px, 3), np.uint8), np.empty((height_px, width_px), np.uint8)
@@ -282,6 +284,7 @@ class _PlainField:
         self.properties = properties
         self.dimensions = field.dimensions
         self.level_downsamples = field.level_downsamples
+        self.level_dimensions = field.level_dimensions
         self.read_region = field.read_region
         self.close = field.close
 
@@ -327,6 +330,22 @@ def _bounds(handle: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     if x + width > whole[0] or y + height > whole[1]:
         return (0, 0), whole
     return (x, y), (width, height)
+
+
+def _levels_of_slide(handle: Any) -> list[int]:
+    """The pyramid levels that show what level 0 shows: those of its shape.
+
+    OpenSlide takes every tiled page of a plain TIFF for a level. A label or macro image among them has another shape.
+    """
+    width, height = handle.level_dimensions[0]
+    found = []
+    for level, (w, h) in enumerate(handle.level_dimensions):
+        across, down = width / max(w, 1), height / max(h, 1)
+        # Sides are rounded to whole pixels, and some scanners pad them to whole tiles.
+        tolerance = max(_SAME_SHAPE_WITHIN, 2 / max(min(w, h), 1))
+        if abs(across - down) <= tolerance * min(across, down):
+            found.append(level)
+    return found
 
 
 def _number(text: str | None) -> float | None:

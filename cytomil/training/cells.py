@@ -22,7 +22,7 @@ from cytomil.bags.manifest import BagRow, Manifest, open_listed
 from cytomil.encoders.transform import CellTransform, decode_cells
 from cytomil.errors import BagFileError, CytomilError
 from cytomil.files import replacing, sha256_of_json
-from cytomil.hdf5 import HDF5_ERRORS
+from cytomil.hdf5 import open_hdf5
 from cytomil.progress import Listener, Problem
 
 _BLOCK = 64
@@ -183,16 +183,18 @@ def write_cell_cache(
 
 def open_cell_cache(path: Path, manifest: Manifest, rows: tuple[BagRow, ...]) -> TrainingCells:
     """Map the cells of these bags in ``path``. Raises `CytomilError` if the file is damaged."""
+    remedy = "Delete it; the next run writes it again."
+    with open_hdf5(path, CytomilError, remedy) as file:
+        file.require_schema(SCHEMA, "a file of decoded cells")
+        stored = file.dataset("pixels", "whole numbers", (None, None, None, 3))
+        shape, offset = stored.shape, stored.offset
+        bag = torch.from_numpy(file.dataset("bag", "whole numbers", (None,)).read())
+        encoded = file.attribute("problems", str)
     try:
-        with h5py.File(path) as file:
-            if file.attrs["schema"] != SCHEMA:
-                raise ValueError("unknown schema")
-            shape, offset = file["pixels"].shape, file["pixels"].id.get_offset()
-            bag = torch.from_numpy(file["bag"][:])
-            problems = tuple(Problem(**problem) for problem in json.loads(file.attrs["problems"]))
-        mapped = np.memmap(path, np.uint8, "r", offset, shape)
-    except HDF5_ERRORS as error:
-        raise CytomilError(f"{path} is damaged ({error}). Delete it; the next run writes it again.") from None
+        problems = tuple(Problem(**problem) for problem in json.loads(encoded))
+        mapped = np.memmap(path, np.uint8, "r", offset or 0, shape)
+    except (OSError, ValueError, TypeError) as error:
+        raise CytomilError(f"{path} is damaged ({error}). {remedy}") from None
     with warnings.catch_warnings():
         # PyTorch has no read-only tensors and warns about the mapping. Nothing writes to the training cells.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)

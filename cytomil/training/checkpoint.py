@@ -1,7 +1,7 @@
 """Checkpoints: what a killed run needs to go on as if nothing had happened.
 
 They lie beside the bundle, not in it (DVC deletes a stage's outputs before it runs), and are named by a fingerprint of
-the settings and data, so that a run never goes on with the weights of another.
+the settings, the data, `TRAINING_VERSION` and the libraries, so that a run never goes on with the weights of another.
 """
 
 from __future__ import annotations
@@ -17,36 +17,46 @@ import torch
 from cytomil.errors import ResumeError
 from cytomil.files import replacing, sha256_of_json
 
+TRAINING_VERSION = 1
+"""Raise it with every change that gives other weights, losses or draws from the same settings and bags.
+
+A checkpoint of another version is not continued. `tests/unchanged.json` holds the version that its figures are of.
+"""
+LIBRARIES = ("torch", "torchvision", "torchjd", "numpy", "pillow")
+"""Those that shape the weights of every encoder. timm shapes those of its own networks."""
+
 _NOT_SHAPING = frozenset({"out", "bags", "device", "cache"})
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """The settings and data that shape a run's weights."""
+    """All that shapes a run's weights.
+
+    ``data`` names the bags. ``made_by``: `TRAINING_VERSION` and the versions of libraries, by name, and the hash of a
+    method's source where another package brings it.
+    """
 
     settings: dict[str, Any]
     data: str
-    code: str
+    made_by: dict[str, str]
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over settings, data and code; where the files lie and which device is used do not count."""
+        """SHA-256 over all of it, except where the files lie and which device is used."""
         shaping = {key: value for key, value in self.settings.items() if key not in _NOT_SHAPING}
-        return sha256_of_json({"settings": shaping, "data": self.data, "code": self.code})
+        return sha256_of_json({"settings": shaping, "data": self.data, "made_by": self.made_by})
 
     def difference(self, other: RunIdentity) -> str:
         """In words, what ``other`` has that this one has not."""
-        keys = sorted((set(self.settings) | set(other.settings)) - _NOT_SHAPING)
-        changed = [
-            f"{k} {other.settings.get(k)} → {self.settings.get(k)}"
-            for k in keys
-            if self.settings.get(k) != other.settings.get(k)
-        ]
+        changed = _changes(other.settings, self.settings)
         if self.data != other.data:
             changed.append("other bags")
-        if self.code != other.code:
-            changed.append("another version of cytomil's code")
-        return ", ".join(changed)
+        return ", ".join(changed + _changes(other.made_by, self.made_by))
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    keys = sorted((set(before) | set(now)) - _NOT_SHAPING)
+    return [f"{key} {before.get(key)} → {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
 
 
 @dataclass
@@ -75,7 +85,7 @@ def save_checkpoint(path: Path, identity: RunIdentity, checkpoint: Checkpoint) -
 def load_checkpoint(out: Path, identity: RunIdentity, insist: bool) -> Checkpoint | None:
     """The checkpoint of this very run; None where no such run was interrupted.
 
-    With ``insist``, raises `ResumeError` if the only interrupted runs for ``out`` had other settings, data or code.
+    With ``insist``, raises `ResumeError` if the only interrupted runs for ``out`` had other settings, data or versions.
     Raises `ResumeError` if the checkpoint is damaged.
     """
     path = checkpoint_path(out, identity)
@@ -85,7 +95,9 @@ def load_checkpoint(out: Path, identity: RunIdentity, insist: bool) -> Checkpoin
         return Checkpoint(**content)
     others = sorted(path.parent.glob(f"{glob.escape(out.name)}-*.pt"), key=lambda other: other.stat().st_mtime)
     if insist and others:
-        difference = identity.difference(RunIdentity(**_read(others[-1])["identity"]))
+        stored = _read(others[-1])["identity"]
+        known = stored.keys() == vars(identity).keys()
+        difference = identity.difference(RunIdentity(**stored)) if known else "of an earlier version of cytomil"
         raise ResumeError(
             f"the interrupted run of {out} was another one ({difference}). "
             f"Give its settings to go on with it, or start anew without --resume."

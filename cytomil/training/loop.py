@@ -31,7 +31,7 @@ from cytomil.encoders.transform import CellTransform
 from cytomil.errors import SettingsError, require_replaceable
 from cytomil.files import sha256_of_json
 from cytomil.progress import Listener, Problem, Work, require_disk_space
-from cytomil.provenance import code_fingerprint
+from cytomil.provenance import library_versions
 from cytomil.training.cells import (
     TrainingCells,
     bytes_needed,
@@ -41,7 +41,7 @@ from cytomil.training.cells import (
     open_cell_cache,
     write_cell_cache,
 )
-from cytomil.training.checkpoint import RunIdentity, checkpoint_path, load_checkpoint
+from cytomil.training.checkpoint import LIBRARIES, TRAINING_VERSION, RunIdentity, checkpoint_path, load_checkpoint
 from cytomil.training.config import PretrainConfig
 from cytomil.training.instance_label_access import read_training_instance_labels
 from cytomil.training.memory import measured_memory, require_disk, require_memory
@@ -70,9 +70,9 @@ def pretrain(
 ) -> Pretrained:
     """Train an encoder on the training bags and write its bundle.
 
-    An interrupted run of the same settings, bags and code is taken up after its last whole epoch, and ends with the
-    weights an unbroken run would have had. With ``resume``, an interrupted run that was another one is an error, and a
-    finished one is left as it is.
+    An interrupted run of the same settings, bags, `TRAINING_VERSION` and libraries is taken up after its last whole
+    epoch, and ends with the weights an unbroken run would have had. With ``resume``, an interrupted run that was another
+    one is an error, and a finished one is left as it is.
     ``on_epoch`` receives one record an epoch: losses, the chance level, the state of the embeddings, gradients, speed.
     Several ``processes`` (see `cytomil.training.processes.training_processes`) each call this with the same arguments
     and see the same files; the first one writes.
@@ -153,15 +153,14 @@ def _identity(settings: PretrainConfig, start: Start, rows: tuple[BagRow, ...], 
     shaping = settings.model_dump(mode="json")
     if start.weights:
         shaping["weights"] = start.weights.sha256  # wherever the file lies
-    return RunIdentity(shaping, fingerprint(rows), _code_of(method))
+    return RunIdentity(shaping, fingerprint(rows), _made_by(start, method))
 
 
-def _code_of(method: type[Method]) -> str:
-    """What shapes the weights: cytomil's own code, and another package's where it brings the method."""
-    own = code_fingerprint("bags", "encoders", "training")
-    if method.__module__.startswith("cytomil."):
-        return own
-    return sha256_of_json([own, inspect.getsource(inspect.getmodule(method) or method)])
+def _made_by(start: Start, method: type[Method]) -> dict[str, str]:
+    found = {"training version": str(TRAINING_VERSION)} | library_versions(*LIBRARIES, *start.libraries)
+    if not method.__module__.startswith("cytomil."):
+        found["source of the method"] = sha256_of_json(inspect.getsource(inspect.getmodule(method) or method))[:12]
+    return found
 
 
 def _cells(
@@ -209,7 +208,7 @@ def _work(run: Run, cells: TrainingCells, settings: PretrainConfig, processes: P
 
 
 def _finished(settings: PretrainConfig, identity: RunIdentity) -> EncoderBundle | None:
-    if not (settings.out / CARD_NAME).is_file() or read_card(settings.out).get("fingerprint") != identity.fingerprint:
+    if not (settings.out / CARD_NAME).is_file() or read_card(settings.out).fingerprint != identity.fingerprint:
         return None
     return load_bundle(settings.out)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from cytomil.bags.whole_slides import cell_id
 from cytomil.files import replacing, safe_name, write_bytes
 from cytomil.slides import Cells, qc_thumbnail
+from cytomil.tables import write_csv
 from cytomil.text import ENCODING
 from cytomil.triage.pictures import FILE_PX, REPORT_PX, context, heatmap, jpeg, marked_thumbnail, png
 from cytomil.triage.whole_slide import WholeSlide
@@ -27,8 +27,8 @@ _KEY_CELL = {"name": "key cell", "color": [220, 0, 0]}
 def write_geojson(path: Path, slide: str, cells: Cells, scores: np.ndarray, top: Sequence[int]) -> None:
     """Write the cells as QuPath shows them: octagons around them, in px from the corner of the slide's picture.
 
-    Every cell is a detection with its score as measurement. The cells of ``top``, indices with the highest first, are
-    annotations too, named "1", "2" and so on, as on the report. ``slide`` is the slide's name.
+    Every cell is a detection: its id is its name, its score a measurement. The cells of ``top`` (indices, the highest
+    score first) are annotations too, named "1", "2" and so on, as on the report. ``slide`` is the slide's name.
     """
     angles = np.pi * (2 * np.arange(_CORNERS) + 1) / _CORNERS
     # Wide enough that the octagon's sides, not its corners, touch the cell's disc.
@@ -40,13 +40,15 @@ def write_geojson(path: Path, slide: str, cells: Cells, scores: np.ndarray, top:
         properties = {"objectType": object_type, "measurements": {"score": _rounded(scores[i])}, **more}
         return json.dumps({"type": "Feature", "geometry": geometry, "properties": properties})
 
+    names = (cell_id(x, y) for x, y in cells.centres)
+    detections = (feature(i, "detection", {"name": name}) for i, name in enumerate(names))
     key_cells = (
         feature(i, "annotation", {"name": str(rank), "classification": _KEY_CELL})
         for rank, i in enumerate(top, start=1)
     )
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write(f'{{"type": "FeatureCollection", "slide": {json.dumps(slide)}, "features": [')
-        for i, line in enumerate(chain(key_cells, (feature(i, "detection", {}) for i in range(len(cells))))):
+        for i, line in enumerate(chain(key_cells, detections)):
             file.write(("," if i else "") + "\n" + line)
         file.write("\n]}\n")
 
@@ -54,10 +56,11 @@ def write_geojson(path: Path, slide: str, cells: Cells, scores: np.ndarray, top:
 def write_cells_csv(path: Path, names: list[str], cells: Cells, scores: np.ndarray) -> None:
     """Write instance_id, x and y of the cell's centre, in px from the corner of the slide's picture, and score."""
     with replacing(path) as partial, partial.open("w", encoding=ENCODING, newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("instance_id", "x", "y", "score"))
-        for name, (x, y), score in zip(names, cells.centres, scores, strict=True):
-            writer.writerow((name, f"{x:.1f}", f"{y:.1f}", _rounded(score)))
+        rows = (
+            {"instance_id": name, "x": f"{x:.1f}", "y": f"{y:.1f}", "score": _rounded(score)}
+            for name, (x, y), score in zip(names, cells.centres, scores, strict=True)
+        )
+        write_csv(file, ("instance_id", "x", "y", "score"), rows)
 
 
 def _rounded(score: float) -> float:

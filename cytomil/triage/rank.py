@@ -29,9 +29,9 @@ from cytomil.features.embedder import Embedder, as_lines, seen_px
 from cytomil.files import sha256_of_file
 from cytomil.mil.ensemble import Assessment, score_shares
 from cytomil.mil.novelty import SlideNovelty
-from cytomil.mil.triage_model import CARD_NAME, TriageModel, held_out_auroc, load_triage_model, weaknesses
+from cytomil.mil.triage_model import CARD_NAME, TriageCard, TriageModel, load_triage_model, said_auroc, weaknesses
 from cytomil.progress import Listener, Problem, Uncounted
-from cytomil.provenance import code_fingerprint, now, versions
+from cytomil.provenance import now, versions
 from cytomil.slides import CellFinding, Cutting, Resolutions, read_resolutions
 from cytomil.text import printable
 from cytomil.triage.beforehand import work_on
@@ -60,9 +60,9 @@ def rank(
     """
     found, ignored = discover(slide_dir, settings.out)
     model = load_triage_model(settings.model)
-    if model.encoder.card.get("uses_instance_labels"):
+    if model.encoder.card.uses_instance_labels:
         raise TriageModelError(
-            f"{settings.model} was shown instance labels when its encoder was trained ({model.encoder.card['method']}): a "
+            f"{settings.model} was shown instance labels when its encoder was trained ({model.encoder.card.method}): a "
             "ceiling to compare with, not a model to read slides by. Train with a method that learns from slide labels."
         )
     if ignored:
@@ -70,9 +70,9 @@ def rank(
     mark_own(settings.out)
     reading = _reading(model, settings, found, listener)
     engine = open_engine(model.encoder, model.layer.embedded, settings.engine, settings.device, listener.note)
-    if model.card.get("engine", engine.key) != engine.key:
+    if model.card.engine not in (None, engine.key):
         listener.note(
-            f"cells are embedded with {engine.key}; the model was fitted to embeddings of {model.card['engine']}"
+            f"cells are embedded with {engine.key}; the model was fitted to embeddings of {model.card.engine}"
         )
     results: list[SlideResult] = []
 
@@ -107,24 +107,27 @@ def _worklist(
     results: Sequence[SlideResult],
     unread: int,
 ) -> Worklist:
-    thresholds = model.card["thresholds"]
+    card = model.card
     return Worklist(
         folder=printable(str(slide_dir)),
         created=now(),
         slides=in_reading_order(results),
         unread=unread,
-        threshold=thresholds["decision"],
-        low_threshold=thresholds["low"],
+        threshold=card.thresholds.decision,
+        low_threshold=card.thresholds.low,
         model_card=model_card(model) | {"engine": engine_key},
         # Where the work was done shapes nothing of it.
         settings=settings.model_dump(mode="json", exclude_none=True, exclude={"ray_address"}),
         versions=versions(),
-        score_bin_edges=tuple(model.card["score_bin_edges"]),
-        reference_shares=tuple(model.card["reference_shares"]),
-        threshold_range=tuple(thresholds["decision_range"]),
-        low_threshold_range=tuple(thresholds["low_range"]),
-        weaknesses=weaknesses(model.card),
-        held_out=held_out_auroc(model.card),
+        score_bin_edges=card.score_bin_edges,
+        reference_shares=card.reference_shares,
+        threshold_range=card.thresholds.decision_range,
+        low_threshold_range=card.thresholds.low_range,
+        weaknesses=weaknesses(card.trained_on.bags, card.held_out),
+        held_out=said_auroc(card.held_out),
+        synthetic=card.synthetic,
+        collapsed=card.collapsed,
+        score_meaning=card.score_meaning,
     )
 
 
@@ -154,22 +157,22 @@ def model_card(model: TriageModel) -> dict[str, object]:
     """What the model says of itself, for a reader: on what it learnt, when, how well it did on held-out slides."""
     card, encoder = model.card, model.encoder.card
     shown = ("auroc", "auroc_interval", "f1", "sensitivity", "specificity")
-    held_out = {key: card["held_out"][key] for key in shown}
+    plain = card.to_json()
     return {
-        "fitted_with_engine": card.get("engine"),
-        "synthetic": card["synthetic"],
-        "collapsed": card["collapsed"],
-        "trained_on": card["trained_on"],
-        "made": card["made"],
-        "score_meaning": card["score_meaning"],
-        "method": encoder["method"],
-        "image_size_px": encoder["transform"]["image_size"],
-        "held_out_training_slides": held_out,
-        "thresholds": card["thresholds"],
-        "limits": card["limits"],
+        "fitted_with_engine": card.engine,
+        "synthetic": card.synthetic,
+        "collapsed": card.collapsed,
+        "trained_on": plain["trained_on"],
+        "made": card.made,
+        "score_meaning": card.score_meaning,
+        "method": encoder.method,
+        "image_size_px": encoder.transform.image_size,
+        "held_out_training_slides": {key: plain["held_out"][key] for key in shown},
+        "thresholds": plain["thresholds"],
+        "limits": plain["limits"],
         "model_sha256": sha256_of_file(model.path / CARD_NAME),
-        "aggregator_sha256": card["aggregator_sha256"],
-        "encoder_sha256": card["encoder_sha256"],
+        "aggregator_sha256": card.aggregator_sha256,
+        "encoder_sha256": card.encoder_sha256,
     }
 
 
@@ -182,7 +185,7 @@ class _Ranking:
 
     settings: RankConfig
     reading: SlideReading
-    card: dict[str, Any]
+    card: TriageCard
     engine: str
     engine_key: str
     loaded: tuple[TriageModel, Engine] | None
@@ -240,11 +243,10 @@ class _Ranker:
         self._model, self._settings, self._reading, self._listener = model, settings, reading, listener
         self._embedder = Embedder(model.encoder, engine, model.layer, "float32", model.orientations)
         shaped_by = {
-            "model": model.card,
+            "model": model.card.to_json(),
             "top": settings.top,
             "cells_csv": settings.cells_csv,
             "engine": engine.key,
-            "code": code_fingerprint(),
         }
         self._finished = ResultCache(settings.out, reading.cache, shaped_by)
         self.was_finished = False
@@ -325,13 +327,13 @@ class _Ranker:
         return result
 
     def _call(self, probability: float, is_unlike: bool, is_few: bool) -> Call:
-        thresholds = self._model.card["thresholds"]
+        thresholds = self._model.card.thresholds
         # Of a slide unlike all that it has seen, or of a handful of cells, the model can say neither that it is ill nor not.
         if is_unlike or is_few:
             return Call.REVIEW
-        if probability >= thresholds["decision"]:
+        if probability >= thresholds.decision:
             return Call.REVIEW_FIRST
-        return Call.REVIEW if probability >= thresholds["low"] else Call.LOW_PRIORITY
+        return Call.REVIEW if probability >= thresholds.low else Call.LOW_PRIORITY
 
     def _cautions(self, source: SlideSource, cells: _Cells) -> Iterator[str]:
         if cells.novelty.is_unlike:
@@ -361,7 +363,7 @@ class _Ranker:
     def _why(self, score: float, cell: int, novelty: SlideNovelty) -> str:
         if novelty.is_unlike:
             return "scores highest here, but the slide is unlike the training slides: not comparable with theirs"
-        edges, shares = self._model.card["score_bin_edges"], self._model.card["reference_shares"]
+        edges, shares = self._model.card.score_bin_edges, self._model.card.reference_shares
         # From the lower edge of the score's own bin on, so that rarity is understated rather than overstated.
         share = sum(share for upper, share in zip(edges[1:], shares, strict=True) if score < upper)
         as_high = f"about 1 in {1 / share:,.0f}" if share > 0 else "none"

@@ -102,7 +102,7 @@ def _render(worklist: Worklist, source: Callable[[bytes], str], img_src: str) ->
             source=source,
             file_kinds=_FILE_KINDS,
             probability=lambda value: _probability(value, thresholds),
-            score_unit=str(worklist.model_card.get("score_meaning", "× the average cell")).removeprefix("× "),
+            score_unit=worklist.score_meaning.removeprefix("× "),
         )
     )
     # A file name that is not UTF-8 arrives as lone surrogates, which no file can hold: it is shown as \udcfc.

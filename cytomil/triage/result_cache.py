@@ -7,30 +7,112 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from cytomil.cards import Card, Count, Flag, Fraction, Number, Text
 from cytomil.files import is_sealed, read_json, sha256_of_json, write_json_card
+from cytomil.provenance import library_versions
 from cytomil.triage.sources import Found, SlideSource
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult
 
 SCHEMA = "cytomil.slide-result/1"
+RESULT_VERSION = 1
+"""Raise it with every change by which a slide gets another result, picture or file from the same model and settings.
+
+Changes in how cells are found, cut, embedded or assessed count too. `tests/unchanged.json` holds the version that its
+worklists are of.
+"""
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "scikit-image",
+    "opencv-python-headless",
+    "pillow",
+    "simplejpeg",
+    "openslide-python",
+    "openslide-bin",
+)
+
+
+class _Cell(Card):
+    """`KeyInstance` with its pictures in base64."""
+
+    instance_id: Text
+    score: Number
+    image: Text
+    x_px: Number | None
+    y_px: Number | None
+    x_um: Number | None
+    y_um: Number | None
+    why: Text
+    context: Text | None
+
+    def as_cell(self) -> KeyInstance:
+        return KeyInstance(**_fields(self) | {"image": _decoded(self.image) or b"", "context": _decoded(self.context)})
+
+
+class _Result(Card):
+    """`SlideResult` with its pictures in base64."""
+
+    slide: Text
+    path: Text
+    call: Call
+    probability: Fraction | None
+    reason: Text
+    sha256: Text
+    n_instances: Count
+    n_unreadable: Count
+    n_at_edge: Count
+    mpp: Number | None
+    mpp_given: Flag
+    cautions: tuple[Text, ...]
+    is_unlike: Flag
+    novelty_p: Number | None
+    key_instances: tuple[_Cell, ...]
+    score_shares: tuple[Fraction, ...]
+    thumbnail: Text | None
+    qc_picture: Text | None
+    files: dict[str, Text]
+
+    def as_result(self) -> SlideResult:
+        return SlideResult(
+            **_fields(self)
+            | {
+                "key_instances": tuple(cell.as_cell() for cell in self.key_instances),
+                "thumbnail": _decoded(self.thumbnail),
+                "qc_picture": _decoded(self.qc_picture),
+            }
+        )
+
+
+class _ResultCard(Card):
+    """A finished slide's card. ``assumed_mpp``: as in `SlideSource`."""
+
+    key: Text
+    assumed_mpp: Number | None
+    result: _Result
 
 
 class ResultCache:
-    """Results by slide name. ``shaped_by`` is all that shapes a result besides the slide: model, settings, code."""
+    """Results by slide name. ``shaped_by`` is what shapes a result besides the slide, `RESULT_VERSION` and `LIBRARIES`."""
 
     def __init__(self, out: Path, folder: Path, shaped_by: dict[str, Any]) -> None:
         self._out, self._folder = out, folder
-        self._shaped_by = sha256_of_json(shaped_by)
+        self._shaped_by = sha256_of_json([shaped_by, RESULT_VERSION, library_versions(*LIBRARIES)])
 
     def read(self, found: Found, fingerprint: str, fallback_mpp: float | None) -> SlideResult | None:
         """The finished result of this slide, if it is still the same and the files written of it are still there."""
         try:
-            kept = read_json(self._file(found))
-            if not is_sealed(kept):
+            document = read_json(self._file(found))
+            kept = _ResultCard.model_validate(document)
+            if not is_sealed(document) or kept.key != self._key(found, fingerprint):
                 return None
-            if kept["key"] != self._key(found, fingerprint) or kept["assumed_mpp"] not in (None, fallback_mpp):
+            if kept.assumed_mpp not in (None, fallback_mpp):
                 return None
-            result = _from_json(kept["result"])
-        except (OSError, ValueError, KeyError, TypeError):
+            result = kept.result.as_result()
+        except (OSError, ValueError):  # a card with a wrong field is a ValueError
             return None
         if not all((self._out / file).is_file() for file in result.files.values()):
             return None
@@ -62,22 +144,9 @@ def _to_json(result: SlideResult) -> dict[str, Any]:
     return asdict(replace(result, key_instances=())) | {"key_instances": cells} | pictures
 
 
-def _from_json(document: dict[str, Any]) -> SlideResult:
-    cells = tuple(
-        KeyInstance(**cell | {"image": _decoded(cell["image"]) or b"", "context": _decoded(cell["context"])})
-        for cell in document["key_instances"]
-    )
-    return SlideResult(
-        **document
-        | {
-            "call": Call(document["call"]),
-            "key_instances": cells,
-            "cautions": tuple(document["cautions"]),
-            "score_shares": tuple(document["score_shares"]),
-            "thumbnail": _decoded(document["thumbnail"]),
-            "qc_picture": _decoded(document["qc_picture"]),
-        }
-    )
+def _fields(card: Card) -> dict[str, Any]:
+    """The fields without keys that this version does not know."""
+    return {name: getattr(card, name) for name in type(card).model_fields}
 
 
 def _encoded(picture: bytes | None) -> str | None:

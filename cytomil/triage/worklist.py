@@ -101,9 +101,10 @@ class Worklist:
 
     The two ranges are what the model itself and single folds of the cross-validation would have chosen for the thresholds.
     ``score_bin_edges`` has one more entry than each ``score_shares``; ``reference_shares`` are the mean shares over the
-    negative training bags. ``model_card`` is what the triage model says of itself, ``weaknesses`` what a reader must know of
-    it before any call, ``held_out`` how well it did on training slides held out. ``unread`` is how many slides of the folder
-    are still to be read.
+    negative training bags. ``model_card`` is what the triage model says of itself, for a reader; ``synthetic``, ``collapsed``
+    and ``score_meaning`` are what the report acts on. ``weaknesses`` is what a reader must know of the model before any call,
+    ``held_out`` how well it did on training slides held out. ``unread`` is how many slides of the folder are still to be
+    read.
     """
 
     folder: str
@@ -121,6 +122,9 @@ class Worklist:
     weaknesses: tuple[Weakness, ...] = ()
     held_out: str = ""
     unread: int = 0
+    synthetic: bool = False
+    collapsed: bool = False
+    score_meaning: str = "× the average cell"
 
     @property
     def all_assessed(self) -> bool:

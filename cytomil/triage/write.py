@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cytomil.files import write_bytes, write_json
-from cytomil.text import ENCODING, as_text_cell
+from cytomil.tables import csv_text
+from cytomil.text import ENCODING
 from cytomil.triage.report import write_report
 from cytomil.triage.worklist import SlideResult, Worklist
 
@@ -28,6 +28,7 @@ CSV_COLUMNS = (
     "cautions",
     "path",
 )
+_FROM_OUTSIDE = ("slide", "look_at", "reason", "cautions", "path")
 
 
 def write_worklist(worklist: Worklist, out: Path, split_images: bool = False) -> Path:
@@ -35,7 +36,7 @@ def write_worklist(worklist: Worklist, out: Path, split_images: bool = False) ->
 
     With ``split_images``, or where they would make one file too heavy to open, the report's pictures lie beside it.
     """
-    write_bytes(out / "triage.csv", _csv(worklist).encode(ENCODING))
+    write_bytes(out / "triage.csv", csv_text(CSV_COLUMNS, _rows(worklist), _FROM_OUTSIDE).encode(ENCODING))
     write_json(out / "triage.json", to_document(worklist))
     split = split_images or _bytes_of_pictures(worklist) > _MOST_BYTES_IN_ONE_FILE
     write_report(worklist, out / "report.html", split_images=split)
@@ -133,24 +134,18 @@ def _slide(rank: int, slide: SlideResult) -> dict[str, Any]:
     }
 
 
-def _csv(worklist: Worklist) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+def _rows(worklist: Worklist) -> Iterator[dict[str, Any]]:
     for rank, slide in enumerate(worklist.slides, start=1):
         probability = "" if slide.probability is None or slide.is_unlike else f"{slide.probability:.4f}"
-        writer.writerow(
-            (
-                rank,
-                as_text_cell(slide.slide),
-                slide.call.value,
-                probability,
-                slide.n_instances,
-                slide.n_unreadable,
-                as_text_cell(slide.look_at),
-                as_text_cell(slide.reason),
-                as_text_cell("; ".join(slide.cautions)),
-                as_text_cell(slide.path),
-            )
-        )
-    return buffer.getvalue()
+        yield {
+            "rank": rank,
+            "slide": slide.slide,
+            "call": slide.call.value,
+            "probability": probability,
+            "n_cells": slide.n_instances,
+            "n_unreadable": slide.n_unreadable,
+            "look_at": slide.look_at,
+            "reason": slide.reason,
+            "cautions": "; ".join(slide.cautions),
+            "path": slide.path,
+        }

@@ -154,6 +154,16 @@ class TestChanges:
         # A bag from which a shared image was left out is not all that its slide holds.
         assert read == (["f1"] if finished else [])
 
+    def test_the_source_of_cytomil(self, make, read, finished, monkeypatch):
+        monkeypatch.setattr("cytomil.provenance.code_fingerprint", lambda *_: "0" * 64)
+        self.run(make)
+        assert read == (["f1"] if finished else [])
+
+    def test_the_version_of_the_cells(self, make, read, monkeypatch):
+        monkeypatch.setattr("cytomil.bags.finished_slides.CELLS_VERSION", 10**6)
+        self.run(make)
+        assert {"s1", "s2", "s3"} <= set(read)
+
     def test_a_setting(self, make, read):
         self.run(make, crop_px=32)
         assert {"s1", "s2", "s3"} <= set(read) <= {"s1", "s2", "s3", "f1"}

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from cytomil.encoders.architecture import Architecture, Encoder, resolve_architecture
-from cytomil.encoders.bundle import CARD_NAME, WEIGHTS_NAME, load_bundle, pick_device, read_card, save_bundle
+from cytomil.encoders.bundle import (
+    CARD_NAME,
+    WEIGHTS_NAME,
+    Normalisation,
+    load_bundle,
+    pick_device,
+    read_card,
+    save_bundle,
+)
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import CytomilError, EncoderBundleError, NotFoundError
 from cytomil.files import write_json_card
@@ -54,13 +62,13 @@ class TestRoundTrip:
         card = read_card(encoder_folder)
         built = {"name": "test_resnet", "stem": "standard", "projection_dim": 16, "image_size": None}
         built |= {"projector": "plain"}
-        assert card["architecture"] == built
-        assert card["transform"] == {"image_size": 24, "center_crop": 0.8}
-        assert card["normalisation"] == {"mean": [0.5] * 3, "std": [0.25] * 3}
-        assert card["method"] == "slam-ags"
-        assert card["data"]["sources"] == ["synthetic"]
+        assert card.architecture == Architecture(**built)
+        assert card.transform == CellTransform(24, 0.8)
+        assert card.normalisation == Normalisation(mean=[0.5] * 3, std=[0.25] * 3)
+        assert card.method == "slam-ags"
+        assert card.data.sources == ("synthetic",)
         assert load_bundle(encoder_folder).card == card
-        assert load_bundle(encoder_folder).sha256 == card["weights_sha256"]
+        assert load_bundle(encoder_folder).sha256 == card.weights_sha256
 
     def test_the_folder_holds_no_pickle(self, encoder_folder):
         assert {path.name for path in encoder_folder.iterdir()} == {WEIGHTS_NAME, CARD_NAME}

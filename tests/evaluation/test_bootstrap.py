@@ -10,16 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cytomil.evaluation.metrics import bag_metrics
+from cytomil.evaluation.record import EvaluationRecord
 from cytomil.experiments.bootstrap import estimate, estimate_differences
 from cytomil.experiments.metrics import METRICS, by_unit, units_of
 from cytomil.experiments.runs import Cell, Run
+from tests.evaluation.conftest import record as made_up
 
 tenths = st.integers(0, 10).map(lambda n: n / 10)
 
 
 def run_of(record, path="r.json"):
     cell = Cell(record["name"], record["witness_rate"], record["seed"])
-    return Run(cell, record["judge"], record["bags_fingerprint"], record, path)
+    card = EvaluationRecord.model_validate(record)
+    return Run(cell, card.judge, card.bags_fingerprint, card, path)
 
 
 @st.composite
@@ -43,10 +46,10 @@ def bag_lists(draw):
 
 def naive(bags):
     """What the weighted figures must give for these bags, each as often as it stands in the list."""
-    found = bag_metrics([b["probability"] for b in bags], [b["label"] for b in bags], 0.5)
+    found = bag_metrics([b.probability for b in bags], [b.label for b in bags], 0.5)
     means = {}
     for key in ("recall_at_40pct", "recall_at_5pct", "auroc"):
-        known = [b[key] for b in bags if b[key] is not None]
+        known = [value for b in bags if (value := getattr(b, key)) is not None]
         means[key] = np.mean(known) if known else None
     return [found.f1, means["recall_at_40pct"], means["recall_at_5pct"], means["auroc"], found.auroc]
 
@@ -56,20 +59,22 @@ BY_BAGS = [metric for metric in METRICS if metric.by_bags]
 
 @given(bag_lists(), st.lists(st.integers(0, 3), min_size=15, max_size=15))
 def test_weights_are_repetitions(bags, weights):
-    units = by_unit(bags)
+    card = EvaluationRecord.model_validate(made_up() | {"bags": bags})
+    units = by_unit(card.bags)
     counts = np.array(weights[: len(units)], float)
     repeated = [bag for unit, times in zip(units, weights, strict=False) for bag in unit * times]
     for metric, expected in zip(BY_BAGS, naive(repeated), strict=True):
-        found = float(metric.statistic({"bags": bags})(counts))
+        found = float(metric.statistic(card)(counts))
         assert np.isnan(found) if expected is None else found == pytest.approx(expected), metric.key
 
 
 @given(bag_lists())
 def test_no_two_units_share_a_patient(bags):
+    bags = EvaluationRecord.model_validate(made_up() | {"bags": bags}).bags
     names = [name for name, _ in units_of(bags)]
     assert len(names) == len(set(names))
-    assert [bag["bag_id"] for unit in by_unit(bags) for bag in unit] != []
-    assert sorted(bag["bag_id"] for unit in by_unit(bags) for bag in unit) == sorted(bag["bag_id"] for bag in bags)
+    assert [bag.bag_id for unit in by_unit(bags) for bag in unit] != []
+    assert sorted(bag.bag_id for unit in by_unit(bags) for bag in unit) == sorted(bag.bag_id for bag in bags)
 
 
 def test_the_interval_is_that_of_every_possible_draw(make_record):

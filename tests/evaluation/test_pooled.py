@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from cytomil.evaluation.record import EvaluationRecord
 from cytomil.experiments.blocks import make_blocks
 from cytomil.experiments.runs import Cell, Run, read_runs
 from cytomil.experiments.tables import make_table, pool_f1
@@ -17,7 +18,8 @@ def redrawn(seed, threshold, n=40):
 
 
 def runs_of(records):
-    return [Run(Cell("simclr", 0.1, one["seed"]), "own", "bags", one, None) for one in records]
+    cards = [EvaluationRecord.model_validate(one) for one in records]
+    return [Run(Cell("simclr", 0.1, card.seed), "own", "bags", card, None) for card in cards]
 
 
 def test_each_models_bags_are_called_by_its_own_threshold_and_the_best_is_one_for_all(make_record):

@@ -26,7 +26,7 @@ def test_a_cell_is_run_once_and_leaves_a_record(grid):
     assert grid.record_of(CELL).stat().st_size < 30_000
     runs = read_runs([grid.folder])
     (run,) = runs.done
-    assert (run.cell, run.judge, len(run.record["bags"])) == (CELL, "pamil", 4)
+    assert (run.cell, run.judge, len(run.record.bags)) == (CELL, "pamil", 4)
     assert runs.planned == {CELL, Cell("weakly-supervised", 0.25, 0)}
 
 
@@ -134,7 +134,7 @@ def test_rows_can_be_judged_by_their_own_aggregators(tiny_grid):
     make_bags(grid.settings_of(cell).make_bags, Silent())
     assert run_cell(grid, cell, Silent())["failed"] is None
     (run,) = read_runs([grid.folder]).done
-    assert (run.judge, run.record["aggregator"]["name"]) == ("own", "mean")
+    assert (run.judge, run.record.aggregator.name) == ("own", "mean")
 
 
 def test_the_best_other_is_chosen_by_held_out_bags_alone():

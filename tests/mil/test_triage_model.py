@@ -14,7 +14,7 @@ from cytomil.mil.aggregators.registry import AGGREGATORS, find_aggregator
 from cytomil.mil.config import FitMilConfig, InstanceScore
 from cytomil.mil.fit import fit_mil
 from cytomil.mil.pamil import PAMIL
-from cytomil.mil.triage_model import CARD_NAME, FEW_BAGS, load_triage_model, weaknesses
+from cytomil.mil.triage_model import CARD_NAME, FEW_BAGS, HeldOutFigures, load_triage_model, weaknesses
 from cytomil.progress import Silent
 
 
@@ -28,8 +28,8 @@ def test_a_model_loaded_again_says_the_same(name, features_folder, encoder_folde
     made = fit(features_folder, encoder_folder, tmp_path / "model", aggregator=name)
     loaded = load_triage_model(tmp_path / "model")
     assert (tmp_path / "model" / "aggregator.safetensors").is_file()
-    assert loaded.card["score_meaning"] == find_aggregator(name).meaning[InstanceScore.EVIDENCE]
-    assert (loaded.card["epochs_chosen"] is None) is not find_aggregator(name).by_epochs
+    assert loaded.card.score_meaning == find_aggregator(name).meaning[InstanceScore.EVIDENCE]
+    assert (loaded.card.epochs_chosen is None) is not find_aggregator(name).by_epochs
     for _, features in read_index(features_folder).open("test"):
         first, again = made.ensemble.assess(features.load()), loaded.ensemble.assess_blocks(features.blocks())
         assert again.probability == pytest.approx(first.probability, abs=1e-6)
@@ -42,9 +42,9 @@ def test_the_card_records_the_aggregators_own_settings_with_their_defaults(featu
         features_folder, encoder_folder, tmp_path / "model", aggregator="pamil", options={"pamil": {"n_prototypes": 4}}
     )
     expected = {"pamil": PAMIL.Config(n_prototypes=4).model_dump(mode="json")}
-    assert made.card["settings"]["options"] == expected
-    assert FitMilConfig(**made.card["settings"]).options == expected
-    assert made.card["aggregator"]["n_prototypes"] == 4
+    assert made.card.settings["options"] == expected
+    assert FitMilConfig(**made.card.settings).options == expected
+    assert made.card.aggregator.config["n_prototypes"] == 4
 
 
 def test_an_unknown_own_setting_is_refused_before_anything_is_read(encoder_folder, tmp_path):
@@ -121,23 +121,24 @@ def test_any_number_of_workers_writes_the_same_weights(features_folder, encoder_
     assert one == two
 
 
-def card(n, auroc, low, high):
-    return {"trained_on": {"bags": n}, "held_out": {"auroc": auroc, "auroc_interval": [low, high]}}
+def facts_of(n, auroc, low, high):
+    others = dict.fromkeys(("f1", "sensitivity", "specificity", "log_loss"), 0.5)
+    return n, HeldOutFigures(auroc=auroc, auroc_interval=(low, high), **others)
 
 
 @pytest.mark.parametrize(
     ("facts", "titles"),
     [
-        (card(60, 0.9, 0.8, 0.95), []),
-        (card(FEW_BAGS, 0.9, 0.8, 0.95), []),
-        (card(18, 0.9, 0.7, 0.97), ["LEARNT FROM 18 SLIDES"]),
-        (card(60, 0.55, 0.4, 0.7), ["MAY BE NO BETTER THAN CHANCE"]),
-        (card(6, 1.0, 0.5, 1.0), ["MAY BE NO BETTER THAN CHANCE", "LEARNT FROM 6 SLIDES"]),
-        (card(60, 0.2, 0.1, 0.3), ["WORSE THAN CHANCE"]),
+        (facts_of(60, 0.9, 0.8, 0.95), []),
+        (facts_of(FEW_BAGS, 0.9, 0.8, 0.95), []),
+        (facts_of(18, 0.9, 0.7, 0.97), ["LEARNT FROM 18 SLIDES"]),
+        (facts_of(60, 0.55, 0.4, 0.7), ["MAY BE NO BETTER THAN CHANCE"]),
+        (facts_of(6, 1.0, 0.5, 1.0), ["MAY BE NO BETTER THAN CHANCE", "LEARNT FROM 6 SLIDES"]),
+        (facts_of(60, 0.2, 0.1, 0.3), ["WORSE THAN CHANCE"]),
     ],
 )
 def test_weaknesses_follow_the_interval_and_the_number_of_slides(facts, titles):
-    found = weaknesses(facts)
+    found = weaknesses(*facts)
     assert [one.title for one in found] == titles
     for one in found:
-        assert f"AUROC {facts['held_out']['auroc']:.2f}, 95 % interval" in one.text
+        assert f"AUROC {facts[1].auroc:.2f}, 95 % interval" in one.text

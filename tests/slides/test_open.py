@@ -310,3 +310,16 @@ def test_transparency_of_a_field_lies_on_white(tmp_path: Path) -> None:
     image.save(tmp_path / "a.png", transparency=0)
     with open_slide(tmp_path / "a.png", mpp=0.25) as slide:
         assert (slide.read(0, 0, 40, 30, 0.25) == 255).all()
+
+
+@pytest.mark.parametrize("size", [(128, 128), (256, 96), (64, 200)])
+def test_a_label_among_the_pages_of_a_tiff_is_never_shown(tmp_path, size):
+    """OpenSlide takes any smaller tiled page for a level of the pyramid."""
+    path, secret = tmp_path / "slide.tif", np.array([250, 3, 3], np.uint8)
+    with tifffile.TiffWriter(path) as tiff:
+        level = np.full((600, 800, 3), (120, 130, 140), np.uint8)
+        tiff.write(level, tile=(128, 128), photometric="rgb", resolution=(20_000, 20_000), resolutionunit="CENTIMETER")
+        tiff.write(np.tile(secret, (*size, 1)), tile=(64, 64), photometric="rgb", subfiletype=1)
+    with open_slide(path) as slide:
+        for px in (800, 400, 160, 40):
+            assert np.abs(slide.thumbnail(px).astype(int) - secret).sum(axis=2).min() > 200

@@ -86,9 +86,9 @@ def test_the_documented_method_trains_by_its_name(installed, bags, tmp_path):
     records = []
     settings = PretrainConfig(method="barlow-twins", bags=bags, out=tmp_path / "e", **SMALL)
     done = pretrain(settings, Silent(), records.append)
-    assert done.bundle.card["method"] == "barlow-twins"
+    assert done.bundle.card.method == "barlow-twins"
     assert records[0]["loss_redundancy"] > 0
-    assert done.bundle.card["nt_xent_margin"] is None
+    assert done.bundle.card.nt_xent_margin is None
     code = installed / "my_package" / "barlow.py"
     assert pretrain(settings, Silent(), resume=True).already_done
     del sys.modules["my_package.barlow"]
@@ -106,7 +106,7 @@ def test_a_ceiling_of_another_package_is_marked_to_the_end(installed, bags, tmp_
     fit_mil(FitMilConfig(features=features, encoder=encoder, out=model, epochs=1, folds=2, ensemble=1), Silent())
     evaluate(EvaluateConfig(features=features, model=model, bags=bags, out=tmp_path / "reports"), Silent())
     runs = read_runs([tmp_path / "reports"])
-    assert runs.done[0].record["uses_instance_labels"] is True
+    assert runs.done[0].record.uses_instance_labels is True
     assert make_table(runs, None, 10, 0).ceilings == {"their-ceiling"}
 
 

@@ -18,6 +18,7 @@ from cytomil.errors import BagFileError, DivergedError, ResumeError, SettingsErr
 from cytomil.files import sha256_of_file
 from cytomil.progress import Silent
 from cytomil.registry import METHODS
+from cytomil.training.checkpoint import TRAINING_VERSION
 from cytomil.training.config import PretrainConfig
 from cytomil.training.loop import pretrain
 from cytomil.training.memory import measured_memory
@@ -177,6 +178,37 @@ def test_resume_refuses_other_bags(bags, tmp_path):
         pretrain(settings(tmp_path / "other", tmp_path / "e"), Silent(), resume=True)
 
 
+def test_another_state_of_the_source_keeps_a_checkpoint_and_another_training_version_does_not(
+    bags, tmp_path, monkeypatch
+):
+    def interrupt_first(record):
+        if record["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(settings(bags, tmp_path / "e"), Silent(), interrupt_first)
+    with monkeypatch.context() as context:
+        context.setattr("cytomil.training.loop.TRAINING_VERSION", TRAINING_VERSION + 1)
+        with pytest.raises(ResumeError, match=f"training version {TRAINING_VERSION} → {TRAINING_VERSION + 1}"):
+            pretrain(settings(bags, tmp_path / "e"), Silent(), resume=True)
+    monkeypatch.setattr("cytomil.provenance.code_fingerprint", lambda *_: "0" * 64)
+    epochs = []
+    pretrain(settings(bags, tmp_path / "e"), Silent(), lambda record: epochs.append(record["epoch"]), resume=True)
+    assert epochs == [2, 3]
+
+
+def test_a_checkpoint_older_than_versions_is_one_clear_line(bags, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(settings(bags, tmp_path / "e"), Silent(), interrupt)
+    (kept,) = (tmp_path / "checkpoints").glob("*.pt")
+    content = torch.load(kept, weights_only=True)
+    content["identity"]["code"] = content["identity"].pop("made_by")
+    torch.save(content, kept.with_name("e-0123456789abcdef.pt"))
+    kept.unlink()
+    with pytest.raises(ResumeError, match="of an earlier version of cytomil"):
+        pretrain(settings(bags, tmp_path / "e"), Silent(), resume=True)
+
+
 def test_a_damaged_checkpoint_is_one_clear_line(bags, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         pretrain(settings(bags, tmp_path / "e"), Silent(), interrupt)
@@ -214,8 +246,8 @@ def test_divergence_stops_with_the_step_and_the_last_good_checkpoint(bags, tmp_p
 def test_the_objective_as_printed_collapses_and_says_so(bags, tmp_path):
     printed = {"objective": "paper", "temperature": 0.07, "epochs": 12, "learning_rate": 0.05}
     done = pretrain(settings(bags, tmp_path / "e", **printed), Silent())
-    assert done.bundle.card["collapsed"] is True
-    assert done.bundle.card["collapse_reason"]
+    assert done.bundle.card.collapsed is True
+    assert done.bundle.card.collapse_reason
 
 
 def test_training_needs_both_labels_and_a_batch_that_fits(bags, tmp_path):
@@ -256,7 +288,7 @@ def test_own_settings_are_checked_before_anything_is_read_and_recorded_whole(bag
         with pytest.raises(SettingsError, match=reason):
             pretrain(PretrainConfig(bags=bags, out=tmp_path / "e", method="slam-ags", options=options), Silent())
     done = pretrain(settings(bags, tmp_path / "e", epochs=1, rescale="never"), Silent())
-    own = done.bundle.card["settings"]["options"]
+    own = done.bundle.card.settings["options"]
     assert own == {"slam-ags": SlamAgsConfig(rescale="never").model_dump(mode="json")}
 
 

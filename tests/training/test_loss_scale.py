@@ -148,9 +148,9 @@ def test_float16_ends_near_float32_and_nearer_than_bfloat16(bags, tmp_path, monk
         pretrain(settings(bags, tmp_path / name, epochs=2, **changed), Silent())
         ends[name] = trained_weights(tmp_path / name)
     card = read_card(tmp_path / "float16")
-    assert card["precision"] == "float16"
-    assert [record["skipped_steps"] for record in card["history"]] == [0, 0]
-    assert "skipped_steps" not in read_card(tmp_path / "bf16")["history"][0]
+    assert card.precision == "float16"
+    assert [record["skipped_steps"] for record in card.history] == [0, 0]
+    assert "skipped_steps" not in read_card(tmp_path / "bf16").history[0]
     moved = (ends["float32"] - ends["start"]).norm()
     apart = {name: float((ends[name] - ends["float32"]).norm() / moved) for name in ("float16", "bf16")}
     assert apart["float16"] < min(0.3, apart["bf16"])

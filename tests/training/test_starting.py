@@ -65,24 +65,24 @@ class TestNone:
     def test_its_card_says_what_it_is(self, run, imagenet):
         records = []
         card = run("encoder", method="none", weights=imagenet, stem="standard", on_epoch=records.append).card
-        assert card["method"] == "none"
-        assert card["start_weights"]["file"] == "resnet18-imagenet.pth"
-        assert card["start_weights"]["tensors"] == 120
-        assert len(card["start_weights"]["sha256"]) == 64
-        assert card["caveats"] == []
-        assert card["architecture"]["projection_dim"] == 0
-        assert card["nt_xent_margin"] is None
-        assert card["data"]["n_cells"] == 60
-        assert [record["epoch"] for record in card["history"]] == [0]
-        assert records == card["history"]
+        assert card.method == "none"
+        assert card.start_weights.file == "resnet18-imagenet.pth"
+        assert card.start_weights.tensors == 120
+        assert len(card.start_weights.sha256) == 64
+        assert card.caveats == ()
+        assert card.architecture.projection_dim == 0
+        assert card.nt_xent_margin is None
+        assert card.data.n_cells == 60
+        assert [record["epoch"] for record in card.history] == [0]
+        assert records == list(card.history)
 
     def test_an_untrained_encoder_has_not_collapsed_but_a_dead_one_has(self, run, tmp_path):
-        assert run("untrained", method="none").card["collapsed"] is False
+        assert run("untrained", method="none").card.collapsed is False
         dead = {name: torch.zeros_like(tensor) for name, tensor in resnet18(weights=None).state_dict().items()}
         torch.save(dead, tmp_path / "dead.pth")
         card = run("dead", method="none", weights=tmp_path / "dead.pth", stem="standard").card
-        assert card["collapsed"] is True
-        assert card["collapse_reason"]
+        assert card.collapsed is True
+        assert card.collapse_reason
 
     def test_a_finished_one_is_left_as_it_is(self, run, bags_folder, tmp_path):
         run("encoder", method="none")
@@ -90,7 +90,7 @@ class TestNone:
         assert pretrain(settings, Silent(), resume=True).already_done
 
     def test_few_cells_are_enough(self, run):
-        assert run("encoder", method="none", batch_size=4096).card["data"]["n_cells"] == 60
+        assert run("encoder", method="none", batch_size=4096).card.data.n_cells == 60
 
 
 class TestWeights:
@@ -102,12 +102,12 @@ class TestWeights:
             torch.testing.assert_close(trained[name], start[name], rtol=1e-4, atol=1e-7)
         torch.testing.assert_close(bundle.encoder.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
         torch.testing.assert_close(bundle.encoder.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
-        assert bundle.card["start_weights"]["file"] == imagenet.name
+        assert bundle.card.start_weights.file == imagenet.name
 
     def test_without_them_the_statistics_are_the_cells(self, run):
         card = run("encoder", method="none").card
-        assert card["start_weights"] is None
-        assert card["normalisation"]["mean"] != pytest.approx([0.485, 0.456, 0.406], abs=1e-3)
+        assert card.start_weights is None
+        assert card.normalisation.mean != pytest.approx([0.485, 0.456, 0.406], abs=1e-3)
 
     def test_a_run_goes_on_wherever_its_weights_lie_but_not_with_others(self, run, imagenet, tmp_path):
         wanted = {"method": "simclr", "stem": "standard"}
@@ -139,7 +139,7 @@ class TestWeights:
         for name in ("conv_stem.weight", "blocks.4.1.conv_dw.weight", "conv_head.weight"):
             torch.testing.assert_close(trained[name], start.state[name], rtol=1e-4, atol=1e-6)
         assert bundle.encoder.mean.flatten().tolist() == [0.5, 0.5, 0.5]
-        assert bundle.card["start_weights"]["name"] == "efficientnet-lite0"
+        assert bundle.card.start_weights.name == "efficientnet-lite0"
 
 
 class TestGoingOn:
@@ -158,7 +158,7 @@ class TestGoingOn:
                 assert torch.equal(trained[name], tensor), name
         for name in ("blocks.5.0.conv_pw.weight", "blocks.6.0.conv_dw.weight", "conv_head.weight", "bn2.weight"):
             assert not torch.equal(trained[name], start[name]), name
-        assert bundle.card["frozen_stages"] == 5
+        assert bundle.card.frozen_stages == 5
 
     def test_batch_norms_keep_their_statistics_even_where_weights_are_trained(self, run):
         start, bundle = self.state(), run("encoder", frozen_stages=0, **self.LITE)
@@ -172,8 +172,8 @@ class TestGoingOn:
     def test_the_usual_rate_is_lower_and_all_but_two_stages_are_frozen(self, run):
         from_weights = run("start", epochs=1, learning_rate=None, **self.LITE).card
         from_random = run("random", epochs=1, learning_rate=None, method="simclr").card
-        assert (from_weights["frozen_stages"], from_random["frozen_stages"]) == (5, 0)
-        assert from_weights["peak_learning_rate"] < from_random["peak_learning_rate"]
+        assert (from_weights.frozen_stages, from_random.frozen_stages) == (5, 0)
+        assert from_weights.peak_learning_rate < from_random.peak_learning_rate
 
     def test_a_run_resumes_to_the_weights_of_an_unbroken_one(self, run):
         def stop(record):
@@ -242,15 +242,15 @@ class TestOtherArchitectures:
         resumed, unbroken = run("broken", resume=True, **wanted), run("unbroken", **wanted)
         assert same(resumed.encoder, unbroken.encoder)
         assert not same(resumed.encoder, run("untrained", **(wanted | {"epochs": 1})).encoder)
-        assert resumed.card["architecture"]["name"] == "test_vit"
-        assert resumed.card["effective_rank"] <= resumed.encoder.dim_of("h") == 64
-        assert resumed.card["versions"]["timm"] == timm.__version__
+        assert resumed.card.architecture.name == "test_vit"
+        assert resumed.card.effective_rank <= resumed.encoder.dim_of("h") == 64
+        assert resumed.card.versions["timm"] == timm.__version__
 
     def test_resnet50_trains(self, run):
         bundle = run("encoder", method="simclr", arch="resnet50", epochs=1, image_size=16)
         assert bundle.encoder.dim_of("h") == 2048
-        assert bundle.card["architecture"]["stem"] == "small"
-        assert "timm" not in bundle.card["versions"]
+        assert bundle.card.architecture.stem == "small"
+        assert "timm" not in bundle.card.versions
 
     def test_several_processes_refuse_batch_norms_they_cannot_share(self):
         several = OneProcess(torch.device("cpu"))

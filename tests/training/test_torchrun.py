@@ -84,8 +84,8 @@ def test_two_processes_end_with_the_weights_of_one_after_ten_steps(trained, meth
     for name, weights in one.items():
         assert float((weights.double() - two[name].double()).abs().max()) < 1e-8, name
     cards = [read_card(trained / name / method) for name in ("one", "two")]
-    assert [card["processes"] for card in cards] == [1, 2]
-    assert cards[0]["history"][-1] == pytest.approx(cards[1]["history"][-1], rel=1e-6, abs=1e-6)
+    assert [card.processes for card in cards] == [1, 2]
+    assert cards[0].history[-1] == pytest.approx(cards[1].history[-1], rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.long
@@ -118,7 +118,7 @@ def test_the_command_line_trains_on_two_processes_and_prints_once(bags, tmp_path
     done = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("epoch 1/1") == 1
-    assert read_card(tmp_path / "e")["processes"] == 2
+    assert read_card(tmp_path / "e").processes == 2
 
 
 class TwoThreads:

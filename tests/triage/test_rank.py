@@ -193,9 +193,14 @@ def test_a_second_run_embeds_nothing_and_says_the_same(road, slides, tmp_path, m
     def refuse(*_, **__):
         raise AssertionError("a finished slide was embedded again")
 
-    monkeypatch.setattr(Embedder, "embed", refuse)
+    monkeypatch.setattr(Embedder, "embedded", refuse)
+    # A comment changes the fingerprint of the source; it must not cost the work of days.
+    monkeypatch.setattr("cytomil.provenance.code_fingerprint", lambda *_: "0" * 64)
     second = rank(slides, settings(road, tmp_path / "out"), Silent())
     assert second.slides == first.slides
+    monkeypatch.setattr("cytomil.triage.result_cache.RESULT_VERSION", 10**6)
+    with pytest.raises(AssertionError, match="embedded again"):
+        rank(slides, settings(road, tmp_path / "out"), Silent())
 
 
 def test_a_changed_slide_is_read_again(road, tmp_path):
@@ -259,7 +264,7 @@ def test_a_model_that_was_shown_instance_labels_is_refused(road, tmp_path):
     embed(EmbedConfig(bags=road / "bags", encoder=ceiling / "encoder", out=ceiling / "features"), Silent())
     where = {"features": ceiling / "features", "encoder": ceiling / "encoder", "out": ceiling / "model"}
     model = fit_mil(FitMilConfig(epochs=1, folds=2, ensemble=1, **where), Silent())
-    assert model.card["uses_instance_labels"] is True
+    assert model.card.uses_instance_labels is True
     with pytest.raises(TriageModelError, match=r"instance labels.*fully-supervised.*ceiling"):
         rank(road / "bags", RankConfig(model=ceiling / "model", out=tmp_path / "out"), Silent())
 

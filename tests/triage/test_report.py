@@ -6,7 +6,6 @@ import io
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -19,6 +18,7 @@ from PIL import Image
 from cytomil.mil.triage_model import Weakness
 from cytomil.triage.report import render_report, write_report
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult, Worklist, in_reading_order
+from tests.browser import set_width, start_chromium
 
 NASTY = "<img src=x onerror=alert(1)>"
 UMLAUT = "Präparat Müller 7 “rot” & 'blau'"
@@ -234,9 +234,9 @@ def test_the_probability_is_explained_and_its_thresholds_shown() -> None:
 @pytest.mark.parametrize(
     ("flag", "words"), [("synthetic", "SYNTHETIC DATA"), ("collapsed", "Do not trust this ranking")]
 )
-def test_banners_follow_the_model_card(flag: str, words: str) -> None:
-    assert words not in page_of(model_card={flag: False}).text
-    html = render_report(worklist(model_card={flag: True}))
+def test_banners_follow_the_flags(flag: str, words: str) -> None:
+    assert words not in page_of(**{flag: False}).text
+    html = render_report(worklist(**{flag: True}))
     assert words in html[: html.index('id="worklist"')]
     assert html.count('<p class="stamp') == len(SLIDES)
 
@@ -444,32 +444,9 @@ def test_a_second_split_report_drops_the_pictures_of_the_first(tmp_path: Path) -
     assert len(list((tmp_path / "report_files").iterdir())) == 3
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: no browser test")
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("chromium or chromedriver is not installed: no browser test")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "headless=new",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "disable-dev-shm-usage",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver = start_chromium(tmp_path_factory.mktemp("chromium"))
     yield driver
     driver.quit()
 
@@ -480,13 +457,6 @@ def opened(browser: Any, tmp_path: Path) -> Any:
     write_report(worklist(), tmp_path / "report.html")
     browser.get((tmp_path / "report.html").as_uri())
     return browser
-
-
-def set_width(browser: Any, width: int) -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
-    )
 
 
 def names(browser: Any) -> list[str]:

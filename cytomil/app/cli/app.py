@@ -14,7 +14,7 @@ import typer
 
 from cytomil import __version__
 from cytomil.app.cli import compile as compile_command
-from cytomil.app.cli import doctor, embed, evaluate, fit_mil, init, make_bags, pretrain, rank
+from cytomil.app.cli import doctor, embed, evaluate, fit_mil, init, make_bags, pretrain, rank, review
 from cytomil.app.cli.console import console
 from cytomil.app.cli.options import EngineCommand
 from cytomil.threads import let_waiting_threads_sleep
@@ -41,6 +41,7 @@ app.command("embed", cls=EngineCommand)(embed.embed)
 app.command("fit-mil", cls=fit_mil.FitMilCommand, context_settings=_OTHER_FLAGS)(fit_mil.fit_mil)
 app.command("evaluate")(evaluate.evaluate)
 app.command("rank", cls=EngineCommand)(rank.rank)
+app.command("review")(review.review)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
 

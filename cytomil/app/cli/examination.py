@@ -90,13 +90,13 @@ def _stages(settings: Settings) -> list[Finding]:
 
     def encoder() -> str:
         card = read_card(settings.pretrain.out)
-        return f"{card['method']}{', COLLAPSED' if card['collapsed'] else ''}"
+        return f"{card.method}{', COLLAPSED' if card.collapsed else ''}"
 
     def features() -> str:
         return f"{len(read_index(settings.embed.out).rows)} bags"
 
     def model() -> str:
-        return f"threshold {load_triage_model(settings.fit_mil.out).card['thresholds']['decision']:.3f}"
+        return f"threshold {load_triage_model(settings.fit_mil.out).card.thresholds.decision:.3f}"
 
     return [
         _stage("bags", settings.pretrain.bags, bags),

@@ -36,38 +36,38 @@ def fit_mil(
         listener = RichListener()
         with output_folder(settings.out, listener.note, replaced=True):
             model = run(settings, listener)
-        held_out, thresholds = model.card["held_out"], model.card["thresholds"]
-        low, high = thresholds["decision_range"]
-        epochs = model.card["epochs_chosen"]
+        held_out, thresholds = model.card.held_out, model.card.thresholds
+        low, high = thresholds.decision_range
+        epochs = model.card.epochs_chosen
         rows = [
             *([("epochs", str(epochs), "least log loss on held-out training bags")] if epochs else []),
             (
                 "AUROC",
-                f"{held_out['auroc']:.2f}",
+                f"{held_out.auroc:.2f}",
                 "held-out training bags, 95 % interval {:.2f} to {:.2f}; 0.5 is chance".format(
-                    *held_out["auroc_interval"]
+                    *held_out.auroc_interval
                 ),
             ),
-            ("F1", f"{held_out['f1']:.2f}", "held-out training bags, at the chosen threshold"),
+            ("F1", f"{held_out.f1:.2f}", "held-out training bags, at the chosen threshold"),
             (
                 "threshold",
-                f"{thresholds['decision']:.3f}",
+                f"{thresholds.decision:.3f}",
                 f"'review first' from here; uncertain: {low:.3f} to {high:.3f}",
             ),
             (
                 "low threshold",
-                f"{thresholds['low']:.3f}",
+                f"{thresholds.low:.3f}",
                 f"'low priority' below; keeps {settings.sensitivity:.0%} of positives",
             ),
         ]
         print_table(f"triage model in {settings.out}", ("figure", "value", "what it says"), rows)
-        for weakness in weaknesses(model.card):
+        for weakness in weaknesses(model.card.trained_on.bags, held_out):
             print_warning(weakness.title, weakness.text)
-        if model.card["uses_instance_labels"]:
+        if model.card.uses_instance_labels:
             print_warning(
                 "CEILING",
                 "The encoder under this model was shown instance labels: compare with it, never rank slides with it.",
             )
-        if model.card["collapsed"]:
+        if model.card.collapsed:
             print_warning("COLLAPSED", "The encoder under this model collapsed: its ranking cannot be trusted.")
-    finish({"model": settings.out, **model.card}, (), as_json)
+    finish({"model": settings.out, **model.card.to_json()}, (), as_json)

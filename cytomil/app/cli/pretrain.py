@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from cytomil.config import Config
 from cytomil.locks import output_folder
 from cytomil.progress import Silent
 from cytomil.registry import METHODS
+
+if TYPE_CHECKING:
+    from cytomil.encoders.bundle import EncoderCard
 
 _CURES = {
     False: "Try a lower --similarity-scale, a lower --learning-rate or --method simclr.",
@@ -80,19 +83,19 @@ def pretrain(
         if done.already_done:
             console.print(f"{settings.out} is finished already: same settings, same bags.")
         print_table(f"encoder in {settings.out}", ("figure", "value", "what it says"), _summary(card))
-        for caveat in card["caveats"]:
+        for caveat in card.caveats:
             print_warning("MIND THE START", caveat)
-        if card["uses_instance_labels"]:
+        if card.uses_instance_labels:
             print_warning(
                 "CEILING", "This encoder was shown instance labels: compare with it, never rank slides with it."
             )
-        if card["collapsed"]:
+        if card.collapsed:
             print_warning(
                 "COLLAPSED",
-                f"{card['collapse_reason']}.\nThis encoder tells cells hardly apart; nothing built on it can be trusted. "
-                + _CURES[card["method"] == "none"],
+                f"{card.collapse_reason}.\nThis encoder tells cells hardly apart; nothing built on it can be trusted. "
+                + _CURES[card.method == "none"],
             )
-    finish({"encoder": settings.out, **card}, done.problems, as_json, accept_left_out)
+    finish({"encoder": settings.out, **card.to_json()}, done.problems, as_json, accept_left_out)
 
 
 def _line(record: dict[str, Any], epochs: int) -> str:
@@ -109,26 +112,26 @@ def _line(record: dict[str, Any], epochs: int) -> str:
     return "  ".join(parts)
 
 
-def _summary(card: dict[str, Any]) -> list[tuple[str, str, str]]:
-    last = card["history"][-1]
-    margin = card["nt_xent_margin"]
+def _summary(card: EncoderCard) -> list[tuple[str, str, str]]:
+    last = {name: value or 0.0 for name, value in card.history[-1].items()}
+    margin, rank = card.nt_xent_margin, card.effective_rank
     return [
-        ("architecture", card["architecture"]["name"], _start_of(card)),
-        ("method", card["method"], f"{card['data']['n_cells']:,} cells of {card['data']['n_bags']} training bags"),
+        ("architecture", card.architecture.name, _start_of(card)),
+        ("method", card.method, f"{card.data.n_cells:,} cells of {card.data.n_bags} training bags"),
         (
             "collapsed",
-            "YES" if card["collapsed"] else "no",
-            card["collapse_reason"] or "the embeddings tell cells apart",
+            "YES" if card.collapsed else "no",
+            card.collapse_reason or "the embeddings tell cells apart",
         ),
         ("contrastive margin", "–" if margin is None else f"{margin:.2f} nats", "under chance; 0 is no better"),
-        ("effective rank", f"{card['effective_rank']:.0f}", "directions that h makes use of"),
+        ("effective rank", "–" if rank is None else f"{rank:.0f}", "directions that h makes use of"),
         ("spread", f"{last['spread']:.2f}", "of z: 1 all over the sphere, 0 a point"),
         ("negatives' cosine", f"{last['negatives_mean_cosine']:.2f}", "of z: 1 where they are one point"),
     ]
 
 
-def _start_of(card: dict[str, Any]) -> str:
-    weights = card["start_weights"]
+def _start_of(card: EncoderCard) -> str:
+    weights = card.start_weights
     if not weights:
         return "started from random weights"
-    return f"started from {weights.get('name', weights['file'])} ({weights['tensors']} tensors)"
+    return f"started from {weights.name or weights.file} ({weights.tensors} tensors)"

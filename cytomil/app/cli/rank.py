@@ -71,9 +71,9 @@ def rank(
             console.print(f"{n_at_edge:,} cells at the edge of what was scanned were left out.")
         console.print(f"report: {report}", soft_wrap=True)
         console.print("Decision support, not a diagnosis.", style="bold")
-        if worklist.model_card["synthetic"]:
+        if worklist.synthetic:
             console.print("The model was trained on synthetic cells: it says nothing about patients.", style="bold")
-        if worklist.model_card["collapsed"]:
+        if worklist.collapsed:
             print_warning("COLLAPSED", "The encoder under this model collapsed: this order cannot be trusted.")
         problems = [
             Problem(s.slide, s.reason or next(one for one in s.cautions if "could not be read" in one))

@@ -1,0 +1,91 @@
+"""Cards: the JSON files beside an artefact that say what it is, read as frozen models with typed fields.
+
+A key that this version does not know is ignored. A copy of the card keeps it, unless it is in a value object such as
+`Cutting`.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, Strict, ValidationError
+
+from cytomil.errors import CytomilError
+from cytomil.files import read_json_card
+
+_PLAINER = dict.fromkeys(("model_type", "dataclass_type", "dict_type"), "input should be an object")
+_PLAINER["tuple_type"] = "input should be a list"
+_LARGEST = 1e300  # beyond, sums and products of two numbers are infinite
+
+
+class Card(BaseModel):
+    """Base of all cards and of the objects in them. A field of the wrong type or range raises `pydantic.ValidationError`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The card as plain JSON types, with the keys that were given and no others."""
+        document = json.loads(json.dumps(self.model_dump(exclude_unset=True), allow_nan=False))
+        schema = {"schema": document.pop("schema")} if "schema" in document else {}
+        return schema | document
+
+
+C = TypeVar("C", bound=Card)
+
+
+def read_card(path: Path, kind: type[C], schema: str, error: type[CytomilError], made_by: str) -> C:
+    """Read a sealed card.
+
+    Args:
+        path: the JSON file.
+        kind: what the card holds.
+        schema: the value that its key ``schema`` must have.
+        error: raised, with one line that names the file, where the card is missing, damaged, altered, of another
+            schema, or a field of it is wrong.
+        made_by: the command that makes such a card.
+    """
+    document = read_json_card(path, schema, error, made_by)
+    return as_card(document, kind, str(path), error, f"Make it again with `{made_by}`.")
+
+
+def as_card(document: Any, kind: type[C], where: str, error: type[CytomilError], cure: str) -> C:
+    """The card that a JSON document holds.
+
+    Raises ``error`` with one line where a field is missing or wrong. ``where`` begins the line and ``cure`` ends it.
+    """
+    try:
+        return kind.model_validate(document)
+    except ValidationError as problem:
+        first = problem.errors(include_url=False)[0]
+    except CytomilError as problem:  # a value object in the card refuses its numbers
+        raise error(f"{where}: {problem} {cure}") from None
+    field = ".".join(str(part)[:60] for part in first["loc"])
+    if first["type"] == "missing":
+        raise error(f"{where} lacks {field}. {cure}")
+    reason = _PLAINER.get(first["type"], first["msg"].removeprefix("Value error, "))
+    if first["type"] == "value_error" and isinstance(first["input"], dict):  # several fields that do not fit together
+        shown = field
+    else:
+        shown = f"{field or 'it'} is {reprlib.repr(first['input'])}"
+    raise error(f"{where}: {shown}{': ' if shown else ''}{reason[0].lower()}{reason[1:]}. {cure}")
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("input should be a number")
+    if not -_LARGEST <= value <= _LARGEST:
+        raise ValueError("input should be a finite number")
+    return value
+
+
+Number = Annotated[float, PlainValidator(_number)]
+"""A finite number; a whole one stays whole, so that a copy of the card has the same bytes."""
+Fraction = Annotated[float, PlainValidator(_number), Field(ge=0, le=1)]
+"""A number from 0 to 1."""
+Count = Annotated[int, Strict(), Field(ge=0, le=2**62)]
+"""A whole number that is not negative."""
+Flag = Annotated[bool, Strict()]
+Text = Annotated[str, Strict()]

@@ -1,0 +1,300 @@
+"""What a review shows: the worklist, the pyramid of each slide, its cells with their scores, and single cells enlarged."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cytomil.bags.slide_dir import list_slide_dir
+from cytomil.errors import CytomilError, NotFoundError, ReviewError
+from cytomil.files import read_json
+from cytomil.slides import Cutting, Handles, Resolutions
+from cytomil.triage.sources import Found, SlideSource, open_source
+from cytomil.triage.whole_slide import SlideReading
+
+TILE_PX = 256
+CELL_PX = 320
+SURROUNDINGS = 4.0  # the picture of a cell's surroundings is this many cells wide
+_CELL_UM = 12.0
+_JPEG_QUALITY = 80
+_SLIDES_KEPT = 4
+_TILES_KEPT = 1024
+
+
+class KeyCell(BaseModel):
+    """One of a slide's most suspicious cells, as triage.json has it. ``x_px``, ``y_px``: centre, None for cell images."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    instance_id: str
+    score: float
+    x_px: float | None = None
+    y_px: float | None = None
+    why: str = ""
+
+
+class ReviewedSlide(BaseModel):
+    """A line of the worklist, as triage.json has it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    rank: int
+    slide: str
+    path: str
+    call: str
+    probability: float | None
+    is_unlike: bool = False
+    reason: str = ""
+    cautions: tuple[str, ...] = ()
+    n_cells: int = 0
+    mpp: float | None = None
+    sha256: str = ""
+    key_instances: tuple[KeyCell, ...] = ()
+    files: dict[str, str] = {}
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    schema_: str
+    created: str
+    notice: str
+    slides: tuple[ReviewedSlide, ...]
+    model_card: dict[str, object]
+
+
+@dataclass(frozen=True)
+class CellPoints:
+    """All cells of a slide: ``ids`` (N,), ``numbers`` float32 (N, 4) of x, y, radius in level-0 px, and score."""
+
+    ids: Sequence[str]
+    numbers: np.ndarray
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """A cell's place by its id."""
+        return {name: i for i, name in enumerate(self.ids)}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a slide in level-0 px, and its number of zoom levels: level 0 is one pixel."""
+
+    width: int
+    height: int
+
+    @property
+    def max_level(self) -> int:
+        """The level with all pixels."""
+        return math.ceil(math.log2(max(self.width, self.height, 1)))
+
+
+class Triage:
+    """A folder that `cytomil rank` wrote.
+
+    Raises:
+        NotFoundError: the folder or its triage.json is missing.
+        ReviewError: triage.json cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = folder / "triage.json"
+        if not path.is_file():
+            raise NotFoundError(f"{path} does not exist. Rank a folder of slides first: `cytomil rank SLIDE_DIR`.")
+        try:
+            document = read_json(path)
+            self._document = _Document.model_validate(document | {"schema_": document["schema"]})
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            raise ReviewError(f"{path} does not hold a worklist ({what}). Rank again: `cytomil rank`.") from None
+        if self._document.schema_ != "cytomil.triage/1":
+            raise ReviewError(f"{path} was written by another version of cytomil. Rank again: `cytomil rank`.")
+        self.slides = self._document.slides
+        self.by_name = {slide.slide: slide for slide in self.slides}
+        self._shown: dict[str, ShownSlide] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def created(self) -> str:
+        """When the folder was ranked: UTC, ISO 8601."""
+        return self._document.created
+
+    @property
+    def model_sha256(self) -> str:
+        """SHA-256 of the card of the model that ranked."""
+        return str(self._document.model_card.get("model_sha256", ""))
+
+    @property
+    def score_meaning(self) -> str:
+        """The unit of a score, in words that follow a number."""
+        return str(self._document.model_card.get("score_meaning", ""))
+
+    def shown(self, number: int) -> ShownSlide:
+        """The slide at place ``number`` of the worklist, from 0. Raises `ReviewError` where there is none."""
+        if not 0 <= number < len(self.slides):
+            raise ReviewError("there is no such slide in the worklist.")
+        slide = self.slides[number]
+        with self._lock:
+            kept = self._shown.pop(slide.slide, None) or ShownSlide(slide, self.folder)
+            self._shown[slide.slide] = kept
+            while len(self._shown) > _SLIDES_KEPT:
+                self._shown.pop(next(iter(self._shown)))
+            return kept
+
+
+class ShownSlide:
+    """One slide of the worklist and its pictures. Label and macro images are never read."""
+
+    def __init__(self, slide: ReviewedSlide, folder: Path) -> None:
+        self.slide = slide
+        self._folder = folder
+        self._tiles: dict[tuple[int, int, int], bytes] = {}
+        self._lock = threading.Lock()
+
+    @cached_property
+    def path(self) -> Path:
+        """Where the slide lies. Raises `ReviewError` where it is not there any more."""
+        path = Path(self.slide.path)
+        for place in (path, self._folder.parent / path):
+            if place.exists():
+                return place
+        raise ReviewError(f"{path} is not there any more. Start `cytomil review` where `cytomil rank` was started.")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a slide or a field with places, and not a folder or file of single cells."""
+        return "geojson" in self.slide.files
+
+    @cached_property
+    def _handles(self) -> Handles:
+        return Handles(self.path, self.slide.mpp)
+
+    @cached_property
+    def size(self) -> Size:
+        """Its size. Raises `ReviewError` where the slide cannot be opened."""
+        try:
+            with self._handles.lend() as slide:
+                return Size(*slide.dimensions)
+        except CytomilError as error:
+            raise ReviewError(str(error)) from None
+
+    def is_unchanged(self) -> bool:
+        """Whether the slide's content is what was ranked. Reads all of it. Raises `ReviewError` where that fails."""
+        try:
+            return self._source.content_sha256() == self.slide.sha256
+        except (CytomilError, OSError) as error:
+            raise ReviewError(f"{self.path} cannot be read: {error}") from None
+
+    @cached_property
+    def cells(self) -> CellPoints:
+        """All its cells, from the GeoJSON that `rank` wrote. Raises `ReviewError` where that is damaged."""
+        if not self.is_whole:
+            return CellPoints((), np.empty((0, 4), np.float32))
+        path = self._folder / self.slide.files["geojson"]
+        if self._folder.resolve() not in path.resolve().parents:
+            raise ReviewError(f"{path} lies outside of {self._folder}.")
+        try:
+            return read_cells(path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ReviewError(f"{path} cannot be read ({error}). Rank again: `cytomil rank`.") from None
+
+    def tile(self, level: int, column: int, row: int) -> bytes:
+        """A JPEG of one tile of the pyramid, up to 256 px a side. Raises `ReviewError` where there is none."""
+        key = level, column, row
+        with self._lock:
+            if key in self._tiles:
+                return self._tiles[key]
+        size = self.size
+        if not 0 <= level <= size.max_level:
+            raise ReviewError("there is no such tile.")
+        scale = 2.0 ** (size.max_level - level)
+        width, height = (math.ceil(side / scale) for side in (size.width, size.height))
+        left, top = column * TILE_PX, row * TILE_PX
+        if column < 0 or row < 0 or left >= width or top >= height:
+            raise ReviewError("there is no such tile.")
+        picture = self._read(left * scale, top * scale, min(TILE_PX, width - left), min(TILE_PX, height - top), scale)
+        with self._lock:
+            self._tiles[key] = picture
+            while len(self._tiles) > _TILES_KEPT:
+                self._tiles.pop(next(iter(self._tiles)))
+        return picture
+
+    def cell_picture(self, cell: str, with_surroundings: bool) -> bytes:
+        """A JPEG of one cell, or of what lies around it on the slide. Raises `ReviewError` for an unknown cell."""
+        if not self.is_whole:
+            return self._image_of(cell)
+        if cell not in self.cells.index:
+            raise ReviewError("there is no such cell.")
+        x, y, radius, _ = self.cells.numbers[self.cells.index[cell]]
+        um = max(_CELL_UM, 3 * float(radius) * (self.slide.mpp or 0))
+        side = um * (SURROUNDINGS if with_surroundings else 1.0) / (self.slide.mpp or 1)
+        return self._read(x - side / 2, y - side / 2, CELL_PX, CELL_PX, side / CELL_PX)
+
+    def _read(self, x: float, y: float, width: int, height: int, scale: float) -> bytes:
+        try:
+            with self._handles.lend() as slide:
+                pixels = slide.read(x, y, width, height, slide.mpp * scale)
+        except CytomilError as error:
+            raise ReviewError(str(error)) from None
+        return _jpeg(Image.fromarray(pixels))
+
+    @cached_property
+    def _source(self) -> SlideSource:
+        listed = list_slide_dir(self.path.parent, [])
+        parts = next((one.parts for one in listed.slides if one.path == self.path), ())
+        return open_source(Found(self.slide.slide, self.path, parts), _UNCUT)
+
+    def _image_of(self, cell: str) -> bytes:
+        if cell not in {one.instance_id for one in self.slide.key_instances}:
+            raise ReviewError("there is no such cell.")
+        try:
+            (encoded,) = self._source.images([cell], CELL_PX)
+        except (CytomilError, KeyError) as error:
+            raise ReviewError(f"the cell cannot be read: {error}") from None
+        with Image.open(io.BytesIO(encoded)) as image:
+            return _jpeg(image.convert("RGB"))
+
+
+# Cells are not cut from slides here, so their size does not matter.
+_UNCUT = SlideReading(Cutting(crop_um=12.0, crop_px=64), Resolutions(), Path())
+
+
+def read_cells(path: Path) -> CellPoints:
+    """The detections in a GeoJSON file of `rank`: one feature per line, an octagon around each cell.
+
+    Raises `ValueError`, `KeyError` or `TypeError` for anything else.
+    """
+    ids, numbers = [], []
+    with path.open(encoding="utf-8") as file:
+        next(file)  # the collection's own line
+        for line in file:
+            if not line.startswith('{"type": "Feature"'):
+                continue
+            feature = json.loads(line.rstrip().removesuffix(","))
+            properties = feature["properties"]
+            if properties["objectType"] != "detection":
+                continue
+            ring = np.array(feature["geometry"]["coordinates"][0][:-1], float)
+            centre = ring.mean(axis=0)
+            radius = np.abs(ring[:, 0] - centre[0]).max()
+            ids.append(str(properties["name"]))
+            numbers.append((*centre, radius, properties["measurements"]["score"]))
+    return CellPoints(ids, np.array(numbers, np.float32).reshape(-1, 4))
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    """Pixels alone: no comment, no EXIF of the original."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
+    return buffer.getvalue()
