@@ -31,9 +31,9 @@ OWN_FILES = (CARD_NAME, WEIGHTS_NAME, f"{ENGINES_FOLDER}/*")
 
 
 class TrainingData(Card):
-    """The bags that an encoder has seen; 0, "" and () where a card does not say.
+    """The bags that an encoder was trained on. Values that a card does not have are 0, "" or ().
 
-    ``cutting``: how their cells were cut out of slides; None if they were single images or were cut in several ways.
+    ``cutting`` is how their cells were cut out of slides; None if they were single images or were cut in several ways.
     """
 
     fingerprint: Text = ""
@@ -44,14 +44,14 @@ class TrainingData(Card):
 
 
 class Normalisation(Card):
-    """Mean and standard deviation per channel, of pixels in 0 to 1."""
+    """Mean and standard deviation per channel of pixels in 0 to 1."""
 
     mean: tuple[Number, ...]
     std: tuple[Number, ...]
 
 
-class StartFacts(Card):
-    """The weights that training started from."""
+class StartWeightsCard(Card):
+    """The initial weights of training."""
 
     file: Text
     sha256: Text
@@ -60,14 +60,17 @@ class StartFacts(Card):
 
 
 class EncoderCard(Card):
-    """encoder.json. ``history`` has one record per epoch; ``nt_xent_margin`` is in nats, None for other losses."""
+    """The content of encoder.json.
+
+    ``history`` has one record per epoch. ``nt_xent_margin`` is in nats, and None for other losses.
+    """
 
     architecture: Architecture
     transform: CellTransform
     normalisation: Normalisation
     weights_sha256: Text
     method: Text = ""
-    start_weights: StartFacts | None = None
+    start_weights: StartWeightsCard | None = None
     frozen_stages: Count | None = None
     peak_learning_rate: Number | None = None
     caveats: tuple[Text, ...] = ()

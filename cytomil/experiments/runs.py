@@ -18,7 +18,7 @@ from cytomil.files import read_json
 GRID_NAME = "grid.yaml"
 RUN_SCHEMA = "cytomil.run/1"
 OWN = "own"
-_CURE = "Run `cytomil evaluate` again."
+_REMEDY = "Run `cytomil evaluate` again."
 
 
 @dataclass(frozen=True, order=True)
@@ -31,7 +31,7 @@ class Cell:
 
 
 class _Place(Card):
-    """`Cell` as a grid's record holds it."""
+    """A `Cell` in the record of a grid."""
 
     name: Text
     witness_rate: Fraction | None
@@ -39,7 +39,7 @@ class _Place(Card):
 
 
 class _GridRecord(Card):
-    """What the tables read of a record of schema cytomil.run/1."""
+    """The part of a record of schema cytomil.run/1 that the tables read."""
 
     cell: _Place
     failed: Text | None = None
@@ -102,10 +102,10 @@ def read_runs(folders: Sequence[Path]) -> Runs:
             if document is None:
                 continue
             if document["schema"] == SCHEMA:
-                record = as_card(document, EvaluationRecord, str(file), EvaluationError, _CURE)
+                record = as_card(document, EvaluationRecord, str(file), EvaluationError, _REMEDY)
                 done.append(_run(record, file))
                 continue
-            grid = as_card(document, _GridRecord, str(file), EvaluationError, _CURE)
+            grid = as_card(document, _GridRecord, str(file), EvaluationError, _REMEDY)
             done += [_run(evaluation, file) for evaluation in grid.evaluations]
             if grid.failed:
                 failed[_cell(grid.cell)] = grid.failed

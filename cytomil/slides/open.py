@@ -333,9 +333,9 @@ def _bounds(handle: Any) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _levels_of_slide(handle: Any) -> list[int]:
-    """The pyramid levels that show what level 0 shows: those of its shape.
+    """The levels of the pyramid, which are those with the same aspect ratio as level 0.
 
-    OpenSlide takes every tiled page of a plain TIFF for a level. A label or macro image among them has another shape.
+    OpenSlide treats every tiled page of a plain TIFF as a level. Label and macro images have other aspect ratios.
     """
     width, height = handle.level_dimensions[0]
     found = []
