@@ -115,9 +115,12 @@ def _timm_name(name: str, tensors: Mapping[str, Tensor], places: list[tuple[int,
 def by_order(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Assign the tensors to the network's names by their order in the file; None if that is uncertain.
 
-    It is certain if no name is one of the network, all shapes match one by one, every tensor is of the expected kind
-    (weight, bias, running mean or variance), and only a classifier is left over at the end. Counters of batches are
-    ignored.
+    It is certain if all of these hold. Counters of batches are ignored.
+
+    - No name is one of the network.
+    - All shapes match one by one.
+    - Every tensor is of the expected kind (weight, bias, running mean or variance).
+    - Only a classifier is left over, at the end.
     """
     given = [(name, tensor) for name, tensor in tensors.items() if not name.endswith(_COUNTER)]
     places = [(name, tensor) for name, tensor in wanted.items() if not name.endswith(_COUNTER)]

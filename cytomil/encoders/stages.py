@@ -2,7 +2,7 @@
 
 The last layers contain what the training loss asks for. How dark, coarse or large a cell is can be found in earlier
 stages. The mean, maximum and spread of each channel over the whole cell distinguish unusual cells that h and z alone do
-not (PaDiM, arXiv 2011.08785, combines stages in this way, position by position). docs/log/research-log.md has the
+not. PaDiM (arXiv 2011.08785) combines stages in the same way, position by position. docs/log/research-log.md has the
 measurements.
 
 The stages of a ResNet are numbered as in torchvision (layer1 is 1). Others are numbered as in timm's

@@ -178,4 +178,4 @@ class TestWheel:
     def test_another_file_is_refused(self):
         known = find_published("efficientnet-lite0")
         said = refused(Published(known.name, known.architecture, known.source, "none", "0" * 64, "a test"))
-        assert "is not the file" in said
+        assert "is not the expected file" in said

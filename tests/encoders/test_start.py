@@ -286,7 +286,7 @@ class TestForeignNames:
             if not name.endswith("num_batches_tracked"):
                 assert torch.equal(start.weights.state[name], tensor), name
         (caveat,) = start.weights.caveats
-        assert "taken in the file's order" in caveat
+        assert "assigned in the order of the file" in caveat
         assert "elsewhere.pth" in caveat
         assert named.weights.caveats == ()
 

@@ -24,9 +24,9 @@ _SHRINKAGE = 0.1
 def cross_fitted_scores(embeddings: Tensor, is_positive: Tensor, patient: Tensor, n_folds: int = 5) -> Tensor:
     """Score the cells of positive slides by a linear discriminant of slide labels that was fitted without their patient.
 
-    In each fold the direction is (Σ + λI)⁻¹ (μ₊ − μ₋). μ₊ is the mean of the cells of positive slides in other folds, μ₋
-    that of all negative slides, Σ the mean of both covariances, and λ a tenth of its mean eigenvalue. A patient's cells
-    do not affect the direction that scores them. Peculiarities of a slide therefore do not raise all its scores.
+    In each fold the direction is (Σ + λI)⁻¹ (μ₊ − μ₋). μ₊ is the mean of the cells of positive slides in other folds, and
+    μ₋ that of all negative slides. Σ is the mean of both covariances, and λ a tenth of its mean eigenvalue. A patient's
+    cells do not affect the direction that scores them. Peculiarities of a slide therefore do not raise all its scores.
 
     Args:
         embeddings: shape (N, D).
