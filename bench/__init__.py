@@ -1,7 +1,7 @@
-"""Measurements of speed, memory and accuracy; never run by the tests.
+"""Benchmarks of speed, memory and accuracy. The tests never run them.
 
-``python -m bench`` lists them and ``python -m bench NAME`` runs one. A bench is a module of this folder with a function
-``measure(options) -> Measured`` and, where it takes options, ``add_options(parser)``; its docstring's first line is what the
-list says of it. The other modules are shared: `timing` (interleaved repeats, ratios), `child` (peak memory of a process),
-`machine` (what ran it, its matrix-product peak), `tables` (Markdown and JSON).
+``python -m bench --help`` lists them and ``python -m bench NAME`` runs one. A benchmark is a module in this folder with a
+function ``measure(options) -> Measured`` and, if it has options, ``add_options(parser)``. The list shows the first line of
+its docstring. The other modules are shared: `timing` (interleaved repeats, ratios), `child` (peak memory of a process),
+`machine` (the hardware, and its peak speed of matrix products), `tables` (Markdown and JSON).
 """

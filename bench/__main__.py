@@ -1,4 +1,4 @@
-"""`python -m bench` prints the page of figures; `python -m bench NAME` runs one bench, `python -m bench all` every one."""
+"""Run benchmarks: the most important ones (`python -m bench`), one (`python -m bench NAME`), or all (`... all`)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ PAGE = (
     ("pretrain", ("--repeats", "1")),
     ("morphology", ()),
 )
-"""What a reader wants to know first, in under fifteen minutes on two cores: bench and options."""
+"""The most important benchmarks with their options. They take less than fifteen minutes on two cores."""
 
 
 def benches() -> dict[str, str]:
-    """Name → the first line of its docstring. Read, not imported: most need PyTorch."""
+    """Name → first line of the docstring. Modules are parsed, not imported, because most import PyTorch."""
     found = {}
     for file in sorted(HERE.glob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -41,7 +41,7 @@ def main(line: list[str]) -> int:
     if not line:
         return run_several([(name, list(options)) for name, options in PAGE])
     if line[0] in ("-h", "--help"):
-        print("python -m bench                    the page of figures: " + ", ".join(name for name, _ in PAGE))
+        print("python -m bench                    the most important ones: " + ", ".join(name for name, _ in PAGE))
         print("python -m bench NAME [--json FILE] [--markdown [FILE]] [options of NAME, listed by --help]")
         print("python -m bench all [--json FOLDER] [--markdown FOLDER]", "", sep="\n")
         print("\n".join(f"{name:<{max(map(len, known))}}  {what}" for name, what in known.items()))
@@ -50,7 +50,7 @@ def main(line: list[str]) -> int:
     if name == "all":
         return run_all(list(known), rest)
     if name not in known:
-        print(f"no bench is called '{name}'. There are: {', '.join(known)}, all.", file=sys.stderr)
+        print(f"there is no bench '{name}'. Available: {', '.join(known)}, all.", file=sys.stderr)
         return 2
     return run_one(name, rest)
 
@@ -60,7 +60,7 @@ def run_one(name: str, line: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog=f"python -m bench {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and the machine's facts")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and a description of the machine")
     parser.add_argument("--markdown", nargs="?", default="-", const="-", metavar="FILE", help="default: print it")
     if hasattr(module, "add_options"):
         module.add_options(parser)
@@ -81,10 +81,10 @@ def run_one(name: str, line: list[str]) -> int:
 
 
 def run_all(names: list[str], line: list[str]) -> int:
-    """Every bench with its own defaults; files are named by bench."""
+    """Run every bench with its defaults. Files are named after the bench."""
     parser = argparse.ArgumentParser(prog="python -m bench all", description="Run every bench, one after another.")
-    parser.add_argument("--json", type=Path, metavar="FOLDER", help="write NAME.json for each")
-    parser.add_argument("--markdown", type=Path, metavar="FOLDER", help="write NAME.md for each; default: print them")
+    parser.add_argument("--json", type=Path, metavar="FOLDER", help="write NAME.json for each bench")
+    parser.add_argument("--markdown", type=Path, metavar="FOLDER", help="write NAME.md for each; default: print it")
     options = parser.parse_args(line)
     commands = []
     for name in names:
@@ -98,7 +98,7 @@ def run_all(names: list[str], line: list[str]) -> int:
 
 
 def run_several(commands: Sequence[tuple[str, list[str]]]) -> int:
-    """Run benches with their options, each in a process of its own."""
+    """Run benches with their options, each in a separate process."""
     failed = []
     for name, options in commands:
         print(f"bench {name}", file=sys.stderr, flush=True)

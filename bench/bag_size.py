@@ -1,7 +1,7 @@
 """Time and peak memory of the default embed and rank by the size of a bag.
 
-Real blood-smear cells, repeated as often as it takes; a bag in one file, each verb in a process of its own, start-up included.
-Two bags' difference tells what a further cell costs.
+Bags contain real blood-smear cells, repeated as often as needed. Each verb runs in a separate process, and its start-up
+counts. The difference between two bags gives the cost per additional cell.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--image-size",
         type=int,
         default=128,
-        help="pixels; fewer are faster, and what memory holds of a cell is the same",
+        help="pixels; a smaller size is faster and does not change the memory per cell",
     )
 
 
@@ -53,14 +53,13 @@ def measure(options: argparse.Namespace) -> Measured:
             embedded = cytomil("embed", *line)
             ranked = cytomil("rank", large, "--model", root / "model", "--out", root / f"triage-{size}")
             for verb, child in (("embed", embedded), ("rank", ranked)):
-                told = {"cells": size, "verb": verb, "seconds": child.seconds, "peak_mb": child.together_mb}
-                rows.append(told)
+                rows.append({"cells": size, "verb": verb, "seconds": child.seconds, "peak_mb": child.together_mb})
     further = further_cell(rows)
     return Measured({"runs": rows, "seconds_a_further_cell": further}, (Table.of(*map(_shown, _by_verb(rows))),))
 
 
 def make_model(root: Path, bags: Path, image_size: int) -> None:
-    """The default recipe's, fitted to few cells: time and memory do not depend on what it has learnt."""
+    """Fit a model of the default recipe to few cells. Time and memory do not depend on what it has learnt."""
     encoder, features = root / "encoder", root / "features"
     cytomil("pretrain", "--bags", bags, "--out", encoder, "--image-size", str(image_size))
     cytomil("embed", "--bags", bags, "--encoder", encoder, "--out", features)
@@ -68,7 +67,7 @@ def make_model(root: Path, bags: Path, image_size: int) -> None:
 
 
 def write_large_bag(bags: Path, out: Path, size: int, count: int = 1) -> None:
-    """``count`` test bags of ``size`` cells each, the cells of ``bags`` over and over under names of their own."""
+    """Write ``count`` test bags of ``size`` cells each. They repeat the cells of ``bags`` under unique names."""
     manifest = read_manifest(bags)
     images = [image for row in manifest.rows for image in open_bag(manifest.file_of(row)).images()]
     endless = cycle(images)
@@ -83,12 +82,12 @@ def write_large_bag(bags: Path, out: Path, size: int, count: int = 1) -> None:
 
 
 def further_cell(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Seconds a cell beyond the next smaller bag, verb by verb: start-up cancels out."""
-    told = {}
+    """Seconds per cell in addition to the next smaller bag, per verb. Start-up cancels out."""
+    seconds = {}
     for verb in ("embed", "rank"):
         runs = [row for row in rows if row["verb"] == verb]
-        told[verb] = [(b["seconds"] - a["seconds"]) / (b["cells"] - a["cells"]) for a, b in pairwise(runs)]
-    return told
+        seconds[verb] = [(b["seconds"] - a["seconds"]) / (b["cells"] - a["cells"]) for a, b in pairwise(runs)]
+    return seconds
 
 
 def _by_verb(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

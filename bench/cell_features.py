@@ -1,4 +1,4 @@
-"""Features of every cell of a data folder, embedded once by the commands, from which benches draw their bags."""
+"""Features of all cells of a data folder, embedded once with the commands. Benches draw their bags from them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ IMAGES = (".jpg", ".png")
 
 @dataclass(frozen=True)
 class Cells:
-    """Features, float32 (N, D); ``folder`` (N,) is the folder of images below the data folder that a cell lies in.
+    """The features of N cells.
 
-    ``groups`` are the widths of the features' parts, as a feature cache has them.
+    Args:
+        values: float32 (N, D).
+        folder: (N,), the folder of each cell's image, relative to the data folder.
+        groups: the widths of the parts of the features, as in a feature cache.
     """
 
     values: np.ndarray
@@ -30,11 +33,15 @@ class Cells:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An encoder and how it is asked: options of `cytomil pretrain`, and of `cytomil embed` its layer and orientations.
+    """An encoder and its use.
 
-    ``trained``: it learns from each split's own training bags. Otherwise it has learnt from none of the cells, but takes
-    their colours' mean and spread where it starts from no weights. ``precision``: of the OpenVINO engine that is asked; None:
-    eager.
+    Args:
+        pretrain: options of `cytomil pretrain`.
+        layer: the layer that `cytomil embed` computes.
+        orientations: number of orientations in `cytomil embed`.
+        trained: whether it is trained on the training bags of each split. Otherwise it sees none of the cells, except the
+            mean and spread of their colours if it has random weights.
+        precision: precision of the OpenVINO engine; None: eager.
     """
 
     pretrain: tuple[str, ...] = ("--method", "none")
@@ -47,12 +54,12 @@ class Recipe:
 def folder_bags(data: Path, out: Path, leave_out: tuple[str, ...] = ()) -> Path:
     """Write one bag to ``out`` for each folder of images in ``data``, and return ``out``.
 
-    Their labels alternate and mean nothing: the commands ask for both.
+    Their labels alternate and have no meaning, but the commands need both.
 
     Args:
-        data: folder whose folders, at any depth, hold images.
-        out: folder of the bags; made where it is not there.
-        leave_out: folders directly below ``data`` that are not wanted.
+        data: folder with folders of images, at any depth.
+        out: folder of the bags, made if it does not exist.
+        leave_out: folders directly in ``data`` to leave out.
     """
     out.mkdir(parents=True, exist_ok=True)
     rows: list[BagRow] = []
@@ -71,23 +78,23 @@ def folder_bags(data: Path, out: Path, leave_out: tuple[str, ...] = ()) -> Path:
 
 
 def cell(file: Path, label: int) -> Instance:
-    """An image as an instance, named by its content."""
+    """An image as an instance, named by the hash of its content."""
     image = file.read_bytes()
-    named = hashlib.sha256(image).hexdigest()[:16]
-    return Instance(named, image, label=label, source=f"{file.parent.name}/{file.name}")
+    name = hashlib.sha256(image).hexdigest()[:16]
+    return Instance(name, image, label=label, source=f"{file.parent.name}/{file.name}")
 
 
 def embed_cells(
     data: Path, work: Path, recipe: Recipe, bags: Path | None = None, leave_out: tuple[str, ...] = ()
 ) -> Cells:
-    """Embed all cells of ``data``, by the commands; what is finished in ``work`` is not made again.
+    """Embed all cells of ``data`` with the commands. Results that exist in ``work`` are reused.
 
     Args:
-        data: as for `folder_bags`.
+        data: see `folder_bags`.
         work: folder for bags, encoder and features.
-        recipe: the encoder and how it is asked.
-        bags: the bags that a trained encoder learns from; by default those of the cells.
-        leave_out: as for `folder_bags`.
+        recipe: the encoder and its use.
+        bags: the training bags of a trained encoder; by default those of the cells.
+        leave_out: see `folder_bags`.
     """
     pool = work.parent / f"{data.name}-cells"
     if not (pool / "bags.csv").is_file():

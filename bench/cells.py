@@ -1,10 +1,10 @@
-"""How many of the labelled cells the finder finds in real smears, and how fast.
+"""Recall of labelled cells in real smears by cell detection, and its speed.
 
-A labelled cell counts as found if a find lies within half a cell's diameter of it, one find to one label (the
-assignment with the least total distance). A duplicate is a find that no label took, within half a diameter both of a
-labelled cell and of the find that took it. Half a diameter is 20 level-0 px: the median diameter of the cells in these
-pictures is 40 px. Finds shifted by an arbitrary step would still hit 37 % of the labels, so `recall_within_quarter`
-(10 px) is told too; the labels themselves lie up to 10 px off. Not every cell is labelled: there is no precision here.
+A labelled cell counts as found if a detection is within half a cell's diameter. Detections are assigned to labels one to
+one, with the smallest total distance. A duplicate is an unassigned detection within half a diameter of a labelled cell and
+of the detection assigned to it. Half a diameter is 20 level-0 px, because the median diameter in these pictures is 40 px.
+Detections shifted arbitrarily would still match 37 % of the labels. `recall_within_quarter` (10 px) is therefore reported
+too. The labels themselves are up to 10 px off. Not every cell is labelled, so precision cannot be measured.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench.tables import Measured, Table
 from cytomil.slides import CellFinding, find_cells
 
 HALF_DIAMETER_PX = 20.0
-# The tag of one slide is wrong on purpose, so the resolution is given for that one.
+# The resolution tag of this slide is deliberately wrong.
 GIVEN_MPP = {"smear-abnormal-4": 0.1}
 Floats = npt.NDArray[np.float64]
 
@@ -37,26 +37,26 @@ def labelled_centres(cells_csv: Path) -> dict[str, Floats]:
     return {slide: np.array(points) for slide, points in centres.items()}
 
 
-def match(labels: Floats, found: Floats, reach_px: float = HALF_DIAMETER_PX) -> tuple[int, int]:
-    """(labels found, duplicate finds) as defined above."""
+def match(labels: Floats, found: Floats, max_px: float = HALF_DIAMETER_PX) -> tuple[int, int]:
+    """The numbers of labels found and of duplicates, as defined above, with ``max_px`` as the largest distance."""
     from scipy.optimize import linear_sum_assignment
 
     if not len(found):
         return 0, 0
     distance = np.linalg.norm(labels[:, None] - found[None], axis=-1)
-    rows, columns = linear_sum_assignment(np.where(distance <= reach_px, distance, 1e6))
-    close = distance[rows, columns] <= reach_px
-    taken = dict(zip(rows[close].tolist(), columns[close].tolist(), strict=True))
-    spare = np.setdiff1d(np.arange(len(found)), list(taken.values()))
+    rows, columns = linear_sum_assignment(np.where(distance <= max_px, distance, 1e6))
+    close = distance[rows, columns] <= max_px
+    assigned = dict(zip(rows[close].tolist(), columns[close].tolist(), strict=True))
+    spare = np.setdiff1d(np.arange(len(found)), list(assigned.values()))
     duplicates = set()
-    for label, find in taken.items():
-        near = spare[distance[label, spare] <= reach_px]
-        duplicates |= set(near[np.linalg.norm(found[near] - found[find], axis=1) <= reach_px].tolist())
-    return len(taken), len(duplicates)
+    for label, detection in assigned.items():
+        near = spare[distance[label, spare] <= max_px]
+        duplicates |= set(near[np.linalg.norm(found[near] - found[detection], axis=1) <= max_px].tolist())
+    return len(assigned), len(duplicates)
 
 
 def recall_table(data: Path) -> list[dict[str, Any]]:
-    """One row per slide, and an overall one."""
+    """One row per slide, and one for all slides."""
     rows: list[dict[str, Any]] = []
     total = np.zeros(6)
     for name, labels in labelled_centres(data / "slides" / "cells.csv").items():
@@ -86,7 +86,7 @@ def _row(name: str, numbers: npt.ArrayLike) -> dict[str, Any]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "data", nargs="?", type=Path, default=DATA, help="holds slides/smear-*.tif and slides/cells.csv"
+        "data", nargs="?", type=Path, default=DATA, help="folder with slides/smear-*.tif and slides/cells.csv"
     )
 
 

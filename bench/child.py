@@ -1,4 +1,4 @@
-"""A process of its own: its wall time and its peak memory, without the memory of whoever started it."""
+"""Run a separate process and measure its wall time and peak memory, excluding the memory of its parent."""
 
 from __future__ import annotations
 
@@ -16,28 +16,34 @@ from typing import Any
 
 import psutil
 
-# Linux counts a parent's memory at the fork as the child's own peak, so a small program starts the child and reports on it.
+# Linux includes the parent's memory at the fork in the peak of the child. A small program therefore starts the child.
 _LAUNCHER = """
 import json, os, subprocess, sys, time
 started = time.perf_counter()
 process = subprocess.Popen(sys.argv[2:])
 _, status, usage = os.wait4(process.pid, 0)
 process.returncode = os.waitstatus_to_exitcode(status)
-told = {"seconds": time.perf_counter() - started, "status": process.returncode, "peak": usage.ru_maxrss,
-        "cpu": usage.ru_utime + usage.ru_stime}
+report = {"seconds": time.perf_counter() - started, "status": process.returncode, "peak": usage.ru_maxrss,
+          "cpu": usage.ru_utime + usage.ru_stime}
 with open(sys.argv[1], "w") as file:
-    json.dump(told, file)
+    json.dump(report, file)
 """
 _KIB_TO_MB = 1024 / 1e6
 
 
 @dataclass(frozen=True)
 class Child:
-    """What a process did. ``cpu_seconds`` are the processors' time, which other work beside it hardly changes.
+    """The result of a process.
 
-    ``peak_mb`` is the largest resident memory of any one of its processes, by the operating system's account.
-    ``together_mb`` is the sum over all of them where there are several, memory that they share counted once, looked at
-    four times a second: peaks in between are missed.
+    Args:
+        seconds: wall time.
+        cpu_seconds: processor time, which other work on the machine hardly affects.
+        status: exit status.
+        peak_mb: largest resident memory of any single process, as reported by the operating system.
+        together_mb: sum over all processes if there are several, with shared memory counted once. It is sampled four times
+            per second, so short peaks are missed.
+        stdout: standard output.
+        stderr: standard error.
     """
 
     seconds: float
@@ -55,68 +61,69 @@ def run(
     env: dict[str, str] | None = None,
     cwd: Path | None = None,
 ) -> Child:
-    """Run ``command`` to its end, in the folder ``cwd`` where one is named.
+    """Run ``command`` to its end, optionally in the folder ``cwd``.
 
-    Raises `SystemExit` with what it said where its exit status is not accepted.
+    Raises:
+        SystemExit: its exit status is not in ``accepted``. The message is its standard error.
     """
     with tempfile.TemporaryDirectory() as folder:
-        told, out, err = (Path(folder) / name for name in ("told.json", "stdout", "stderr"))
-        line = [sys.executable, "-S", "-c", _LAUNCHER, str(told), *map(str, command)]
+        report, out, err = (Path(folder) / name for name in ("report.json", "stdout", "stderr"))
+        line = [sys.executable, "-S", "-c", _LAUNCHER, str(report), *map(str, command)]
         with out.open("wb") as stdout, err.open("wb") as stderr:
             launcher = subprocess.Popen(line, stdout=stdout, stderr=stderr, env={**os.environ, **(env or {})}, cwd=cwd)
             together = _watch(launcher)
-        said = err.read_text(errors="replace")
-        if not told.is_file():
-            raise SystemExit(f"{command[0]} could not be started:\n{said}")
-        account = json.loads(told.read_text())
-        if account["status"] not in accepted:
-            raise SystemExit(f"{' '.join(map(str, command))} failed with status {account['status']}:\n{said}")
+        stderr_text = err.read_text(errors="replace")
+        if not report.is_file():
+            raise SystemExit(f"{command[0]} could not be started:\n{stderr_text}")
+        usage = json.loads(report.read_text())
+        if usage["status"] not in accepted:
+            raise SystemExit(f"{' '.join(map(str, command))} failed with status {usage['status']}:\n{stderr_text}")
         return Child(
-            account["seconds"],
-            account["cpu"],
-            account["status"],
-            account["peak"] * _KIB_TO_MB,
-            max(together, account["peak"] * _KIB_TO_MB),
+            usage["seconds"],
+            usage["cpu"],
+            usage["status"],
+            usage["peak"] * _KIB_TO_MB,
+            max(together, usage["peak"] * _KIB_TO_MB),
             out.read_text(errors="replace"),
-            said,
+            stderr_text,
         )
 
 
 def cytomil(*line: str | Path, accepted: Sequence[int] = (0, 3)) -> Child:
-    """One verb in a process of its own. Slides or cells that could not be used (status 3) do not fail it."""
+    """Run one verb in a separate process. Slides or cells that could not be used (status 3) are not a failure."""
     return run([sys.executable, "-m", "cytomil", *line], accepted)
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Child]:
-    """``function(*arguments)`` in a process of its own; arguments and result must be what JSON can say."""
+    """Run ``function(*arguments)`` in a separate process. Arguments and result must be serialisable as JSON."""
     named = [function.__module__, function.__name__, json.dumps(arguments)]
     child = run([sys.executable, "-m", "bench.child", *named])
     return json.loads(child.stdout.splitlines()[-1]), child
 
 
 def own_peak_mb() -> float:
-    """Peak resident memory of this very process so far; Linux only."""
+    """Peak resident memory of this process so far. Linux only."""
     (line,) = (one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM:"))
     return int(line.split()[1]) * _KIB_TO_MB
 
 
 def _watch(launcher: subprocess.Popen[bytes]) -> float:
-    """Wait for the launcher's end; the most that several processes below it held together, MB."""
+    """Wait for the launcher's end. Returns the peak of the memory of all its descendants together, in MB."""
     peak, ended = 0.0, threading.Event()
 
-    def look() -> None:
+    def sample() -> None:
         nonlocal peak
         parent = psutil.Process(launcher.pid)
         while not ended.wait(0.25):
             try:
                 processes = parent.children(recursive=True)
-                # To add up what a process shares takes the kernel long enough to slow it, and one alone needs no sum.
+                # Counting shared memory slows the process down, and is not needed for a single process.
                 if len(processes) > 1:
-                    peak = max(peak, sum(map(_share_mb, processes)))
+                    peak = max(peak, sum(map(_proportional_mb, processes)))
             except psutil.NoSuchProcess:
                 return
 
-    watcher = threading.Thread(target=look)
+    watcher = threading.Thread(target=sample)
     watcher.start()
     try:
         launcher.wait()
@@ -126,7 +133,7 @@ def _watch(launcher: subprocess.Popen[bytes]) -> float:
     return peak
 
 
-def _share_mb(process: psutil.Process) -> float:
+def _proportional_mb(process: psutil.Process) -> float:
     try:
         return process.memory_full_info().pss / 1e6
     except (psutil.NoSuchProcess, psutil.AccessDenied, AttributeError):

@@ -1,7 +1,7 @@
-"""fit-mil: seconds on one core by the size of bags, and time and memory of a cohort that no memory holds.
+"""fit-mil: seconds on one core by the size of bags, and time and memory of a cohort that does not fit in memory.
 
-Synthetic features, half of the bags with one cell in fifty shifted. Each fit is the command in a process of its own; peak is
-its largest resident memory. The small fits have one core, the cohort all of them.
+Features are synthetic. In half of the bags one cell in fifty is shifted. Each fit runs the command in a separate process,
+and the peak is its largest resident memory. The small fits use one core, the cohort all of them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _WITNESSES = 50
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--small", type=int, nargs="*", default=[100, 1_000], help="cells a bag of 18 bags")
+    parser.add_argument("--small", type=int, nargs="*", default=[100, 1_000], help="cells per bag, of 18 bags")
     parser.add_argument("--slides", type=int, default=200, help="bags of the cohort; 0: no cohort")
-    parser.add_argument("--cells", type=int, default=50_000, help="cells a bag of the cohort")
+    parser.add_argument("--cells", type=int, default=50_000, help="cells per bag of the cohort")
     parser.add_argument(
-        "--share", type=float, default=0.5, help="of the default layer's 1,944 columns that the cohort has"
+        "--share", type=float, default=0.5, help="fraction of the default layer's 1,944 columns that the cohort has"
     )
     parser.add_argument("--aggregator", default="self-paced")
 
@@ -39,11 +39,11 @@ def measure(options: argparse.Namespace) -> Measured:
     return Measured({"fits": rows}, (Table.of(*map(_shown, rows)),))
 
 
-def fit(n_bags: int, size: int, share: float, aggregator: str, cores: int | None = None) -> dict[str, Any]:
-    """Write features, fit to them, and tell seconds and memory; ``cores``: how many the fit may use."""
+def fit(n_bags: int, size: int, fraction: float, aggregator: str, cores: int | None = None) -> dict[str, Any]:
+    """Write features, fit to them on ``cores`` cores, and measure time and memory."""
     with tempfile.TemporaryDirectory() as made:
         root = Path(made)
-        columns, written, _ = write_cohort(root, n_bags, size, share)
+        columns, written, _ = write_cohort(root, n_bags, size, fraction)
         line: list[str | Path] = [
             "--features",
             root / "features",
@@ -70,8 +70,8 @@ def fit(n_bags: int, size: int, share: float, aggregator: str, cores: int | None
     }
 
 
-def write_cohort(root: Path, n_bags: int, size: int, share: float) -> tuple[int, int, float]:
-    """Features of a cohort in ``root``; their columns, bytes on disk, and the seconds that writing took."""
+def write_cohort(root: Path, n_bags: int, size: int, fraction: float) -> tuple[int, int, float]:
+    """Write the features of a cohort to ``root``. Returns the columns, the bytes on disk, and the seconds of writing."""
     import torch
 
     from cytomil.encoders.architecture import Architecture, Encoder
@@ -82,11 +82,11 @@ def write_cohort(root: Path, n_bags: int, size: int, share: float) -> tuple[int,
     from cytomil.features.index import FeatureIndex, IndexRow, write_index
 
     torch.manual_seed(0)
-    facts = {"method": "none", "synthetic": True, "data": {"sources": ["synthetic"]}, "history": []}
-    bundle = save_bundle(root / "encoder", Encoder(Architecture(stem="small")), CellTransform(32, 0.8), facts)
+    metadata = {"method": "none", "synthetic": True, "data": {"sources": ["synthetic"]}, "history": []}
+    bundle = save_bundle(root / "encoder", Encoder(Architecture(stem="small")), CellTransform(32, 0.8), metadata)
     prepared = preparation_sha256(stored_layer("h"), bundle.transform.sha256)
     key = FeatureKey("0" * 64, bundle.sha256, "h", prepared, "eager", "float16", "2")
-    groups = tuple(max(1, round(width * share)) for width in _GROUPS)
+    groups = tuple(max(1, round(width * fraction)) for width in _GROUPS)
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(64, sum(groups))).astype(np.float32)
     common = rng.normal(size=(size, 64)).astype(np.float32) @ mixing
@@ -95,7 +95,7 @@ def write_cohort(root: Path, n_bags: int, size: int, share: float) -> tuple[int,
     rows, written, started = [], 0, time.perf_counter()
     for i in range(n_bags):
         name = f"slide-{i:03d}"
-        # Every slide has the same cells in another order, a little moved: drawing all anew would take longer than the fit.
+        # Every slide has the same cells in another order, slightly shifted. Drawing new ones would take longer than the fit.
         values = np.roll(common, int(rng.integers(size)), axis=0) + rng.normal(scale=0.1, size=common.shape[1])
         if i % 2:
             values[::_WITNESSES] += 2
@@ -112,7 +112,7 @@ def write_cohort(root: Path, n_bags: int, size: int, share: float) -> tuple[int,
 def _shown(row: dict[str, Any]) -> dict[str, str]:
     return {
         "bags": f"{row['bags']:,}",
-        "cells a bag": f"{row['cells']:,}",
+        "cells per bag": f"{row['cells']:,}",
         "columns": f"{row['columns']:,}",
         "on disk, GB": f"{row['gb']:.2f}",
         "cores": str(row["cores"]),

@@ -1,4 +1,4 @@
-"""Peak memory of finding and cropping every cell of a slide covered with cells from edge to edge."""
+"""Peak memory of finding and cropping all cells of a slide that is completely covered with cells."""
 
 from __future__ import annotations
 

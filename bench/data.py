@@ -1,4 +1,4 @@
-"""Real cells that the benches read in place; a bench whose cells are not there is skipped, and says so."""
+"""Real cells for the benches. A bench whose cells are missing is skipped with a message."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ BLOOD_SMEAR_CLASSES = (
     "--abnormal",
     "ig,erythroblast,basophil",
 )
-BONE_MARROW_CLASSES = ("--normal", "LYT,NGS,EOS,MON", "--abnormal", "BLA,PMO")
 
 
-def require_cells(folder: Path, holds: str = "") -> None:
-    """Raises `SkippedError` where ``folder``, or what it should hold, is not there."""
-    if not (folder / holds).exists():
-        told = f" with {holds}" if holds else ""
-        raise SkippedError(f"there are no cells in {folder.name}. Name the data folder{told} as the first argument.")
+def require_cells(folder: Path, content: str = "") -> None:
+    """Raise `SkippedError` if ``folder`` or its ``content`` does not exist."""
+    if not (folder / content).exists():
+        with_content = f" with {content}" if content else ""
+        raise SkippedError(
+            f"there are no cells in {folder.name}. Give the data folder{with_content} as first argument."
+        )
 
 
 def blood_smear_bags(
     data: Path, out: Path, bag_size: int, train_bags: int, test_bags: int = 0, witness_rate: float = 0.2
 ) -> Path:
-    """Simulated bags of blood-smear cells, made in ``out``."""
+    """Make simulated bags of blood-smear cells in ``out``."""
     from cytomil.bags.config import MakeBagsConfig
     from cytomil.bags.make import make_bags
     from cytomil.progress import Silent

@@ -1,8 +1,8 @@
-"""fit-mil against a plain loop, by bag size; and the memory of scoring a bag of a million cells.
+"""fit-mil compared with a plain loop by bag size, and the memory of scoring a bag of a million cells.
 
-The plain loop (`bench/reference_mil.py`) fits one model after the other with PyTorch's default threads and reads every
-bag from HDF5 in every epoch; fit-mil's cross-validation does the same fits of the same bags side by side. Both are timed
-in turn in one run.
+The plain loop (`bench/reference_mil.py`) fits one model after another with PyTorch's default threads, and reads every bag
+from HDF5 in every epoch. The cross-validation of fit-mil does the same fits in parallel. Both are timed alternately in one
+run.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bags", type=int, default=18)
     parser.add_argument("--bag-size", type=int, default=1_000)
     parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--seeds", type=int, default=3, help="models a fold")
+    parser.add_argument("--seeds", type=int, default=3, help="models per fold")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--curve", type=int, nargs="*", default=[1_000, 10_000, 100_000], help="cells of a bag")
-    parser.add_argument("--scored", type=int, default=1_000_000, help="cells of the bag whose scoring is watched")
+    parser.add_argument("--scored", type=int, default=1_000_000, help="cells of the bag whose scoring is measured")
 
 
 def measure(options: argparse.Namespace) -> Measured:
@@ -46,14 +46,14 @@ def measure(options: argparse.Namespace) -> Measured:
         f"{options.bags} bags of {options.bag_size:,} × {_DIM}, {options.epochs} epochs, 3 folds × {options.seeds} seeds:",
         Table.of(_shown(fits)),
         *(("Four bags of growing size, one epoch, 2 folds × 2 seeds:", Table.of(*map(_shown, curve))) if curve else ()),
-        f"One bag of {options.scored:,} × {_DIM} float16, scored by three PAMIL models and looked at for novelty:",
+        f"One bag of {options.scored:,} × {_DIM} float16, scored by three PAMIL models and checked for novelty:",
         Table.of({name: f"{value:,.2f}" for name, value in scored.items()}),
     )
     return Measured({"fit": fits, "curve": curve, "scored": scored}, parts)
 
 
 def compare(root: Path, n: int, size: int, epochs: int, seeds: int, repeats: int) -> dict[str, Any]:
-    """Seconds of cross-validation by both, and their ratio."""
+    """Seconds of both cross-validations, and their ratio."""
     import torch
 
     from bench.reference_mil import FeatureFile, cross_validate
@@ -92,7 +92,7 @@ def compare(root: Path, n: int, size: int, epochs: int, seeds: int, repeats: int
 
 
 def score(root: str, n: int) -> dict[str, float]:
-    """Peak memory of scoring one bag from its file, GB, less what the process held before; run in a process of its own."""
+    """Memory of scoring one bag from its file, in GB. Run it in a separate process."""
     import torch
 
     from cytomil.features.cache import FeatureKey, open_features, write_features
@@ -123,7 +123,7 @@ def score(root: str, n: int) -> dict[str, float]:
 
 
 def _slide(n: int) -> Iterator[EmbeddedBlock]:
-    """``n`` random cells, their ids as long as a SHA-256's digits."""
+    """``n`` random cells with ids as long as a SHA-256 hash."""
     from cytomil.features.cache import EmbeddedBlock
 
     rng = np.random.default_rng(0)
@@ -134,7 +134,7 @@ def _slide(n: int) -> Iterator[EmbeddedBlock]:
 
 
 def write(path: Path, n: int, dtype: str, seed: int, shift: float) -> None:
-    """Random embeddings, one cell in twenty shifted, laid out in chunks as embed writes them."""
+    """Write random embeddings, with one cell in twenty shifted, in the same chunks as embed."""
     import h5py
 
     rng = np.random.default_rng(seed)
@@ -149,7 +149,7 @@ def write(path: Path, n: int, dtype: str, seed: int, shift: float) -> None:
 def _shown(row: dict[str, Any]) -> dict[str, str]:
     median, low, high = row["ratio"]
     return {
-        "cells a bag": f"{row['bag_size']:,}",
+        "cells per bag": f"{row['bag_size']:,}",
         "plain loop, s": f"{row['plain_seconds']:.1f}",
         "fit-mil, s": f"{row['seconds']:.1f}",
         "times faster": f"{median:.2f} ({low:.2f}–{high:.2f})",

@@ -1,7 +1,8 @@
-"""The default recipe on a GPU: cells a second of its engines, of embed and of rank, and cells per second of pretraining.
+"""The default recipe on a GPU: cells per second of engines, embed, rank and pretraining.
 
-Real blood-smear cells. Engines run on decoded cells in memory; embed and rank go from bag files to caches and to scores,
-starting Python not included. Pretraining is SLAM-AGS at 224 px, ResNet-18, the second of two epochs.
+Cells are real blood-smear cells. Engines run on decoded cells in memory. embed and rank include reading bag files and
+writing caches or scores, but not the start of Python. Pretraining is the second of two epochs of SLAM-AGS with a ResNet-18
+at 224 px.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=BLOOD_SMEAR, help="class folders of cells")
     parser.add_argument("--bag-size", type=int, default=200, help="cells of each of the 12 training bags")
     parser.add_argument("--cells", type=int, default=30_000, help="cells of the bag that is embedded and ranked")
-    parser.add_argument("--alone", type=int, default=20_000, help="cells a round of an engine alone")
+    parser.add_argument("--alone", type=int, default=20_000, help="cells per round of an engine alone")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--image-size", type=int, default=224, help="of the cells of pretraining, pixels")
+    parser.add_argument("--image-size", type=int, default=224, help="side of cells in pretraining, pixels")
 
 
 def measure(options: argparse.Namespace) -> Measured:
@@ -128,7 +129,7 @@ def training(root: Path, options: argparse.Namespace, name: str) -> float:
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
-    """The fastest of several runs: the first one warms up."""
+    """The minimum of several runs. The first one is the warm-up."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()

@@ -1,9 +1,9 @@
 """Chunks and compression of feature caches and bag files: speed of writing and reading, and size.
 
-Feature caches hold embeddings of real cells (--features, else ReLU of random numbers, which compress about as ill) and are
-written in blocks of 256 cells, as embed does, and read whole. Bag files hold JPEGs as they came, of variable length, written
-and read 64 at a time. All layouts take turns; files lie in the operating system's cache, so a slow disk would favour
-compression more than these figures do.
+Feature caches contain embeddings of real cells (--features), or ReLU of random numbers, which compress about as poorly.
+They are written in blocks of 256 cells, as by embed, and read as a whole. Bag files contain unchanged JPEGs of variable
+length, written and read 64 at a time. Layouts are timed alternately. Files are in the operating system's cache, so a slow
+disk would favour compression more than these figures.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _DIM = 512
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="?", type=Path, default=BLOOD_SMEAR, help="class folders of cells")
-    parser.add_argument("--features", type=Path, help="folder of feature caches whose values are taken")
+    parser.add_argument("--features", type=Path, help="folder of feature caches whose values are used")
     parser.add_argument("--cells", type=int, default=20_000)
     parser.add_argument("--repeats", type=int, default=5)
 
@@ -58,20 +58,20 @@ def measure(options: argparse.Namespace) -> Measured:
                 f"{chunk} × {name}": (chunk, kept)
                 for chunk, (name, kept) in product(_FEATURE_CHUNKS, _COMPRESSIONS.items())
             }
-            told = f"Feature cache, {len(values):,} × {values.shape[1]} {dtype}; in use: {FEATURE_CHUNK} × none"
+            text = f"Feature cache, {len(values):,} × {values.shape[1]} {dtype}; in use: {FEATURE_CHUNK} × none"
             results[dtype] = compare(root, layouts, write_values, read_values, values, values.nbytes, options.repeats)
-            parts += [told, shown(results[dtype])]
+            parts += [text, shown(results[dtype])]
         cells = encoded_cells(options.data, root / "bags", options.cells)
         size = sum(map(len, cells))
         layouts = {f"{chunk} × none": (chunk, {}) for chunk in _BAG_CHUNKS}
-        told = f"Bag file, {len(cells):,} JPEGs of {size / len(cells) / 1000:.1f} kB; in use: {BAG_CHUNK} × none"
+        text = f"Bag file, {len(cells):,} JPEGs of {size / len(cells) / 1000:.1f} kB; in use: {BAG_CHUNK} × none"
         results["bag"] = compare(root, layouts, write_cells, read_cells, cells, size, options.repeats)
-        parts += [told, shown(results["bag"])]
+        parts += [text, shown(results["bag"])]
     return Measured(results, tuple(parts))
 
 
 def embeddings(folder: Path | None, n: int) -> np.ndarray:
-    """Embeddings (n, D), float32: those of the caches in ``folder`` over and over, or random ones."""
+    """Embeddings (n, D), float32: those of the caches in ``folder``, repeated, or random ones."""
     if folder is None:
         return np.maximum(np.random.default_rng(0).normal(size=(n, _DIM)), 0).astype(np.float32)
     index = read_index(folder)
@@ -80,7 +80,7 @@ def embeddings(folder: Path | None, n: int) -> np.ndarray:
 
 
 def encoded_cells(data: Path, bags: Path, n: int) -> list[bytes]:
-    """``n`` JPEGs, those of 2,000 cells over and over."""
+    """``n`` JPEGs, which repeat those of 2,000 cells."""
     manifest = read_manifest(blood_smear_bags(data, bags, 1_000, train_bags=2))
     cells = [cell for row in manifest.rows for cell in open_bag(manifest.file_of(row)).images()]
     return [cells[i % len(cells)] for i in range(n)]
@@ -95,7 +95,7 @@ def compare(
     n_bytes: int,
     repeats: int,
 ) -> dict[str, dict[str, Any]]:
-    """Layout → megabytes of content a second, written and read, and the file's share of the content's size."""
+    """Layout → megabytes of content written and read per second, and the file's size as a fraction of the content's."""
     files = {name: root / f"{i}.h5" for i, name in enumerate(layouts)}
 
     def writer(name: str) -> Callable[[], None]:
@@ -152,7 +152,7 @@ def shown(found: dict[str, dict[str, Any]]) -> Table:
     return Table.of(
         *(
             {
-                "cells a chunk × compression": name,
+                "cells per chunk × compression": name,
                 "write, MB/s": f"{one['write']['median']:,.0f}",
                 "read, MB/s": f"{one['read']['median']:,.0f}",
                 "size": f"{one['size']:.0%}",
@@ -163,7 +163,7 @@ def shown(found: dict[str, dict[str, Any]]) -> Table:
 
 
 def _to_disk(path: Path) -> None:
-    """Wait for the disk, as every file of cytomil does before it counts."""
+    """Wait for the disk, as cytomil does for every file."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

@@ -1,4 +1,4 @@
-"""What ran a bench, without naming it: cores, memory, versions, and how fast it multiplies matrices."""
+"""The machine that ran a bench, without its name: cores, memory, versions, and the speed of matrix products."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ PACKAGES = (
     "simplejpeg",
     "opencv-python-headless",
 )
-# Those that decide how fast matrices are multiplied.
+# CPU features that affect the speed of matrix products.
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
 
 
-def facts() -> dict[str, Any]:
-    """Cores, CPU features, memory in GB, versions, and how busy the machine was; no names of machines, no paths."""
+def describe() -> dict[str, Any]:
+    """Cores, CPU features, memory in GB, versions and load of the machine, without its name or any path."""
     import torch
 
     return {
@@ -51,16 +51,16 @@ def facts() -> dict[str, Any]:
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """Which of `FEATURES` the processor has; empty where the system does not tell."""
+    """Those of `FEATURES` that the processor has; empty if the system does not report them."""
     if not cpuinfo.is_file():
         return []
     lines = (line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features")))
-    told = set(next(lines, ":").partition(":")[2].split())
-    return [feature for feature in FEATURES if feature in told]
+    flags = set(next(lines, ":").partition(":")[2].split())
+    return [feature for feature in FEATURES if feature in flags]
 
 
 def matmul_work(n: int = 2048, repeats: int = 3) -> tuple[Callable[[], object], float]:
-    """The yardstick: float32 products of n×n matrices, to be timed between others, and what they come to in GFLOP."""
+    """A reference workload, to be timed with others: float32 products of n×n matrices, and their GFLOP."""
     import torch
 
     a, b = torch.randn(n, n), torch.randn(n, n)
@@ -68,7 +68,7 @@ def matmul_work(n: int = 2048, repeats: int = 3) -> tuple[Callable[[], object], 
 
 
 def layer_gflop(encoder: Encoder, layer: Layer, image_size: int) -> float:
-    """GFLOP of one forward pass of one cell up to ``layer`` (a multiplication and an addition are two)."""
+    """GFLOP of the forward pass of one cell up to ``layer``. A multiplication and an addition count as two."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,8 +1,8 @@
-"""What layer morphology costs: describing cells beside decoding and embedding them, all on one core.
+"""The cost of layer morphology: describing cells, compared with decoding and embedding them, on one core.
 
-Cells of each data folder, at even steps through its files. "embedded" is what layer auto keeps, by the eager engine at
---image-size px, averaged over --orientations orientations; the network's weights are random, which changes no speed. Rates
-are cells in a second of processor time, so that work beside it takes none of it away but the caches.
+Cells are evenly spaced among the files of each data folder. "embedded" is the default layer, by the eager engine at
+--image-size px, averaged over --orientations orientations. Random weights do not change the speed. Rates are cells per
+second of processor time, so that other work on the machine affects only the caches.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CROP = 0.8
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="*", type=Path, default=[BLOOD_SMEAR, BONE_MARROW], help="folders of cells")
-    parser.add_argument("--cells", type=int, default=512, help="of each folder")
+    parser.add_argument("--cells", type=int, default=512, help="cells of each folder")
     parser.add_argument("--arch", default="efficientnet_lite0")
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--orientations", type=int, default=2)
@@ -47,28 +47,30 @@ def measure(options: argparse.Namespace) -> Measured:
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as made:
-            taken = {folder.name: _timings(folder, Path(made), options) for folder in options.data}
+            timings_of = {folder.name: _timings(folder, Path(made), options) for folder in options.data}
     finally:
         torch.set_num_threads(threads)
     rates = {
-        name: {step: one.per_second(options.cells) for step, one in timings.items()} for name, timings in taken.items()
+        name: {step: one.per_second(options.cells) for step, one in timings.items()}
+        for name, timings in timings_of.items()
     }
     steps = next(iter(rates.values()))
     table = Table.of(
         *({"step, cells/s": step} | {name: of[step].shown(0) for name, of in rates.items()} for step in steps)
     )
-    ratios = {name: of["described"].times_faster_than(of["embedded"]) for name, of in taken.items()}
-    told = (
+    ratios = {name: of["described"].times_faster_than(of["embedded"]) for name, of in timings_of.items()}
+    text = (
         f"{options.cells} cells of each set, {N_DESCRIPTORS} numbers each; embedded at {options.image_size} px in "
-        f"{options.orientations} orientations; one core. Describing goes "
+        f"{options.orientations} orientations; one core. Describing is "
         f"{', '.join(ratio.shown(1) for ratio in ratios.values())} times as fast as embedding."
     )
     results: dict[str, Any] = {
-        name: {"seconds": {step: list(one.seconds) for step, one in timings.items()}} for name, timings in taken.items()
+        name: {"seconds": {step: list(one.seconds) for step, one in timings.items()}}
+        for name, timings in timings_of.items()
     }
     for name, ratio in ratios.items():
         results[name]["described_over_embedded"] = ratio.median
-    return Measured({"cells": options.cells, "sets": results}, (told, table))
+    return Measured({"cells": options.cells, "sets": results}, (text, table))
 
 
 def _timings(folder: Path, made: Path, options: argparse.Namespace) -> dict[str, Timing]:

@@ -1,8 +1,7 @@
-"""Damaged files through the readers: bags, feature caches, every file of a triage model, mutated at random.
+"""Read damaged files: bags, feature caches and all files of a triage model, mutated at random.
 
-None may hang for ten seconds, crash the process, give anything but one line, or be accepted with other numbers. The
-readers run in a child process, which is started anew after a hang or a crash. Exit status 1 where a mutation does what it
-must not.
+A reader must not hang for ten seconds, crash, raise anything but a one-line error, or accept other content. The readers
+run in a child process, which is restarted after a hang or a crash. The exit status is 1 if a reader fails.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _OUTCOMES = (REFUSED, SAME, *_VIOLATIONS)
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--mutations", type=int, default=2000, help="of a bag, of a cache, and of a model's files together"
+        "--mutations", type=int, default=2000, help="number for a bag, for a cache, and for all files of a model"
     )
     parser.add_argument("--seed", type=int, default=0)
 
@@ -50,19 +49,19 @@ def measure(options: argparse.Namespace) -> Measured:
         for i, file in enumerate(files):
             n = options.mutations // len(files) + (i < options.mutations % len(files))
             found["model's files"] += count(root / "model", file, "model", n, options.seed)
-    rows = ({"what became of it": what, **{name: found[name][what] for name in found}} for what in _OUTCOMES)
+    rows = ({"outcome": what, **{name: found[name][what] for name in found}} for what in _OUTCOMES)
     table = Table.of(*rows)
     if wrong := sum(tally[what] for tally in found.values() for what in _VIOLATIONS):
-        raise SystemExit(f"{table.markdown()}\n{wrong} mutations did what none may do.")
+        raise SystemExit(f"{table.markdown()}\n{wrong} mutations had a forbidden outcome.")
     text = (
-        f"{options.mutations:,} mutations of each: a byte changed, eight bytes, a stretch of up to 4,096 bytes zeroed, the "
-        f"file cut off, in turn; seed {options.seed}."
+        f"{options.mutations:,} mutations of each, alternating: one byte changed, eight bytes changed, up to 4,096 bytes "
+        f"zeroed, the file truncated; seed {options.seed}."
     )
     return Measured({name: dict(tally) for name, tally in found.items()}, (text, table))
 
 
 def make_files(root: Path) -> None:
-    """A bag, a cache and a triage model, small but whole, made by the verbs themselves."""
+    """Make a small bag, cache and triage model with the verbs."""
     from cytomil.bags.config import MakeBagsConfig
     from cytomil.bags.make import make_bags
     from cytomil.features.config import EmbedConfig
@@ -86,7 +85,7 @@ def make_files(root: Path) -> None:
 
 
 def count(opened: Path, file: Path, kind: str, n: int, seed: int) -> Counter[str]:
-    """Mutate ``file`` ``n`` times; open ``opened``, which is or holds it, each time, and count what became of it."""
+    """Mutate ``file`` ``n`` times, open ``opened``, which is or contains it, each time, and count the outcomes."""
     whole = file.read_bytes()
     tally: Counter[str] = Counter()
     child = _Child(kind)
@@ -95,18 +94,18 @@ def count(opened: Path, file: Path, kind: str, n: int, seed: int) -> Counter[str
         if right.startswith(("error", "hung")):
             raise SystemExit(f"{opened} itself cannot be read: {right}")
         for content in mutations(whole, n, seed):
-            # A new file each time: finished ones are replaced, never written in place.
+            # A new file each time, because cytomil replaces files and never writes in place.
             file.unlink()
             file.write_bytes(content)
             tally[_outcome(child.ask(opened), right)] += 1
     finally:
-        child.end()
+        child.kill()
         file.write_bytes(whole)
     return tally
 
 
 def mutations(whole: bytes, n: int, seed: int) -> Iterator[bytes]:
-    """``n`` damaged forms of a file's content, of all kinds in turn."""
+    """``n`` damaged versions of a file's content, alternating between all kinds."""
     rng = np.random.default_rng(seed)
     for i in range(n):
         content = bytearray(whole)
@@ -122,7 +121,7 @@ def mutations(whole: bytes, n: int, seed: int) -> Iterator[bytes]:
             content[start:stop] = bytes(stop - start)
         else:
             del content[start:]
-        if content == whole:  # what was zeroed was zero already
+        if content == whole:  # the zeroed bytes were already zero
             content[start] ^= 1
         yield bytes(content)
 
@@ -134,7 +133,7 @@ def _outcome(answer: str, right: str) -> str:
 
 
 class _Child:
-    """Reads files in a process of its own, which is started anew where it crashed or hung."""
+    """Reads files in a separate process, which is restarted after a crash or a hang."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
@@ -142,7 +141,7 @@ class _Child:
         self._end: Connection | None = None
 
     def ask(self, path: Path) -> str:
-        """What the reader made of ``path``: a hash of all it gives, "one line", "error …", "crashed" or "hung"."""
+        """The outcome of reading ``path``: a hash of its content, "one line", "error …", "crashed" or "hung"."""
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._end, other = context.Pipe()
@@ -160,11 +159,11 @@ class _Child:
         except EOFError:
             answer = "crashed"
         assert time.monotonic() - begun < 2 * _LIMIT_S
-        self.end()
+        self.kill()
         return answer
 
-    def end(self) -> None:
-        """End the process; the next question starts another."""
+    def kill(self) -> None:
+        """Kill the process. The next call of `ask` starts another."""
         if self._process is not None:
             self._process.kill()
             self._process.join()

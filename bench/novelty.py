@@ -1,7 +1,7 @@
-"""What the guard against foreign slides flags: held-out slides, shifted stain and focus, other specimens.
+"""Slides that the novelty check flags: held-out slides, shifted stain and focus, other specimens.
 
-A model of bone-marrow cells, its encoder untrained. Leave-one-out over its training slides, its test slides as they are
-and with their stain or focus shifted, and slides of other specimens: drawn cells, and crops of whole slides.
+The model is of bone-marrow cells with an untrained encoder. It is applied to its training slides (each left out), its test
+slides, the same with shifted stain or focus, and slides of other specimens: drawn cells, and crops of whole slides.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CELLS = 200
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bag-size", type=int, default=80, help="cells a bag")
+    parser.add_argument("--bag-size", type=int, default=80, help="cells per bag")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -76,8 +76,8 @@ def measure(options: argparse.Namespace) -> Measured:
         for name, slides in _foreign(root).items():
             rows.append(_row(name, [novelty.judge([embed(images)]) for images in slides]))
     text = (
-        f"The guard of a model of {len(train)} bone-marrow slides of {options.bag_size} cells, its encoder untrained: how "
-        "many of the slides it flags as unlike the training slides, and the median of their p-values."
+        f"A model of {len(train)} bone-marrow slides of {options.bag_size} cells with an untrained encoder: the number of "
+        "slides flagged as unlike the training slides, and the median of their p-values."
     )
     return Measured({row["slides"]: row for row in rows}, (text, Table.of(*rows)))
 
@@ -139,16 +139,16 @@ def _stain(factors: tuple[float, float, float]) -> Callable[[Image], Image]:
     from PIL import Image
 
     def stained(image: Image.Image) -> Image.Image:
-        shown = 255 * (np.maximum(np.asarray(image, float), 1) / 255) ** np.array(factors)
-        return Image.fromarray(shown.round().astype(np.uint8))
+        pixels = 255 * (np.maximum(np.asarray(image, float), 1) / 255) ** np.array(factors)
+        return Image.fromarray(pixels.round().astype(np.uint8))
 
     return stained
 
 
-def _blur(share: float) -> Callable[[Image], Image]:
+def _blur(fraction: float) -> Callable[[Image], Image]:
     from PIL import ImageFilter
 
-    return lambda image: image.filter(ImageFilter.GaussianBlur(share * image.width))
+    return lambda image: image.filter(ImageFilter.GaussianBlur(fraction * image.width))
 
 
 def _shifted(images: Sequence[bytes], shift: Callable[[Image], Image]) -> list[bytes]:

@@ -1,6 +1,7 @@
-"""The reference for embed: one cell at a time, in the manner of the released code, written from its description.
+"""The reference for embed: one cell at a time, like the released code, but written from its description.
 
-Open the file, decode with Pillow, crop and resize, a batch of one in float32, channels first, through PyTorch.
+Each file is opened, decoded with Pillow, cropped, resized, and embedded by PyTorch as a batch of one, float32, channels
+first.
 """
 
 from __future__ import annotations
@@ -33,6 +34,6 @@ def embed_one_at_a_time(
         size = (transform.image_size, transform.image_size)
         image = image.resize(size, Image.Resampling.BILINEAR, (left, top, left + side, top + side))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
-        turned = [pixels, pixels.rot90(2, (1, 2))][:orientations]
-        rows.append(np.mean([network(one[None])[0][0].numpy() for one in turned], axis=0))
+        rotated = [pixels, pixels.rot90(2, (1, 2))][:orientations]
+        rows.append(np.mean([network(one[None])[0][0].numpy() for one in rotated], axis=0))
     return np.stack(rows)

@@ -1,8 +1,9 @@
-"""Bags that are people: infected ones alone, half of them left without a parasitised cell, cross-validated over people.
+"""Bags of one person each: infected people, half of them without parasitised cells, cross-validated over people.
 
-Slides of real people differ in stain, focus and day, which simulated bags of one pot of cells hide. The control is the same
-bags without their witnesses: a model that still tells the labels apart tells people apart. Healthy people against infected
-ones, the other set of bags, are confounded so. One line a set of bags and witness rate, means over seeds.
+Slides of real people differ in stain, focus and day. Simulated bags from a single pool of cells do not. The control uses
+the same bags without witnesses: a model that still separates the labels recognises people. The second set of bags,
+healthy and infected people, is confounded in this way. There is one line per set of bags and witness rate, with means over
+seeds.
 """
 
 from __future__ import annotations
@@ -22,21 +23,22 @@ from bench.tables import Measured, Table
 
 NORMAL, ABNORMAL = "uninfected", "parasitized"
 HEALTHY = "H"
-"""What the names of healthy people begin with."""
+"""Prefix of the names of healthy people."""
 _SHOWN = {"cells_auroc": "cells", "recall_at_5pct": "R@5 %", "bags_auroc": "bags", "control_auroc": "control"}
 
 
 def people_bags(data: Path, out: Path, witness_rate: float, seed: int, healthy: bool = False) -> Path:
-    """Write one bag a person to ``out``, all in the training split, and return ``out``.
+    """Write one bag per person to ``out``, all in the training split, and return ``out``.
 
-    A bag holds all of a person's normal cells; in a positive one ``witness_rate`` of the cells are parasitised, at least one.
-    Where a person has too few parasitised cells the rate is lower.
+    A bag contains all normal cells of a person. In a positive bag, the fraction ``witness_rate`` of the cells is
+    parasitised, but at least one cell. If a person has too few parasitised cells, the fraction is lower.
 
     Args:
-        data: class folders with one folder a person.
+        data: class folders with one folder per person.
+        out: folder of the bags.
         witness_rate: 0 to 1, exclusive.
-        seed: of who is left without parasitised cells, and of which cells the others keep.
-        healthy: negative bags are the healthy people's, and all infected ones are positive.
+        seed: seed of the people without parasitised cells, and of the cells that the others keep.
+        healthy: negative bags are of healthy people, and all infected people are positive.
     """
     from cytomil.bags.bag_file import BagInfo, write_bag
     from cytomil.bags.manifest import BagRow, write_manifest
@@ -91,7 +93,7 @@ def measure(options: argparse.Namespace) -> Measured:
 
 
 def run(data: Path, where: Path, rate: float, seed: int, healthy: bool, aggregator: str) -> dict[str, Any]:
-    """metrics.json of these bags, with their control; what is finished is not run again."""
+    """The content of metrics.json for these bags and their control. Results that exist are reused."""
     bags, encoder, features = where / "bags", where / "encoder", where / "features"
     model, reports = where / f"model-{aggregator}", where / f"reports-{aggregator}"
     if not (reports / "metrics.json").is_file():
@@ -109,7 +111,7 @@ def run(data: Path, where: Path, rate: float, seed: int, healthy: bool, aggregat
 
 
 def held_out_cells(features: Path, bags: Path, aggregator: str, seed: int) -> dict[str, float | None]:
-    """Means over positive bags of how early witnesses come, each bag's cells scored by a model that did not see its person."""
+    """Mean ranking metrics of positive bags. The cells of each bag are scored by a model that did not see the person."""
     from cytomil.bags.instance_labels import read_instance_labels
     from cytomil.bags.manifest import read_manifest
     from cytomil.evaluation.metrics import instance_metrics

@@ -1,9 +1,9 @@
-"""Views a second of pretraining against a plain loop in the released code's manner, and surgery's share of a step.
+"""Views per second of pretraining compared with a plain loop like the released code, and the cost of gradient surgery.
 
-Candidates take whole steps in turn on the same real JPEGs, with the same model, losses and batch: ``reference`` (see
-`bench.reference_pretrain`) and cytomil's own step in float32 and bf16, views included. Decoding once is left out of
-cytomil's steps, as it is done once a run. Surgery is the copying of the tasks' gradients into one matrix and their
-combination.
+Candidates take complete steps alternately on the same real JPEGs, with the same model, losses and batch. They are
+``reference`` (see `bench.reference_pretrain`) and cytomil's step in float32 and bf16, including views. cytomil's steps do
+not include decoding, which is done once per run. Surgery consists of copying the tasks' gradients into one matrix and
+combining them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bench.data import BLOOD_SMEAR, require_cells
 from bench.tables import Measured, Table
 from bench.timing import interleaved
 
-# Cells a step: what the memory of a small machine holds, two views each.
+# Cells per step, with two views each, that fit in the memory of a small machine.
 BATCH_SIZES = {32: 128, 64: 64, 224: 16}
 _SCALE = 0.04
 _OBJECTIVE: dict[str, Any] = {
@@ -44,11 +44,11 @@ def measure(options: argparse.Namespace) -> Measured:
     for size in options.sizes:
         found = results[str(size)] = measure_size(options.data, size, options.repeats)
         rows += [{"px": str(size), "loop": name, **row} for name, row in found["shown"].items()]
-    said = (
-        "Medians of interleaved steps (lowest to highest), ratios within rounds. One view is one image through the "
-        "network, forward and backward."
+    text = (
+        "Medians of interleaved steps (min to max), ratios within rounds. One view is one image through the network, "
+        "forward and backward."
     )
-    return Measured(results, (said, Table.of(*rows)))
+    return Measured(results, (text, Table.of(*rows)))
 
 
 def measure_size(data: Path, size: int, repeats: int) -> dict[str, Any]:
@@ -64,16 +64,16 @@ def measure_size(data: Path, size: int, repeats: int) -> dict[str, Any]:
     for name, timing in timings.items():
         ratio = timing.times_faster_than(timings["reference"])
         spent = surgery.get(name, [])[-repeats:]
-        share = median(s / t for s, t in zip(spent, timing.seconds, strict=True)) if spent else None
+        fraction = median(s / t for s, t in zip(spent, timing.seconds, strict=True)) if spent else None
         shown[name] = {
             "views/s": timing.per_second(views).shown(1),
             "× reference": ratio.shown(),
-            "surgery, % of step": "–" if share is None else f"{100 * share:.1f}",
+            "surgery, % of step": "–" if fraction is None else f"{100 * fraction:.1f}",
         }
         figures[name] = {
             "views_per_second": timing.per_second(views).median,
             "times_reference": ratio.median,
-            "surgery_share": share,
+            "surgery_share": fraction,
             "seconds": timing.seconds,
         }
     return {"batch_size": batch_size, "figures": figures, "shown": shown}
@@ -92,7 +92,7 @@ def reference_step(encoded: list[bytes], size: int) -> Callable[[], object]:
 
 
 def own_step(encoded: list[bytes], size: int, precision: str, surgery: list[float]) -> Callable[[], object]:
-    """A step of cytomil's own loop; the seconds that its surgery takes are added to ``surgery``."""
+    """A step of cytomil. The seconds of its surgery are appended to ``surgery``."""
     import torch
 
     from cytomil.encoders.architecture import resolve_architecture
@@ -119,14 +119,14 @@ def own_step(encoded: list[bytes], size: int, precision: str, surgery: list[floa
     run = Run(settings, RunIdentity({}, "", {}), cells, OneProcess(torch.device("cpu")), None, make_method, start)
     run.encoder.train()
     generator = torch.Generator().manual_seed(0)
-    gradients_to_update = run.step.gradients_to_update
+    combined_gradient = run.step.combined_gradient
 
     def timed(*arguments: Any) -> Any:
         started = time.perf_counter()
-        update = gradients_to_update(*arguments)
+        update = combined_gradient(*arguments)
         surgery.append(time.perf_counter() - started)
         return update
 
-    run.step.gradients_to_update = timed  # type: ignore[assignment, method-assign]
+    run.step.combined_gradient = timed  # type: ignore[assignment, method-assign]
     indices = torch.arange(len(encoded))
     return lambda: run.step(run.batch(indices, generator), 0.001)

@@ -1,7 +1,8 @@
 """Peak memory of ranking one whole slide, by the slide's size.
 
-Synthetic pyramidal slides, a tenth of each full of cells (some 2,500 and 22,500), each ranked in a process of its own. "Above
-own" is the peak resident memory less what the same process needs to load the model and rank a slide of 1,000 px.
+Slides are synthetic and pyramidal. A tenth of each is covered with cells (about 2,500 and 22,500). Each is ranked in a
+separate process. "Above own" is the peak resident memory minus what the same process needs to load the model and rank a
+slide of 1,000 px.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _SMALL_SIDE = 1_000
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[10_000, 30_000], help="px")
-    parser.add_argument("--filled", type=float, default=0.1, help="share of a slide's height that holds cells, 0 to 1")
+    parser.add_argument("--filled", type=float, default=0.1, help="fraction of a slide's height covered with cells")
 
 
 def measure(options: argparse.Namespace) -> Measured:
@@ -44,13 +45,13 @@ def measure(options: argparse.Namespace) -> Measured:
             folder = root / f"big-{side}"
             folder.mkdir()
             write_synthetic(folder / "slide.tif", side, filled=options.filled)
-            told, _ = call(rank_one, str(root / "model"), str(folder))
-            rows.append({"side_px": side, **told})
+            found, _ = call(rank_one, str(root / "model"), str(folder))
+            rows.append({"side_px": side, **found})
     return Measured({"slides": rows}, (Table.of(*map(_shown, rows)),))
 
 
 def make_model(root: Path) -> Path:
-    """A triage model that knows how to cut slides, from four slides that all look alike: it has nothing to learn."""
+    """Make a triage model that can rank whole slides, from four identical slides, so that it learns nothing."""
     (root / "slides").mkdir()
     lines = ["slide,label,split"]
     for i in range(4):
@@ -69,7 +70,7 @@ def make_model(root: Path) -> Path:
 
 
 def rank_one(model: str, folder: str) -> dict[str, Any]:
-    """Rank a small slide, then the one in ``folder``; peak memory of this process after each, GB."""
+    """Rank a small slide, then the one in ``folder``. Returns the peak memory of this process after each, in GB."""
     with tempfile.TemporaryDirectory() as made:
         small, out = Path(made) / "small", Path(made) / "out"
         small.mkdir()

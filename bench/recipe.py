@@ -1,10 +1,10 @@
-"""The default recipe on five tasks of real cells, ten splits each, with intervals; and what becomes of it with a part changed.
+"""The default recipe, and variants of it, on five tasks of real cells with ten splits each, with intervals.
 
-Every cell is embedded once. A split draws 18 training bags and 6 test bags, half of them positive, from the pool of cells,
-fits to slide labels alone, and is judged on 200 bags redrawn from cells that it did not train on. People are not exchangeable:
-there a bag is an infected person, half of them left without parasitised cells, and people are held out in three folds;
-`control` is the bags' AUROC of the same people without any parasitised cell. Splits of one pool share cells, so that intervals
-(Student's, 95 %, over splits) tell how a figure moves with the draw, not with other slides.
+Every cell is embedded once. A split draws 18 training bags and 6 test bags, half of them positive, from the pool of cells.
+It is fitted to slide labels only, and evaluated on 200 bags redrawn from cells outside the training bags. In the task
+`people`, a bag is an infected person, and half of the people have no parasitised cells. People are held out in three folds.
+`control` is the bag AUROC of the same people without any parasitised cells. Splits of one pool have cells in common. The
+intervals (Student, 95 %, over splits) therefore show the variation with the draw, not with other slides.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from cytomil.threads import usable_cores
 
 TRAIN_BAGS, TEST_BAGS, REDRAWN, PEOPLE_FOLDS = 18, 6, 200, 3
 SPLITS = list(range(2, 12))
-"""Splits 0 and 1 chose the recipe, with 20 and 21; see docs/log/research-log.md, "A learner for frozen features"."""
+"""Splits 0, 1, 20 and 21 were used to choose the recipe, see docs/log/research-log.md, "A learner for frozen features"."""
 CEILING = "told every cell"
-"""Logistic regression on training cells' own labels: what slide labels leave on the table. It is no method of the project."""
+"""Logistic regression on the instance labels of the training cells: an upper bound, not a method of the project."""
 DEFAULT_AGGREGATOR = "self-paced"
 FIGURES = {
     "cells": "cells",
@@ -48,7 +48,7 @@ PLATELETS = "platelet"
 
 @dataclass(frozen=True)
 class Task:
-    """Where cells come from and how bags are drawn; ``bag_size`` None: a bag is a person."""
+    """The cells of a task and the drawing of its bags. If ``bag_size`` is None, a bag is a person."""
 
     data: Path
     normal: tuple[str, ...]
@@ -86,7 +86,7 @@ RECIPES = {
 
 
 class Drawn(NamedTuple):
-    """Positions of a bag's cells, (N,), which of them are abnormal, bool (N,), its label, and its person where it is one."""
+    """A bag: positions of its cells (N,), which of them are abnormal, bool (N,), its label, and the person, if any."""
 
     cells: np.ndarray
     abnormal: np.ndarray
@@ -95,12 +95,12 @@ class Drawn(NamedTuple):
 
 
 Scorer = Callable[[np.ndarray], tuple[float, np.ndarray]]
-"""Features (N, D) of a bag → the bag's number and its cells', (N,)."""
+"""Features (N, D) of a bag → the score of the bag and those of its cells, (N,)."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One figure of the tables: a recipe and an aggregator on one split of a task."""
+    """One fit: a recipe and an aggregator on one split of a task."""
 
     task: str
     rate: float
@@ -110,15 +110,13 @@ class Job:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    kept = (
-        "folder for features and figures; what lies there is not made again, so another state of the code wants another"
-    )
-    parser.add_argument("--work", type=Path, default=Path("runs/recipe"), help=kept)
-    told = f"of {', '.join(TASKS)}; NAME is a task at all its witness rates, NAME:0.05 at one"
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="NAME", help=told)
+    work = "folder for features and figures; existing ones are reused, so use another folder for another version of the code"
+    parser.add_argument("--work", type=Path, default=Path("runs/recipe"), help=work)
+    tasks = f"of {', '.join(TASKS)}; NAME is a task at all its witness rates, NAME:0.05 at one"
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="NAME", help=tasks)
     parser.add_argument("--splits", nargs="+", type=int, default=SPLITS, help="seeds of the splits")
     parser.add_argument("--recipes", nargs="+", default=["default"], choices=list(RECIPES))
-    parser.add_argument("--aggregators", nargs="+", default=[DEFAULT_AGGREGATOR], help=f"'{CEILING}' is one as well")
+    parser.add_argument("--aggregators", nargs="+", default=[DEFAULT_AGGREGATOR], help=f"including '{CEILING}'")
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="draw the differences from the first recipe, as PNG"
     )
@@ -139,36 +137,36 @@ def measure(options: argparse.Namespace) -> Measured:
         trained = RECIPES[job.recipe].trained
         if trained and TASKS[job.task].bag_size is None:
             raise SystemExit(
-                f"'{job.recipe}' learns from a split's bags, and would meet the people held out of '{job.task}'."
+                f"'{job.recipe}' trains on the bags of a split, and would see people held out in '{job.task}'. Remove one."
             )
-        # An encoder is made by one process, and a trained one draws its bags from the default's list of cells.
+        # One process makes the encoder. A trained one draws its bags from the default recipe's list of cells.
         _read(TASKS[job.task].data, options.work, "default" if trained else job.recipe)
         if trained:
             _trained_cells(options.work, job)
-    # Several jobs side by side use the cores better than one job's threads do; libraries read this as they are loaded.
+    # Parallel jobs use the cores better than the threads of one job. Libraries read this when they are imported.
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(usable_cores(), get_context("spawn")) as pool:
         runs = list(pool.map(partial(_finished, options.work), jobs))
-    told = (
+    text = (
         f"Means over {len(options.splits)} splits, in percent, with 95 % intervals. "
-        f"A fit took {max(run['seconds'] for run in runs):.0f} s of one core at most, on people all folds together."
+        f"A fit took at most {max(run['seconds'] for run in runs):.0f} s of one core, for people all folds together."
     )
     differences = [_differences(runs)] if len(_variants(runs)) > 1 else []
     if options.picture:
         draw_differences(runs, options.picture)
-    return Measured({"runs": runs}, (_figures(runs), told, *differences))
+    return Measured({"runs": runs}, (_figures(runs), text, *differences))
 
 
 def task_and_rates(asked: str) -> list[tuple[str, float]]:
     """`mixed` → the task at each of its rates, `mixed:0.05` → at this one."""
     task, _, rate = asked.partition(":")
     if task not in TASKS:
-        raise SystemExit(f"no task is called '{task}'. There are: {', '.join(TASKS)}.")
+        raise SystemExit(f"there is no task '{task}'. Available: {', '.join(TASKS)}.")
     return [(task, float(rate))] if rate else [(task, one) for one in TASKS[task].rates]
 
 
 def _finished(work: Path, job: Job) -> dict[str, Any]:
-    """The figures of one job; kept in ``work``, and read from there where they are."""
+    """The figures of one job. They are stored in ``work`` and reused."""
     name = f"{job.task}-{job.rate}-{job.split}-{job.aggregator}.json".replace(" ", "-")
     file = work / job.recipe.replace(" ", "-") / "figures" / name
     if not file.is_file():
@@ -182,7 +180,7 @@ def _finished(work: Path, job: Job) -> dict[str, Any]:
 
 
 def job_figures(work: Path, job: Job) -> dict[str, float | None]:
-    """Draw the bags of a split, fit, and judge; ``seconds`` is what fitting took."""
+    """Draw the bags of a split, fit, and evaluate. ``seconds`` is the time of fitting."""
     task = TASKS[job.task]
     cells = _trained_cells(work, job) if RECIPES[job.recipe].trained else _read(task.data, work, job.recipe)
     normal, abnormal = pools(cells, task)
@@ -202,7 +200,7 @@ def _read(data: Path, work: Path, recipe: str) -> Cells:
 
 
 def _trained_cells(work: Path, job: Job) -> Cells:
-    """All cells by an encoder that has learnt from this split's training bags and their slide labels."""
+    """All cells, embedded by an encoder that was trained on this split's training bags and their slide labels."""
     from cytomil.bags.bag_file import BagInfo, write_bag
     from cytomil.bags.manifest import BagRow, write_manifest
 
@@ -229,7 +227,7 @@ def _trained_cells(work: Path, job: Job) -> Cells:
 
 
 def pools(cells: Cells, task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the normal and of the abnormal cells."""
+    """Positions of the normal cells, and of the abnormal cells."""
     kinds = np.array([_kind(name) for name in cells.folder])
     return np.flatnonzero(np.isin(kinds, task.normal)), np.flatnonzero(np.isin(kinds, task.abnormal))
 
@@ -241,9 +239,10 @@ def _kind(folder: str) -> str:
 
 
 def draw(normal: np.ndarray, abnormal: np.ndarray, bag_size: int, rate: float, seed: int) -> list[Drawn]:
-    """Training bags, then test bags, of cells that no other bag has; every second bag is positive.
+    """Training bags, then test bags, without common cells. Every second bag is positive.
 
-    Raises `ValueError` where there are too few cells.
+    Raises:
+        ValueError: there are too few cells.
     """
     rng = np.random.default_rng(seed)
     normal, abnormal = rng.permutation(normal), rng.permutation(abnormal)
@@ -262,7 +261,7 @@ def draw(normal: np.ndarray, abnormal: np.ndarray, bag_size: int, rate: float, s
 
 
 def people(cells: Cells, task: Task, rate: float, seed: int) -> list[Drawn]:
-    """One bag an infected person: every second has no parasitised cell, the others have ``rate`` of them, at least one."""
+    """One bag per infected person. Every second has no parasitised cells, the others the fraction ``rate``, at least one."""
     rng = np.random.default_rng(seed)
     name_of = np.array([folder.split("/")[-1] for folder in cells.folder])
     normal, abnormal = pools(cells, task)
@@ -278,7 +277,7 @@ def people(cells: Cells, task: Task, rate: float, seed: int) -> list[Drawn]:
 
 
 def fit(cells: Cells, bags: Sequence[Drawn], aggregator: str, seed: int) -> Scorer:
-    """Fit an aggregator to the bags and their labels; `CEILING` alone looks at the cells' own labels."""
+    """Fit an aggregator to the bags and their labels. Only `CEILING` uses instance labels."""
     import torch
 
     from cytomil.mil.bags import TrainingBag
@@ -309,13 +308,13 @@ def _supervised(cells: Cells, bags: Sequence[Drawn]) -> Scorer:
     from cytomil.mil.aggregators.base import top_count
     from cytomil.mil.config import FitMilConfig
 
-    share = FitMilConfig().top_share
+    fraction = FitMilConfig().top_share
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
     model.fit(cells.values[np.concatenate([bag.cells for bag in bags])], np.concatenate([bag.abnormal for bag in bags]))
 
     def score(values: np.ndarray) -> tuple[float, np.ndarray]:
         scores = model.decision_function(values)
-        return float(np.sort(scores)[-top_count(len(scores), share) :].mean()), scores
+        return float(np.sort(scores)[-top_count(len(scores), fraction) :].mean()), scores
 
     return score
 
@@ -323,7 +322,7 @@ def _supervised(cells: Cells, bags: Sequence[Drawn]) -> Scorer:
 def judge(
     cells: Cells, scorer: Scorer, tests: Sequence[Drawn], unseen: np.ndarray, seed: int
 ) -> dict[str, float | None]:
-    """Figures over bags like ``tests``, redrawn from their cells and from ``unseen`` abnormal ones."""
+    """Figures of bags like ``tests``, redrawn from their cells and from ``unseen`` abnormal cells."""
     from sklearn.metrics import roc_auc_score
 
     rng = np.random.default_rng((seed, 1))
@@ -341,7 +340,7 @@ def judge(
 
 
 def judge_people(cells: Cells, bags: Sequence[Drawn], aggregator: str, seed: int) -> dict[str, float | None]:
-    """Figures over people held out, and the bags' AUROC of the same people without parasitised cells."""
+    """Figures of held-out people, and the bag AUROC of the same people without parasitised cells."""
     from sklearn.metrics import roc_auc_score
 
     started = time.perf_counter()
@@ -361,7 +360,7 @@ def judge_people(cells: Cells, bags: Sequence[Drawn], aggregator: str, seed: int
 def _held_out(
     cells: Cells, bags: Sequence[Drawn], aggregator: str, seed: int
 ) -> Iterator[tuple[Drawn, float, np.ndarray]]:
-    # Labels alternate, so that pairs keep every fold half positive.
+    # Labels alternate, so assigning pairs to folds makes every fold half positive.
     fold_of = np.arange(len(bags)) // 2 % PEOPLE_FOLDS
     for fold in range(PEOPLE_FOLDS):
         scorer = fit(cells, [bag for bag, other in zip(bags, fold_of, strict=True) if other != fold], aggregator, seed)
@@ -416,7 +415,7 @@ def _differences(runs: Sequence[dict[str, Any]]) -> Table:
 
 
 def paired(runs: Sequence[dict[str, Any]], variant: tuple[str, str], figure: str) -> list[float]:
-    """The figure of a variant less that of the first one, in points, split by split."""
+    """The difference of a figure between a variant and the first one, in points, per split."""
     first, *_ = _variants(runs)
     of = {(run["recipe"], run["aggregator"], run["split"]): run.get(figure) for run in runs}
     both = [(of.get((*first, split)), of.get((*variant, split))) for split in sorted({run["split"] for run in runs})]
@@ -440,12 +439,12 @@ def interval(values: Sequence[float | None], signed: bool = False) -> str:
     if not known:
         return "–"
     scaled = known if signed else [100 * value for value in known]
-    told = f"{mean(scaled):+.1f}" if signed else f"{mean(scaled):.1f}"
-    return f"{told}±{student_half_width(scaled):.1f}" if len(known) > 1 else told
+    text = f"{mean(scaled):+.1f}" if signed else f"{mean(scaled):.1f}"
+    return f"{text}±{student_half_width(scaled):.1f}" if len(known) > 1 else text
 
 
 def draw_differences(runs: Sequence[dict[str, Any]], file: Path) -> None:
-    """A picture: for each task, each variant's paired differences from the first in cells' and in bags' AUROC."""
+    """Draw each variant's paired differences from the first one in cell AUROC and bag AUROC, one panel per task."""
     from matplotlib.figure import Figure
 
     tasks = _by_task(runs)
@@ -472,6 +471,6 @@ def draw_differences(runs: Sequence[dict[str, Any]], file: Path) -> None:
         axes.invert_yaxis() if axes is panels[0] else None
     for axes in panels[len(tasks) :]:
         axes.set_axis_off()
-    figure.supxlabel(f"points more or less than '{_name(first)}', means over splits with 95 % intervals", fontsize=9)
+    figure.supxlabel(f"difference from '{_name(first)}' in points, means over splits with 95 % intervals", fontsize=9)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
     figure.savefig(file, dpi=110)

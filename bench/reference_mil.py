@@ -1,8 +1,7 @@
-"""fit-mil as the field's released codes do it, written here from the papers: what `bench.fit_mil` measures against.
+"""The reference for `bench.fit_mil`: a plain loop like published code, written from the papers.
 
-For every fold and seed one fit after the other. In every epoch every bag is read from its HDF5 file, passed through a
-plainly written PAMIL, differentiated by autograd and stepped by Adam as PyTorch gives it; then the held-out bags are
-read and assessed.
+Fits run one after another, for every fold and seed. In every epoch, every bag is read from its HDF5 file and passed through
+a plain PAMIL with autograd and PyTorch's Adam. Then the held-out bags are read and assessed.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class FeatureFile:
 
 
 class PlainPAMIL(nn.Module):
-    """Instances (N, D) → class logits (2,), attention (2, N), affinities (N, K): SLAM-AGS's PAMIL, equation by equation."""
+    """Instances (N, D) → class logits (2,), attention (2, N), affinities (N, K): the PAMIL equations of SLAM-AGS."""
 
     def __init__(self, in_dim: int, n_prototypes: int = 10, hidden: int = 512, attention: int = 256) -> None:
         super().__init__()
@@ -52,7 +51,7 @@ class PlainPAMIL(nn.Module):
 def fit(
     train: Sequence[FeatureFile], held_out: Sequence[FeatureFile], epochs: int, seed: int, mean: Tensor, std: Tensor
 ) -> tuple[PlainPAMIL, list[list[float]]]:
-    """Train one model; returns it and, for every epoch, each held-out bag's probability."""
+    """Train one model. Returns it and the probability of each held-out bag after every epoch."""
     torch.manual_seed(seed)
     model = PlainPAMIL(len(mean))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -63,8 +62,8 @@ def fit(
             instances, label = (train[i].read() - mean) / std, torch.tensor([train[i].label])
             optimizer.zero_grad()
             logits, _, affinity = model(instances)
-            share = torch.softmax(affinity, dim=1)
-            clusters = (1 - share.max(dim=1)[0].mean()) + (1 - share.max(dim=0)[0].mean())
+            assignment = torch.softmax(affinity, dim=1)
+            clusters = (1 - assignment.max(dim=1)[0].mean()) + (1 - assignment.max(dim=0)[0].mean())
             loss = F.cross_entropy(logits.unsqueeze(0), label) + 0.005 * clusters
             loss.backward()
             optimizer.step()
@@ -75,7 +74,7 @@ def fit(
 
 
 def cross_validate(bags: Sequence[FeatureFile], fold_of: Sequence[int], seeds: int, epochs: int) -> int:
-    """Every fold × seed, one after the other; returns the number of fits."""
+    """Fit every fold and seed, one after another. Returns the number of fits."""
     fits = 0
     for held in range(max(fold_of) + 1):
         kept = [bag for bag, fold in zip(bags, fold_of, strict=True) if fold != held]

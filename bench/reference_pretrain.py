@@ -1,8 +1,8 @@
-"""Pretraining in the manner of the released code, to measure against; written from its description, not from it.
+"""The reference for `bench.pretrain`: like the released code, but written from its description.
 
-One image at a time: each view decodes its JPEG anew and goes through torchvision's transforms on Pillow images. Each step
-runs four forward passes (negative and positive cells, first and second views) in float32, channels first. Gradient surgery
-works on a list of one gradient a parameter.
+Each view decodes its JPEG again, and applies torchvision's transforms to Pillow images one by one. Each step runs four
+forward passes (negative and positive cells, first and second views) in float32, channels first. Gradient surgery works on a
+list with one gradient per parameter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cytomil.training.losses import nt_xent_loss, similarity_loss
 
 
 class ReferenceLoop:
-    """SLAM-AGS with the model and the losses of cytomil, step by step."""
+    """SLAM-AGS with cytomil's model and losses."""
 
     def __init__(self, encoder: Encoder, image_size: int, crop_scale: float, jitter: float, scale: float) -> None:
         self.encoder = encoder.train()
@@ -41,7 +41,7 @@ class ReferenceLoop:
         )
 
     def step(self, negatives: Sequence[bytes], positives: Sequence[bytes]) -> None:
-        """One update from the cells' JPEGs."""
+        """Update the weights once, from the JPEGs of cells."""
         z_n, other_z_n, z_p, other_z_p = (
             self.encoder(torch.stack([self._load(image) for image in side]))[1]
             for side in (negatives, negatives, positives, positives)
@@ -62,7 +62,7 @@ class ReferenceLoop:
 
 
 def surgery(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
-    """Adaptive gradient surgery of two tasks, parameter lists in and out."""
+    """Adaptive gradient surgery of two tasks. Input and output are lists with one tensor per parameter."""
     flat_a, flat_b = (nn.utils.parameters_to_vector(gradients) for gradients in (a, b))
     inner = flat_a @ flat_b
     plain = flat_a + flat_b

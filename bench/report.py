@@ -1,7 +1,6 @@
-"""Size, writing time and load time of a long report.
+"""Size, writing time and loading time of a long report.
 
-Pictures are noise of the size that rank writes. Loading is measured in headless Chromium, from the call to the page's
-load event.
+Pictures are noise in the size that rank writes. Loading is measured in headless Chromium, until the page's load event.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def measure(options: argparse.Namespace) -> Measured:
     worklist = make_worklist(options.slides, options.cells)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for form, split in (("one file", False), ("images apart", True)):
+        for form, split in (("one file", False), ("separate images", True)):
             page = Path(folder) / form.replace(" ", "-") / "report.html"
             page.parent.mkdir()
             started = time.perf_counter()
@@ -57,7 +56,7 @@ def _shown(row: dict[str, Any]) -> dict[str, str]:
 
 def make_worklist(n_slides: int, n_cells: int) -> Worklist:
     rng = np.random.default_rng(0)
-    shares = np.full(len(SCORE_BIN_EDGES) - 1, 1 / (len(SCORE_BIN_EDGES) - 1))
+    fractions = np.full(len(SCORE_BIN_EDGES) - 1, 1 / (len(SCORE_BIN_EDGES) - 1))
     slides = tuple(
         SlideResult(
             f"slide {i:04d}",
@@ -66,17 +65,17 @@ def make_worklist(n_slides: int, n_cells: int) -> Worklist:
             probability=float(rng.random()),
             n_instances=1000,
             key_instances=tuple(KeyInstance(f"cell {j}", 10.0 - j / 10, noise(rng)) for j in range(n_cells)),
-            score_shares=tuple(shares.tolist()),
+            score_shares=tuple(fractions.tolist()),
         )
         for i in range(n_slides)
     )
     return Worklist(
-        "slides", "2026-01-01T00:00:00+00:00", slides, 0.6, 0.3, {}, {}, {}, SCORE_BIN_EDGES, tuple(shares.tolist())
+        "slides", "2026-01-01T00:00:00+00:00", slides, 0.6, 0.3, {}, {}, {}, SCORE_BIN_EDGES, tuple(fractions.tolist())
     )
 
 
 def noise(rng: np.random.Generator) -> bytes:
-    """A smooth picture of 96 px with some grain: a JPEG of about 2.7 KB, as real cells give."""
+    """A smooth picture of 96 px with some noise. Its JPEG has about 2.7 KB, like those of real cells."""
     coarse = Image.fromarray(rng.integers(90, 230, (12, 12, 3), dtype=np.uint8)).resize(
         (96, 96), Image.Resampling.BICUBIC
     )
@@ -87,7 +86,7 @@ def noise(rng: np.random.Generator) -> bytes:
 
 
 def load_seconds(page: Path, repeats: int = 3) -> list[float] | None:
-    """A value a load; None where there is no browser to load it."""
+    """Seconds of each load; None if there is no browser."""
     try:
         from selenium import webdriver
     except ImportError:

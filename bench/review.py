@@ -1,7 +1,7 @@
-"""The review page: frames per second while 100,000 cells are panned, and how long tiles take.
+"""The review page: frames per second while panning 100,000 cells, and the time per tile.
 
-A real blood smear with cells at random places. Frames are counted in a headless Chromium; tiles are asked for four at a time,
-each once, at every zoom level.
+The slide is a real blood smear with cells at random positions. Frames are counted in headless Chromium. Every tile of every
+zoom level is requested once, four at a time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cytomil.triage.worklist import Call, SlideResult, Worklist
 from cytomil.triage.write import to_document
 
 _TOKEN = "bench"
-_ASKED_AT_ONCE = 4
+_PARALLEL_REQUESTS = 4
 _PAN = """
 const done = arguments[arguments.length - 1], seconds = arguments[0];
 const gaps = [], begun = performance.now();
@@ -51,18 +51,18 @@ requestAnimationFrame(frame);
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slide", type=Path, default=SLIDES / "smear-normal-1.tif", help="a whole slide")
     parser.add_argument("--cells", type=int, default=100_000)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of panning")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of panning")
 
 
 def measure(options: argparse.Namespace) -> Measured:
     if not options.slide.is_file():
-        raise SkippedError(f"{options.slide} is not there")
+        raise SkippedError(f"{options.slide} does not exist. Give a whole slide with --slide.")
     with tempfile.TemporaryDirectory() as folder:
         write_triage(Path(folder), options.slide, options.cells)
         with serving(Path(folder)) as port:
             tiles = tile_seconds(port, options.slide)
             frames = frames_per_second(port, options.seconds)
-    told = {"cells": options.cells, "tile_seconds": tiles, "zoomed_out": frames[0], "zoomed_in": frames[1]}
+    results = {"cells": options.cells, "tile_seconds": tiles, "zoomed_out": frames[0], "zoomed_in": frames[1]}
     rows = [
         {"what": f"tile, median of {len(tiles)}", "figure": f"{1000 * median(tiles):.0f} ms"},
         {"what": "tile, slowest", "figure": f"{1000 * max(tiles):.0f} ms"},
@@ -71,7 +71,7 @@ def measure(options: argparse.Namespace) -> Measured:
             for where, one in zip(("the whole slide", "zoomed in"), frames, strict=True)
         ),
     ]
-    return Measured(told, (Table.of(*rows),))
+    return Measured(results, (Table.of(*rows),))
 
 
 def write_triage(folder: Path, slide: Path, n: int) -> None:
@@ -114,8 +114,8 @@ def serving(folder: Path) -> Iterator[int]:
 
 
 def tile_seconds(port: int, slide: Path) -> list[float]:
-    """Seconds per tile, each asked for once while three others are."""
-    pyramid = json.loads(_ask(port, "/api/slides/0"))["pyramid"]
+    """Seconds per tile. Each is requested once, together with three others."""
+    pyramid = json.loads(_get(port, "/api/slides/0"))["pyramid"]
     places = []
     for level in range(pyramid["max_level"] + 1):
         scale = 2 ** (pyramid["max_level"] - level) * TILE_PX
@@ -124,14 +124,14 @@ def tile_seconds(port: int, slide: Path) -> list[float]:
 
     def one(place: tuple[int, int, int]) -> float:
         begun = time.perf_counter()
-        _ask(port, "/api/slides/0/tiles/{}/{}/{}".format(*place))
+        _get(port, "/api/slides/0/tiles/{}/{}/{}".format(*place))
         return time.perf_counter() - begun
 
-    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
         return list(pool.map(one, places))
 
 
-def _ask(port: int, path: str) -> bytes:
+def _get(port: int, path: str) -> bytes:
     connection = http.client.HTTPConnection(HOST, port)
     connection.request("GET", path, headers={"Cookie": f"cytomil-review-{port}={_TOKEN}"})
     answer = connection.getresponse()
@@ -143,7 +143,7 @@ def _ask(port: int, path: str) -> bytes:
 
 
 def frames_per_second(port: int, seconds: float) -> list[dict[str, Any]]:
-    """Frames while the whole slide, and then a quarter of its width, is panned."""
+    """Frame rates while panning the whole slide, and then a quarter of its width."""
     from tests.browser import start_chromium
 
     with tempfile.TemporaryDirectory() as profile:

@@ -1,11 +1,11 @@
-"""The default recipe from bag files to features and to a worklist: cells a second, against what its engine alone reaches.
+"""Cells per second of the default recipe, from bag files to features and to a worklist, compared with its engine alone.
 
-Real blood-smear cells, EfficientNet-Lite0 as `cytomil pretrain` makes it, stages, two orientations. "Alone" is the engine on
-decoded cells in memory. "embed" and "rank" go from bag files to caches and to scores, opening the engine included, starting
-Python not. "one at a time" opens, decodes and embeds a file at a time, as released code does. "matrix product" is the
-processor's peak on the network's arithmetic. All take turns within one run; a ratio is the median over its rounds. With
---former, the recipe of another checkout of the project is timed too, by its own `embed` in a process of its own, starting
-Python included.
+Cells are real blood-smear cells. The encoder is EfficientNet-Lite0 as made by `cytomil pretrain`, with inner stages and two
+orientations. "Alone" is the engine on decoded cells in memory. "embed" and "rank" include reading bag files, writing caches
+or scores, and opening the engine, but not the start of Python. "one at a time" opens, decodes and embeds one file after
+another, like released code. "matrix product" is the processor's peak speed on the network's arithmetic. All are timed
+alternately in one run, and a ratio is the median over rounds. With --former, the `embed` of another checkout of the project
+is timed too, in a separate process that includes the start of Python.
 """
 
 from __future__ import annotations
@@ -34,12 +34,18 @@ LOOP, PRODUCT, RANK, EMBED = "one at a time", "matrix product", "rank", "embed"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=BLOOD_SMEAR, help="class folders of cells")
-    parser.add_argument("--cells", type=int, default=3_000, help="cells a round of embed and rank")
-    parser.add_argument("--alone", type=int, default=1_024, help="cells a round of the engine alone")
-    parser.add_argument("--one-by-one", type=int, default=96, help="cells a round of the loop")
+    parser.add_argument("--cells", type=int, default=3_000, help="cells per round of embed and rank")
+    parser.add_argument("--alone", type=int, default=1_024, help="cells per round of the engine alone")
+    parser.add_argument("--one-by-one", type=int, default=96, help="cells per round of the loop")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--former", type=Path, help="a checkout of the project at another commit")
-    parser.add_argument("--former-cells", type=int, nargs=2, default=[200, 600], help="a rate is of their difference")
+    parser.add_argument(
+        "--former-cells",
+        type=int,
+        nargs=2,
+        default=[200, 600],
+        help="two numbers; the rate is that of their difference",
+    )
 
 
 def measure(options: argparse.Namespace) -> Measured:
@@ -90,8 +96,8 @@ def _measure(options: argparse.Namespace, root: Path) -> tuple[dict[str, float],
         if any(slide.reason for slide in rank(bags, settings, Silent()).slides):
             raise SystemExit("a bag was not assessed")
 
-    def alone(runs: Any) -> Callable[[], object]:
-        return lambda: embed_in_orientations(runs.embed, pixels[: options.alone], ORIENTATIONS)
+    def alone(one: Any) -> Callable[[], object]:
+        return lambda: embed_in_orientations(one.embed, pixels[: options.alone], ORIENTATIONS)
 
     candidates: dict[str, Callable[[], object]] = {
         LOOP: lambda: embed_one_at_a_time(
@@ -106,7 +112,7 @@ def _measure(options: argparse.Namespace, root: Path) -> tuple[dict[str, float],
     timed = interleaved(candidates, options.repeats)
     n_whole = options.cells // 2 * 2
     cells = {LOOP: options.one_by_one, EMBED: n_whole, RANK: n_whole}
-    # What the peak would make of the network's products, were there nothing else to do.
+    # The cells that the network's products would take at peak speed.
     cells[PRODUCT] = product_gflop / (ORIENTATIONS * layer_gflop(bundle.encoder, layer, bundle.transform.image_size))
     per_cell = {name: timing.per(cells.get(name, options.alone)) for name, timing in timed.items()}
     ratios = {
@@ -118,7 +124,7 @@ def _measure(options: argparse.Namespace, root: Path) -> tuple[dict[str, float],
 
 
 def embed_bags(bags: Path, encoder: Path, out: Path, device: str = "cpu") -> None:
-    """`embed` in this process."""
+    """Run `embed` in this process."""
     from cytomil.features.config import EmbedConfig
     from cytomil.features.embed import embed
     from cytomil.progress import Silent
@@ -127,7 +133,7 @@ def embed_bags(bags: Path, encoder: Path, out: Path, device: str = "cpu") -> Non
 
 
 def decoded_cells(bags: Path, data: Path, transform: Any, n: int) -> tuple[list[Path], np.ndarray]:
-    """``n`` cells of the bags: the files they came from, and decoded, uint8 (n, S, S, 3)."""
+    """``n`` cells of the bags: their files, and their pixels, uint8 (n, S, S, 3)."""
     from cytomil.bags.bag_file import open_bag
     from cytomil.bags.instance_labels import read_instance_sources
     from cytomil.bags.manifest import read_manifest
@@ -142,14 +148,14 @@ def decoded_cells(bags: Path, data: Path, transform: Any, n: int) -> tuple[list[
 
 
 def former_rate(checkout: Path, data: Path, root: Path, few: int, many: int) -> float:
-    """Cells a second of another checkout's default `embed`: the difference of two runs, so that starting does not count.
+    """Cells per second of another checkout's default `embed`, from the difference of two runs to exclude start-up.
 
-    Its encoder is trained for one epoch on few cells: its speed does not depend on its weights.
+    Its encoder is trained for one epoch on few cells, because its speed does not depend on its weights.
     """
     seconds = {}
     encoder = root / "former-encoder"
     for n in (few, many):
-        # Made by the other checkout too, whose bag files may be of another schema.
+        # The other checkout makes its own bags, because the schema of its bag files may differ.
         bags, features = root / f"former-{n}", root / f"former-features-{n}"
         classes = ["--normal", "neutrophil,eosinophil,lymphocyte,monocyte", "--abnormal", "ig,erythroblast,basophil"]
         drawn = ["--bag-size", str(n // 4), "--train-bags", "4", "--test-bags", "0", "--witness-rate", "0.2"]
@@ -163,6 +169,6 @@ def former_rate(checkout: Path, data: Path, root: Path, few: int, many: int) -> 
 
 
 def _former(checkout: Path, *line: str | Path) -> None:
-    # In its own folder, so that it reads its own params.yaml.
+    # It runs in its own folder, to read its own params.yaml.
     env = {"PYTHONPATH": str(checkout.resolve())}
     child.run([sys.executable, "-m", "cytomil", *line], (0, 3), env, checkout)

@@ -1,6 +1,6 @@
-"""How long the command line takes to say what it can: `cytomil --help` and each verb's.
+"""Start-up time of the command line: `cytomil --help` and the help of each verb.
 
-PyTorch must not be loaded for that; what Python itself needs to start is told beside it.
+This must not import PyTorch. The start-up time of Python alone is shown for comparison.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Synthetic whole slides of any size, for measuring memory: the same cells over and over."""
+"""Synthetic whole slides of any size, with repeated cells, to measure memory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 
 def write_synthetic(path: Path, side: int, tile: int = 512, filled: float = 1.0) -> None:
-    """A pyramidal deflated TIFF of ``side`` px at 0.25 µm/px, full of 8 µm discs, written tile by tile.
+    """Write a pyramidal deflated TIFF of ``side`` px at 0.25 µm/px, covered with discs of 8 µm, tile by tile.
 
-    ``filled``: share of its height, from the top, that holds discs; the rest is background.
+    ``filled`` is the fraction of its height, from the top, with discs. The rest is background.
     """
     import tifffile
     from PIL import Image, ImageDraw
@@ -22,7 +22,7 @@ def write_synthetic(path: Path, side: int, tile: int = 512, filled: float = 1.0)
         step = 2**level
         picture = Image.new("RGB", (tile, tile), (236, 232, 238))
         draw = ImageDraw.Draw(picture)
-        # The same tile over and over: memory and time depend on how much there is to find, not on its variety.
+        # All tiles are the same, because memory and time depend on the number of cells, not on their variety.
         for x in range(32 // step, tile, max(4, 64 // step)):
             for y in range(32 // step, tile, max(4, 64 // step)):
                 draw.ellipse((x - 16 / step, y - 16 / step, x + 16 / step, y + 16 / step), fill=(150, 90, 160))

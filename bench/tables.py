@@ -1,4 +1,4 @@
-"""What a bench found, as Markdown for docs/benchmarks.md and as one JSON document."""
+"""Results of a bench, as Markdown for docs/benchmarks.md and as a JSON document."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ WIDTH = 100
 
 
 class SkippedError(Exception):
-    """A bench that cannot run here; the text says what is missing and how to get it."""
+    """A bench cannot run here. The message names what is missing and how to get it."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells as they are to be read. Columns of numbers are set to the right.
+    """A table of text cells. Columns of numbers are right-aligned.
 
-    Raises `ValueError` for a ragged row and, as Markdown, where a line would be wider than `WIDTH`.
+    Raises:
+        ValueError: the rows have different lengths.
     """
 
     columns: tuple[str, ...]
@@ -33,13 +34,14 @@ class Table:
 
     @classmethod
     def of(cls, *rows: dict[str, Any]) -> Table:
-        """A row a dictionary, all with the same keys in the same order."""
+        """A table with one row per dictionary. All must have the same keys in the same order."""
         columns = tuple(rows[0]) if rows else ()
         if any(tuple(row) != columns for row in rows):
-            raise ValueError("the rows name different columns")
+            raise ValueError("the rows have different columns")
         return cls(columns, tuple(tuple(map(str, row.values())) for row in rows))
 
     def markdown(self) -> str:
+        """The table as Markdown. Raises `ValueError` if it is wider than `WIDTH`."""
         lines = [self.columns, *self.rows]
         widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(self.columns))]
         right = [all(_is_number(row[i]) for row in self.rows) for i in range(len(self.columns))]
@@ -63,30 +65,30 @@ class Table:
 
 @dataclass(frozen=True)
 class Measured:
-    """``results``: figures by name, for JSON. ``parts``: the section's paragraphs and tables, in order."""
+    """The results of a bench: ``results`` by name, for JSON, and ``parts``, paragraphs and tables for Markdown."""
 
     results: dict[str, Any]
     parts: tuple[str | Table, ...]
 
     def markdown(self) -> str:
-        """Paragraphs are filled to `WIDTH`; what stands between empty lines is one."""
+        """Paragraphs and tables as Markdown. Paragraphs are wrapped at `WIDTH`."""
         shown = [part.markdown() if isinstance(part, Table) else textwrap.fill(part, WIDTH) for part in self.parts]
         return "\n\n".join(shown) + "\n"
 
 
 def document(bench: str, measured: Measured, options: dict[str, Any]) -> dict[str, Any]:
-    """The JSON document: which bench, with which options, on what machine, with what result; no paths."""
+    """The JSON document: bench, options, machine and results, without paths."""
     return {
         "schema": "cytomil.bench/1",
         "bench": bench,
-        "options": {name: value for name, value in options.items() if _tells(name, value)},
-        "machine": machine.facts(),
+        "options": {name: value for name, value in options.items() if _is_recorded(name, value)},
+        "machine": machine.describe(),
         "results": measured.results,
     }
 
 
-def _tells(name: str, value: Any) -> bool:
-    """Whether an option says how was measured, and not where files lie."""
+def _is_recorded(name: str, value: Any) -> bool:
+    """Whether an option belongs in the document. Paths and output options do not."""
     parts = value if isinstance(value, list) else [value]
     return name not in ("json", "markdown") and not any(isinstance(part, Path) for part in parts)
 

@@ -1,4 +1,4 @@
-"""Seconds of several candidates, taken in turn within one run, and the ratios between them."""
+"""Time several candidates alternately in one run, and compute ratios between them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Spread:
-    """A median and the lowest and highest value around it."""
+    """Median, min and max."""
 
     median: float
     low: float
@@ -18,20 +18,20 @@ class Spread:
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
-        """Raises `ValueError` where there is nothing to sum up."""
+        """Summarise the values. Raises `ValueError` if there are none."""
         if not values:
             raise ValueError("no values to take a median of")
         return cls(median(values), min(values), max(values))
 
     def shown(self, digits: int = 2) -> str:
-        """``2.31 (2.20–2.40)``; the median alone where all are the same to that many digits."""
+        """``2.31 (2.20–2.40)``, or only the median if all three are equal to that many digits."""
         middle, low, high = (f"{value:,.{digits}f}" for value in (self.median, self.low, self.high))
         return middle if low == high else f"{middle} ({low}–{high})"
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall seconds of one candidate, a value a round; value i of every candidate was taken in the same round."""
+    """Seconds of one candidate per round. Value i of every candidate was measured in the same round."""
 
     seconds: tuple[float, ...]
 
@@ -40,18 +40,20 @@ class Timing:
         return Spread.of(list(self.seconds))
 
     def per_second(self, n: float) -> Spread:
-        """Rate of a candidate that handles ``n`` things a call."""
+        """Rate of a candidate that processes ``n`` items per call."""
         return Spread.of([n / seconds for seconds in self.seconds])
 
     def per(self, n: float) -> Timing:
-        """Seconds a thing, of a candidate that handles ``n`` things a call: so may unequal amounts of work be compared."""
+        """Seconds per item of a candidate that processes ``n`` items per call, to compare unequal amounts of work."""
         return Timing(tuple(seconds / n for seconds in self.seconds))
 
     def times_faster_than(self, other: Timing) -> Spread:
-        """The other's seconds over these, round by round.
+        """The other's seconds divided by these, per round.
 
-        The ratios are taken within rounds, not between medians: what else the machine does weighs on neighbours alike.
-        Raises `ValueError` where the two were not taken in the same rounds.
+        Ratios are computed within rounds, because other work on the machine affects both candidates of a round.
+
+        Raises:
+            ValueError: the two have different numbers of rounds.
         """
         return Spread.of([theirs / mine for mine, theirs in zip(self.seconds, other.seconds, strict=True)])
 
@@ -62,9 +64,12 @@ def interleaved(
     warm_up: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Call every candidate once a round for ``repeats`` rounds, after ``warm_up`` rounds that do not count.
+    """Call every candidate once per round for ``repeats`` rounds, after ``warm_up`` rounds that do not count.
 
-    Each round starts with another candidate, so that none always follows the one that heats the machine.
+    Each round starts with another candidate, so that none always runs after the one that heats up the machine.
+
+    Raises:
+        ValueError: ``repeats`` is below 1.
     """
     if repeats < 1:
         raise ValueError("at least one repeat is needed")

@@ -1,7 +1,7 @@
-"""rank over Ray: slides per hour of two workers against one, one thread each, and whether their worklists are the same bytes.
+"""rank over Ray: slides per hour of two workers compared with one, with one thread each, and identity of their worklists.
 
-Real blood-smear cells, the default recipe, every run a process of its own, Ray's start and Python's included. One worker has
-one core (`taskset`).
+Cells are real blood-smear cells, with the default recipe. Every run is a separate process that includes the start of Ray
+and Python. A worker has one core (`taskset`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WORKLIST = "triage.csv"
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=BLOOD_SMEAR, help="class folders of cells")
     parser.add_argument("--slides", type=int, default=12)
-    parser.add_argument("--cells", type=int, default=2_000, help="cells a slide")
+    parser.add_argument("--cells", type=int, default=2_000, help="cells per slide")
     parser.add_argument("--repeats", type=int, default=2)
 
 
@@ -53,12 +53,10 @@ def measure(options: argparse.Namespace) -> Measured:
         {"workers": str(n), "slides per hour, per round": " ".join(f"{rate:,.0f}" for rate in rates)}
         for n, rates in per_hour.items()
     ]
-    told = (
-        f"{options.slides} slides of {options.cells:,} cells, {options.repeats} rounds. Worklists are the same bytes."
-    )
+    text = f"{options.slides} slides of {options.cells:,} cells, {options.repeats} rounds. Worklists are identical."
     return Measured(
         {"slides_an_hour": per_hour, "ratios": ratios},
-        (told, Table.of(*rows), f"Two to one: {', '.join(f'{ratio:.2f}' for ratio in ratios)}."),
+        (text, Table.of(*rows), f"Two to one: {', '.join(f'{ratio:.2f}' for ratio in ratios)}."),
     )
 
 

@@ -49,7 +49,7 @@ MAY_IMPORT = {
 }
 READERS_OF_INSTANCE_LABELS = {"bags", "evaluation"}
 # The only way of instance labels into training: for the ceiling, which must be asked for.
-DOOR = "cytomil.training.instance_label_door"
+INSTANCE_LABEL_ACCESS = "cytomil.training.instance_label_access"
 
 
 @dataclass(frozen=True)
@@ -153,14 +153,16 @@ def test_only_the_application_knows_the_settings_and_yaml():
 def test_training_cannot_see_instance_labels():
     imports = [one for one in own_imports() if "instance_labels" in one.name.split(".")]
     readers = {one.of for one in imports if room_of(one.of) not in READERS_OF_INSTANCE_LABELS}
-    assert readers == {DOOR}
-    assert all(one.lazy for one in imports if one.of == DOOR)
+    assert readers == {INSTANCE_LABEL_ACCESS}
+    assert all(one.lazy for one in imports if one.of == INSTANCE_LABEL_ACCESS)
     assert "cytomil.bags" not in {one.of for one in imports}
 
 
 def test_the_door_to_instance_labels_is_used_in_one_place_under_its_condition():
     door = "read_training_instance_labels"
-    assert {one.of for one in own_imports() if one.name.startswith(f"{DOOR}.")} == {"cytomil.training.loop"}
+    assert {one.of for one in own_imports() if one.name.startswith(f"{INSTANCE_LABEL_ACCESS}.")} == {
+        "cytomil.training.loop"
+    }
     loop = ast.parse((PACKAGE / "training" / "loop.py").read_text(encoding="utf-8"))
     guarded = [
         node

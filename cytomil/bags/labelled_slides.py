@@ -23,7 +23,7 @@ from cytomil.progress import Listener, Problem
 from cytomil.slides import Cutting, Resolutions, read_resolutions
 from cytomil.tables import composed
 from cytomil.threads import usable_cores
-from cytomil.workers import Lost, open_workers
+from cytomil.workers import WorkerFailure, open_workers
 
 _CELLS_AT_ONCE = 256
 _WORTH_A_PROCESS = 4_000_000
@@ -113,7 +113,7 @@ def _read_slides(
     job = ReadingSlides(here, resolutions)
     answers = workers.map(job, to_read, listener, "making bags", "slides") if to_read else []
     for one, answer in zip(to_read, answers, strict=True):
-        finished = FinishedSlide(reason=answer.reason) if isinstance(answer, Lost) else answer
+        finished = FinishedSlide(reason=answer.reason) if isinstance(answer, WorkerFailure) else answer
         found[one.info.bag_id] = _SlideBag(one.place, one.info, one.key, finished, here)
     return [found[slide.slide] for slide in slides]
 

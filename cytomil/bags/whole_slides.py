@@ -37,7 +37,7 @@ from cytomil.slides import (
 )
 from cytomil.tables import composed
 from cytomil.text import printable
-from cytomil.workers import Place
+from cytomil.workers import JobContext
 
 
 def candidates(root: Path, name: str) -> list[Path]:
@@ -129,9 +129,9 @@ class ReadingSlides:
     resolutions: Resolutions
     device: str = "cpu"
 
-    def start(self, place: Place) -> Callable[[Iterable[SlideToRead]], Iterator[FinishedSlide]]:
+    def start(self, context: JobContext) -> Callable[[Iterable[SlideToRead]], Iterator[FinishedSlide]]:
         """See `cytomil.workers.Job`."""
-        return partial(map, partial(self._finish, place.cores))
+        return partial(map, partial(self._finish, context.cores))
 
     def _finish(self, cores: int, one: SlideToRead) -> FinishedSlide:
         """Read one slide. One that cannot be read is told with its reason, and not kept: the next run tries again."""

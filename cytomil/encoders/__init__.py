@@ -1,1 +1,1 @@
-"""Architectures, the bundle on disk, the engines that run an encoder."""
+"""Architectures, initial weights, the bundle on disk, and the engines that run an encoder."""

@@ -1,4 +1,4 @@
-"""The encoder: a backbone that gives the embedding h, and a projector that gives the projection z."""
+"""The encoder: a backbone that computes the embedding h, and a projector that computes the projection z."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _MOMENTUM = 0.1
 
 
 class Standardise(nn.Module):
-    """Each dimension to mean 0 and variance 1 over the rows given, without gain or shift (SimCLR's last batch norm).
+    """Standardise each dimension to mean 0 and variance 1, without gain or shift (SimCLR's last batch norm).
 
-    Cells look alike, so an untrained network's projections all point the same way, and their cosines, near 1, tell
-    nothing apart. Seen from their mean the projections point everywhere from the first step on, and a batch cannot lie at
-    one point.
+    Cells look similar, so all projections of an untrained network have nearly the same direction, and cosines near 1
+    distinguish nothing. Relative to their mean, projections have all directions from the first step on, and a batch
+    cannot collapse to one point.
 
-    In evaluation the running statistics of training are used.
+    Training uses the statistics of the given rows, evaluation the running statistics.
     """
 
     mean: Tensor
@@ -34,37 +34,41 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("variance", torch.ones(dim))
 
-    def forward(self, rows: Tensor, follow: bool = True) -> Tensor:
-        """Rows (N, D) → (N, D); N ≥ 2 in training, where more than one row is needed for a variance.
+    def forward(self, rows: Tensor, update_statistics: bool = True) -> Tensor:
+        """Rows (N, D) → (N, D). Training needs N ≥ 2, because a single row has no variance.
 
-        Without ``follow`` the running statistics stay as they are: for rows that were given before.
+        Use ``update_statistics=False`` if the running statistics already include the rows.
         """
-        if self.training and not follow:
+        if self.training and not update_statistics:
             return F.batch_norm(rows, None, None, training=True)
         return F.batch_norm(rows, self.mean, self.variance, training=self.training, momentum=_MOMENTUM)
 
 
-class AsItIs(nn.Identity):
-    """Stands where a plain projector has nothing to standardise."""
+class NoStandardisation(nn.Identity):
+    """Replaces `Standardise` after a plain projector."""
 
-    def forward(self, rows: Tensor, follow: bool = True) -> Tensor:
-        """Rows (N, D), the same."""
+    def forward(self, rows: Tensor, update_statistics: bool = True) -> Tensor:
+        """Return the rows (N, D) unchanged."""
         return rows
 
 
 def make_projector(kind: str, embedding_dim: int, projection_dim: int) -> tuple[nn.Module, nn.Module]:
-    """The projector, and what brings its outputs to one scale.
+    """The projector, and the module that standardises its outputs.
 
-    ``plain`` is a linear layer, ReLU, a linear layer, as SimCLR's and SLAM-AGS's papers print it. ``standardised`` has
-    batch norm after either layer, as SimCLR's code has. A ``projection_dim`` of 0 makes none.
+    Args:
+        kind: ``plain``: linear, ReLU, linear, as in the papers of SimCLR and SLAM-AGS; ``standardised``: batch norm after
+            both linear layers, as in SimCLR's code.
+        embedding_dim: length of h.
+        projection_dim: length of z; 0: no projector.
 
-    Raises `SettingsError` for another kind.
+    Raises:
+        SettingsError: ``kind`` is unknown.
     """
     if not projection_dim:
-        return nn.Identity(), AsItIs()
+        return nn.Identity(), NoStandardisation()
     if kind == "plain":
         first, last = nn.Linear(embedding_dim, embedding_dim), nn.Linear(embedding_dim, projection_dim)
-        return nn.Sequential(first, nn.ReLU(inplace=True), last), AsItIs()
+        return nn.Sequential(first, nn.ReLU(inplace=True), last), NoStandardisation()
     if kind == "standardised":
         layers = (
             nn.Linear(embedding_dim, embedding_dim, bias=False),
@@ -81,11 +85,14 @@ SMALL_STEM_UP_TO = 64
 
 @dataclass(frozen=True)
 class Architecture:
-    """What an encoder is built from.
+    """The architecture of an encoder.
 
-    ``name`` is resnet18, resnet50 or timm's; ``stem`` is ``standard`` (ImageNet's) or ``small`` (for small images);
-    ``projection_dim`` 0 is an encoder without projector, whose z is h; ``image_size`` is None where any will do;
-    ``projector`` is ``plain`` or ``standardised`` (see `make_projector`).
+    Args:
+        name: resnet18, resnet50 or a name of timm.
+        stem: ``standard`` (ImageNet's) or ``small`` (for small images).
+        projection_dim: length of z; 0: no projector, and z is h.
+        image_size: the required side of a cell in pixels; None: any.
+        projector: ``plain`` or ``standardised``, see `make_projector`.
     """
 
     name: str = "resnet18"
@@ -96,7 +103,7 @@ class Architecture:
 
 
 def resolve_stem(stem: str, image_size: int) -> str:
-    """``auto`` becomes ``small`` up to 64 pixels: ImageNet's stem would leave a single position of a 32-pixel cell."""
+    """``auto`` becomes ``small`` up to 64 pixels. ImageNet's stem would reduce a 32-pixel cell to one position."""
     if stem != "auto":
         return stem
     return "small" if image_size <= SMALL_STEM_UP_TO else "standard"
@@ -105,24 +112,27 @@ def resolve_stem(stem: str, image_size: int) -> str:
 def resolve_architecture(
     name: str, stem: str, projection_dim: int, image_size: int, projector: str = "plain"
 ) -> Architecture:
-    """The architecture that these settings ask for.
+    """The architecture of these settings.
 
-    Raises `SettingsError` for a name that nobody has, or a small stem where there is none.
+    Raises:
+        SettingsError: the name is unknown, or the architecture has no small stem.
     """
     if is_resnet(name):
         return Architecture(name, resolve_stem(stem, image_size), projection_dim, projector=projector)
     sized = wants_image_size(name)
     if stem == "small":
-        raise SettingsError(f"--stem small is for resnet18 and resnet50; {name} has its own. Leave it out.")
+        raise SettingsError(f"--stem small is for resnet18 and resnet50; {name} has its own. Remove --stem.")
     return Architecture(name, "standard", projection_dim, image_size if sized else None, projector)
 
 
 class Encoder(nn.Module):
-    """Pixels to (h, z).
+    """The network that turns pixels into h and z.
 
     ``forward`` takes pixels in 0 to 1, shape (N, 3, S, S), and returns h, shape (N, embedding_dim), and z, shape
-    (N, projection_dim). Channel mean and standard deviation are part of the module and of its weights file. Raises
-    `SettingsError` for an architecture that nobody has.
+    (N, projection_dim). The weights file includes the channel means and standard deviations.
+
+    Raises:
+        SettingsError: the architecture is unknown.
     """
 
     mean: Tensor
@@ -141,7 +151,7 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.full((1, 3, 1, 1), 0.25))
 
     def normalise_by(self, mean: Tensor, std: Tensor) -> None:
-        """Take these channel means and standard deviations, each (3,), of pixels in 0 to 1."""
+        """Set the channel means and standard deviations, each (3,), of pixels in 0 to 1."""
         self.mean.copy_(mean.view(1, 3, 1, 1))
         self.std.copy_(std.view(1, 3, 1, 1))
 
@@ -155,6 +165,6 @@ class Encoder(nn.Module):
         return h, self.standardise(raw)
 
     def project(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels as above → h, and z before it is brought to one scale; what training of cells apart starts from."""
+        """Pixels (N, 3, S, S) in 0 to 1 → h, and z before standardisation."""
         h = self.backbone((pixels - self.mean) / self.std)
         return h, self.projector(h)

@@ -1,4 +1,4 @@
-"""The networks under the projector: torchvision's ResNets, and whatever timm has under a name."""
+"""The backbones: torchvision's ResNets, and the networks of timm."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from torchvision.models import resnet18, resnet50
 from cytomil.errors import SettingsError
 
 _RESNETS = {"resnet18": resnet18, "resnet50": resnet50}
-# What torchvision's ImageNet weights were trained with.
+# torchvision's ImageNet weights were trained with these.
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network without its classifier, pixels (N, 3, S, S) → (N, ``dim``), its weights drawn at random.
+    """A network without its classifier, with random weights: pixels (N, 3, S, S) → (N, ``dim``).
 
-    ``mean`` and ``std`` are the channels' that its published weights were trained with; ``classifiers`` are the prefixes
-    of the layers that were left out; ``library`` is what it comes from.
+    Args:
+        network: the network.
+        dim: length of its output.
+        mean: channel means that its published weights were trained with.
+        std: channel standard deviations that its published weights were trained with.
+        classifiers: prefixes of the removed layers.
+        library: the library of the network.
     """
 
     network: nn.Module
@@ -34,35 +39,37 @@ class Backbone:
 
 
 def is_resnet(name: str) -> bool:
-    """Whether torchvision brings this architecture, so that it may have the small stem and takes any image size."""
+    """Whether this is a ResNet of torchvision, which takes any image size and can have the small stem."""
     return name in _RESNETS
 
 
 def wants_image_size(name: str) -> bool:
-    """Whether the network is built for one image size, as a vision transformer is.
+    """Whether the network is built for one image size, like a vision transformer.
 
-    Raises `SettingsError` for a name that nobody has.
+    Raises:
+        SettingsError: the name is unknown.
     """
-    return not is_resnet(name) and bool(_timm_facts(name).fixed_input_size)
+    return not is_resnet(name) and bool(_timm_config(name).fixed_input_size)
 
 
 def make_backbone(name: str, stem: str = "standard", image_size: int | None = None) -> Backbone:
-    """Build a network by name. ``stem`` is for ResNets alone, ``image_size`` for networks that `wants_image_size`.
+    """Build a network by name. ``stem`` is for ResNets only, ``image_size`` for networks that `wants_image_size`.
 
-    Raises `SettingsError` for a name that nobody has, or a size the network cannot be built for.
+    Raises:
+        SettingsError: the name is unknown, or the network cannot be built for the size.
     """
     return _resnet(name, stem) if is_resnet(name) else _from_timm(name, image_size)
 
 
 def require_image_size(name: str, network: nn.Module, dim: int, image_size: int) -> None:
-    """Raise `SettingsError` unless the network gives ``dim`` numbers for a cell of ``image_size`` pixels; it is run once."""
+    """Run the network once. Raises `SettingsError` unless it gives ``dim`` numbers per cell of ``image_size`` pixels."""
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
     side = patch[0] if isinstance(patch, tuple) else patch
     if isinstance(side, int) and image_size % side:
         below = max(side, image_size // side * side)
-        # A patch that does not fit whole would be cut off in silence.
+        # The network would silently cut off a partial patch.
         raise SettingsError(
-            f"{name} cuts cells into patches of {side} px, and {image_size} px is no multiple of it. "
+            f"{name} cuts cells into patches of {side} px, and {image_size} px is not a multiple of it. "
             f"Use --image-size {below} or {below + side}; {_trained_at(name)}."
         )
     was_training = network.training
@@ -84,7 +91,7 @@ def require_image_size(name: str, network: nn.Module, dim: int, image_size: int)
 
 
 def stage_of_parameters(name: str, network: nn.Module) -> dict[str, int]:
-    """Names of the network's parameters → their stage, counted from 1; 0 is the stem. Empty where stages are not known."""
+    """The stage of each parameter by name, counted from 1; 0 is the stem. Empty if the stages are not known."""
     parameters = [parameter for parameter, _ in network.named_parameters()]
     if is_resnet(name):
         firsts = [parameter.split(".")[0] for parameter in parameters]
@@ -111,12 +118,12 @@ def _resnet(name: str, stem: str) -> Backbone:
 
 
 def _from_timm(name: str, image_size: int | None) -> Backbone:
-    facts = _timm_facts(name)
+    config = _timm_config(name)
     import timm
 
-    sized: dict[str, Any] = {"img_size": image_size} if image_size and facts.fixed_input_size else {}
+    sized: dict[str, Any] = {"img_size": image_size} if image_size and config.fixed_input_size else {}
     try:
-        # pretrained=False: weights come by `cytomil.encoders.start` alone.
+        # pretrained=False: only `cytomil.encoders.start` loads weights.
         network: Any = timm.create_model(name, pretrained=False, num_classes=0, **sized)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise SettingsError(
@@ -124,29 +131,29 @@ def _from_timm(name: str, image_size: int | None) -> Backbone:
             f"Use another --image-size; {_trained_at(name)}."
         ) from None
     dim = getattr(network, "head_hidden_size", None) or network.num_features
-    classifier = facts.classifier or ()
+    classifier = config.classifier or ()
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    return Backbone(network, dim, facts.mean, facts.std, tuple(f"{one}." for one in names), "timm")
+    return Backbone(network, dim, config.mean, config.std, tuple(f"{one}." for one in names), "timm")
 
 
-def _timm_facts(name: str) -> Any:
+def _timm_config(name: str) -> Any:
     import timm
 
-    # timm would take a name that begins with hf-hub: for a place to download from.
-    facts = timm.get_pretrained_cfg(name.partition(".")[0]) if timm.is_model(name) and ":" not in name else None
-    if facts is None:
+    # timm would download from a name that begins with hf-hub:.
+    config = timm.get_pretrained_cfg(name.partition(".")[0]) if timm.is_model(name) and ":" not in name else None
+    if config is None:
         near = difflib.get_close_matches(name, [*_RESNETS, *timm.list_models()], n=1)
         meant = f" Did you mean '{near[0]}'?" if near else ""
         raise SettingsError(
-            f"there is no arch '{name}'. There are {', '.join(_RESNETS)}, and what timm.list_models() shows.{meant}"
+            f"there is no arch '{name}'. Available: {', '.join(_RESNETS)}, and what timm.list_models() shows.{meant}"
         )
-    return facts
+    return config
 
 
 def _trained_at(name: str) -> str:
     if is_resnet(name):
         return "its published weights were trained at 224"
-    return f"its published weights were trained at {_timm_facts(name).input_size[-1]}"
+    return f"its published weights were trained at {_timm_config(name).input_size[-1]}"
 
 
 def _first_line(error: Exception) -> str:

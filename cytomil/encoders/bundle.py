@@ -1,4 +1,4 @@
-"""The encoder bundle: a folder with the weights (safetensors, no pickle) and all that is needed to use and judge them."""
+"""The encoder bundle: a folder with the weights (safetensors, no pickle) and everything needed to use and judge them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ OWN_FILES = (CARD_NAME, WEIGHTS_NAME, f"{ENGINES_FOLDER}/*")
 
 
 class TrainingData(Card):
-    """The bags that an encoder has seen; 0, "" and () where a card does not say.
+    """The bags that an encoder was trained on. Values that a card does not have are 0, "" or ().
 
-    ``cutting``: how their cells were cut out of slides; None if they were single images or were cut in several ways.
+    ``cutting`` is how their cells were cut out of slides; None if they were single images or were cut in several ways.
     """
 
     fingerprint: Text = ""
@@ -44,14 +44,14 @@ class TrainingData(Card):
 
 
 class Normalisation(Card):
-    """Mean and standard deviation per channel, of pixels in 0 to 1."""
+    """Mean and standard deviation per channel of pixels in 0 to 1."""
 
     mean: tuple[Number, ...]
     std: tuple[Number, ...]
 
 
-class StartFacts(Card):
-    """The weights that training started from."""
+class StartWeightsCard(Card):
+    """The initial weights of training."""
 
     file: Text
     sha256: Text
@@ -60,14 +60,17 @@ class StartFacts(Card):
 
 
 class EncoderCard(Card):
-    """encoder.json. ``history`` has one record per epoch; ``nt_xent_margin`` is in nats, None for other losses."""
+    """The content of encoder.json.
+
+    ``history`` has one record per epoch. ``nt_xent_margin`` is in nats, and None for other losses.
+    """
 
     architecture: Architecture
     transform: CellTransform
     normalisation: Normalisation
     weights_sha256: Text
     method: Text = ""
-    start_weights: StartFacts | None = None
+    start_weights: StartWeightsCard | None = None
     frozen_stages: Count | None = None
     peak_learning_rate: Number | None = None
     caveats: tuple[Text, ...] = ()
@@ -89,7 +92,7 @@ class EncoderCard(Card):
 
 @dataclass(frozen=True)
 class EncoderBundle:
-    """An encoder as it lies on disk. ``card`` is encoder.json."""
+    """An encoder on disk. ``card`` is the content of encoder.json."""
 
     path: Path
     encoder: Encoder
@@ -99,21 +102,22 @@ class EncoderBundle:
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """What a reader of figures must know of the weights it started from, in whole sentences."""
+        """Caveats of the initial weights that readers of figures must know, as complete sentences."""
         return self.card.caveats
 
     @property
     def made_of(self) -> str:
-        """What it is and what it started from, as JSON, for the artefacts made by it."""
+        """The architecture and the origin of the weights, as JSON, for artefacts that the encoder makes."""
         known = ("architecture", "method", "start_weights", "weights_sha256")
         card = self.card.to_json()
         return json.dumps({key: card.get(key) for key in known})
 
 
-def save_bundle(path: Path, encoder: Encoder, transform: CellTransform, facts: dict[str, Any]) -> EncoderBundle:
-    """Write a bundle, replacing the folder whole. ``facts`` are added to encoder.json (method, settings, history …).
+def save_bundle(path: Path, encoder: Encoder, transform: CellTransform, metadata: dict[str, Any]) -> EncoderBundle:
+    """Write a bundle and replace the folder as a whole. ``metadata`` is added to encoder.json (method, settings …).
 
-    Raises `CytomilError` where ``path`` is a folder of other things.
+    Raises:
+        CytomilError: ``path`` is a folder with other files.
     """
     require_replaceable(path, CARD_NAME, OWN_FILES)
     with replacing_folder(path) as folder:
@@ -125,7 +129,7 @@ def save_bundle(path: Path, encoder: Encoder, transform: CellTransform, facts: d
             "transform": asdict(transform),
             "normalisation": {"mean": encoder.mean.flatten().tolist(), "std": encoder.std.flatten().tolist()},
             "weights_sha256": sha256_of_file(folder / WEIGHTS_NAME),
-            **facts,
+            **metadata,
         }
         write_json_card(folder / CARD_NAME, card)
         keep_engines(path, folder)
@@ -133,15 +137,15 @@ def save_bundle(path: Path, encoder: Encoder, transform: CellTransform, facts: d
 
 
 def stored_engines(path: Path) -> list[str]:
-    """The names of the compiled engines that lie in a bundle, whether they can run here or not."""
+    """The names of the compiled engines in a bundle, whether they can run here or not."""
     folder = path / ENGINES_FOLDER
     return sorted(one.parent.name for one in folder.glob(f"[!.]*/{ENGINE_CARD_NAME}"))
 
 
 def keep_engines(source: Path, folder: Path) -> None:
-    """Copy from one bundle's folder into another's the engines that were compiled from the very weights it holds.
+    """Copy the engines in the bundle ``source`` to the bundle ``folder`` if they were compiled from the same weights.
 
-    So a bundle written anew with the same weights keeps its engines, and a triage model carries its encoder's.
+    A bundle that is rewritten with the same weights keeps its engines, and a triage model gets those of its encoder.
     """
     weights_sha256 = sha256_of_file(folder / WEIGHTS_NAME)
     for name in stored_engines(source):
@@ -149,7 +153,7 @@ def keep_engines(source: Path, folder: Path) -> None:
         try:
             made_for = json.loads((engine / ENGINE_CARD_NAME).read_text(encoding="utf-8"))["weights_sha256"]
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # a damaged one could not run anyway
+            continue  # a damaged engine cannot run
         if made_for == weights_sha256 and not copied.exists():
             shutil.copytree(engine, copied)
 
@@ -170,7 +174,7 @@ def load_bundle(path: Path) -> EncoderBundle:
     sha256 = sha256_of_file(weights)
     if sha256 != card.weights_sha256:
         raise EncoderBundleError(
-            f"{weights} is not the file {CARD_NAME} speaks of (damaged or exchanged). Train again."
+            f"{weights} is not the file that {CARD_NAME} describes (damaged or exchanged). Train again."
         )
     try:
         encoder = Encoder(card.architecture)
@@ -179,13 +183,13 @@ def load_bundle(path: Path) -> EncoderBundle:
         raise EncoderBundleError(f"{path} cannot be opened here: {error}") from None
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise EncoderBundleError(
-            f"{path} does not hold the encoder its {CARD_NAME} describes ({str(error)[:300]})."
+            f"{path} does not hold the encoder that {CARD_NAME} describes ({str(error)[:300]}). Train again."
         ) from None
     return EncoderBundle(path, encoder.eval(), card.transform, sha256, card)
 
 
 def pick_device(device: str) -> torch.device:
-    """``auto`` is a CUDA GPU where there is one, else the CPU. Raises `EncoderBundleError` for one that is not there."""
+    """The device; ``auto``: a CUDA GPU if there is one, else the CPU. Raises `EncoderBundleError` if it is missing."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -193,5 +197,5 @@ def pick_device(device: str) -> torch.device:
     except RuntimeError:
         raise EncoderBundleError(f"device '{device}' is unknown. Use auto, cpu, cuda or cuda:0.") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise EncoderBundleError(f"device '{device}' was asked for, but PyTorch finds no CUDA GPU. Use --device cpu.")
+        raise EncoderBundleError(f"PyTorch finds no CUDA GPU for device '{device}'. Use --device cpu.")
     return chosen

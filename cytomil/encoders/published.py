@@ -1,4 +1,4 @@
-"""Published weights by name: whose network they are, where they lie, under which licence, and what they have seen."""
+"""Published weights by name: their architecture, source, licence and caveats."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ NONE = "none"
 TIMM = "timm/"
 
 DINOBLOOM_SAW = (
-    "These are DinoBloom's weights, or look like them: its pretraining saw the bone-marrow set (Matek et al., 2021) and "
-    "other public sets of blood cells, so figures on their cells are not figures on unseen cells."
+    "These are DinoBloom's weights, or look like them. DinoBloom was pretrained on the bone-marrow set (Matek et al., 2021) "
+    "and other public sets of blood cells, so figures on their cells are not figures on unseen cells."
 )
 _REDDINO_SAW = (
-    "These are RedDino's weights: its pretraining saw red blood cells of 18 data sets, public ones among them, so figures on "
-    "public sets of red blood cells may not be figures on unseen cells."
+    "These are RedDino's weights. RedDino was pretrained on red blood cells of 18 data sets, some of them public, so "
+    "figures on public sets of red blood cells may not be figures on unseen cells."
 )
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HALF = (0.5, 0.5, 0.5)
@@ -25,7 +25,7 @@ _HALF = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True)
 class Wheel:
-    """A file inside an installed Python package: ``extra`` of cytomil brings it, or cytomil itself where that is empty."""
+    """A file inside an installed Python package. ``extra`` of cytomil installs it; empty: cytomil itself does."""
 
     distribution: str
     package: str
@@ -38,7 +38,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Download:
-    """A file on the web, kept in the cache under its own name."""
+    """A file on the web, which the cache keeps under its own name."""
 
     url: str
 
@@ -48,7 +48,7 @@ class Download:
 
 @dataclass(frozen=True)
 class TimmWeights:
-    """What timm itself downloads for one of its names."""
+    """Weights that timm downloads for one of its names."""
 
     name: str
 
@@ -58,11 +58,19 @@ class TimmWeights:
 
 @dataclass(frozen=True)
 class Published:
-    """Weights that have a name here.
+    """Published weights.
 
-    ``architecture`` is resnet18, resnet50 or timm's name. ``sha256`` is that of the file, or its first digits, as far as
-    ``hash_from`` states it; where it is empty nobody states one, and the first download's is recorded. ``mean`` and ``std``
-    are the channels' that the weights go with, None where timm knows them. ``caveats`` are what a reader of figures must know.
+    Args:
+        name: their name in cytomil.
+        architecture: resnet18, resnet50 or a name of timm.
+        source: where the file comes from.
+        licence: their licence.
+        sha256: the hash of the file, or its first digits; empty: not published, the first download's is recorded.
+        hash_from: the source of ``sha256``.
+        megabytes: size of the file, if known.
+        mean: channel means that they were trained with; None: those of timm.
+        std: channel standard deviations that they were trained with; None: those of timm.
+        caveats: what readers of figures must know, as complete sentences.
     """
 
     name: str
@@ -137,16 +145,16 @@ _ALL = (
     _reddino("l", "large", 1210),
 )
 PUBLISHED = {one.name: one for one in _ALL}
-"""Every name but timm's own, which are ``timm/NAME``."""
+"""All names except those of timm, which are ``timm/NAME``."""
 
 
 def is_published(name: str) -> bool:
-    """Whether this is written as a name, and not as a file."""
+    """Whether this is the name of weights, not a file."""
     return name in PUBLISHED or name.startswith(TIMM)
 
 
 def find_published(name: str) -> Published:
-    """The weights of this name. Raises `SettingsError` for one that nobody has, with the nearest ones."""
+    """The weights of this name. Raises `SettingsError` with the closest names if it is unknown."""
     if name in PUBLISHED:
         return PUBLISHED[name]
     if name.startswith(TIMM):
@@ -155,11 +163,11 @@ def find_published(name: str) -> Published:
 
 
 def refuse_unknown(name: str) -> NoReturn:
-    """Raise `SettingsError` that names the nearest names there are."""
+    """Raise `SettingsError` with the closest names."""
     near = difflib.get_close_matches(name.lower(), [NONE, *PUBLISHED], n=3, cutoff=0.5)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
     raise SettingsError(
-        f"there are no weights '{name}', and no such file.{meant} There are {NONE}, {', '.join(PUBLISHED)}, "
+        f"there are no weights '{name}', and no such file.{meant} Available: {NONE}, {', '.join(PUBLISHED)}, "
         f"{TIMM}NAME, and files."
     )
 
@@ -169,7 +177,7 @@ def _of_timm(name: str) -> Published:
 
     tag = name.removeprefix(TIMM)
     known = timm.list_models(pretrained=True)
-    # A name without tag is that of its default weights.
+    # A name without a tag means its default weights.
     cfg = timm.get_pretrained_cfg(tag) if ":" not in tag and timm.is_model(tag) else None
     if cfg is None or not (cfg.has_weights if hasattr(cfg, "has_weights") else cfg.url or cfg.hf_hub_id):
         near = difflib.get_close_matches(tag, [*known, *(one.partition(".")[0] for one in known)], n=3)

@@ -1,11 +1,13 @@
-"""An encoder's layers: h, z, and what inner stages of its network see of a cell.
+"""The layers of an encoder: h, z, and statistics of inner stages of its network.
 
-Training brings the last layers to what its loss asks for; how dark, coarse or large a cell is stands in the stages before.
-Taken over the whole cell, as mean, maximum and spread of each channel, that tells an odd cell from the usual ones where h and
-z alone do not (PaDiM, arXiv 2011.08785, joins stages so, place by place). docs/log/research-log.md has what was measured.
+The last layers contain what the training loss asks for. How dark, coarse or large a cell is can be found in earlier
+stages. The mean, maximum and spread of each channel over the whole cell distinguish unusual cells that h and z alone do
+not. PaDiM (arXiv 2011.08785) combines stages in the same way, position by position. docs/log/research-log.md has the
+measurements.
 
-A stage's number is torchvision's for a ResNet (layer1 is 1), else that of timm's `forward_intermediates`: the blocks of a
-transformer, the stages of a convolutional network. The stages of an EfficientNet and its kin are its ``blocks``, all of them.
+The stages of a ResNet are numbered as in torchvision (layer1 is 1). Others are numbered as in timm's
+`forward_intermediates`: the blocks of a transformer, the stages of a convolutional network. The stages of EfficientNets
+and related networks are all of their ``blocks``.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _DEFAULT_STAGES = 3
 
 
 def stages_of(encoder: Encoder) -> tuple[int, ...]:
-    """The numbers of the stages that can be had of ``encoder``; empty where neither library gives any."""
+    """The numbers of the available stages of ``encoder``; empty if its library gives none."""
     network: Any = encoder.backbone
     if is_resnet(encoder.architecture.name):
         return (1, 2, 3, 4)
@@ -39,9 +41,10 @@ def stages_of(encoder: Encoder) -> tuple[int, ...]:
 
 
 def default_layer(encoder: Encoder) -> Layer:
-    """The layer that is kept unless another is asked for.
+    """The layer that is embedded by default.
 
-    Stages 1, 4, 5 and 6 of an EfficientNet and its kin, of others the three before the last one; h where there are none.
+    These are stages 1, 4, 5 and 6 of EfficientNets and related networks, and the three stages before the last one of
+    others. It is h if there are no stages.
     """
     numbers = stages_of(encoder)
     if _has_block_stages(encoder.backbone) and max(_OF_EFFICIENTNETS) in numbers:
@@ -51,9 +54,10 @@ def default_layer(encoder: Encoder) -> Layer:
 
 
 def layer_of(text: str, encoder: Encoder) -> Layer:
-    """The layer that a setting asks for of ``encoder``; see `cytomil.layer`.
+    """The layer of ``encoder`` that the setting ``text`` means, see `cytomil.layer`.
 
-    Raises `SettingsError` for what is no layer, or a stage that it has not.
+    Raises:
+        SettingsError: ``text`` is not a layer, or the encoder has no such stage.
     """
     try:
         layer = resolve_layer(text, lambda: default_layer(encoder))
@@ -68,26 +72,27 @@ def require_layer(layer: Layer, encoder: Encoder) -> None:
     numbers = stages_of(encoder)
     if missing := [number for number in layer.stages if number not in numbers]:
         name = encoder.architecture.name
-        there = f"stages {numbers[0]} to {numbers[-1]}" if numbers else "no inner stages that can be had"
+        there = f"stages {numbers[0]} to {numbers[-1]}" if numbers else "no inner stages available"
         raise SettingsError(f"layer {layer}: {name} has no stage {missing[0]}; it has {there}. Use another --layer.")
 
 
 def layer_dim(encoder: Encoder, layer: Layer) -> int:
-    """How many numbers ``encoder`` gives for ``layer``. Raises `SettingsError` for stages that it has not."""
+    """Length of ``layer`` of ``encoder``. Raises `SettingsError` if the encoder has no such stage."""
     return sum(layer_groups(encoder, layer))
 
 
 def layer_groups(encoder: Encoder, layer: Layer) -> tuple[int, ...]:
-    """How many of these numbers each of the layer's stages gives, in their order; one group where it has none.
+    """Length of the part of each of the layer's stages, in their order; one number for a layer without stages.
 
-    Raises `SettingsError` for stages that ``encoder`` has not.
+    Raises:
+        SettingsError: ``encoder`` has no such stage.
     """
     if not layer.stages:
         return (encoder.dim_of(layer.kind),)
     require_layer(layer, encoder)
     network: Any = encoder.backbone
     if is_resnet(encoder.architecture.name) or _has_block_stages(network):
-        # They take any image size, and say nowhere how many channels each stage has.
+        # These networks take any image size, and do not list the number of channels per stage.
         side = _PROBED_PX
         was_training = network.training
         network.eval()
@@ -101,10 +106,13 @@ def layer_groups(encoder: Encoder, layer: Layer) -> tuple[int, ...]:
 
 
 class Layers(nn.Module):
-    """An encoder that gives the layers asked for and computes no more than they need: what engines run and compile.
+    """The part of an encoder that computes the given layers. Engines run and compile this module.
 
-    ``forward`` takes pixels (N, 3, S, S) in 0 to 1 and returns one (N, `layer_dim`) for each layer, in the order asked. A
-    layer of stages is, stage by stage, one statistic after another. Raises `SettingsError` for a stage that it has not.
+    ``forward`` takes pixels (N, 3, S, S) in 0 to 1 and returns one tensor (N, `layer_dim`) per layer, in the given order.
+    A layer of stages concatenates the statistics of the first stage, then those of the next.
+
+    Raises:
+        SettingsError: the encoder has no such stage.
     """
 
     def __init__(self, encoder: Encoder, layers: Sequence[Layer]) -> None:
@@ -118,7 +126,7 @@ class Layers(nn.Module):
         self._inner = _InnerMaps(encoder, self._stages, self._with_h) if self._stages else None
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Pixels (N, 3, S, S) → one (N, D) each."""
+        """Pixels (N, 3, S, S) → one tensor (N, D) per layer."""
         encoder = self.encoder
         normalised = (pixels - encoder.mean) / encoder.std
         h: Tensor | None = None
@@ -137,7 +145,7 @@ class Layers(nn.Module):
         )
 
     def _over_places(self, number: int, maps: Tensor) -> dict[str, Tensor]:
-        """Maps (N, C, H, W) → the statistics that any layer asks of this stage, (N, C) each."""
+        """Maps (N, C, H, W) → the statistics of this stage that the layers need, (N, C) each."""
         wanted = {name for layer in self._layers if number in layer.stages for name in layer.statistics}
         places = maps.flatten(2)
         found = {}
@@ -147,7 +155,7 @@ class Layers(nn.Module):
             mean = places.mean(dim=2, keepdim=True)
             found["mean"] = mean.flatten(1)
             if "spread" in wanted:
-                # Written out, because ncnn knows no standard deviation.
+                # Written out, because ncnn has no standard deviation.
                 found["spread"] = (places - mean).square().mean(dim=2).sqrt()
         return found
 
@@ -161,9 +169,10 @@ def _projected(encoder: Encoder, layer: Layer, h: Tensor | None) -> Tensor:
 
 
 class _InnerMaps:
-    """Normalised pixels → h, if asked for, and each stage's maps (N, C, H, W); what lies behind the last one is left out.
+    """Normalised pixels → h if needed, and each stage's maps (N, C, H, W). Layers after the last stage are skipped.
 
-    No module of its own: converters would meet the encoder's layers under two names, and pnnx then loses their weights.
+    This is not a module. As a module, converters would see the encoder's layers under two names, and pnnx would lose their
+    weights.
     """
 
     def __init__(self, encoder: Encoder, stages: tuple[int, ...], with_h: bool) -> None:
@@ -176,12 +185,12 @@ class _InnerMaps:
             names = {f"layer{number}": str(number) for number in stages} | ({last: "h"} if with_h else {})
             was_training = network.training
             self._graph = create_feature_extractor(network, names)
-            network.train(was_training)  # whose layers the graph shares, and has put into a mode of its own
+            network.train(was_training)  # the graph shares its layers and has changed their mode
             return
         self._network = network
         self._options: dict[str, Any] = {"indices": list(stages)}
         if _has_block_stages(network):
-            # Place 0 is the stem.
+            # Index 0 is the stem.
             self._options = {"indices": [number + 1 for number in stages], "extra_blocks": True}
 
     def __call__(self, normalised: Tensor) -> tuple[Tensor | None, list[Tensor]]:
@@ -197,7 +206,7 @@ class _InnerMaps:
 
 
 def _has_block_stages(network: Any) -> bool:
-    """Whether timm counts this network's stages by resolution, and gives all of its blocks' if asked for."""
+    """Whether timm can give all blocks of this network as stages, instead of one stage per resolution."""
     method = getattr(network, "forward_intermediates", None)
     return method is not None and "extra_blocks" in inspect.signature(method).parameters
 
@@ -205,21 +214,21 @@ def _has_block_stages(network: Any) -> bool:
 _TRAINED_STAGES = 2
 
 
-def usual_frozen_stages(encoder: Encoder) -> int:
-    """All stages but the last two; 0 where the network's stages are not known."""
+def default_frozen_stages(encoder: Encoder) -> int:
+    """The number of stages without the last two; 0 if the network's stages are not known."""
     return max(
         0, max(stage_of_parameters(encoder.architecture.name, encoder.backbone).values(), default=0) - _TRAINED_STAGES
     )
 
 
 def early_parameters(encoder: Encoder, stages: int) -> list[nn.Parameter]:
-    """The backbone's parameters of the stem and the first ``stages`` stages; none for 0.
+    """The backbone's parameters in the stem and the first ``stages`` stages; none if ``stages`` is 0.
 
-    Stages are torchvision's for a ResNet (layer1 is the first), else the groups that timm forms for a learning rate a
+    Stages are torchvision's for a ResNet (layer1 is the first). For others, they are timm's groups for a learning rate per
     stage: the ``blocks`` of an EfficientNet, the blocks of a transformer.
 
     Raises:
-        SettingsError: the network has no more stages than that, or they are not known.
+        SettingsError: no stage would be left, or the network's stages are not known.
     """
     if not stages:
         return []
@@ -234,9 +243,13 @@ def early_parameters(encoder: Encoder, stages: int) -> list[nn.Parameter]:
     return [parameter for name, parameter in encoder.backbone.named_parameters() if numbers[name] <= stages]
 
 
-def frozen_stages_leave_it(architecture: Architecture, image_size: int, stages: int, layer: Layer) -> bool:
-    """Whether a layer is the same whatever is trained behind the first ``stages`` stages. Raises as `early_parameters`."""
-    # On the meta device nothing is drawn or computed; what a gradient would reach is known all the same.
+def layer_is_frozen(architecture: Architecture, image_size: int, stages: int, layer: Layer) -> bool:
+    """Whether freezing the first ``stages`` stages leaves ``layer`` unchanged by training.
+
+    Raises:
+        SettingsError: see `early_parameters`.
+    """
+    # On the meta device nothing is drawn or computed, but autograd still tracks which outputs have a gradient.
     with torch.device("meta"), torch.enable_grad():
         encoder = Encoder(architecture).eval()
         for parameter in early_parameters(encoder, stages):

@@ -1,4 +1,4 @@
-"""What an encoder starts from: an architecture, and weights that others have trained, by name or from a local file."""
+"""The start of an encoder: an architecture, and optionally published or local weights."""
 
 from __future__ import annotations
 
@@ -21,18 +21,25 @@ from cytomil.files import sha256_of_file
 AUTO = "auto"
 _WITHOUT_WEIGHTS = "resnet18"
 _BY_ORDER = (
-    "The names in {file} are not {architecture}'s: its tensors were taken in the file's order, as all shapes and kinds agree. "
-    "Make sure that they are {architecture}'s weights."
+    "The names in {file} are not {architecture}'s. Its tensors were assigned in the order of the file, because all shapes "
+    "and kinds match. Make sure that they are {architecture}'s weights."
 )
 _DINOBLOOM_TOKENS = 1 + (224 // 14) ** 2
 
 
 @dataclass(frozen=True)
 class StartWeights:
-    """Weights that fit a backbone exactly: ``state`` is its whole state. ``mean`` and ``std`` are those they go with.
+    """Weights that fit a backbone exactly.
 
-    ``tensors`` came from ``file``; ``published`` is what is known of weights that have a name; ``caveats`` are what a reader
-    of figures must know of them, in whole sentences.
+    Args:
+        file: name of the file.
+        sha256: hash of the file.
+        tensors: number of tensors taken from the file.
+        state: the complete state of the backbone.
+        mean: channel means that the weights were trained with.
+        std: channel standard deviations that the weights were trained with.
+        caveats: what readers of figures must know, as complete sentences.
+        published: name, source and licence of published weights.
     """
 
     file: str
@@ -44,26 +51,26 @@ class StartWeights:
     caveats: tuple[str, ...]
     published: dict[str, str] = field(default_factory=dict)
 
-    def facts(self) -> dict[str, Any]:
-        """What encoder.json says of them."""
+    def metadata(self) -> dict[str, Any]:
+        """The record of these weights in encoder.json."""
         return {"file": self.file, "sha256": self.sha256, "tensors": self.tensors, **self.published}
 
     def put_into(self, encoder: Encoder) -> None:
-        """Give an encoder of that architecture these weights, and the channel statistics they go with."""
+        """Load the weights and their channel statistics into an encoder of the same architecture."""
         encoder.backbone.load_state_dict(self.state)
         encoder.normalise_by(torch.tensor(self.mean), torch.tensor(self.std))
 
 
 @dataclass(frozen=True)
 class Start:
-    """An architecture, and weights for it; without, they are drawn at random."""
+    """An architecture and its initial weights; None: random weights."""
 
     architecture: Architecture
     weights: StartWeights | None = None
 
     @property
     def libraries(self) -> tuple[str, ...]:
-        """What else but torchvision shapes the network."""
+        """The libraries besides torchvision that define the network."""
         return () if is_resnet(self.architecture.name) else ("timm",)
 
 
@@ -76,11 +83,21 @@ def resolve_start(
     projector: str = "plain",
     note: Callable[[str], None] = lambda _: None,
 ) -> Start:
-    """The architecture and the weights that these settings ask for.
+    """The architecture and the initial weights of these settings.
 
-    ``weights`` is ``none``, a published name (see `cytomil.encoders.published`) or a file; ``arch`` ``auto`` is the named
-    weights' own architecture, else resnet18. ``note`` is told before anything is downloaded. Raises as `prepare_start`
-    does, and `SettingsError` for a name that nobody has or an architecture that is not the named weights'.
+    Args:
+        weights: ``none``, a published name (see `cytomil.encoders.published`) or a file.
+        arch: an architecture; ``auto``: that of the published weights, else resnet18.
+        stem: ``auto``, ``standard`` or ``small``.
+        image_size: side of a cell in pixels.
+        projection_dim: length of z; 0: no projector.
+        projector: see `make_projector`.
+        note: receives one line before a download.
+
+    Raises:
+        SettingsError: a name is unknown, the published weights are for another architecture, or the image size does not
+            suit the architecture.
+        NotFoundError, WeightsFileError: see `prepare_start`.
     """
     if weights == NONE or not is_published(weights):
         path = None if weights == NONE else Path(weights)
@@ -92,27 +109,28 @@ def resolve_start(
     published = find_published(weights)
     if arch not in (AUTO, published.architecture):
         raise SettingsError(
-            f"--weights {weights} are {published.architecture}'s, not {arch}'s. Leave out --arch, or use --weights none "
-            f"(random ones) or a file of {arch}'s."
+            f"--weights {weights} are for {published.architecture}, not for {arch}. Remove --arch, or use --weights none "
+            f"(random weights) or a file of weights for {arch}."
         )
     if is_resnet(published.architecture) and stem == AUTO:
-        stem = "standard"  # the first layers that the weights have, whatever the image size
+        stem = "standard"  # the published weights have these first layers, whatever the image size
     architecture = resolve_architecture(published.architecture, stem, projection_dim, image_size, projector)
     backbone = _tried(architecture, image_size)
     return Start(architecture, _named(published, obtain(published, note), architecture, backbone))
 
 
 def prepare_start(architecture: Architecture, image_size: int, weights: Path | None = None) -> Start:
-    """Read the start weights, if any, and try the architecture on this image size, before hours are spent on it.
+    """Read the initial weights, if any, and check that the architecture runs at this image size.
 
-    Takes ImageNet weights as torchvision ships them, timm's, EfficientNet-PyTorch's, and DINO's and DINOv2's (DinoBloom's):
-    a state dict, or one under ``teacher``, ``state_dict`` or ``model``, its tensors with or without ``backbone.`` before
-    their names; heads and classifiers are left out. Where no name is the network's, tensors are taken in their order if
-    all shapes and kinds agree, and a caveat says so. A transformer's position embedding is interpolated by timm.
+    It reads weights of torchvision, timm, EfficientNet-PyTorch, DINO and DINOv2 (DinoBloom): a state dict, or one under
+    ``teacher``, ``state_dict`` or ``model``. Tensor names may have the prefix ``backbone.``. Heads and classifiers are left
+    out. If no name is one of the network, tensors are assigned in their order, provided that all shapes and kinds match.
+    A caveat then reports it. timm interpolates the position embedding of a transformer.
 
     Raises:
         SettingsError: the image size does not suit the architecture.
-        NotFoundError, WeightsFileError: the file is not there, not weights, or those of another architecture.
+        NotFoundError: the file does not exist.
+        WeightsFileError: the file does not hold weights, or holds those of another architecture.
     """
     if weights is None and is_resnet(architecture.name):
         return Start(architecture)  # it takes any image size
@@ -149,9 +167,9 @@ def _named(published: Published, obtained: Obtained, architecture: Architecture,
 
 def _fitted(path: Path, tensors: dict[str, Tensor], architecture: Architecture, backbone: Backbone) -> StartWeights:
     if any(name.startswith("projector.") for name in tensors):
-        # What its training saw, instance labels perhaps, stands in its encoder.json and would be lost on the way.
+        # The record of what it was trained on, perhaps instance labels, is in its encoder.json and would be lost.
         raise WeightsFileError(
-            f"{path} is an encoder of cytomil's. Use its folder as it is: cytomil embed --encoder FOLDER."
+            f"{path} is an encoder of cytomil. Use its folder directly: cytomil embed --encoder FOLDER."
         )
     tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if any(name.startswith("backbone.") for name in tensors):
@@ -166,30 +184,32 @@ def _fitted(path: Path, tensors: dict[str, Tensor], architecture: Architecture, 
     else:
         given = _as_timm_has_them(tensors, backbone)
     fitting = {name for name, tensor in wanted.items() if name in given and given[name].shape == tensor.shape}
-    # Files older than PyTorch 0.4.1, ImageNet's ResNets among them, do not count batches.
+    # Files from before PyTorch 0.4.1, such as ImageNet's ResNets, have no counters of batches.
     missing = [name for name in wanted if name not in fitting and not name.endswith("num_batches_tracked")]
     surplus = [name for name in given if name not in wanted]
     if missing or surplus:
-        raise WeightsFileError(_misfit(path, architecture, given, wanted, len(fitting), missing, surplus))
+        raise WeightsFileError(_mismatch(path, architecture, given, wanted, len(fitting), missing, surplus))
     state = wanted | {name: given[name].to(wanted[name].dtype) for name in fitting}
     broken = next((name for name in fitting if not torch.isfinite(state[name]).all()), None)
     if broken:
-        raise WeightsFileError(f"{path}: {broken} is not finite. The file is damaged, or its training diverged.")
+        raise WeightsFileError(
+            f"{path}: {broken} is not finite. The file is damaged, or its training diverged. Use others."
+        )
     return StartWeights(path.name, sha256_of_file(path), len(fitting), state, backbone.mean, backbone.std, caveats)
 
 
 def _as_timm_has_them(tensors: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
-    """With timm's own names and this image size's position embedding, where timm knows how to make them."""
+    """The tensors under timm's names, with the position embedding interpolated, if timm has a converter for them."""
     convert = getattr(sys.modules[type(backbone.network).__module__], "checkpoint_filter_fn", None)
     if backbone.library != "timm" or convert is None:
         return tensors
     try:
         return convert(tensors, backbone.network)
     except (RuntimeError, KeyError, ValueError, AttributeError, IndexError, AssertionError):
-        return tensors  # what does not fit is told by name and shape
+        return tensors  # the caller reports what does not fit
 
 
-def _misfit(
+def _mismatch(
     path: Path,
     architecture: Architecture,
     given: dict[str, Tensor],
@@ -205,16 +225,16 @@ def _misfit(
     else:
         reason = f"but the file has {len(surplus)} more, the first of them {surplus[0]}"
     small = architecture.stem == "small" and missing == ["conv1.weight"]
-    cure = (
+    remedy = (
         "They have ImageNet's first layers: use --stem standard, or an --image-size above 64."
         if small
-        else "Name the architecture they were trained with by --arch."
+        else "Set --arch to the architecture that they were trained with."
     )
-    return f"{path} does not fit {architecture.name}: {n_fitting} of {len(wanted)} tensors match, {reason}. {cure}"
+    return f"{path} does not fit {architecture.name}: {n_fitting} of {len(wanted)} tensors match, {reason}. {remedy}"
 
 
 def _looks_like_dinobloom(path: Path, tensors: dict[str, Tensor]) -> bool:
-    """By its name, or as a DINOv2 transformer of patch 14 trained at 224 px; Meta's own were trained at 518."""
+    """Whether the name or the shape is DinoBloom's: DINOv2 with patch 14, trained at 224 px. Meta trained at 518 px."""
     position = tensors.get("pos_embed")
     shape = "mask_token" in tensors and position is not None and position.shape[1:2] == (_DINOBLOOM_TOKENS,)
     return shape or "dinobloom" in path.name.lower()

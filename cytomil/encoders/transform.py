@@ -1,4 +1,4 @@
-"""From an encoded cell image to the encoder's input pixels, the same way at training and at ranking."""
+"""From an encoded cell image to the input pixels of the encoder, in training and ranking alike."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from cytomil.progress import Problem
 
 @dataclass(frozen=True)
 class CellTransform:
-    """Keep the centre ``center_crop`` share of the side, resize to ``image_size`` pixels (bilinear, antialiased)."""
+    """Crop the centre to the fraction ``center_crop`` of the side, and resize to ``image_size`` pixels.
+
+    The interpolation is bilinear and antialiased.
+    """
 
     image_size: Annotated[int, Field(ge=1, le=4096)]
     center_crop: Annotated[float, Field(gt=0, le=1)]
 
     @property
     def sha256(self) -> str:
-        """Names this transform, so that features made with another are never mistaken for its own."""
+        """Identifies this transform in feature caches, so that features of another transform are not used."""
         return sha256_of_json(asdict(self) | {"resample": "bilinear-antialias"})
 
     def __call__(self, image: Image.Image) -> np.ndarray:
@@ -41,7 +44,8 @@ def decode_cells(
 ) -> tuple[np.ndarray, list[int], list[Problem]]:
     """Decode and transform a block of cells.
 
-    Returns the pixels of the readable ones, uint8 (M, S, S, 3), their positions in the block, and the unreadable ones.
+    Returns:
+        The pixels of the readable cells, uint8 (M, S, S, 3), their positions in the block, and the unreadable cells.
     """
     (pixels,), kept, problems = decode_cells_for(encoded, names, [transform])
     return pixels, kept, problems
@@ -50,7 +54,7 @@ def decode_cells(
 def decode_cells_for(
     encoded: Sequence[bytes], names: Sequence[str], transforms: Sequence[CellTransform]
 ) -> tuple[list[np.ndarray], list[int], list[Problem]]:
-    """As `decode_cells`, for several transforms: each cell is decoded once. Pixels are a list, one for each transform."""
+    """Like `decode_cells`, for several transforms. Each cell is decoded once. Pixels are a list, one per transform."""
     images, kept, problems = [], [], []
     for i, (image, name) in enumerate(zip(encoded, names, strict=True)):
         try:

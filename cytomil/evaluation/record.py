@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from cytomil.bags.manifest import Manifest, fingerprint
 from cytomil.cards import Card, Count, Flag, Fraction, Number, Text
-from cytomil.encoders.bundle import StartFacts, TrainingData
+from cytomil.encoders.bundle import StartWeightsCard, TrainingData
 from cytomil.evaluation.config import EvaluateConfig
 from cytomil.evaluation.control import Control
 from cytomil.evaluation.curves import recall_by_k_points
@@ -107,7 +107,7 @@ class RecordedEncoder(Card):
     collapsed: Flag = False
     effective_rank: Number | None = None
     nt_xent_margin: Number | None = None
-    start_weights: StartFacts | None = None
+    start_weights: StartWeightsCard | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -1,1 +1,1 @@
-"""Many runs: their records in tables and figures like the paper's."""
+"""Tables and figures of many runs, as in the paper."""

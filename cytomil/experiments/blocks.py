@@ -1,4 +1,4 @@
-"""The tables in words: what stands in each place, ready for a terminal, Markdown or LaTeX."""
+"""Tables as text, ready for a terminal, Markdown or LaTeX."""
 
 from __future__ import annotations
 
@@ -7,17 +7,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cytomil.experiments.bootstrap import LEVEL, Estimate
-from cytomil.experiments.figures import FIGURES, Figure
+from cytomil.experiments.metrics import METRICS, Metric
 from cytomil.experiments.runs import OWN
 from cytomil.experiments.tables import DONE, SOURCE, TITLES, Entry, Table, published
 
 COLLAPSED, FAILED_SOME, CEILING = "†", "‡", "§"
-MAIN_FIGURES = ("f1", "recall_at_40pct")
+MAIN_METRICS = ("f1", "recall_at_40pct")
 
 
 @dataclass(frozen=True)
 class Block:
-    """One table. Each place holds its lines, the first of them the one that counts; ``is_main``: of the paper's kind."""
+    """One table.
+
+    Args:
+        title: its title.
+        columns: the heads of its columns.
+        rows: the lines of each entry of each row. The first line is the main one.
+        notes: lines below the table.
+        is_main: whether the paper has a table like this.
+    """
 
     title: str
     columns: tuple[str, ...]
@@ -27,15 +35,15 @@ class Block:
 
 
 def make_blocks(table: Table) -> tuple[Block, ...]:
-    """All tables: for each judge every figure that the runs have and its differences, then the encoders' state."""
+    """All tables: for each judge every available metric and its differences, then the state of the encoders."""
     blocks = []
     for judge in table.judges:
-        for figure in FIGURES:
-            if not _has(table, judge, figure):
+        for metric in METRICS:
+            if not _has(table, judge, metric):
                 continue
-            blocks.append(_figure_block(table, judge, figure))
+            blocks.append(_metric_block(table, judge, metric))
             if table.against:
-                blocks.append(_difference_block(table, judge, figure))
+                blocks.append(_difference_block(table, judge, metric))
         if any(entry.pooled_f1 for entry in table.entries.values() if entry.judge == judge):
             blocks.append(_pooled_block(table, judge))
     if table.judges:
@@ -43,40 +51,40 @@ def make_blocks(table: Table) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def _has(table: Table, judge: str, figure: Figure) -> bool:
-    """Whether any run has it; of what every evaluation has, a table of dashes says that it is not defined."""
-    found = (entry.estimates.get(figure.key) for entry in table.entries.values() if entry.judge == judge)
-    return figure.by_bags or any(one is not None and one.mean is not None for one in found)
+def _has(table: Table, judge: str, metric: Metric) -> bool:
+    """Whether to show a metric. If it is by bags, every evaluation has it, and dashes show that it is undefined."""
+    found = (entry.estimates.get(metric.key) for entry in table.entries.values() if entry.judge == judge)
+    return metric.by_bags or any(one is not None and one.mean is not None for one in found)
 
 
 def title_of(table: Table, name: str) -> str:
-    """A row's name as people read it, marked where it trained on instance labels."""
+    """The title of a row, with a mark if it was trained on instance labels."""
     return TITLES.get(name, name) + (f" {CEILING}" if name in table.ceilings else "")
 
 
-def said_rate(rate: float) -> str:
-    """A witness rate as a column's head."""
+def format_rate(rate: float) -> str:
+    """A witness rate as the head of a column."""
     return "rate unknown" if rate < 0 else f"{100 * rate:.3g} %"
 
 
-def _figure_block(table: Table, judge: str, figure: Figure) -> Block:
+def _metric_block(table: Table, judge: str, metric: Metric) -> Block:
     def lines(entry: Entry) -> tuple[str, ...]:
-        found = _measured(entry, entry.estimates.get(figure.key))
-        claimed = published(figure.key, entry.name, entry.witness_rate)
-        return found if claimed is None else (*found, f"paper {_mean_sd(*claimed)}")
+        found = _measured(entry, entry.estimates.get(metric.key))
+        claimed = published(metric.key, entry.name, entry.witness_rate)
+        return found if claimed is None else (*found, f"paper {_format_mean(*claimed)}")
 
-    title = f"{figure.title}, %, judged by {judge}"
-    return _block(table, judge, title, lines, figure.key in MAIN_FIGURES, differs=False)
+    title = f"{metric.title}, %, judged by {judge}"
+    return _block(table, judge, title, lines, metric.key in MAIN_METRICS, differs=False)
 
 
-def _difference_block(table: Table, judge: str, figure: Figure) -> Block:
+def _difference_block(table: Table, judge: str, metric: Metric) -> Block:
     def lines(entry: Entry) -> tuple[str, ...]:
         if entry.name == table.against:
             return ("–",)
-        return _measured(entry, entry.differences.get(figure.key), signed=True)
+        return _measured(entry, entry.differences.get(metric.key), signed=True)
 
-    title = f"{figure.title}, points more than {TITLES.get(str(table.against), table.against)}, judged by {judge}"
-    return _block(table, judge, title, lines, figure.key in MAIN_FIGURES, differs=True)
+    title = f"{metric.title}, points more than {TITLES.get(str(table.against), table.against)}, judged by {judge}"
+    return _block(table, judge, title, lines, metric.key in MAIN_METRICS, differs=True)
 
 
 def _pooled_block(table: Table, judge: str) -> Block:
@@ -94,8 +102,8 @@ def _encoder_block(table: Table, judge: str) -> Block:
     def lines(entry: Entry) -> tuple[str, ...]:
         if entry.state != DONE or entry.effective_rank is None:
             return _unmeasured(entry)
-        said = f"{entry.effective_rank:.1f}"
-        return (f"{said}, {entry.n_collapsed} of {entry.n_done} collapsed" if entry.n_collapsed else said,)
+        rank = f"{entry.effective_rank:.1f}"
+        return (f"{rank}, {entry.n_collapsed} of {entry.n_done} collapsed" if entry.n_collapsed else rank,)
 
     return _block(table, judge, "effective rank of h, and collapsed encoders", lines, is_main=True, differs=False)
 
@@ -107,7 +115,7 @@ def _block(
         ((title_of(table, name),), *(lines(table.at(judge, name, rate)) for rate in table.rates))
         for name in table.names
     )
-    columns = ("method", *map(said_rate, table.rates))
+    columns = ("method", *map(format_rate, table.rates))
     return Block(title, columns, rows, _notes(table, judge, rows, differs), is_main)
 
 
@@ -116,7 +124,7 @@ def _measured(entry: Entry, estimate: Estimate | None, signed: bool = False) -> 
         return _unmeasured(entry)
     marks = "".join(mark for mark, there in ((COLLAPSED, entry.n_collapsed), (FAILED_SOME, entry.n_failed)) if there)
     n_runs = sum(value is not None for value in estimate.by_run)
-    first = f"{_mean_sd(estimate.mean, estimate.sd, signed)}{marks}{_of_wanted(n_runs, entry)}"
+    first = f"{_format_mean(estimate.mean, estimate.sd, signed)}{marks}{_of_wanted(n_runs, entry)}"
     if estimate.low is None or estimate.high is None:
         return (first,)
     sign = "+" if signed else ""
@@ -131,9 +139,9 @@ def _of_wanted(n_runs: int, entry: Entry) -> str:
     return f" ({n_runs}/{entry.n_wanted})" if n_runs < entry.n_wanted else ""
 
 
-def _mean_sd(mean: float, sd: float | None, signed: bool = False) -> str:
-    said = f"{100 * mean:{'+' if signed else ''}.1f}"
-    return said if sd is None else f"{said}±{100 * sd:.1f}"
+def _format_mean(mean: float, sd: float | None, signed: bool = False) -> str:
+    text = f"{100 * mean:{'+' if signed else ''}.1f}"
+    return text if sd is None else f"{text}±{100 * sd:.1f}"
 
 
 def _notes(table: Table, judge: str, rows: tuple[tuple[tuple[str, ...], ...], ...], differs: bool) -> tuple[str, ...]:
@@ -143,19 +151,19 @@ def _notes(table: Table, judge: str, rows: tuple[tuple[tuple[str, ...], ...], ..
         what = "paired difference" if differs else "figure"
         notes.append(
             f"mean ± sd of the {what} over {len(table.seeds)} seeds; "
-            f"[{LEVEL:.0%} bootstrap interval over seeds (where there are several), and patients or bags]"
+            f"[{LEVEL:.0%} bootstrap interval over seeds (if there are several), and patients or bags]"
         )
     if _without_width(shown):
         notes.append(
-            "an interval without width: every draw of so few bags gave this figure; it is not certain for that"
+            "an interval of zero width: every draw from so few bags gave this figure, which does not make it certain"
         )
     explained = {
         "paper ": f"paper: {SOURCE}, other cells and bags",
-        "best ": "each model's bags called by its own threshold; best: by the one threshold that is best for all of them",
+        "best ": "each model's bags called by its own threshold; best: all called by the best common threshold",
         COLLAPSED: f"{COLLAPSED} the encoder of at least one run collapsed",
         FAILED_SOME: f"{FAILED_SOME} at least one run failed",
-        CEILING: f"{CEILING} trained on instance labels: the ceiling, not a rival",
-        "/": "(n/m) runs measured of those wanted",
+        CEILING: f"{CEILING} trained on instance labels: an upper bound, not a competitor",
+        "/": "(n/m) n of m planned runs were measured",
     }
     notes += [text for mark, text in explained.items() if mark in shown]
     chosen = _chosen(table, judge)
@@ -167,7 +175,7 @@ def _without_width(shown: str) -> bool:
 
 
 def _chosen(table: Table, judge: str) -> str:
-    """Which aggregators stand behind a judge that is not one of them, such as the best other."""
+    """The aggregators that a judge uses if it is not an aggregator itself, such as the best other."""
     counts: dict[str, int] = {}
     for (by, _, _), entry in table.entries.items():
         for name, n in entry.aggregators.items() if by == judge else ():

@@ -1,9 +1,9 @@
-"""Bootstrap intervals of a mean over runs, and of the difference of two such means, over runs and by patient or bag.
+"""Bootstrap intervals of a mean over runs, and of the difference of two such means, over runs and patients or bags.
 
-The percentile bootstrap of `scipy.stats.bootstrap`, in two stages: runs (seeds) are drawn, and within them their test bags,
-so that the interval speaks of other seeds too; a single run has nothing to draw from, and its interval is of its bags alone.
-Positive and negative units are drawn apart, because half of the protocol's test bags are positive by design, and so are
-those of different bag sets. Runs on the same bags (methods; or encoders of several seeds) are given the same draw.
+This is the percentile bootstrap of `scipy.stats.bootstrap` in two stages. Runs (seeds) are drawn, and test bags within
+them, so that the interval covers other seeds too. The interval of a single run is over its bags only. Positive and negative
+units are drawn separately, because half of the test bags are positive by design. Different sets of bags are drawn separately
+too. Runs on the same bags (other methods, or other seeds of the encoder) get the same draw.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cytomil.experiments.figures import FIGURES, Counts, units_of
+from cytomil.experiments.metrics import METRICS, Counts, units_of
 from cytomil.experiments.runs import Run
 
 LEVEL = 0.95
@@ -21,7 +21,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over runs, as a share of 1. ``low`` and ``high`` are None where the bags are too few to draw from."""
+    """A mean over runs, as a fraction. ``low`` and ``high`` are None if there are too few bags to draw from."""
 
     mean: float | None
     low: float | None
@@ -36,52 +36,52 @@ class Estimate:
 
 
 def estimate(runs: Sequence[Run], resamples: int, seed: int) -> dict[str, Estimate]:
-    """Every figure's mean over ``runs`` with its interval, by the figure's key."""
+    """The mean of every metric over ``runs`` with its interval, by the key of the metric."""
     return _estimate([(run, None) for run in runs], resamples, seed)
 
 
 def estimate_differences(pairs: Sequence[tuple[Run, Run]], resamples: int, seed: int) -> dict[str, Estimate]:
-    """Every figure's mean difference, first minus second, over pairs of runs on the same bags, with its interval."""
+    """The mean difference of every metric, first minus second, over pairs of runs on the same bags, with its interval."""
     return _estimate(pairs, resamples, seed)
 
 
 def _estimate(pairs: Sequence[tuple[Run, Run | None]], resamples: int, seed: int) -> dict[str, Estimate]:
     sets = {run.fingerprint: units_of(run.record.bags) for run, _ in pairs}
-    weighed = [(run.fingerprint, _weigh(run, other)) for run, other in pairs]
-    as_it_is = {name: np.ones(len(units)) for name, units in sets.items()}
-    by_run = np.array([figures(as_it_is[name]) for name, figures in weighed])
+    statistics = [(run.fingerprint, _statistics(run, other)) for run, other in pairs]
+    ones = {name: np.ones(len(units)) for name, units in sets.items()}
+    by_run = np.array([metrics(ones[name]) for name, metrics in statistics])
     mean = _mean_of_known(by_run)
-    drawn = np.array([len(pairs) > 1 or figure.by_bags for figure in FIGURES]) & ~np.isnan(mean)
-    low, high = np.full((2, len(FIGURES)), np.nan)
-    low[drawn], high[drawn] = _interval(sets, weighed, drawn, resamples, seed)
+    drawn = np.array([len(pairs) > 1 or metric.by_bags for metric in METRICS]) & ~np.isnan(mean)
+    low, high = np.full((2, len(METRICS)), np.nan)
+    low[drawn], high[drawn] = _interval(sets, statistics, drawn, resamples, seed)
     return {
-        figure.key: Estimate(
+        metric.key: Estimate(
             _known(mean[i]), _known(low[i]), _known(high[i]), tuple(_known(value) for value in by_run[:, i])
         )
-        for i, figure in enumerate(FIGURES)
+        for i, metric in enumerate(METRICS)
     }
 
 
-def _weigh(run: Run, other: Run | None) -> Callable[[Counts], np.ndarray]:
-    """All figures of a run, or their differences from another's, from counts (…, U) to (F, …)."""
-    first = [figure.weigh(run.record) for figure in FIGURES]
-    second = [figure.weigh(other.record) for figure in FIGURES] if other else []
+def _statistics(run: Run, other: Run | None) -> Callable[[Counts], np.ndarray]:
+    """All metrics of a run, or their differences from another run: counts (…, U) → (F, …)."""
+    first = [metric.statistic(run.record) for metric in METRICS]
+    second = [metric.statistic(other.record) for metric in METRICS] if other else []
 
-    def figures(counts: Counts) -> np.ndarray:
-        values = np.stack([figure(counts) for figure in first])
-        return values - np.stack([figure(counts) for figure in second]) if second else values
+    def metrics(counts: Counts) -> np.ndarray:
+        values = np.stack([metric(counts) for metric in first])
+        return values - np.stack([metric(counts) for metric in second]) if second else values
 
-    return figures
+    return metrics
 
 
 def _interval(
     sets: dict[str, list[tuple[str, int]]],
-    weighed: Sequence[tuple[str, Callable[[Counts], np.ndarray]]],
+    statistics: Sequence[tuple[str, Callable[[Counts], np.ndarray]]],
     wanted: np.ndarray,
     resamples: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both ends of the intervals of the ``wanted`` among the figures, a mask (F,); NaN where bags are too few to draw from."""
+    """Both ends of the intervals of the ``wanted`` metrics, a mask (F,); NaN if there are too few bags to draw from."""
     from scipy.stats import bootstrap
 
     strata = [
@@ -98,14 +98,14 @@ def _interval(
         counts = {name: np.zeros((*drawn[0].shape[:axis], len(units))) for name, units in sets.items()}
         for (name, _), indices in zip(strata, drawn, strict=False):
             counts[name] += _counts(indices, len(sets[name]))
-        values = np.stack([figures(counts[name])[wanted] for name, figures in weighed])
-        if len(weighed) < 2:
+        values = np.stack([metrics(counts[name])[wanted] for name, metrics in statistics])
+        if len(statistics) < 2:
             return _mean_of_known(values)
-        runs = np.moveaxis(_counts(drawn[-1], len(weighed)), -1, 0)
+        runs = np.moveaxis(_counts(drawn[-1], len(statistics)), -1, 0)
         return _mean_of_known(values, runs[:, None])
 
-    # scipy asks for two members at least in whatever is drawn.
-    runs = [np.arange(len(weighed))] if len(weighed) > 1 else []
+    # scipy requires at least two members in each sample.
+    runs = [np.arange(len(statistics))] if len(statistics) > 1 else []
     drawn = bootstrap(
         (*(indices for _, indices in strata), *runs),
         statistic,
@@ -115,14 +115,14 @@ def _interval(
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    # A draw in which a figure is not defined says nothing of it.
+    # Draws in which a metric is undefined are left out.
     tail = 100 * (1 - LEVEL) / 2
     draws = drawn.bootstrap_distribution
     return _percentile_of_known(draws, tail), _percentile_of_known(draws, 100 - tail)
 
 
 def _counts(indices: np.ndarray, n_units: int) -> Counts:
-    """How often each of ``n_units`` occurs in each row of ``indices`` (…, n): (…, n_units)."""
+    """The number of times that each unit occurs in each row of ``indices`` (…, n), as (…, n_units)."""
     rows = indices.reshape(-1, indices.shape[-1])
     flat = np.arange(len(rows))[:, None] * n_units + rows
     counted = np.bincount(flat.ravel(), minlength=len(rows) * n_units)
@@ -134,7 +134,7 @@ def _percentile_of_known(values: np.ndarray, q: float) -> np.ndarray:
 
 
 def _mean_of_known(values: np.ndarray, weights: np.ndarray | float = 1.0) -> np.ndarray:
-    """Weighted mean over the first axis, of the values that are defined; NaN where none has any weight."""
+    """Weighted mean of the defined values over the first axis; NaN if their weights are 0."""
     known = np.where(np.isnan(values), 0.0, weights)
     total, number = (known * np.nan_to_num(values)).sum(axis=0), known.sum(axis=0)
     with np.errstate(invalid="ignore"):

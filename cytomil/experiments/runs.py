@@ -1,4 +1,4 @@
-"""Evaluations read back from disk: single reports, or the runs of a grid with those that failed or are still to come."""
+"""Read evaluations from disk: single reports, or the runs of a grid, including failed and planned ones."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cytomil.files import read_json
 GRID_NAME = "grid.yaml"
 RUN_SCHEMA = "cytomil.run/1"
 OWN = "own"
-_CURE = "Run `cytomil evaluate` again."
+_REMEDY = "Run `cytomil evaluate` again."
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """A place in the grid: method, witness rate (None where unknown), seed."""
+    """A cell of the grid: method, witness rate (-1 if unknown) and seed."""
 
     name: str
     witness_rate: float
@@ -31,7 +31,7 @@ class Cell:
 
 
 class _Place(Card):
-    """`Cell` as a grid's record holds it."""
+    """A `Cell` in the record of a grid."""
 
     name: Text
     witness_rate: Fraction | None
@@ -39,7 +39,7 @@ class _Place(Card):
 
 
 class _GridRecord(Card):
-    """What the tables read of a record of schema cytomil.run/1."""
+    """The part of a record of schema cytomil.run/1 that the tables read."""
 
     cell: _Place
     failed: Text | None = None
@@ -48,9 +48,14 @@ class _GridRecord(Card):
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation. ``judge`` is the aggregator's name, ``best other``, or `OWN`; ``record`` is what evaluate.json holds.
+    """One evaluation.
 
-    `OWN` is each row's own aggregator, where rows are whole recipes.
+    Args:
+        cell: its cell in the grid.
+        judge: the name of the aggregator, ``best other``, or `OWN`: each row has its own aggregator.
+        fingerprint: identifies the bags.
+        record: the content of evaluate.json.
+        file: the file of the record.
     """
 
     cell: Cell
@@ -61,13 +66,13 @@ class Run:
 
     @property
     def collapsed(self) -> bool:
-        """Whether the encoder under this run collapsed."""
+        """Whether the encoder of this run collapsed."""
         return self.record.encoder.collapsed
 
 
 @dataclass(frozen=True)
 class Runs:
-    """All that the folders hold. ``failed`` says why; ``planned`` are the cells that a grid.yaml names."""
+    """All runs in the folders. ``failed`` has the reasons, ``planned`` the cells that a grid.yaml names."""
 
     done: tuple[Run, ...]
     failed: dict[Cell, str]
@@ -75,13 +80,12 @@ class Runs:
 
 
 def read_runs(folders: Sequence[Path]) -> Runs:
-    """Read every report (evaluate.json) and every grid record (schema cytomil.run/1) at or below ``folders``.
+    """Read every report (evaluate.json) and every grid record (schema cytomil.run/1) in ``folders`` and below.
 
     Raises:
-        NotFoundError: a folder is not there, or there is no record in any of them.
-        EvaluationError: a record is damaged, two stand for the same run, or runs of one witness rate and seed were made on
-            different bags, or those of one witness rate on bags not made alike, so that a difference between them would be
-            one of bags.
+        NotFoundError: a folder does not exist, or there is no record in any of them.
+        EvaluationError: a record is damaged, or two are of the same run. Or runs cannot be compared: those of one witness
+            rate and seed have different bags, or those of one witness rate have bags made with different settings.
     """
     done: list[Run] = []
     failed: dict[Cell, str] = {}
@@ -89,19 +93,19 @@ def read_runs(folders: Sequence[Path]) -> Runs:
     seen: set[Path] = set()
     for folder in folders:
         if not folder.is_dir():
-            raise NotFoundError(f"{folder} is not a folder. Name folders that hold reports of `cytomil evaluate`.")
+            raise NotFoundError(f"{folder} is not a folder. Give folders with reports of `cytomil evaluate`.")
         for file in sorted(folder.rglob("*.json")):
-            if file.resolve() in seen:  # one folder may lie in another, or be named twice
+            if file.resolve() in seen:  # a folder may be inside another, or given twice
                 continue
             seen.add(file.resolve())
             document = _read(file)
             if document is None:
                 continue
             if document["schema"] == SCHEMA:
-                record = as_card(document, EvaluationRecord, str(file), EvaluationError, _CURE)
+                record = as_card(document, EvaluationRecord, str(file), EvaluationError, _REMEDY)
                 done.append(_run(record, file))
                 continue
-            grid = as_card(document, _GridRecord, str(file), EvaluationError, _CURE)
+            grid = as_card(document, _GridRecord, str(file), EvaluationError, _REMEDY)
             done += [_run(evaluation, file) for evaluation in grid.evaluations]
             if grid.failed:
                 failed[_cell(grid.cell)] = grid.failed
@@ -109,15 +113,15 @@ def read_runs(folders: Sequence[Path]) -> Runs:
             planned |= _planned(file)
     if not done and not failed:
         where = ", ".join(map(str, folders))
-        raise NotFoundError(f"{where}: no {RECORD_NAME} of this version there. Make one with `cytomil evaluate`.")
-    _refuse_twins(done)
+        raise NotFoundError(f"{where}: no {RECORD_NAME} of this version. Make one with `cytomil evaluate`.")
+    _refuse_duplicates(done)
     _refuse_other_bags(done)
     _refuse_other_protocols(done)
     return Runs(tuple(sorted(done, key=lambda run: (run.cell, run.judge))), failed, frozenset(planned))
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """The document, or None where the file is another kind of JSON."""
+    """The document, or None if the file is not a record."""
     try:
         document = read_json(file)
     except ValueError as error:
@@ -147,16 +151,18 @@ def _planned(file: Path) -> set[Cell]:
             for seed in grid["seeds"]
         }
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise EvaluationError(f"{file} does not name methods, witness_rates and seeds ({error}).") from None
+        raise EvaluationError(
+            f"{file} does not list methods, witness_rates and seeds ({error}). Correct it or remove it."
+        ) from None
 
 
-def _refuse_twins(runs: Sequence[Run]) -> None:
+def _refuse_duplicates(runs: Sequence[Run]) -> None:
     seen: dict[tuple[Cell, str], Run] = {}
     for run in runs:
         other = seen.setdefault((run.cell, run.judge), run)
         if other is not run:
             raise EvaluationError(
-                f"{other.file} and {run.file} are both of {_said(run)}, judged by {run.judge}. Leave one out, or evaluate "
+                f"{other.file} and {run.file} are both of {_describe(run)}, judged by {run.judge}. Remove one, or evaluate "
                 "one again with --name."
             )
 
@@ -168,12 +174,12 @@ def _refuse_other_bags(runs: Sequence[Run]) -> None:
         if other.fingerprint != run.fingerprint:
             raise EvaluationError(
                 f"{other.file} and {run.file} have the same witness rate and seed but were made on different bags, so they "
-                "cannot be compared. Leave one out, or run both on the same bags."
+                "cannot be compared. Remove one, or run both on the same bags."
             )
 
 
 def _refuse_other_protocols(runs: Sequence[Run]) -> None:
-    """Seeds have bags of their own, but a mean over them is of something only where the bags were made alike."""
+    """Every seed has its own bags, but a mean over seeds needs bags that were made with the same settings."""
     first: dict[tuple[float, str], tuple[Run, str]] = {}
     for run in runs:
         rate = run.cell.witness_rate
@@ -182,26 +188,26 @@ def _refuse_other_protocols(runs: Sequence[Run]) -> None:
             if others != value:
                 raise EvaluationError(
                     f"{other.file} and {run.file} have the same witness rate but differ in {what} ({others} and {value}), so "
-                    "they cannot stand in one table. Leave one out, or run both on bags made with the same settings."
+                    "they cannot be in one table. Remove one, or run both on bags made with the same settings."
                 )
 
 
 def _protocol(run: Run) -> dict[str, str]:
-    """What bags of one witness rate share whatever their seed, as far as the record says it."""
+    """The properties of the bags that do not depend on the seed, if the record has them."""
     data, tested = run.record.data or TrainingData(), run.record.bags
     found = {"sources": ", ".join(data.sources)} if data.sources else {}
     if run.cell.witness_rate < 0:
-        # Whole slides: they are of any size, and keeping patients together may give a split one slide more.
+        # Whole slides have any size, and a split may get one more because patients are kept together.
         return found
     splits = {"test": (len(tested), sum(bag.n_instances for bag in tested))}
     if data.n_bags:
         splits["training"] = (data.n_bags, data.n_cells)
     for split, (n_bags, n_cells) in splits.items():
-        # Cells a bag, to the nearest: a cell that could not be read is no other protocol.
-        found |= {f"{split} bags": str(n_bags), f"cells a {split} bag": f"{n_cells / max(1, n_bags):.0f}"}
+        # Rounded, so that an unreadable cell makes no difference.
+        found |= {f"{split} bags": str(n_bags), f"cells per {split} bag": f"{n_cells / max(1, n_bags):.0f}"}
     return found
 
 
-def _said(run: Run) -> str:
+def _describe(run: Run) -> str:
     rate = "" if run.cell.witness_rate < 0 else f", witness rate {run.cell.witness_rate:.1%}"
     return f"{run.cell.name}{rate}, seed {run.cell.seed}"

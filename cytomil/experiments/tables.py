@@ -1,4 +1,4 @@
-"""Tables of many runs: a row per method, a column per witness rate."""
+"""Tables of many runs, with one row per method and one column per witness rate."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RECALL = {
 }
 _TABLES = {"f1": _F1, "recall_at_40pct": _RECALL}
 
-# In the paper's order, then the neighbours', then the ceiling.
+# In the order of the paper, then related methods, then the ceiling.
 TITLES = {
     "weakly-supervised": "weakly supervised",
     "simclr": "SimCLR",
@@ -52,26 +52,26 @@ TITLES = {
 
 
 def published(figure: str, name: str, witness_rate: float) -> tuple[float, float] | None:
-    """Mean and standard deviation in the paper, as shares of 1; None where it gives none."""
+    """Mean and standard deviation in the paper, as fractions; None if it has none."""
     by_rate = _TABLES.get(figure, {}).get(name)
     found = next((pair for rate, pair in zip(_RATES, by_rate or (), strict=False) if is_near(rate, witness_rate)), None)
     return None if found is None else (found[0] / 100, found[1] / 100)
 
 
 def is_near(rate: float, other: float) -> bool:
-    """Whether two witness rates are one but for the rounding to whole cells: 3 of 260 cells are the 1 % asked for."""
+    """Whether two witness rates differ only by rounding to whole cells. For example, 3 of 260 cells count as 1 %."""
     return other > 0 and abs(rate - other) <= 0.16 * rate
 
 
 def sort_key(name: str) -> tuple[int, str]:
-    """Brings rows into the order of `TITLES`, unknown names last but before the ceiling."""
+    """Sort key of rows: the order of `TITLES`, with unknown names just before the ceiling."""
     known = list(TITLES)
     return (known.index(name) if name in TITLES else len(known) - 2, name)
 
 
 @dataclass(frozen=True)
 class PooledF1:
-    """``f1`` with each run's bags called by its own model's threshold; ``best`` at the one threshold best for all of them."""
+    """F1 over the redrawn bags of all runs: ``f1`` by each model's own threshold, ``best`` by the best common one."""
 
     f1: float
     best: float
@@ -79,7 +79,7 @@ class PooledF1:
 
 
 def pool_f1(runs: Sequence[Run]) -> PooledF1 | None:
-    """Of the runs whose records hold the redrawn bags' probabilities; None where there are none."""
+    """Pooled F1 of the runs whose records have the probabilities of redrawn bags; None if there are none."""
     from sklearn.metrics import f1_score
 
     redrawn = [found for run in runs if (found := run.record.metrics.redrawn) and found.probabilities]
@@ -89,23 +89,36 @@ def pool_f1(runs: Sequence[Run]) -> PooledF1 | None:
     labels = np.concatenate([found.labels for found in redrawn])
     thresholds = np.concatenate([[found.bag.threshold] * len(found.labels) for found in redrawn])
     best = best_f1_threshold(probabilities, labels)
-    of_own, of_best = (float(f1_score(labels, probabilities >= limit)) for limit in (thresholds, best))
-    return PooledF1(of_own, of_best, len(redrawn))
+    own, common = (float(f1_score(labels, probabilities >= limit)) for limit in (thresholds, best))
+    return PooledF1(own, common, len(redrawn))
 
 
 NOT_RUN, FAILED, DONE = "not run", "failed", "done"
-# A row that has no record yet is known by its name alone.
+# A row without a record is recognised by its name.
 _CEILING_BY_NAME = "fully-supervised"
-# What may differ between the runs of a row: it says where things lie and what does the work. Start weights count by content.
-_NOT_OF_THE_RECIPE = {"seed", "bags", "out", "weights", "device", "precision", "compile", "cache"}
+# Settings that may differ between the runs of a row: paths and hardware. Initial weights are compared by their hash.
+_IGNORED_SETTINGS = {"seed", "bags", "out", "weights", "device", "precision", "compile", "cache"}
 
 
 @dataclass(frozen=True)
 class Entry:
     """One method at one witness rate under one judge, over seeds.
 
-    ``state`` is ``done`` as soon as one run is. ``estimates`` and ``differences`` are by figure key; the latter is empty for
-    the row compared with, and where no seed has both. ``n_wanted`` counts the seeds that the set of runs has.
+    Args:
+        name: the method.
+        judge: the judge.
+        witness_rate: the witness rate; -1: unknown.
+        state: ``done`` if at least one run is done, ``failed`` or ``not run``.
+        n_done: number of runs done.
+        n_wanted: number of seeds in the whole set of runs.
+        n_failed: number of failed runs.
+        n_collapsed: number of runs whose encoder collapsed.
+        effective_rank: the mean over runs.
+        aggregators: number of runs per aggregator.
+        estimates: by key of the metric.
+        differences: from the reference row, by key of the metric; empty for the reference row, and if no seed has both.
+        pooled_f1: F1 over the redrawn bags of all runs.
+        recall_by_fraction: fraction of cells reviewed → mean recall.
     """
 
     name: str
@@ -121,14 +134,15 @@ class Entry:
     estimates: dict[str, Estimate] = field(default_factory=dict)
     differences: dict[str, Estimate] = field(default_factory=dict)
     pooled_f1: PooledF1 | None = None
-    recall_by_share: dict[float, float] = field(default_factory=dict)
+    recall_by_fraction: dict[float, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Table:
-    """All entries, and the axes they lie on.
+    """All entries and their axes.
 
-    ``against`` is None where no run of that name is there. ``ceilings`` are the rows that trained on instance labels.
+    ``against`` is the reference row of differences; None if it has no run. ``ceilings`` are the rows trained on instance
+    labels.
     """
 
     names: tuple[str, ...]
@@ -146,7 +160,7 @@ class Table:
 
 
 def make_table(runs: Runs, against: str | None, resamples: int, seed: int) -> Table:
-    """Put the runs on their axes and estimate what is measured. ``against`` names the row that differences are taken to."""
+    """Arrange the runs in a table and estimate the metrics. ``against`` is the reference row of differences."""
     cells = {run.cell for run in runs.done} | set(runs.failed) | runs.planned
     names = tuple(sorted({cell.name for cell in cells}, key=sort_key))
     rates = tuple(sorted({cell.witness_rate for cell in cells}, reverse=True))
@@ -196,12 +210,12 @@ def _entry(
         estimates=estimate(here, *bootstrap) if here else {},
         differences=estimate_differences(pairs, *bootstrap) if pairs else {},
         pooled_f1=pool_f1(here),
-        recall_by_share=_mean_curve(here),
+        recall_by_fraction=_mean_curve(here),
     )
 
 
 def _pairs(runs: Runs, here: Sequence[Run], against: str | None) -> list[tuple[Run, Run]]:
-    """Each run with that of the row compared with, of the same judge, witness rate and seed, hence on the same bags."""
+    """Each run with the reference run of the same judge, witness rate and seed, which has the same bags."""
     others = {(run.judge, run.cell): run for run in runs.done if run.cell.name == against}
     wanted = [(run, (run.judge, Cell(str(against), run.cell.witness_rate, run.cell.seed))) for run in here]
     return [(run, others[key]) for run, key in wanted if key in others]
@@ -209,39 +223,39 @@ def _pairs(runs: Runs, here: Sequence[Run], against: str | None) -> list[tuple[R
 
 def _mean_curve(here: Sequence[Run]) -> dict[float, float]:
     curves = [run.record.recall_by_share for run in here]
-    shares = set(curves[0]).intersection(*curves[1:]) if curves else set()
-    return {share: fmean(curve[share] for curve in curves) for share in sorted(shares)}
+    fractions = set(curves[0]).intersection(*curves[1:]) if curves else set()
+    return {one: fmean(curve[one] for curve in curves) for one in sorted(fractions)}
 
 
 def _notes(runs: Runs) -> tuple[str, ...]:
-    """What a reader must know of where the runs came from."""
+    """Notes on differences in code or settings between the runs."""
     codes = {run.record.versions.get("code") for run in runs.done}
     found = []
     if len(codes) > 1:
-        found.append(f"These runs were made by {len(codes)} states of the code; each record names its own.")
+        found.append(f"These runs were made by {len(codes)} versions of the code; each record names its own.")
     rows: dict[tuple[str, str], list[Run]] = {}
     for run in runs.done:
         rows.setdefault((run.cell.name, run.judge), []).append(run)
     found += [
-        f"{TITLES.get(name, name)}: its runs were pretrained with different settings: {said}."
+        f"{TITLES.get(name, name)}: its runs were pretrained with different settings: {differences}."
         for (name, _), here in rows.items()
-        if (said := _said_differences(here))
+        if (differences := _describe_differences(here))
     ]
-    # Judges judge the same encoders.
+    # All judges have the same encoders, so their notes are duplicates.
     return tuple(dict.fromkeys(found))
 
 
-def _said_differences(here: Sequence[Run]) -> str:
-    """The settings of pretraining that differ, with their values; what not every record states is compared where it is."""
+def _describe_differences(here: Sequence[Run]) -> str:
+    """The pretraining settings that differ, with their values. Settings missing in a record are ignored there."""
     values: dict[str, set[str]] = {}
     for run in here:
         for key, value in _recipe(run).items():
             values.setdefault(key, set()).add("none" if value is None else str(value))
-    return "; ".join(f"{key} {', '.join(sorted(said))}" for key, said in sorted(values.items()) if len(said) > 1)
+    return "; ".join(f"{key} {', '.join(sorted(found))}" for key, found in sorted(values.items()) if len(found) > 1)
 
 
 def _recipe(run: Run) -> dict[str, Any]:
     encoder = run.record.encoder
-    settings = {key: value for key, value in encoder.settings.items() if key not in _NOT_OF_THE_RECIPE}
+    settings = {key: value for key, value in encoder.settings.items() if key not in _IGNORED_SETTINGS}
     weights = encoder.start_weights
     return settings | {"start weights": weights.sha256[:12] if weights else None}

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from cytomil.evaluation.config import EvaluateConfig
 from cytomil.evaluation.plots import DASHED, GREY, new_figure, save_png, save_svg, style
-from cytomil.experiments.blocks import CEILING, Block, make_blocks, said_rate, title_of
+from cytomil.experiments.blocks import CEILING, Block, format_rate, make_blocks, title_of
 from cytomil.experiments.bootstrap import Estimate
-from cytomil.experiments.figures import FIGURES
+from cytomil.experiments.metrics import METRICS
 from cytomil.experiments.runs import Runs, read_runs
 from cytomil.experiments.tables import Entry, Table, make_table, published
 from cytomil.files import write_text
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Okabe and Ito's colours, then the same with other marks and dashes: never colour alone.
+# Okabe and Ito's colours. Marks and dashes differ too, so that rows are never distinguished by colour alone.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKS = ("o", "s", "^", "D", "v", "P", "X")
 _STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 _WIDTH_INCHES = 9.0
 _SHOWN = (("f1", "bag F1"), ("recall_at_40pct", "Recall@40 %"), ("recall_at_5pct", "Recall@5 %"))
 _PERCENTS = tuple(n / 100 for n in range(1, 101))
-_POINTS_A_MARK = 5
+_POINTS_PER_MARK = 5
 _CHANCE = {"recall_at_40pct": 0.40, "recall_at_5pct": 0.05}
 
 
 def plot_by_rate(table: Table, judge: str) -> Figure:
-    """Draw bag F1 and Recall@40 % and @5 % of every method by witness rate, means over seeds.
+    """Draw bag F1, Recall@40 % and Recall@5 % of every method by witness rate, as means over seeds.
 
-    The bars are the tables' bootstrap intervals, over seeds, and patients or bags. A hollow mark is a mean over runs of
-    which at least one collapsed.
+    The bars are the bootstrap intervals of the tables, over seeds and patients or bags. A mark is hollow if at least one
+    run collapsed.
     """
     figure = new_figure(4.8, _WIDTH_INCHES)
     places = range(len(table.rates))
@@ -48,7 +48,7 @@ def plot_by_rate(table: Table, judge: str) -> Figure:
         if key in _CHANCE:
             axes.axhline(_CHANCE[key], color=GREY, linewidth=1.2, linestyle=DASHED, zorder=1)
         axes.set(ylim=(-0.02, 1.02), xlim=(-0.5, len(table.rates) - 0.5))
-        axes.set_xticks(list(places), [said_rate(rate) for rate in table.rates])
+        axes.set_xticks(list(places), [format_rate(rate) for rate in table.rates])
         axes.set_xlabel("witness rate", fontsize=10)
         axes.set_title(title, fontsize=11, loc="left")
         style(axes, tick_size=9)
@@ -56,10 +56,10 @@ def plot_by_rate(table: Table, judge: str) -> Figure:
     return figure
 
 
-def plot_by_share(table: Table, judge: str) -> Figure:
-    """Draw the share of witnesses found against the share of cells reviewed, one panel a witness rate, means over seeds.
+def plot_by_fraction(table: Table, judge: str) -> Figure:
+    """Draw the fraction of witnesses found by the fraction of cells reviewed, as means over seeds.
 
-    Marks are hollow on a mean over runs of which at least one collapsed.
+    There is one panel per witness rate. Marks are hollow if at least one run collapsed.
     """
     figure = new_figure(4.8, _WIDTH_INCHES)
     for number, rate in enumerate(table.rates, start=1):
@@ -72,7 +72,7 @@ def plot_by_share(table: Table, judge: str) -> Figure:
         axes.set_xticks([0.01, 0.05, 0.1, 0.4, 1], ["1 %", "5", "10", "40", "100"])
         axes.minorticks_off()
         axes.set_xlabel("cells reviewed", fontsize=10)
-        axes.set_title(f"witness rate {said_rate(rate)}", fontsize=11, loc="left")
+        axes.set_title(f"witness rate {format_rate(rate)}", fontsize=11, loc="left")
         style(axes, tick_size=9)
     figure.axes[0].set_ylabel("witnesses found", fontsize=10)
     _explain(figure, table, judge)
@@ -80,18 +80,18 @@ def plot_by_share(table: Table, judge: str) -> Figure:
 
 
 def _draw_curve(axes: Axes, entry: Entry, row: int, title: str) -> None:
-    colour, mark, line = _look(row)
-    shares, found = list(entry.recall_by_share), list(entry.recall_by_share.values())
-    # Few marks, and rows' at different shares, or curves that lie close would be a band of them.
-    marks: dict[str, Any] = {"marker": mark, "markersize": 5, "markevery": (row % _POINTS_A_MARK, _POINTS_A_MARK)}
-    axes.plot(shares, found, color=colour, linestyle=line, linewidth=1.6, label=title, **marks)
+    colour, mark, line = _line_style(row)
+    fractions, found = list(entry.recall_by_fraction), list(entry.recall_by_fraction.values())
+    # Few marks, at different fractions per row. Otherwise the marks of close curves would form a band.
+    marks: dict[str, Any] = {"marker": mark, "markersize": 5, "markevery": (row % _POINTS_PER_MARK, _POINTS_PER_MARK)}
+    axes.plot(fractions, found, color=colour, linestyle=line, linewidth=1.6, label=title, **marks)
     if entry.n_collapsed:
-        axes.plot(shares, found, linestyle="none", zorder=3, **marks, **_hollow(colour))
+        axes.plot(fractions, found, linestyle="none", zorder=3, **marks, **_hollow(colour))
 
 
 def _draw_row(axes: Axes, table: Table, judge: str, name: str, key: str, shift: float) -> None:
     row = table.names.index(name)
-    colour, mark, line = _look(row)
+    colour, mark, line = _line_style(row)
     entries = [table.at(judge, name, rate) for rate in table.rates]
     points = [(i + shift, entry, entry.estimates[key]) for i, entry in enumerate(entries) if key in entry.estimates]
     known = [(x, entry, e, e.mean) for x, entry, e in points if e.mean is not None]
@@ -121,24 +121,24 @@ def _explain(figure: Figure, table: Table, judge: str) -> None:
 
 
 def _seeds(table: Table, judge: str) -> str:
-    """How many seeds the means are over, where runs are still missing from the fewest to the most."""
+    """The number of seeds of the means; the min and max number if runs are missing."""
     measured = [table.at(judge, name, rate).n_done for name in table.names for rate in table.rates]
-    wanted, fewest, most = len(table.seeds), min(measured), max(measured)
-    if fewest == wanted:
+    wanted, low, high = len(table.seeds), min(measured), max(measured)
+    if low == wanted:
         return f"{wanted} seeds"
-    return f"{most if fewest == most else f'{fewest} to {most}'} of {wanted} seeds"
+    return f"{high if low == high else f'{low} to {high}'} of {wanted} seeds"
 
 
 def _hollow(colour: str) -> dict[str, Any]:
     return {"markerfacecolor": "white", "markeredgecolor": colour}
 
 
-def _look(row: int) -> tuple[str, str, object]:
+def _line_style(row: int) -> tuple[str, str, object]:
     return _COLOURS[row % len(_COLOURS)], _MARKS[row % len(_MARKS)], _STYLES[row // len(_COLOURS) % len(_STYLES)]
 
 
 def _shift(row: int, n_rows: int) -> float:
-    """Rows side by side at a witness rate, so that their intervals do not cover each other."""
+    """Horizontal offset of a row at a witness rate, so that intervals do not overlap."""
     return 0.5 * (row / max(1, n_rows - 1) - 0.5)
 
 
@@ -170,9 +170,13 @@ _COLUMNS = (
 
 
 def write_tables(settings: EvaluateConfig) -> tuple[Runs, Table, tuple[Block, ...], Path]:
-    """Read the runs of ``settings.table``, write their tables and figures, and give both back with the folder.
+    """Read the runs of ``settings.table`` and write their tables and figures.
 
-    Raises `NotFoundError` or `EvaluationError`, each with what to do.
+    Returns:
+        The runs, the table, its blocks, and the folder of the files.
+
+    Raises:
+        NotFoundError, EvaluationError: see `read_runs`.
     """
     runs = read_runs([Path(folder) for folder in settings.table])
     table = make_table(runs, settings.against, settings.resamples, settings.seed)
@@ -185,7 +189,7 @@ def write_tables(settings: EvaluateConfig) -> tuple[Runs, Table, tuple[Block, ..
         name = judge.replace(" ", "-")
         for figure, stem in (
             (plot_by_rate(table, judge), "by-witness-rate"),
-            (plot_by_share(table, judge), "by-share"),
+            (plot_by_fraction(table, judge), "by-share"),
         ):
             save_png(figure, out / f"{stem}-{name}.png")
             save_svg(figure, out / f"{stem}-{name}.svg")
@@ -213,7 +217,7 @@ _TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 def latex(blocks: Sequence[Block]) -> str:
-    """All tables as LaTeX; they need the package booktabs."""
+    """All tables as LaTeX, which needs the package booktabs."""
     parts = ["% Needs \\usepackage{booktabs}."]
     for block in blocks:
         lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(block.title)}}}"]
@@ -223,7 +227,7 @@ def latex(blocks: Sequence[Block]) -> str:
             for number, line in enumerate(zip_longest(*row, fillvalue="")):
                 cells = [_tex(cell) for cell in line]
                 small = [rf"{{\footnotesize {cell}}}" if cell and number else cell for cell in cells]
-                # A line that opens with [ right after \\ would be taken for that command's argument.
+                # LaTeX would parse a [ after \\ as an argument of that command.
                 lines.append(" & ".join(small) + r" \\{}")
         lines += [r"\bottomrule", r"\end{tabular}"]
         lines += [rf"\par\footnotesize {_tex(note)}" for note in block.notes]
@@ -237,28 +241,28 @@ def _tex(text: str) -> str:
 
 
 def csv_of(table: Table) -> str:
-    """One line a judge, method, witness rate and figure; shares of 1, blank where not defined."""
+    """One line per judge, method, witness rate and metric. Values are fractions, and blank if undefined."""
     return csv_text(_COLUMNS, (row for entry in table.entries.values() for row in _csv_rows(table, entry)))
 
 
 def _csv_rows(table: Table, entry: Entry) -> Iterator[dict[str, str]]:
-    for figure in FIGURES:
-        claimed = published(figure.key, entry.name, entry.witness_rate) or (None, None)
+    for metric in METRICS:
+        claimed = published(metric.key, entry.name, entry.witness_rate) or (None, None)
         yield {
             "judge": entry.judge,
             "method": entry.name,
             "uses_instance_labels": str(int(entry.name in table.ceilings)),
             "witness_rate": "" if entry.witness_rate < 0 else f"{entry.witness_rate:g}",
-            "figure": figure.key,
+            "figure": metric.key,
             "state": entry.state,
             "n_runs": str(entry.n_done),
             "n_failed": str(entry.n_failed),
             "n_collapsed": str(entry.n_collapsed),
             "effective_rank": _number(entry.effective_rank),
-            **_numbers(entry.estimates.get(figure.key), ("mean", "sd", "low", "high")),
+            **_numbers(entry.estimates.get(metric.key), ("mean", "sd", "low", "high")),
             "against": table.against or "" if entry.differences else "",
             **_numbers(
-                entry.differences.get(figure.key),
+                entry.differences.get(metric.key),
                 ("difference", "difference_sd", "difference_low", "difference_high"),
             ),
             "paper_mean": _number(claimed[0]),

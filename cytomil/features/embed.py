@@ -24,7 +24,7 @@ from cytomil.features.embedder import CellBlock, Embedder, EncodedCells, Prepara
 from cytomil.features.index import FeatureIndex, IndexRow, write_index
 from cytomil.progress import Count, Listener, Problem, Work, require_disk_space
 from cytomil.threads import ahead
-from cytomil.workers import Lost, Place, open_workers
+from cytomil.workers import JobContext, WorkerFailure, open_workers
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def embed(settings: EmbedConfig, listener: Listener) -> Embedded:
     job = _Embedding(settings, manifest, bundle.sha256, engine.name, engine.key, work, embedder)
     answers = open_workers(settings.ray_address).map(job, rows, listener, "embedding", "bags")
     outcomes = [
-        _Outcome(problems=(Problem(row.bag_id, answer.reason),)) if isinstance(answer, Lost) else answer
+        _Outcome(problems=(Problem(row.bag_id, answer.reason),)) if isinstance(answer, WorkerFailure) else answer
         for row, answer in zip(rows, answers, strict=True)
     ]
     problems = [problem for outcome in outcomes for problem in outcome.problems]
@@ -140,13 +140,13 @@ class _Embedding:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"embedder": None}
 
-    def start(self, place: Place) -> Callable[[Iterable[BagRow]], Iterator[_Outcome]]:
-        settings = self.settings.model_copy(update={"workers": place.threads(self.settings.workers)})
+    def start(self, context: JobContext) -> Callable[[Iterable[BagRow]], Iterator[_Outcome]]:
+        settings = self.settings.model_copy(update={"workers": context.threads(self.settings.workers)})
         embedder = self.embedder or self._own_embedder()
 
         def embed_bags(rows: Iterable[BagRow]) -> Iterator[_Outcome]:
             # Over Ray nobody listens here, and bags are counted where the command runs.
-            with place.listener.whole(self.work) as count:
+            with context.listener.whole(self.work) as count:
                 yield from _embed_bags(settings, self.manifest, embedder, rows, count)
 
         return embed_bags

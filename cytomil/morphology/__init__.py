@@ -1,1 +1,1 @@
-"""What a haematologist would describe of a cell, in numbers: its nucleus, its cytoplasm, their size, shape, colour, grain."""
+"""Morphological descriptors of cells: size, shape, colour and texture of nucleus and cytoplasm."""

@@ -1,4 +1,4 @@
-"""Convex hulls of many masks, and all that lies near them, as one span of columns in each row."""
+"""Convex hulls of many masks and their neighbourhoods, as one span of columns per row."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy.typing as npt
 
 from cytomil.morphology.stacks import Masks
 
-_ROUNDING = 1e-6  # pixels: a pixel on a hull's edge is of the hull
+_ROUNDING = 1e-6  # pixels; a pixel on the edge of a hull belongs to the hull
 
 
 @dataclass(frozen=True)
 class Spans:
-    """Masks whose rows are whole: from column ``first`` to ``last``, float32 (N, S) each, the last one included.
+    """Masks whose rows have no gaps: from column ``first`` to ``last`` inclusive, float32 (N, S) each.
 
-    In an empty row ``first`` is infinite, ``last`` is minus infinity.
+    In an empty row ``first`` is infinity and ``last`` is minus infinity.
     """
 
     first: npt.NDArray[np.float32]
@@ -30,24 +30,25 @@ class Spans:
         column = np.arange(self.first.shape[1], dtype=np.float32)
         return (column >= self.first[..., None]) & (column <= self.last[..., None])
 
-    def near(self, reach: float) -> Spans:
-        """All within ``reach`` pixels of a pixel of the spans, less than that; these must be a convex hull's."""
-        most = int(np.ceil(reach)) - 1
-        beside = (np.ceil(np.sqrt(reach**2 - np.arange(-most, most + 1) ** 2)) - 1).tolist()
-        above_and_below = ((0, 0), (most, most))
-        first = np.pad(self.first, above_and_below, constant_values=np.inf)
-        last = np.pad(self.last, above_and_below, constant_values=-np.inf)
+    def dilated(self, distance: float) -> Spans:
+        """All pixels closer than ``distance`` pixels to a pixel of the spans. These must be convex hulls."""
+        max_rows = int(np.ceil(distance)) - 1
+        widths = (np.ceil(np.sqrt(distance**2 - np.arange(-max_rows, max_rows + 1) ** 2)) - 1).tolist()
+        padding = ((0, 0), (max_rows, max_rows))
+        first = np.pad(self.first, padding, constant_values=np.inf)
+        last = np.pad(self.last, padding, constant_values=-np.inf)
         side = self.first.shape[1]
         return Spans(
-            reduce(np.minimum, (first[:, row : row + side] - far for row, far in enumerate(beside))),
-            reduce(np.maximum, (last[:, row : row + side] + far for row, far in enumerate(beside))),
+            reduce(np.minimum, (first[:, row : row + side] - width for row, width in enumerate(widths))),
+            reduce(np.maximum, (last[:, row : row + side] + width for row, width in enumerate(widths))),
         )
 
 
 def hulls(masks: Masks) -> Spans:
-    """Convex hull of each mask, none of them empty: of its pixels as diamonds that reach half a pixel to each side.
+    """Convex hull of each mask. No mask may be empty.
 
-    A pixel is of the hull if its middle is. So a line one pixel thick has a hull, which is the line.
+    Each pixel counts as a diamond that extends half a pixel to each side. A pixel belongs to the hull if its centre does.
+    The hull of a line with a width of one pixel is therefore the line itself.
     """
     rows: npt.NDArray[np.bool_] = np.any(masks, axis=2)
     picture, row = np.nonzero(rows)
@@ -58,12 +59,12 @@ def hulls(masks: Masks) -> Spans:
     down = 2 * row[:, None] + (-1, -1, 0, 0, 1, 1)
     corners = np.stack([across, down], axis=2).reshape(-1, 2).astype(np.int32)
     stops = len(across[0]) * np.cumsum(rows.sum(axis=1))[:-1]
-    outlines = [cv2.convexHull(of_one).reshape(-1, 2) for of_one in np.split(corners, stops)]
+    outlines = [cv2.convexHull(points).reshape(-1, 2) for points in np.split(corners, stops)]
     return _between(outlines, rows)
 
 
 def _between(outlines: list[np.ndarray], rows: npt.NDArray[np.bool_]) -> Spans:
-    """The spans that hulls leave between their edges: corners in half pixels, as OpenCV orders them, left edges upwards."""
+    """The spans within outlines, which are corners in half pixels in the order of OpenCV: left edges point upwards."""
     count = np.array([len(outline) for outline in outlines])
     begin = np.cumsum(count) - count
     following = np.arange(1, count.sum() + 1)
@@ -75,7 +76,7 @@ def _between(outlines: list[np.ndarray], rows: npt.NDArray[np.bool_]) -> Spans:
     left, right = np.where(down[:, None] < 0, crossed, -np.inf), np.where(down[:, None] > 0, crossed, np.inf)
     first = np.ceil(np.maximum.reduceat(left, begin) - _ROUNDING)
     last = np.floor(np.minimum.reduceat(right, begin) + _ROUNDING)
-    # From the first row that is there to the last, without gaps.
+    # Rows between the first and the last row of a mask, including empty ones.
     within = np.logical_or.accumulate(rows, axis=1) & np.logical_or.accumulate(rows[:, ::-1], axis=1)[:, ::-1]
     ends = np.where(within, first, np.inf), np.where(within, last, -np.inf)
     return Spans(*(one.astype(np.float32) for one in ends))

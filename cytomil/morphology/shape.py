@@ -15,16 +15,20 @@ Floats = npt.NDArray[np.float64]
 
 
 def shapes(masks: CellMasks) -> Floats:
-    """N cells → float64 (N, 17).
+    """Shape descriptors of N cells, float64 (N, 17).
 
-    Of nucleus, its hull and cell the logarithms of the areas; the nucleus' share of the cell and of its hull; the hull's
-    and the cell's eccentricity; the logarithm of the number of lobes, and the largest one's share; the logarithm of
-    edge² / area of nucleus and of cell; of the nucleus' depth the logarithms of maximum and mean, and spread over mean;
-    the logarithms of the hull's axes; how far hull and cell lie apart, in roots of the cell's area.
+    - the logarithms of the areas of nucleus, hull and cell
+    - the area of the nucleus as a fraction of the cell's and of the hull's
+    - the eccentricity of hull and cell
+    - the logarithm of the number of lobes, and the fraction of the nucleus that the largest one is
+    - the logarithm of edge² / area of nucleus and cell
+    - the logarithms of max and mean depth of the nucleus, and the spread of the depth over its mean
+    - the logarithms of the hull's axes
+    - the distance between the centroids of hull and cell, over the square root of the cell's area
     """
     nucleus, hull, cell = masks.nucleus, masks.hull, masks.cell
-    hull_area, hull_middle, hull_axes = _ellipses(hull)
-    cell_area, cell_middle, cell_axes = _ellipses(cell)
+    hull_area, hull_centroid, hull_axes = _ellipses(hull)
+    cell_area, cell_centroid, cell_axes = _ellipses(cell)
     pixels = np.count_nonzero(nucleus, axis=(1, 2))
     area = pixels.astype(np.float64)
     begin = np.cumsum(pixels) - pixels
@@ -48,24 +52,24 @@ def shapes(masks: CellMasks) -> Floats:
             *np.log([deepest, mean_depth]),
             depth_spread / mean_depth,
             np.log(hull_axes),
-            np.hypot(*(hull_middle - cell_middle).T) / np.sqrt(cell_area),
+            np.hypot(*(hull_centroid - cell_centroid).T) / np.sqrt(cell_area),
         ]
     )
 
 
 def _edge(masks: Masks) -> Floats:
-    """Number of each mask's pixels at its edge."""
+    """Number of edge pixels of each mask."""
     return np.count_nonzero(masks & ~eroded(masks), axis=(1, 2)).astype(np.float64)
 
 
 def _ellipses(masks: Masks) -> tuple[Floats, Floats, Floats]:
-    """Areas (N,), middles (N, 2), and major and minor axes (N, 2) of the ellipses with the masks' moments, in pixels."""
+    """Areas (N,), centroids (N, 2), and major and minor axes (N, 2) of the ellipses with the masks' moments, in pixels."""
     moments = [cv2.moments(mask, binaryImage=True) for mask in masks.view(np.uint8)]
     area, *rest = np.array([[one[name] for name in _MOMENTS] for one in moments]).T
     across, down, wide, high, mixed = np.array(rest) / area
-    half, swing = (wide + high) / 2, np.hypot((wide - high) / 2, mixed)
-    # A pixel is a square, not a point: a twelfth keeps a line of pixels from being no ellipse at all.
-    spread = np.maximum(np.column_stack([half + swing, half - swing]), 0) + 1 / 12
+    mean, difference = (wide + high) / 2, np.hypot((wide - high) / 2, mixed)
+    # The variance of a pixel, a square of side 1, is 1/12 per axis. Without it, a line of pixels would have no width.
+    spread = np.maximum(np.column_stack([mean + difference, mean - difference]), 0) + 1 / 12
     return area, np.column_stack([down, across]), 4 * np.sqrt(spread)
 
 

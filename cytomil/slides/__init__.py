@@ -1,8 +1,13 @@
-"""Open a whole slide, find its cells, crop them.
+"""Open a whole slide, find its cells, and crop them.
 
-``open`` reads any region at any resolution, ``resolution`` knows which µm per pixel to believe, ``detect`` finds cells in
-one tile, ``find`` in a whole slide, ``tiles`` joins what tiles hold, ``crops`` cuts cells out for the encoder as ``cutting``
-says, ``qc`` draws them for a person. OpenSlide, SciPy and scikit-image wait until first used.
+- ``open`` reads any region at any resolution.
+- ``multi_file`` groups the files that belong to one slide.
+- ``resolution`` chooses the resolution of a slide and recognises areas that were not scanned.
+- ``detect`` finds the cells of a tile, ``find`` those of a whole slide.
+- ``tiles`` combines the cells of tiles, and draws them for people.
+- ``crops`` cuts out the cells for the encoder.
+
+OpenSlide, SciPy and scikit-image are imported when first used.
 """
 
 from cytomil.slides.crops import Cutting, iter_crops

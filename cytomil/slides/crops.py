@@ -1,4 +1,4 @@
-"""Cut the cells out of a slide at the model's resolution and size."""
+"""Cut out the cells of a slide at the model's resolution and size."""
 
 from __future__ import annotations
 
@@ -17,9 +17,16 @@ from cytomil.slides.tiles import Cells
 
 @dataclass(frozen=True)
 class Cutting:
-    """Cells of ``diameter_um`` µm are looked for, and each is cut out as a square ``crop_um`` µm and ``crop_px`` pixels wide.
+    """How cells are found and cut out.
 
-    A slide with fewer than ``min_cells`` cells is not used. Raises `SettingsError` for a value out of range.
+    Args:
+        crop_um: side of a crop, in µm.
+        crop_px: side of a crop, in pixels.
+        diameter_um: expected diameter of a cell, in µm.
+        min_cells: a slide with fewer cells is not used.
+
+    Raises:
+        SettingsError: a value is out of range.
     """
 
     crop_um: float
@@ -36,29 +43,34 @@ class Cutting:
 
     @property
     def mpp(self) -> float:
-        """Micrometres per pixel of a crop, whatever the slide's."""
+        """Micrometres per pixel of a crop. It does not depend on the slide."""
         return self.crop_um / self.crop_px
 
     @property
     def finding(self) -> CellFinding:
-        """How the cells are looked for."""
+        """How cells are found."""
         return CellFinding(diameter_um=self.diameter_um, min_cells=self.min_cells)
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in bag files, encoder.json and triage.json."""
+        """The form stored in bag files, encoder.json and triage.json."""
         return asdict(self)
 
 
 def iter_crops(
     slide: Slide, cells: Cells, *, crop_um: float, crop_px: int
 ) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
-    """Yield, in the order of ``cells``, one crop per cell with the cell in its middle.
+    """Yield one crop per cell, centred on the cell, in the order of ``cells``.
 
-    Each is (x, y, image): level-0 px of the crop's top-left corner (negative at the slide's border), and RGB uint8
-    (crop_px, crop_px, 3) that shows ``crop_um`` µm a side whatever the slide's resolution; white outside the slide,
-    where no whole cell's crop (`Cells.whole`) reaches.
-    One crop is in memory at a time; OpenSlide's cache of decoded tiles serves the neighbours, since the order of
-    `Cells` keeps them together. Raises `SlideUnreadableError`.
+    A crop shows ``crop_um`` µm per side at any resolution of the slide. It is white outside the slide, which crops of
+    `Cells.whole` do not touch. One crop is in memory at a time. The order of `Cells` keeps neighbours together, so they
+    profit from OpenSlide's cache of decoded tiles.
+
+    Yields:
+        (x, y, image): level-0 px of the crop's top-left corner, negative beyond the slide's border, and RGB uint8
+        (crop_px, crop_px, 3).
+
+    Raises:
+        SlideUnreadableError: the slide is damaged.
     """
     half = crop_um / slide.mpp / 2
     for centre_x, centre_y in cells.centres:

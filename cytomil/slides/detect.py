@@ -1,7 +1,7 @@
-"""Find cells in one tile: local background, local threshold, then the distance transform split at its waists.
+"""Find the cells of one tile: local background, local threshold, and a distance transform that is split at waists.
 
-Every step looks only a bounded distance around a pixel (`reach_px`), so that a tile with that margin gives the same
-cells as the whole slide would.
+Every step uses only a bounded neighbourhood of a pixel (`margin_px`). A tile with that margin therefore gives the same
+cells as the whole slide.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from cytomil.pixels import optical_density
 
 Levels = npt.NDArray[np.int16]
 
-_STEPS_BETWEEN_LOOKS = 4  # comparing two images costs as much as a step
+_STEPS_BETWEEN_CHECKS = 4  # comparing two images takes as long as a step
 
 
 def reconstruct(seed: Levels, mask: Levels) -> Levels:
-    """Grow ``seed`` (h, w) under ``mask`` (h, w), eight-connected, until nothing moves; ``seed`` ≤ ``mask`` everywhere.
+    """Reconstruct ``mask`` (h, w) from ``seed`` (h, w) by eight-connected dilation; ``seed`` ≤ ``mask`` everywhere.
 
-    The result is that of `skimage.morphology.reconstruction` by dilation (Vincent 1993), which sorts all pixels first.
-    Here every step widens the whole image by one pixel. That wins by far where nothing has far to spread, as within cells
-    that lie a few levels apart: 20 to 50 steps where the sorting costs as much as some 2,000.
+    The result equals that of `skimage.morphology.reconstruction` (Vincent 1993), which first sorts all pixels. Here every
+    step dilates the whole image by one pixel, until nothing changes. This is much faster if values spread over short
+    distances, as within cells: it takes 20 to 50 steps, while sorting takes as long as about 2,000.
     """
     narrow = np.uint8 if mask.size and mask.min() >= 0 and mask.max() <= np.iinfo(np.uint8).max else mask.dtype
     limit = mask.astype(narrow)
     grown = seed.astype(narrow)
     while True:
         before = grown
-        for _ in range(_STEPS_BETWEEN_LOOKS):
-            grown = _widened(grown)
+        for _ in range(_STEPS_BETWEEN_CHECKS):
+            grown = _dilated(grown)
             np.minimum(grown, limit, out=grown)
         if np.array_equal(before, grown):
             return grown.astype(mask.dtype)
 
 
-def _widened(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The largest of each pixel and its eight neighbours."""
+def _dilated(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The maximum of each pixel and its eight neighbours."""
     across = image.copy()
     np.maximum(across[:, 1:], image[:, :-1], out=across[:, 1:])
     np.maximum(across[:, :-1], image[:, 1:], out=across[:, :-1])
@@ -51,34 +51,34 @@ def _widened(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
 FloatImage = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
-BLOCK_PX = 8  # the background is estimated on blocks of this many detection pixels a side
-_BACKGROUND_WINDOW = 2.0  # diameters; a closing keeps steps of the background wider than this and removes cells
-_BACKGROUND_RANK = 95  # percentile in place of the extreme, so that one glint or dust grain does not count
-_LEAST_CONTRAST = 0.05  # optical density; below it a ghost of a cell cannot be told from noise
+BLOCK_PX = 8  # the background is estimated on blocks with this side, in detection pixels
+_BACKGROUND_WINDOW = 2.0  # diameters; a closing removes cells, and keeps changes of the background wider than this
+_BACKGROUND_RANK = 95  # percentile instead of the extreme, so that a single reflection or dust grain does not count
+_MIN_CONTRAST = 0.05  # optical density; a fainter cell cannot be distinguished from noise
 _CONTRAST_FRACTION = 0.45  # of the foreground's local mean contrast; near the half-height contour of an edge
-_HOLE_AREA = 0.25  # of the expected cell's area; the pale centre of a red cell, not the gap between cells
+_HOLE_AREA = 0.25  # of the expected cell's area; fills the pale centre of a red cell, not the gap between cells
 _WAIST = 0.12  # a waist narrower than exp(-0.12) = 89 % of the smaller cell's radius separates two cells
 _LOG_STEPS = 40  # grey levels per unit of log radius: small integers make the reconstruction faster
-_NUCLEUS_FACTOR = 1.15  # darker than its surroundings by this factor is a nucleus within a sheet of cytoplasm
+_NUCLEUS_FACTOR = 1.15  # a nucleus in a sheet of cytoplasm is darker than its surroundings by this factor
 _DIAMETER_RANGE = (0.25, 3.0)  # of the expected diameter
 
 
-def reach_px(diameter_px: float) -> int:
-    """How far (px, a multiple of the block) around a pixel the detection looks."""
+def margin_px(diameter_px: float) -> int:
+    """Radius of the neighbourhood that the detection uses, in px, a multiple of the block."""
     return -(-int(4 * diameter_px) // BLOCK_PX) * BLOCK_PX
 
 
 def has_foreground(rgb: npt.NDArray[np.uint8]) -> bool:
-    """Whether a low-power tile (h, w, 3) holds anything darker than its background at all."""
+    """Whether a low-power tile (h, w, 3) contains anything darker than its background."""
     density = optical_density(rgb)
-    return bool((density.max((0, 1)) - density.min((0, 1))).max() > _LEAST_CONTRAST / 3)
+    return bool((density.max((0, 1)) - density.min((0, 1))).max() > _MIN_CONTRAST / 3)
 
 
 def detect(rgb: npt.NDArray[np.uint8], diameter_px: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the cells of a tile (h, w, 3): centres (N, 2) as (x, y) and radii (N,), all in px of the tile.
+    """The cells of a tile (h, w, 3): centres (N, 2) as (x, y) and radii (N,), in px of the tile.
 
-    A cell's radius is that of the disc with its area. Cells from 0.25 to 3 times ``diameter_px`` are found. Where
-    foreground is wider than that (tissue, a sheet of cytoplasm), the nuclei in it are found instead.
+    The radius of a cell is that of the disc with equal area. Cells from 0.25 to 3 times ``diameter_px`` are found. In
+    wider foreground (tissue, a sheet of cytoplasm), nuclei are found instead.
     """
     from scipy import ndimage as ndi
 
@@ -93,10 +93,10 @@ def detect(rgb: npt.NDArray[np.uint8], diameter_px: float) -> tuple[npt.NDArray[
     area = np.bincount(owner, minlength=count)
     y, x = np.divmod(inside, labels.shape[1])
     sums = np.column_stack([np.bincount(owner, axis, count) for axis in (x, y)])
-    # Pixel i covers i to i + 1, so its middle is half a pixel further.
+    # Pixel i covers i to i + 1, so its centre is i + 0.5.
     centre = sums / area[:, None] + 0.5
     radius = np.sqrt(area / np.pi)
-    # Sharp edges of dirt and scratches are long and thin: their inscribed circle is far below their area's.
+    # Edges of dirt and scratches are long and thin: their inscribed circle is much smaller than their area.
     inscribed = np.zeros(count, np.float32)
     np.maximum.at(inscribed, owner, distance.ravel()[inside])
     low, high = (f * diameter_px / 2 for f in _DIAMETER_RANGE)
@@ -105,7 +105,7 @@ def detect(rgb: npt.NDArray[np.uint8], diameter_px: float) -> tuple[npt.NDArray[
 
 
 def _contrast(rgb: npt.NDArray[np.uint8], diameter_px: float) -> FloatImage:
-    """Optical density above the local background, the Euclidean norm over R, G and B (any stain counts)."""
+    """Optical density above the local background, as the Euclidean norm over R, G and B, so that any stain counts."""
     from scipy import ndimage as ndi
 
     height, width = rgb.shape[:2]
@@ -129,39 +129,39 @@ def _foreground(contrast: FloatImage, diameter_px: float) -> Mask:
     from skimage.morphology import remove_small_holes
 
     sigma = diameter_px / 2
-    stained = contrast > _LEAST_CONTRAST
+    stained = contrast > _MIN_CONTRAST
     if not stained.any():
         return stained
     weight = ndi.gaussian_filter(stained.astype(np.float32), sigma, truncate=2)
     local = ndi.gaussian_filter(contrast * stained, sigma, truncate=2) / np.maximum(weight, 1e-3)
-    solid = contrast > np.maximum(_LEAST_CONTRAST, _CONTRAST_FRACTION * local)
+    solid = contrast > np.maximum(_MIN_CONTRAST, _CONTRAST_FRACTION * local)
     solid = remove_small_holes(solid, max_size=int(_HOLE_AREA * np.pi * diameter_px**2 / 4), connectivity=1)
-    widest = _DIAMETER_RANGE[1] * diameter_px / 2
-    if _may_hold_disc(solid, widest):
-        deep = ndi.distance_transform_edt(solid) > widest
+    max_radius = _DIAMETER_RANGE[1] * diameter_px / 2
+    if _may_contain_disc(solid, max_radius):
+        deep = ndi.distance_transform_edt(solid) > max_radius
         if deep.any():
-            sheet = ndi.distance_transform_edt(~deep) <= widest
+            sheet = ndi.distance_transform_edt(~deep) <= max_radius
             solid &= ~sheet | (contrast > _NUCLEUS_FACTOR * local)
     return ndi.binary_opening(solid)
 
 
-def _may_hold_disc(mask: Mask, radius: float) -> bool:
-    """False only where no disc of this radius (px) fits into ``mask``; a hundred times faster than the distances.
+def _may_contain_disc(mask: Mask, radius: float) -> bool:
+    """False only if no disc of this radius (px) fits into ``mask``. A hundred times faster than a distance transform.
 
-    Whatever way the disc lies, it covers a square of whole blocks.
+    A disc at any position covers a square of whole blocks.
     """
     from scipy import ndimage as ndi
 
-    blocks_aside = int(radius * np.sqrt(2) / BLOCK_PX) - 1
+    blocks_per_side = int(radius * np.sqrt(2) / BLOCK_PX) - 1
     height, width = (n // BLOCK_PX * BLOCK_PX for n in mask.shape)
-    if blocks_aside < 1 or min(height, width) == 0:
+    if blocks_per_side < 1 or min(height, width) == 0:
         return True
     blocks = mask[:height, :width].reshape(height // BLOCK_PX, BLOCK_PX, -1, BLOCK_PX).all((1, 3))
-    return bool(ndi.minimum_filter(blocks.view(np.uint8), blocks_aside, mode="nearest").any())
+    return bool(ndi.minimum_filter(blocks.view(np.uint8), blocks_per_side, mode="nearest").any())
 
 
 def _split(foreground: Mask, distance: FloatImage, diameter_px: float) -> tuple[npt.NDArray[np.int32], int]:
-    """Label the cells: h-maxima of the log distance (a relative waist, whatever the cell's size), then watershed."""
+    """Label the cells by a watershed from the h-maxima of the log distance, which makes waists relative to cell size."""
     from scipy import ndimage as ndi
     from skimage.segmentation import watershed
 

@@ -13,27 +13,31 @@ from typing import TypeVar
 import numpy as np
 
 from cytomil.errors import NoCellsError, SettingsError
-from cytomil.slides.detect import BLOCK_PX, detect, has_foreground, reach_px
+from cytomil.slides.detect import BLOCK_PX, detect, has_foreground, margin_px
 from cytomil.slides.open import Handles, Slide
 from cytomil.slides.resolution import is_scanned, reaches_unscanned, with_background
-from cytomil.slides.tiles import AROUND, Cells, Tile, join_tiles, tiles_of
+from cytomil.slides.tiles import OVERLAP_DIAMETERS, Cells, Tile, join_tiles, tiles_of
 from cytomil.threads import ahead
 
 T = TypeVar("T")
 
-_PX_PER_DIAMETER = 35  # finer finds no more cells on thin smears, coarser loses those that touch
+_PX_PER_DIAMETER = 35  # a finer resolution finds no more cells on thin smears, a coarser one merges touching cells
 
 
 @dataclass(frozen=True)
 class CellFinding:
-    """How cells are looked for. Stored with a triage model, so that training and ranking cut cells alike."""
+    """How cells are found. A triage model stores it, so that training and ranking cut cells in the same way.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
 
     diameter_um: float = 7.0
-    """Expected cell diameter in µm. Cells from a quarter to three times as wide are found."""
+    """Expected cell diameter in µm. Cells from a quarter of it to three times it are found."""
     tile_px: int = 1280
-    """Side of a tile in detection pixels (a 35th of the diameter each). A worker needs some 150 bytes per pixel."""
+    """Side of a tile in detection pixels, which are a 35th of the diameter. A worker needs about 150 bytes per pixel."""
     min_cells: int = 10
-    """Number of cells below which a slide counts as not assessed."""
+    """A slide with fewer cells is not assessed."""
 
     def __post_init__(self) -> None:
         if not 1.0 <= self.diameter_um <= 200.0:
@@ -52,7 +56,7 @@ def find_cells(
     progress: Callable[[int, int], None] | None = None,
     crop_um: float = 0.0,
 ) -> Cells:
-    """Find the cells of the slide at ``path``. An empty slide gives no cells, not an error. See `iter_cells`."""
+    """Find the cells of the slide at ``path``, see `iter_cells`. An empty slide has no cells, which is not an error."""
     return Cells.joined(iter_cells(path, finding, mpp, workers, progress, crop_um))
 
 
@@ -64,34 +68,41 @@ def iter_cells(
     progress: Callable[[int, int], None] | None = None,
     crop_um: float = 0.0,
 ) -> Iterator[Cells]:
-    """Yield the cells of the slide at ``path``, in the order of `Cells`, while more of them are looked for.
+    """Yield the cells of the slide at ``path``, in the order of `Cells`, while others are still searched for.
 
-    Cells around which a crop of ``crop_um`` µm a side would reach beyond the slide, or into a gap that was not scanned, are
-    marked `Cells.at_edge`.
+    Args:
+        path: the slide.
+        finding: how cells are found.
+        mpp: see `open_slide`.
+        workers: number of threads, each with its own file handle; 0: one per usable core. The result does not depend on it.
+            Threads suffice, because the expensive calls release the interpreter lock.
+        progress: called in this thread with the number of finished tiles and of all tiles.
+        crop_um: side of a crop in µm. Cells whose crop would extend beyond the slide or into an unscanned gap are marked
+            `Cells.at_edge`.
 
-    ``mpp``: as in `open_slide`. ``workers``: threads, each with its own file handle; 0 means one per usable core
-    (the heavy calls release the interpreter lock). ``progress``: called with tiles done and in all, in this thread.
-    The result does not depend on ``workers``. Raises `SlideUnreadableError` and `ResolutionError`.
+    Raises:
+        SlideUnreadableError: the slide cannot be read.
+        ResolutionError: see `open_slide`.
     """
     with closing(Handles(path, mpp)) as handles:
         with handles.lend() as slide:
             own_mpp = slide.mpp
             detection_mpp = max(finding.diameter_um / _PX_PER_DIAMETER, own_mpp)
-            # The background's blocks must lie alike in every tile, or a cell at a seam would differ from one to the next.
+            # The blocks of the background must be aligned in all tiles. Otherwise a cell at a seam would differ between them.
             side = -(-finding.tile_px // BLOCK_PX) * BLOCK_PX
             tiles = tiles_of(*_detection_size(slide, detection_mpp), side)
 
-        def look(tile: Tile) -> tuple[Tile, Cells]:
+        def search(tile: Tile) -> tuple[Tile, Cells]:
             with handles.lend() as slide:
                 return tile, _cells_of_tile(slide, tile, finding, detection_mpp, crop_um)
 
-        # Only places are kept, so the looking may run as far ahead as it can.
-        with closing(ahead((partial(look, tile) for tile in tiles), workers, len(tiles))) as found:
-            told = _told(found, len(tiles), progress)
-            yield from join_tiles(told, finding.diameter_um / detection_mpp, detection_mpp / own_mpp)
+        # Only positions are kept, so work ahead needs no limit.
+        with closing(ahead((partial(search, tile) for tile in tiles), workers, len(tiles))) as found:
+            reported = _report_progress(found, len(tiles), progress)
+            yield from join_tiles(reported, finding.diameter_um / detection_mpp, detection_mpp / own_mpp)
 
 
-def _told(found: Iterable[T], total: int, progress: Callable[[int, int], None] | None) -> Iterator[T]:
+def _report_progress(found: Iterable[T], total: int, progress: Callable[[int, int], None] | None) -> Iterator[T]:
     for done, one in enumerate(found, start=1):
         if progress is not None:
             progress(done, total)
@@ -102,10 +113,10 @@ def require_enough_cells(path: Path, cells: Cells, finding: CellFinding) -> None
     """Raise `NoCellsError`, with the reason, if fewer than ``finding.min_cells`` of the cells are whole."""
     n_whole, n_at_edge = len(cells.whole), int(cells.at_edge.sum())
     if n_whole < finding.min_cells:
-        left_out = f" ({n_at_edge} more lie at the edge of what was scanned and are left out)" if n_at_edge else ""
+        left_out = f" ({n_at_edge} more at the edge of the scanned area are left out)" if n_at_edge else ""
         raise NoCellsError(
             f"{path}: {n_whole or 'no'} cells found{left_out}, at least {finding.min_cells} are needed. Look at its QC "
-            f"picture: the slide may be blank or out of focus, or its cells not {finding.diameter_um:g} µm wide."
+            f"picture: the slide may be blank or out of focus, or its cells are not {finding.diameter_um:g} µm wide."
         )
 
 
@@ -115,13 +126,14 @@ def _detection_size(slide: Slide, detection_mpp: float) -> tuple[int, int]:
 
 
 def _cells_of_tile(slide: Slide, tile: Tile, finding: CellFinding, detection_mpp: float, crop_um: float) -> Cells:
-    """Cells in the tile's core and just around it, in detection pixels of the slide."""
+    """Cells in the tile's core and slightly beyond it, in detection pixels of the slide."""
     scale = detection_mpp / slide.mpp
     diameter_px = finding.diameter_um / detection_mpp
     half_crop = crop_um / detection_mpp / 2
-    margin = max(reach_px(diameter_px), -(-math.ceil(half_crop + AROUND * diameter_px) // BLOCK_PX) * BLOCK_PX)
+    beyond_core = OVERLAP_DIAMETERS * diameter_px
+    margin = max(margin_px(diameter_px), -(-math.ceil(half_crop + beyond_core) // BLOCK_PX) * BLOCK_PX)
     width, height = _detection_size(slide, detection_mpp)
-    # White beyond the slide's edge would pass for background; the filters repeat the edge instead.
+    # White pixels beyond the slide would count as background. The filters repeat the edge instead.
     left, top = max(0, tile.left - margin), max(0, tile.top - margin)
     size = min(width, tile.right + margin) - left, min(height, tile.bottom + margin) - top
     if not _low_power_foreground(slide, (left, top), size, finding, detection_mpp):
@@ -131,10 +143,9 @@ def _cells_of_tile(slide: Slide, tile: Tile, finding: CellFinding, detection_mpp
     centres, radii = detect(with_background(rgb, scanned), diameter_px)
     at_edge = reaches_unscanned(centres, half_crop, scanned)
     centres += np.array((left, top))
-    # A little beyond the core too: the same cell's centre may differ by a pixel between two tiles, and be in neither.
-    around = AROUND * diameter_px
-    inside = (centres >= (tile.left - around, tile.top - around)) & (
-        centres < (tile.right + around, tile.bottom + around)
+    # Slightly beyond the core too: the centre of a cell may differ by a pixel between two tiles, and be in neither core.
+    inside = (centres >= (tile.left - beyond_core, tile.top - beyond_core)) & (
+        centres < (tile.right + beyond_core, tile.bottom + beyond_core)
     )
     if crop_um:
         at_edge |= ((centres < half_crop) | (centres > np.array((width, height)) - half_crop)).any(1)

@@ -1,4 +1,4 @@
-"""Slides of several files: which files and folders belong to which slide, so that one slide is counted once."""
+"""Slides of several files: assign files and folders to slides, so that each slide counts once."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 from cytomil.litter import SNIFFED_BYTES, is_dicom
 from cytomil.pixels import PICTURE_SUFFIXES
 
-_MOST_INDEX_BYTES = 4_000_000
+_MAX_INDEX_BYTES = 4_000_000
 _INDEX_SUFFIXES = frozenset({".vms", ".vmu"})
 
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """One slide in DICOM: ``file`` is its largest, by which it is opened; ``parts`` are all of its files."""
+    """One slide in DICOM. ``parts`` are all of its files, and ``file`` is the largest, which is opened."""
 
     file: Path
     parts: tuple[Path, ...]
 
 
 def companions_of(path: Path) -> set[Path]:
-    """Files and folders beside ``path`` that are parts of that slide: picture tiles, maps, label and macro pictures."""
+    """Files and folders next to ``path`` that are parts of the same slide: image tiles, maps, label and macro images."""
     suffix = path.suffix.lower()
     if suffix == ".mrxs":
         return {path.with_suffix("")}
@@ -34,10 +34,10 @@ def companions_of(path: Path) -> set[Path]:
 
 
 def _names_in_index(path: Path) -> set[str]:
-    """What a Hamamatsu index speaks of: lines such as ``ImageFile(1,0)=name.jpg``."""
+    """The file names in a Hamamatsu index, which has lines such as ``ImageFile(1,0)=name.jpg``."""
     try:
         with path.open("rb") as file:
-            text = file.read(_MOST_INDEX_BYTES).decode("utf-8", "surrogateescape")
+            text = file.read(_MAX_INDEX_BYTES).decode("utf-8", "surrogateescape")
     except OSError:
         return set()
     values = (line.partition("=")[2].strip() for line in text.splitlines())
@@ -45,9 +45,9 @@ def _names_in_index(path: Path) -> set[str]:
 
 
 def is_dicom_file(path: Path) -> bool:
-    """Whether ``path`` is a file of DICOM's format, with its suffix or without any."""
+    """Whether ``path`` is a DICOM file, whatever its suffix. Files with the suffix of a picture are not checked."""
     try:
-        # Files named as pictures are many, and not worth opening one by one.
+        # There may be many pictures, and opening each one takes time.
         if path.suffix.lower() in PICTURE_SUFFIXES or not path.is_file():
             return False
         with path.open("rb") as file:
@@ -57,9 +57,9 @@ def is_dicom_file(path: Path) -> bool:
 
 
 def dicom_series(files: Iterable[Path]) -> list[DicomSeries]:
-    """The slides that these DICOM files hold. A file that OpenSlide cannot open stands alone, so that it is named.
+    """The slides in these DICOM files. A file that OpenSlide cannot open counts as one slide, so that it is reported.
 
-    OpenSlide finds the other files of a series by itself, from any one of them.
+    OpenSlide finds the other files of a series from any one of them.
     """
     import openslide
 

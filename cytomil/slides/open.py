@@ -1,7 +1,7 @@
 """Open a whole slide and read any region of it at any resolution.
 
-Formats: whatever OpenSlide reads (https://openslide.org/formats/), and plain images of one field through Pillow.
-The label and macro pictures of a slide (OpenSlide's associated images) are never read: patient names stand there.
+OpenSlide reads whole slides (https://openslide.org/formats/), and Pillow reads plain images of one field. The label and
+macro images of a slide (OpenSlide's associated images) are never read, because they may show patient names.
 """
 
 from __future__ import annotations
@@ -31,32 +31,37 @@ SLIDE_SUFFIXES: frozenset[str] = WHOLE_SLIDE_SUFFIXES | PICTURE_SUFFIXES
 WHOLE_SLIDE_ONLY_SUFFIXES: frozenset[str] = WHOLE_SLIDE_SUFFIXES - PICTURE_SUFFIXES
 
 MPP_LOWEST, MPP_HIGHEST = 0.05, 2.0
-_MOST_FIELD_PX = 80_000_000  # a plain picture is decoded whole, at up to 11 bytes a pixel for a moment
-_MOST_TILE_PX = 1 << 26  # scanners write tiles of 240 to 4096 px
-_MOST_LEVEL_PX = 1 << 42
-# A single-level slide has to be read in full for a thumbnail; this bounds what is decoded at once (4 bytes a pixel).
+_MAX_FIELD_PX = 80_000_000  # a plain picture is decoded as a whole, at up to 11 bytes per pixel
+_MAX_TILE_PX = 1 << 26  # scanners write tiles of 240 to 4096 px
+_MAX_LEVEL_PX = 1 << 42
+# The thumbnail of a slide with a single level reads all of it. This limits what is decoded at once (4 bytes per pixel).
 _SOURCE_PX_AT_ONCE = 16_000_000
-_CONVERT = "Export it as a pyramidal tiled TIFF with JPEG compression, 8 bits a channel."
-_COPY = "The file is damaged or cut off; copy it again from the scanner."
+_CONVERT = "Export it as a pyramidal tiled TIFF with JPEG compression, 8 bits per channel."
+_COPY = "The file is damaged or truncated; copy it again from the scanner."
 _TILE_CACHE_BYTES = 64 << 20
-_SAME_SHAPE_WITHIN = 0.05  # of a level's two downsampling factors
-_SQUARE_WITHIN = 0.01  # a scanner's two axes differ by less; beyond, a round cell would look stretched
+_SAME_SHAPE_WITHIN = 0.05  # max relative difference of a level's two downsampling factors
+_SQUARE_WITHIN = 0.01  # the two axes of scanners differ by less; with more, round cells would look stretched
 _MICROMETRES_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
 
 
 def is_slide_file(path: Path) -> bool:
-    """Whether ``path`` is a file named like a slide. Litter and the folder beside an ``.mrxs`` are not."""
+    """Whether ``path`` is a file named like a slide. System files and the folder of an ``.mrxs`` are not."""
     return path.suffix.lower() in SLIDE_SUFFIXES and not is_litter(path.name) and path.is_file()
 
 
 class Slide:
-    """One open slide, read by level-0 position and resolution. A context manager; make it with `open_slide`.
+    """One open slide, read by level-0 position and resolution. A context manager, made by `open_slide`.
 
-    ``path``: the file. ``mpp``: micrometres per level-0 pixel. ``mpp_source``: ``"file"`` or ``"given"``.
-    ``dimensions``: level-0 (width, height) in px of the part that the scanner calls its picture: OpenSlide's bounds where
-    the file states them (MIRAX, Leica, Ventana), else all of level 0. Positions count from that part's upper left corner,
-    as QuPath's do; ``origin`` is the corner (x, y) in the file's own level 0, which TRIDENT and CLAM count in.
-    Not to be shared between threads: each opens its own.
+    Positions count from the upper left corner of the scanned part, as in QuPath. This part is given by OpenSlide's bounds
+    if the file states them (MIRAX, Leica, Ventana), else it is all of level 0. Threads must not share a slide: each opens
+    its own.
+
+    Attributes:
+        path: the file.
+        mpp: micrometres per level-0 pixel.
+        mpp_source: ``"file"`` or ``"given"``.
+        dimensions: level-0 (width, height) of the scanned part, in px.
+        origin: the corner (x, y) of the scanned part in the file's own level 0, in which TRIDENT and CLAM count.
     """
 
     def __init__(self, path: Path, handle: Any, mpp: float, mpp_source: str) -> None:
@@ -80,20 +85,29 @@ class Slide:
         self._handle.close()
 
     def read(self, x: float, y: float, width_px: int, height_px: int, mpp: float) -> npt.NDArray[np.uint8]:
-        """Return the region whose top-left corner is level-0 (``x``, ``y``), as RGB uint8 (height_px, width_px, 3).
+        """The region whose top-left corner is level-0 (``x``, ``y``), as RGB uint8 (height_px, width_px, 3).
 
-        ``mpp`` is the resolution of the returned pixels in µm. It is resampled with antialiasing from the coarsest
-        level that is at least as fine. Outside the slide, and where a scanner left gaps, it is white. The result for
-        a pixel does not depend on how far the region reaches around it. Raises `SlideUnreadableError`.
+        It is resampled with antialiasing from the coarsest level that is at least as fine. It is white outside the slide
+        and in gaps of the scan. The result for a pixel does not depend on the extent of the region.
+
+        Args:
+            x: level-0 px.
+            y: level-0 px.
+            width_px: width of the result.
+            height_px: height of the result.
+            mpp: resolution of the result, µm per pixel.
+
+        Raises:
+            SlideUnreadableError: the slide is damaged, or memory is insufficient.
         """
         return self.read_with_alpha(x, y, width_px, height_px, mpp)[0]
 
     def read_with_alpha(
         self, x: float, y: float, width_px: int, height_px: int, mpp: float
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """As `read`, and beside the picture its alpha channel, uint8 (height_px, width_px).
+        """Like `read`, with the alpha channel as a second array, uint8 (height_px, width_px).
 
-        Alpha is 0 outside the slide and where the file says that nothing was scanned, 255 where the picture is whole.
+        Alpha is 0 outside the slide and in areas that the file marks as not scanned, and 255 in scanned areas.
         """
         scale = mpp / self.mpp
         downsamples = self._handle.level_downsamples
@@ -116,7 +130,7 @@ class Slide:
 
         downsample = self._handle.level_downsamples[level]
         left, top = (x + self.origin[0]) / downsample, (y + self.origin[1]) / downsample
-        # Pillow's bilinear filter reaches one output pixel to each side; without this border seams would show.
+        # Pillow's bilinear filter uses one output pixel on each side. Without this border, seams would be visible.
         border = math.ceil(max(step, 1.0)) + 1
         x0, y0 = math.floor(left) - border, math.floor(top) - border
         x1 = math.ceil(left + size[0] * step) + border
@@ -128,16 +142,16 @@ class Slide:
                 f"{self.path}: {_fault(self.path, error, f'cannot be read at level-0 ({x:.0f}, {y:.0f})')}"
             ) from error
         except MemoryError:
-            raise SlideUnreadableError(f"{self.path}: needs more memory than there is. {_CONVERT}") from None
+            raise SlideUnreadableError(f"{self.path}: needs more memory than is available. {_CONVERT}") from None
         alpha = rgba.getchannel("A")
         rgb = Image.new("RGB", rgba.size, "white")
         rgb.paste(rgba, mask=alpha)
         box = (left - x0, top - y0, left - x0 + size[0] * step, top - y0 + size[1] * step)
-        shown, seen = (one.resize(size, Image.Resampling.BILINEAR, box=box) for one in (rgb, alpha))
-        return shown, seen
+        resized_rgb, resized_alpha = (one.resize(size, Image.Resampling.BILINEAR, box=box) for one in (rgb, alpha))
+        return resized_rgb, resized_alpha
 
     def thumbnail(self, max_px: int) -> npt.NDArray[np.uint8]:
-        """Return the whole slide as RGB uint8 (h, w, 3), its longer side ``max_px`` or the slide's own if smaller."""
+        """The whole slide as RGB uint8 (h, w, 3). Its longer side has at most ``max_px`` pixels."""
         width, height = self.dimensions
         scale = max(1.0, max(width, height) / max_px)
         return self.read(0, 0, max(1, round(width / scale)), max(1, round(height / scale)), self.mpp * scale)
@@ -146,11 +160,15 @@ class Slide:
 def open_slide(path: Path, mpp: float | None = None) -> Slide:
     """Open the slide at ``path``.
 
-    ``mpp``: µm per level-0 pixel as given by the user (``--mpp`` or a row of the CSV). If given it always wins, also
-    over a plausible value in the file: the user may know that the file's is wrong.
+    Args:
+        path: the file.
+        mpp: µm per level-0 pixel from the user (``--mpp`` or a row of the CSV). It overrules even a plausible value in the
+            file, because the user may know that this is wrong.
 
-    Raises `SlideUnreadableError` if it cannot be opened, `ResolutionError` if the resolution is absent or outside
-    0.05-2 µm/px (finer than light resolves, coarser than a cell can be judged at).
+    Raises:
+        SlideUnreadableError: the slide cannot be opened.
+        ResolutionError: the resolution is missing, or outside 0.05-2 µm/px. Light does not resolve finer details, and cells
+            cannot be judged at coarser resolutions.
     """
     _require_content(path)
     handle = _open_plain(path) if path.suffix.lower() in PLAIN_IMAGE_SUFFIXES else _open_whole_slide(path)
@@ -164,9 +182,9 @@ def open_slide(path: Path, mpp: float | None = None) -> Slide:
 
 def _require_content(path: Path) -> None:
     if path.is_symlink() and not path.exists():
-        raise SlideUnreadableError(f"{path}: a link to a file that is not there. Mend the link or remove it.")
+        raise SlideUnreadableError(f"{path}: a link to a file that is not there. Fix the link or remove it.")
     if path.is_dir():
-        raise SlideUnreadableError(f"{path}: is a folder, not a slide file. Name the file inside or beside it.")
+        raise SlideUnreadableError(f"{path}: is a folder, not a slide file. Give the file inside or next to it.")
     if not path.exists():
         raise SlideUnreadableError(f"{path}: does not exist. Check the path.")
     if not path.is_file():
@@ -181,12 +199,12 @@ def _open_whole_slide(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             head, pages = file.read(SNIFFED_BYTES), read_tiff_pages(file)
-        _require_possible_tiles(path, pages)
+        _require_plausible_tiles(path, pages)
         vendor = openslide.OpenSlide.detect_format(path)
         if vendor is None and path.suffix.lower() in WHOLE_SLIDE_ONLY_SUFFIXES:
-            what = foreign_content(head) or "not a whole slide that OpenSlide knows. Export it as SVS or tiled TIFF"
+            what = foreign_content(head) or "not a whole slide that OpenSlide can read. Export it as SVS or tiled TIFF"
             raise SlideUnreadableError(f"{path}: is {what}.")
-        # OpenSlide refuses TIFFs that are not tiled, and reads 16 bits a channel as if they were always scaled.
+        # OpenSlide refuses TIFFs without tiles, and always reads 16 bits per channel as if they were scaled.
         if vendor is None or (vendor == "generic-tiff" and pages and pages[0].bits == 16):
             return _open_plain(path)
         if vendor == "generic-tiff":
@@ -198,16 +216,16 @@ def _open_whole_slide(path: Path) -> Any:
     return handle
 
 
-def _require_possible_tiles(path: Path, pages: tuple[TiffPage, ...]) -> None:
-    """OpenSlide asks for a tile's memory unchecked, and the whole process ends where there is not as much."""
+def _require_plausible_tiles(path: Path, pages: tuple[TiffPage, ...]) -> None:
+    """OpenSlide allocates the memory of a tile without a check, and the process ends if there is too little."""
     for page in pages:
-        if page.tile and (min(page.tile) < 1 or page.tile[0] * page.tile[1] > _MOST_TILE_PX):
+        if page.tile and (min(page.tile) < 1 or page.tile[0] * page.tile[1] > _MAX_TILE_PX):
             raise SlideUnreadableError(
-                f"{path}: says that its tiles are {page.tile[0]:,}×{page.tile[1]:,} px, which cannot be. {_COPY}"
+                f"{path}: its header gives an impossible tile size, {page.tile[0]:,}×{page.tile[1]:,} px. {_COPY}"
             )
-        if page.width * page.height > _MOST_LEVEL_PX:
+        if page.width * page.height > _MAX_LEVEL_PX:
             raise SlideUnreadableError(
-                f"{path}: says that it is {page.width:,}×{page.height:,} px, which cannot be. {_COPY}"
+                f"{path}: its header gives an impossible size, {page.width:,}×{page.height:,} px. {_COPY}"
             )
 
 
@@ -215,12 +233,12 @@ def _require_one_picture(path: Path, pages: tuple[TiffPage, ...]) -> None:
     if pages and (n := pages_of_full_size(pages)) > 1:
         raise SlideUnreadableError(
             f"{path}: holds {n} pages of full size, which may be colours, focus planes or several slides. "
-            "Export one RGB slide a file."
+            "Export one RGB slide per file."
         )
 
 
 def _fault(path: Path, error: Exception, what_failed: str) -> str:
-    """Why OpenSlide or the disk failed on this file, with the cure."""
+    """Why OpenSlide or the disk failed on this file, and the remedy."""
     if isinstance(error, PermissionError):
         return why_unreadable(path, error)
     try:
@@ -239,9 +257,9 @@ def _open_plain(path: Path) -> Any:
     import openslide
 
     def require_size(width: int, height: int) -> None:
-        if width * height > _MOST_FIELD_PX:
+        if width * height > _MAX_FIELD_PX:
             raise PictureError(
-                f"{width:,}×{height:,} px are too many for a plain picture (at most {_MOST_FIELD_PX / 1e6:.0f} "
+                f"{width:,}×{height:,} px are too many for a plain picture (at most {_MAX_FIELD_PX / 1e6:.0f} "
                 "megapixels). Save it as a pyramidal tiled TIFF."
             )
 
@@ -251,7 +269,7 @@ def _open_plain(path: Path) -> Any:
     except PictureError as error:
         raise SlideUnreadableError(f"{path}: {error}") from None
     except MemoryError:
-        raise SlideUnreadableError(f"{path}: needs more memory than there is. {_CONVERT}") from None
+        raise SlideUnreadableError(f"{path}: needs more memory than is available. {_CONVERT}") from None
     except OSError as error:
         raise SlideUnreadableError(f"{path}: {why_unreadable(path, error)}") from None
     dots = zip("XY", picture.dpi or (), strict=False)
@@ -260,7 +278,7 @@ def _open_plain(path: Path) -> Any:
 
 
 class _PlainField:
-    """A plain image behind the part of OpenSlide's interface that `Slide` uses, with its own resolution tag."""
+    """A plain image with the part of OpenSlide's interface that `Slide` uses, and with its own resolution tag."""
 
     def __init__(self, field: Any, properties: Mapping[str, str]) -> None:
         self.properties = properties
@@ -273,13 +291,13 @@ class _PlainField:
 
 def _resolution(path: Path, properties: Mapping[str, str], given: float | None) -> tuple[float, str]:
     mpp, source = (given, "given") if given is not None else (_mpp_in_file(path, properties), "file")
-    cure = "Give it with `--mpp 0.25` (the scanner's µm per pixel) or in a row of the resolution CSV."
+    remedy = "Give it with `--mpp 0.25` (the scanner's µm per pixel) or in a row of the resolution CSV."
     if mpp is None:
-        raise ResolutionError(f"{path}: the file does not state its resolution. {cure}")
+        raise ResolutionError(f"{path}: the file does not state its resolution. {remedy}")
     if not MPP_LOWEST <= mpp <= MPP_HIGHEST:
-        where = "was given" if source == "given" else "stands in the file"
+        where = "was given" if source == "given" else "is in the file"
         raise ResolutionError(
-            f"{path}: a resolution of {mpp:.4g} µm/px {where}, outside {MPP_LOWEST}-{MPP_HIGHEST:g} µm/px. {cure}"
+            f"{path}: a resolution of {mpp:.4g} µm/px {where}, outside {MPP_LOWEST}-{MPP_HIGHEST:g} µm/px. {remedy}"
         )
     return mpp, source
 
@@ -294,19 +312,19 @@ def _mpp_in_file(path: Path, properties: Mapping[str, str]) -> float | None:
         return mpp_x
     if abs(mpp_x - mpp_y) > _SQUARE_WITHIN * min(mpp_x, mpp_y):
         raise PixelsNotSquareError(
-            f"{path}: the file states {mpp_x:.4g} µm/px across and {mpp_y:.4g} µm/px down: its cells would be stretched. "
-            "Export it again with square pixels; if the file is wrong, give the true value in a row of the resolution CSV."
+            f"{path}: the file states {mpp_x:.4g} µm/px across and {mpp_y:.4g} µm/px down, so its cells would be stretched. "
+            "Export it again with square pixels. If the file is wrong, give the true value in a row of the resolution CSV."
         )
     return mpp_x
 
 
 def _bounds(handle: Any) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Corner (x, y) and size (width, height) of the slide's picture in its own level 0, in px."""
+    """Corner (x, y) and size (width, height) of the scanned part in the file's own level 0, in px."""
     whole = int(handle.dimensions[0]), int(handle.dimensions[1])
     stated = [_number(handle.properties.get(f"openslide.bounds-{name}")) for name in ("width", "height")]
     if None in stated:
         return (0, 0), whole
-    # A corner may be 0, which is a place and no length.
+    # _number refuses 0, which is valid for a corner.
     corner = [_number(handle.properties.get(f"openslide.bounds-{axis}")) or 0.0 for axis in "xy"]
     x, y, width, height = (round(number) for number in (*corner, *stated) if number is not None)
     if x + width > whole[0] or y + height > whole[1]:
@@ -315,9 +333,9 @@ def _bounds(handle: Any) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _levels_of_slide(handle: Any) -> list[int]:
-    """The pyramid levels that show what level 0 shows: those of its shape.
+    """The levels of the pyramid, which are those with the same aspect ratio as level 0.
 
-    OpenSlide takes every tiled page of a plain TIFF for a level. A label or macro image among them has another shape.
+    OpenSlide treats every tiled page of a plain TIFF as a level. Label and macro images have other aspect ratios.
     """
     width, height = handle.level_dimensions[0]
     found = []
@@ -339,7 +357,7 @@ def _number(text: str | None) -> float | None:
 
 
 class Handles:
-    """Lends a slide to one thread at a time, and opens it as often as there are threads that want it at once."""
+    """A pool of handles of one slide. Every thread gets its own, and a new one is opened if none is free."""
 
     def __init__(self, path: Path, mpp: float | None = None) -> None:
         self._path, self._mpp = path, mpp
@@ -347,7 +365,7 @@ class Handles:
 
     @contextmanager
     def lend(self) -> Iterator[Slide]:
-        """Yield the open slide. Raises as `open_slide` does."""
+        """Yield the open slide. Raises the errors of `open_slide`."""
         try:
             slide = self._free.get_nowait()
         except Empty:
@@ -358,6 +376,6 @@ class Handles:
             self._free.put(slide)
 
     def close(self) -> None:
-        """Close the handles that nobody holds."""
+        """Close the handles that are not in use."""
         while not self._free.empty():
             self._free.get_nowait().close()

@@ -1,4 +1,4 @@
-"""Which micrometres per pixel to believe for each slide of a folder."""
+"""The resolution of each slide of a folder, and the areas of a slide that were not scanned."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from cytomil.slides.open import SLIDE_SUFFIXES, Slide, open_slide
 from cytomil.slides.tiles import Floats, Mask
 from cytomil.tables import Column, composed, read_table
 
-_OPAQUE = 128  # a pixel at the slide's very edge is averaged with what lies beyond it
-_RIM_PX = 2  # around a gap, where resampling and JPEG mix it with the picture
-_BACKGROUND_RANK = 95  # percentile: the background is the brightest part of a slide
-_BRIGHT, _GREY_WITHIN = 200, 24  # of 255: an empty place on a slide is bright and nearly grey
+_OPAQUE = 128  # resampling averages pixels at the slide's edge with transparent ones
+_RIM_PX = 2  # resampling and JPEG mix this rim of a gap with the picture
+_BACKGROUND_RANK = 95  # percentile; the background is the brightest part of a slide
+_BRIGHT, _GREY_WITHIN = 200, 24  # of 255; empty areas of a slide are bright and nearly grey
 _SATURATED = 248
-_LEAST_BACKGROUND = 0.2  # of the pixels outside of a gap; less is no background to tell a gap from
+_MIN_BACKGROUND = 0.2  # of the pixels outside gaps; less is not enough background to distinguish a gap from
 
 
 def is_scanned(rgb: npt.NDArray[np.uint8], alpha: npt.NDArray[np.uint8], diameter_px: float) -> Mask:
     """Whether each pixel of a tile, RGB (h, w, 3) with its alpha channel (h, w), was scanned; bool (h, w).
 
-    Not scanned is what is transparent, and what a scanner or a converter filled up: areas of pure black, and areas of pure
-    white where the slide's own background is darker than that, each at least ``diameter_px`` wide. In an overexposed slide
-    the background itself is pure white, with shades just below it; such white counts as scanned.
+    Transparent areas were not scanned, and neither were areas that a scanner or converter filled. These are areas of pure
+    black or pure white, at least ``diameter_px`` wide. White areas count as filled only if the slide's background is
+    darker. In an overexposed slide the background itself is pure white, mixed with slightly darker shades.
     """
     transparent = alpha < _OPAQUE
     black = _filled((rgb == 0).all(2), diameter_px)
@@ -39,7 +39,7 @@ def is_scanned(rgb: npt.NDArray[np.uint8], alpha: npt.NDArray[np.uint8], diamete
 
 
 def with_background(rgb: npt.NDArray[np.uint8], scanned: Mask) -> npt.NDArray[np.uint8]:
-    """The tile (h, w, 3) with the slide's background where nothing was scanned (h, w)."""
+    """The tile (h, w, 3), with pixels that were not scanned (h, w) replaced by the slide's background."""
     if scanned.all() or not scanned.any():
         return rgb
     filled = rgb.copy()
@@ -48,13 +48,13 @@ def with_background(rgb: npt.NDArray[np.uint8], scanned: Mask) -> npt.NDArray[np
 
 
 def reaches_unscanned(centres: Floats, half_side: float, scanned: Mask) -> Mask:
-    """Whether the square around each centre (n, 2), in px as (x, y), holds a pixel that was not scanned; bool (n,).
+    """Whether the square around each centre (n, 2), in px as (x, y), contains a pixel that was not scanned; bool (n,).
 
-    The part of a square beyond ``scanned`` (h, w) is not looked at.
+    The part of a square outside ``scanned`` (h, w) is ignored.
     """
     if scanned.all() or not half_side:
         return np.zeros(len(centres), bool)
-    # Sums over all pixels above and left: any square's count is then four look-ups.
+    # A summed-area table: the count in any square then takes four look-ups.
     sums = np.pad(np.cumsum(np.cumsum(~scanned, axis=0), axis=1), ((1, 0), (1, 0)))
     height, width = scanned.shape
     left, top = np.clip(np.floor(centres - half_side), 0, (width, height)).astype(int).T
@@ -63,7 +63,7 @@ def reaches_unscanned(centres: Floats, half_side: float, scanned: Mask) -> Mask:
 
 
 def _filled(pure: Mask, side: float) -> Mask:
-    """The part of ``pure`` (h, w) that whole squares of this side cover, and a rim around it."""
+    """The part of ``pure`` (h, w) that is covered by squares of this side within it, and a rim around it."""
     from scipy import ndimage as ndi
 
     size = max(2, round(side))
@@ -82,7 +82,7 @@ def _is_background_darker(rgb: npt.NDArray[np.uint8], gap: Mask) -> bool:
     darkest, brightest = rest.min(1).astype(int), rest.max(1).astype(int)
     background = (darkest >= _BRIGHT) & (brightest - darkest <= _GREY_WITHIN)
     n_saturated = int((darkest >= _SATURATED).sum())
-    return bool(background.sum() >= _LEAST_BACKGROUND * len(rest) and 10 * n_saturated < background.sum())
+    return bool(background.sum() >= _MIN_BACKGROUND * len(rest) and 10 * n_saturated < background.sum())
 
 
 SLIDE = Column(
@@ -100,24 +100,27 @@ MPP = Column(
 
 @dataclass(frozen=True)
 class Resolutions:
-    """What the user gave, in µm per level-0 pixel.
+    """The user's resolutions, in µm per level-0 pixel.
 
-    ``by_slide``: a slide's file name, with or without its suffix, to its resolution. It wins over the file's own value.
-    ``fallback``: for slides whose file gives none, or an implausible one. It never overrules a plausible one.
+    Args:
+        by_slide: file name of a slide, with or without suffix → its resolution. It overrules the value in the file.
+        fallback: for slides whose file has no plausible value. It never overrules a plausible one.
     """
 
     by_slide: Mapping[str, float] = field(default_factory=dict)
     fallback: float | None = None
 
     def of(self, path: Path) -> float | None:
-        """What was given for this one slide."""
+        """The user's resolution of this slide; None if there is none."""
         name, stem = composed(path.name), composed(path.stem)
         return self.by_slide.get(name, self.by_slide.get(stem))
 
     def open(self, path: Path) -> Slide:
-        """Open a slide by the first of: its own row, the file's plausible value, the fallback.
+        """Open a slide with the first of these resolutions: its row, the file's plausible value, the fallback.
 
-        Raises `SlideUnreadableError` where it cannot be opened, `ResolutionError` with the cure where none is plausible.
+        Raises:
+            SlideUnreadableError: the slide cannot be opened.
+            ResolutionError: no resolution is plausible. The message names the remedy.
         """
         row = self.of(path)
         try:
@@ -131,26 +134,32 @@ class Resolutions:
 
 
 def read_resolutions(path: Path) -> dict[str, float]:
-    """Read a table with the columns slide and mpp. Raises `TableError` naming file and line, or `NotFoundError`."""
+    """Read a table with the columns slide and mpp.
+
+    Raises:
+        NotFoundError: there is no such file.
+        TableError: a row is invalid. The message names file and line.
+    """
     given: dict[str, float] = {}
     for row in read_table(path, (SLIDE, replace(MPP, required=True)), "a spreadsheet: columns slide, mpp"):
         slide = row["slide"]
         if not slide:
             raise TableError(f"{row.where}: the slide's name is empty.")
         if slide in given:
-            raise TableError(f"{row.where}: slide '{slide}' is listed twice. Leave one line.")
+            raise TableError(f"{row.where}: slide '{slide}' is listed twice. Keep one line.")
         given[slide] = parse_mpp(row["mpp"], row.where)
     for slide, mpp in given.items():
         stem = Path(slide).stem
         if Path(slide).suffix.lower() in SLIDE_SUFFIXES and given.get(stem, mpp) != mpp:
-            raise TableError(f"{path} gives {slide} {mpp:g} µm/px and {stem} {given[stem]:g}. Leave one line.")
+            raise TableError(f"{path} gives {slide} {mpp:g} µm/px and {stem} {given[stem]:g}. Keep one line.")
     return given
 
 
 def parse_mpp(text: str, where: str) -> float:
-    """A table's µm per pixel as a number, with point or comma.
+    """Parse µm per pixel in a table, with decimal point or comma. `open_slide` checks whether the value is plausible.
 
-    Raises `TableError` naming ``where`` if it is none above 0; plausible or not is seen on opening.
+    Raises:
+        TableError: it is not a number above 0. The message names ``where``.
     """
     try:
         mpp = float(text.replace(",", ".", 1))

@@ -1,4 +1,4 @@
-"""The tiles in which a slide is looked through, and their finds joined: each cell once, in a fixed order."""
+"""The tiles of a slide, and the cells of all tiles combined: each cell once, in a fixed order."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from cytomil.slides.open import Slide
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-STRIP_PX = 1024  # level-0 px; cells sorted strip by strip lie close to each other in the file
-AROUND = 1 / 8  # diameters; how far beyond its core a tile tells its finds
+STRIP_PX = 1024  # level-0 px; cells sorted by strips are close to each other in the file
+OVERLAP_DIAMETERS = 1 / 8  # distance beyond its core within which a tile reports cells
 _PER_CELL = ("centres", "radii", "at_edge")
-_SAME_CELL = 0.75  # of the larger radius: two finds of different tiles this close are one cell cut by a seam
+_SAME_CELL = 0.75  # of the larger radius; detections in different tiles that are closer are one cell at a seam
 
 
 @dataclass(frozen=True)
 class Cells:
-    """The cells of one slide, in a fixed order (by strips of 1,024 level-0 px from the top, within one by x then y).
+    """The cells of one slide, in a fixed order: by strips of 1,024 level-0 px from the top, then by x, then by y.
 
-    ``centres``: float64 (N, 2), level-0 px, (x, y). ``radii``: float64 (N,), level-0 px, of the disc of equal area.
-    ``at_edge``: bool (N,), cells whose crop reaches beyond what was scanned; none where not given.
+    Args:
+        centres: float64 (N, 2), level-0 px, (x, y).
+        radii: float64 (N,), level-0 px, of the disc with equal area.
+        at_edge: bool (N,), cells whose crop extends beyond the scanned area; by default none.
     """
 
     centres: Floats
     radii: Floats
-    at_edge: Mask = None  # type: ignore[assignment]  # set below, so that no reader meets None
+    at_edge: Mask = None  # type: ignore[assignment]  # __post_init__ replaces None
 
     def __post_init__(self) -> None:
         if self.at_edge is None:
@@ -47,12 +49,12 @@ class Cells:
 
     @property
     def whole(self) -> Cells:
-        """The cells whose crops were scanned completely: those that may be assessed."""
+        """The cells whose crops were scanned completely. Only these are assessed."""
         return self[~self.at_edge]
 
     @staticmethod
     def joined(parts: Iterable[Cells]) -> Cells:
-        """All cells of ``parts``, one part after another."""
+        """Concatenate the cells of ``parts``."""
         all_parts = [Cells(np.empty((0, 2)), np.empty(0)), *parts]
         return Cells(*(np.concatenate([getattr(p, name) for p in all_parts]) for name in _PER_CELL))
 
@@ -68,7 +70,7 @@ class Tile:
 
 
 def tiles_of(width: int, height: int, side: int) -> list[Tile]:
-    """Cover ``width`` × ``height`` detection pixels, row by row."""
+    """Tiles that cover ``width`` × ``height`` detection pixels, row by row."""
     return [
         Tile(left, top, min(left + side, width), min(top + side, height))
         for top in range(0, height, side)
@@ -77,15 +79,15 @@ def tiles_of(width: int, height: int, side: int) -> list[Tile]:
 
 
 @dataclass
-class _Finds:
-    """What the tiles of one row found, in detection pixels; ``keep`` marks those that are not another one's second find."""
+class _Detections:
+    """The cells detected in one row of tiles, in detection pixels. ``keep`` is False for duplicates."""
 
     cells: Cells
     cores: Floats
     keep: Mask
 
     @classmethod
-    def of(cls, row: list[tuple[Tile, Cells]]) -> _Finds:
+    def of(cls, row: list[tuple[Tile, Cells]]) -> _Detections:
         cores = np.array([(t.left, t.top, t.right, t.bottom) for t, _ in row], dtype=np.float64)
         owners = np.repeat(np.arange(len(row)), [len(cells) for _, cells in row])
         cells = Cells.joined(cells for _, cells in row)
@@ -93,31 +95,33 @@ class _Finds:
 
 
 def join_tiles(found: Iterable[tuple[Tile, Cells]], diameter_px: float, scale: float) -> Iterator[Cells]:
-    """Yield the cells in their order, each cell once, as soon as no tile to come can change them.
+    """Yield each cell once, in order, as soon as no later tile can affect it.
 
-    ``found``: tiles row by row, each with its finds in detection pixels, up to `AROUND` diameters beyond its core;
-    ``diameter_px`` expected, in the same. ``scale``: level-0 pixels per detection pixel.
+    Args:
+        found: tiles row by row, each with its cells in detection pixels, up to `OVERLAP_DIAMETERS` beyond its core.
+        diameter_px: expected diameter, in detection pixels.
+        scale: level-0 pixels per detection pixel.
     """
-    upper: _Finds | None = None
+    upper: _Detections | None = None
     waiting = Cells.joined([])
     for top, row in groupby(found, key=lambda one: one[0].top):
-        lower = _Finds.of(list(row))
+        lower = _Detections.of(list(row))
         if upper is not None:
-            _drop_second_finds(upper, lower, diameter_px)
+            _drop_duplicates(upper, lower, diameter_px)
             waiting = Cells.joined([waiting, _kept(upper, scale)])
-            # Finds still to come lie below this row's upper edge, or just above it.
-            complete = (top - AROUND * diameter_px) * scale // STRIP_PX
+            # Later cells are below the upper edge of this row, or slightly above it.
+            complete = (top - OVERLAP_DIAMETERS * diameter_px) * scale // STRIP_PX
             is_ready = waiting.centres[:, 1] // STRIP_PX < complete
             if is_ready.any():
                 yield _in_order(waiting[is_ready])
                 waiting = waiting[~is_ready]
         upper = lower
     if upper is not None:
-        _drop_second_finds(upper, _Finds.of([(Tile(0, 0, 0, 0), Cells.joined([]))]), diameter_px)
+        _drop_duplicates(upper, _Detections.of([(Tile(0, 0, 0, 0), Cells.joined([]))]), diameter_px)
         yield _in_order(Cells.joined([waiting, _kept(upper, scale)]))
 
 
-def _kept(finds: _Finds, scale: float) -> Cells:
+def _kept(finds: _Detections, scale: float) -> Cells:
     kept = finds.cells[finds.keep]
     return Cells(kept.centres * scale, kept.radii * scale, kept.at_edge)
 
@@ -127,23 +131,23 @@ def _in_order(cells: Cells) -> Cells:
     return cells[np.lexsort((y, x, y // STRIP_PX))]
 
 
-def _drop_second_finds(upper: _Finds, lower: _Finds, diameter_px: float) -> None:
-    """Clear ``keep`` of the second find of every cell that two tiles saw, one of the tiles at least in the upper row."""
+def _drop_duplicates(upper: _Detections, lower: _Detections, diameter_px: float) -> None:
+    """Clear ``keep`` for one of two detections of the same cell by different tiles, at least one in the upper row."""
     from scipy.spatial import cKDTree
 
     cells = Cells.joined([upper.cells, lower.cells])
     centres, radii = cells.centres, cells.radii
     cores, keep = (np.concatenate([getattr(row, name) for row in (upper, lower)]) for name in ("cores", "keep"))
     inset = np.minimum(centres - cores[:, :2], cores[:, 2:] - centres).min(1, initial=np.inf)
-    # A find outside its own tile's core gives way to one inside; between equals the earlier tile's stays.
-    near = np.flatnonzero(inset < _SAME_CELL * radii.max(initial=0) + AROUND * diameter_px)
+    # A detection inside the core of its tile has precedence over one outside. Otherwise the earlier tile has.
+    near = np.flatnonzero(inset < _SAME_CELL * radii.max(initial=0) + OVERLAP_DIAMETERS * diameter_px)
     if len(near) < 2:
         return
     pairs = near[cKDTree(centres[near]).query_pairs(_SAME_CELL * radii[near].max(), output_type="ndarray")]
     pairs = pairs[pairs.min(1) < len(upper.cells)]
     pairs = pairs[(cores[pairs[:, 0]] != cores[pairs[:, 1]]).any(1)]
-    apart = np.linalg.norm(centres[pairs[:, 0]] - centres[pairs[:, 1]], axis=1)
-    pairs = pairs[apart < _SAME_CELL * radii[pairs].max(1)]
+    distance = np.linalg.norm(centres[pairs[:, 0]] - centres[pairs[:, 1]], axis=1)
+    pairs = pairs[distance < _SAME_CELL * radii[pairs].max(1)]
     for pair in pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]:
         if keep[pair].all():
             keep[max(pair, key=lambda i: (inset[i] < 0, i))] = False
@@ -151,18 +155,25 @@ def _drop_second_finds(upper: _Finds, lower: _Finds, diameter_px: float) -> None
 
 
 _EDGE_COLOUR = (120, 120, 120)
-_CELL_COLOUR = (0, 230, 0)  # more saturated than any stain, so thin rings show on dark nuclei and pale cytoplasm
+_CELL_COLOUR = (0, 230, 0)  # more saturated than any stain, so that thin rings are visible on nuclei and cytoplasm
 _MARKED_COLOUR = (220, 0, 0)
-_LEAST_MARKED_RADIUS = 9  # px of the picture; a cell of two pixels would be lost under its own ring
+_MIN_MARKED_RADIUS = 9  # px of the picture; a smaller ring would hide its cell
 _FONT_PX = 16
 
 
 def qc_thumbnail(slide: Slide, cells: Cells, max_px: int = 1600, marked: Sequence[int] = ()) -> Image.Image:
-    """Return an RGB picture of the slide with every cell ringed, its longer side at most ``max_px``.
+    """An RGB picture of the slide with a ring around every cell, also for a slide without cells.
 
-    Cells at the edge of what was scanned have grey rings.
-    ``marked``: indices into ``cells``, the most suspicious first; they get a bold ring and their rank from 1. The
-    picture is made for a slide without cells too. Raises `SlideUnreadableError`.
+    Cells at the edge of the scanned area have grey rings.
+
+    Args:
+        slide: the open slide.
+        cells: its cells.
+        max_px: max length of the picture's longer side.
+        marked: indices into ``cells``, the most suspicious first. They get a bold ring and their rank, from 1.
+
+    Raises:
+        SlideUnreadableError: the slide is damaged.
     """
     picture = Image.fromarray(slide.thumbnail(max_px))
     draw = ImageDraw.Draw(picture)
@@ -171,12 +182,12 @@ def qc_thumbnail(slide: Slide, cells: Cells, max_px: int = 1600, marked: Sequenc
         colour = _EDGE_COLOUR if at_edge else _CELL_COLOUR
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=1)
     font = ImageFont.load_default(_FONT_PX)
-    # The first ranks last, so that where rings overlap the most suspicious is on top.
+    # Drawn in reverse order, so that the most suspicious cells are on top.
     for rank, index in reversed(list(enumerate(marked, start=1))):
         x, y = cells.centres[index] * scale
-        radius = max(_LEAST_MARKED_RADIUS, cells.radii[index] * scale + 2)
+        radius = max(_MIN_MARKED_RADIUS, cells.radii[index] * scale + 2)
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=_MARKED_COLOUR, width=3)
-        # Beside the ring, but inside the picture for cells at its right or top edge.
+        # Next to the ring, but inside the picture for cells at its right or top edge.
         text_x = min(x + radius + 2, picture.width - draw.textlength(str(rank), font) - 2)
         text_y = max(0, y - radius - _FONT_PX / 2)
         draw.text((text_x, text_y), str(rank), _MARKED_COLOUR, font, stroke_width=2, stroke_fill="white")

@@ -33,8 +33,12 @@ _BLOCKS_AT_ONCE = 32
 class TrainingCells:
     """The cells of the training bags, without instance labels.
 
-    ``pixels`` uint8 (N, S, S, 3); ``is_positive`` bool (N,): the label of each cell's slide; ``bag`` and ``patient``
-    int64 (N,): a number for each cell's bag and patient, a bag of unknown patient being a patient of its own.
+    Args:
+        pixels: uint8 (N, S, S, 3).
+        is_positive: bool (N,), the label of each cell's slide.
+        bag: int64 (N,), the number of each cell's bag.
+        patient: int64 (N,), the number of each cell's patient. A bag of unknown patient counts as its own patient.
+        problems: the cells that could not be read.
     """
 
     pixels: Tensor
@@ -54,21 +58,22 @@ class TrainingCells:
 
 
 def bytes_needed(rows: tuple[BagRow, ...], image_size: int, draw: Draw = ALL) -> int:
-    """Memory that the decoded cells drawn of these bags will take, in bytes."""
+    """Size in memory of the decoded cells drawn from these bags, in bytes."""
     return count(rows, draw) * 3 * image_size**2
 
 
 def count(rows: tuple[BagRow, ...], draw: Draw) -> int:
-    """How many cells are drawn of these bags."""
+    """Number of cells drawn from these bags."""
     return sum(draw.count(row.n_instances) for row in rows)
 
 
 def load_training_cells(
     manifest: Manifest, rows: tuple[BagRow, ...], transform: CellTransform, listener: Listener, draw: Draw = ALL
 ) -> TrainingCells:
-    """Decode the cells drawn of the bags.
+    """Decode the cells drawn from the bags.
 
-    Raises `BagFileError` where a label has no bag, or a bag is not the one that the manifest lists.
+    Raises:
+        BagFileError: a label has no bag, or a bag is not the one that the manifest lists.
     """
     pixels = np.empty((count(rows, draw), transform.image_size, transform.image_size, 3), np.uint8)
     bag, problems = fill_cells(pixels, manifest, rows, transform, listener, draw)
@@ -83,10 +88,13 @@ def fill_cells(
     listener: Listener,
     draw: Draw = ALL,
 ) -> tuple[Tensor, tuple[Problem, ...]]:
-    """Decode the cells drawn of the bags, on every core, into NumPy's or HDF5's uint8 array (N, S, S, 3).
+    """Decode the cells drawn from the bags on all cores into a NumPy or HDF5 array, uint8 (N, S, S, 3).
 
-    Returns the place of each readable cell's bag among ``rows``, int64, shape (number of readable cells,), and the
-    unreadable cells.
+    Returns:
+        The index into ``rows`` of each readable cell's bag, int64 (number of readable cells,), and the unreadable cells.
+
+    Raises:
+        BagFileError: a label has no bag, or a bag is not the one that the manifest lists.
     """
     for label, name in ((0, "negative"), (1, "positive")):
         if not any(row.label == label for row in rows):
@@ -99,7 +107,7 @@ def fill_cells(
             bag = open_listed(manifest, row)
             if content_sha256(bag) != row.sha256:
                 raise BagFileError(
-                    f"{bag.path} is not the bag bags.csv lists (altered or exchanged). Make the bags again."
+                    f"{bag.path} is not the bag that bags.csv lists (altered or exchanged). Make the bags again."
                 )
             for block, unreadable in _decoded(bag, row.bag_id, draw, transform, pool):
                 pixels[filled : filled + len(block)] = block
@@ -114,7 +122,7 @@ def _decoded(
 ) -> Iterator[tuple[np.ndarray, list[Problem]]]:
     places = draw.places(bag_id, len(bag)).tolist()
     blocks = [places[start : start + _BLOCK] for start in range(0, len(places), _BLOCK)]
-    for first in range(0, len(blocks), _BLOCKS_AT_ONCE):  # so that memory holds no more than these of a huge bag
+    for first in range(0, len(blocks), _BLOCKS_AT_ONCE):  # limits the memory that a huge bag takes
         some = blocks[first : first + _BLOCKS_AT_ONCE]
         encoded = [[image for start, stop in _runs(block) for image in bag.images(start, stop)] for block in some]
         names = [[f"{bag_id}/{bag.instance_ids[i]}" for i in block] for block in some]
@@ -123,7 +131,7 @@ def _decoded(
 
 
 def _runs(places: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Start and stop of what is to be read in one piece of ascending places."""
+    """Start and stop of each run of consecutive numbers in ascending ``places``."""
     breaks = [i for i in range(1, len(places)) if places[i] != places[i - 1] + 1]
     for first, last in zip([0, *breaks], [*breaks, len(places)], strict=True):
         yield places[first], places[last - 1] + 1
@@ -132,7 +140,7 @@ def _runs(places: Sequence[int]) -> Iterator[tuple[int, int]]:
 def assemble(
     pixels: Tensor, bag: Tensor, problems: tuple[Problem, ...], manifest: Manifest, rows: tuple[BagRow, ...]
 ) -> TrainingCells:
-    """The cells of which `fill_cells` told. Raises `BagFileError` where either label has fewer than two."""
+    """Combine pixels with the result of `fill_cells`. Raises `BagFileError` if a label has fewer than two cells."""
     of_bag = torch.tensor([row.label == 1 for row in rows])
     names = [row.patient_id or f"bag:{row.bag_id}" for row in rows]
     number_of = {name: number for number, name in enumerate(dict.fromkeys(names))}
@@ -148,7 +156,7 @@ SCHEMA = "cytomil.cells/2"
 
 
 def cell_cache_path(out: Path, data: str, transform: CellTransform, draw: Draw = ALL) -> Path:
-    """Where runs that write the bundle ``out`` keep the decoded cells drawn of the bags with fingerprint ``data``."""
+    """Path of the decoded cells for runs that write the bundle ``out`` and use bags with fingerprint ``data``."""
     return out.parent / "cache" / f"cells-{sha256_of_json([SCHEMA, data, transform.sha256, asdict(draw)])[:16]}.h5"
 
 
@@ -160,10 +168,13 @@ def write_cell_cache(
     listener: Listener,
     draw: Draw = ALL,
 ) -> None:
-    """Decode the cells drawn of the bags into ``path``, whole or not at all; memory holds some blocks of cells at a time."""
+    """Decode the cells drawn from the bags into ``path``, completely or not at all.
+
+    Memory holds a few blocks of cells at a time.
+    """
     shape = (count(rows, draw), transform.image_size, transform.image_size, 3)
     with replacing(path) as partial, h5py.File(partial, "w") as file:
-        pixels = file.create_dataset("pixels", shape, np.uint8)  # not chunked, so that it can be mapped
+        pixels = file.create_dataset("pixels", shape, np.uint8)  # not chunked: open_cell_cache maps it
         bag, problems = fill_cells(pixels, manifest, rows, transform, listener, draw)
         file["bag"] = bag.numpy()
         file.attrs["problems"] = json.dumps([vars(problem) for problem in problems])
@@ -171,21 +182,21 @@ def write_cell_cache(
 
 
 def open_cell_cache(path: Path, manifest: Manifest, rows: tuple[BagRow, ...]) -> TrainingCells:
-    """The cells of these bags in ``path``, mapped. Raises `CytomilError` where the file is damaged."""
-    cure = "Delete it; it is made again."
-    with open_hdf5(path, CytomilError, cure) as file:
+    """Map the cells of these bags in ``path``. Raises `CytomilError` if the file is damaged."""
+    remedy = "Delete it; the next run writes it again."
+    with open_hdf5(path, CytomilError, remedy) as file:
         file.require_schema(SCHEMA, "a file of decoded cells")
         stored = file.dataset("pixels", "whole numbers", (None, None, None, 3))
         shape, offset = stored.shape, stored.offset
         bag = torch.from_numpy(file.dataset("bag", "whole numbers", (None,)).read())
-        told = file.attribute("problems", str)
+        encoded = file.attribute("problems", str)
     try:
-        problems = tuple(Problem(**problem) for problem in json.loads(told))
+        problems = tuple(Problem(**problem) for problem in json.loads(encoded))
         mapped = np.memmap(path, np.uint8, "r", offset or 0, shape)
     except (OSError, ValueError, TypeError) as error:
-        raise CytomilError(f"{path} is damaged ({error}). {cure}") from None
+        raise CytomilError(f"{path} is damaged ({error}). {remedy}") from None
     with warnings.catch_warnings():
-        # PyTorch has no read-only tensors and warns of them; nothing writes to the training cells.
+        # PyTorch has no read-only tensors and warns about the mapping. Nothing writes to the training cells.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
         pixels = torch.from_numpy(mapped)
     return assemble(pixels, bag, problems, manifest, rows)

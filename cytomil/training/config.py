@@ -1,4 +1,4 @@
-"""How `pretrain` trains an encoder."""
+"""Settings of `pretrain`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cytomil.registry import METHODS
 
 
 def _named_weights(value: Any) -> Any:
-    # An empty value in YAML, and a path from Python.
+    # YAML gives None for an empty value; Python users may pass a path.
     return "none" if value is None else str(value) if isinstance(value, Path) else value
 
 
 class PretrainConfig(Config):
-    """The encoder's training."""
+    """Settings of an encoder's training."""
 
     method: Annotated[str, AfterValidator(METHODS.known)] = Field(
         "none", description=f"{', '.join(METHODS)}, or a method that another package brings"
@@ -68,7 +68,7 @@ class PretrainConfig(Config):
     temperature: float = Field(0.2, gt=0, description="temperature τ of both contrastive losses")
     options: dict[str, Any] = Field(
         {},
-        description="settings of the method's own, such as slam-ags's objective; `pretrain --method NAME --help` lists them",
+        description="the method's own settings, such as slam-ags's objective; `pretrain --method NAME --help` lists them",
     )
     seed: int = Field(0, ge=0, description="seed of weights, batches and views")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
@@ -86,5 +86,5 @@ class PretrainConfig(Config):
         description="auto: compile the finished encoder for this processor, as `cytomil compile` does, unless there is a GPU",
     )
     cache: Literal["ram", "disk"] = Field(
-        "ram", description="where decoded cells are kept; disk: in a file beside the bundle, reused by the next run"
+        "ram", description="where decoded cells are kept; disk: in a file next to the bundle, reused by the next run"
     )

@@ -1,4 +1,4 @@
-"""Training curves for DVC: one point an epoch, by DVCLive."""
+"""Training curves for DVC: one point per epoch, written by DVCLive."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from types import TracebackType
 from typing import Any
 
 
-def can_draw() -> bool:
+def has_dvclive() -> bool:
     """Whether DVCLive is installed. Its extra is ``cytomil[dvc]``."""
     return find_spec("dvclive") is not None
 
 
 class Curves:
-    """A DVCLive run in ``folder``. Works outside a DVC or git repository too. Without DVCLive, nothing is written."""
+    """A DVCLive run in ``folder``.
+
+    It also works outside a DVC or git repository. Without DVCLive, nothing is written.
+    """
 
     def __init__(self, folder: Path, resume: bool) -> None:
         self._folder, self._resume = folder, resume
@@ -25,8 +28,8 @@ class Curves:
         return self
 
     def log(self, record: dict[str, Any]) -> None:
-        """Log one epoch's numbers; ``record`` as the training loop gives it."""
-        if not can_draw():
+        """Log one epoch's numbers. ``record`` is the training loop's record of the epoch."""
+        if not has_dvclive():
             return
         live = self._live or self._start()
         live.step = record["epoch"]
@@ -42,7 +45,7 @@ class Curves:
             self._live.end()
 
     def _start(self) -> Any:
-        # DVCLive warns of a missing repository, which is no concern of someone who uses cytomil without DVC.
+        # DVCLive warns about a missing repository. Users without DVC need no repository.
         logging.getLogger("dvclive").setLevel(logging.ERROR)
         from dvclive.live import Live
 

@@ -25,7 +25,7 @@ from cytomil.encoders.bundle import (
     save_bundle,
     stored_engines,
 )
-from cytomil.encoders.stages import default_layer, frozen_stages_leave_it
+from cytomil.encoders.stages import default_layer, layer_is_frozen
 from cytomil.encoders.start import Start, resolve_start
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import SettingsError, require_replaceable
@@ -43,7 +43,7 @@ from cytomil.training.cells import (
 )
 from cytomil.training.checkpoint import LIBRARIES, TRAINING_VERSION, RunIdentity, checkpoint_path, load_checkpoint
 from cytomil.training.config import PretrainConfig
-from cytomil.training.instance_label_door import read_training_instance_labels
+from cytomil.training.instance_label_access import read_training_instance_labels
 from cytomil.training.memory import measured_memory, require_disk, require_memory
 from cytomil.training.methods import Method, load_method, require_consent
 from cytomil.training.processes import OneProcess, Processes
@@ -108,7 +108,7 @@ def pretrain(
         )
     run = Run(settings, identity, cells, processes, checkpoint, make_method, start, listener.note)
     kept, frozen_stages = default_layer(run.encoder), run.encoder.frozen_stages
-    if method.trains and frozen_stages_leave_it(start.architecture, settings.image_size, frozen_stages, kept):
+    if method.trains and layer_is_frozen(start.architecture, settings.image_size, frozen_stages, kept):
         listener.note(
             f"training leaves the layer {kept} as it is, which embed takes unless another is named: "
             f"{frozen_stages} stages are frozen. Name a later --layer there, or lower --frozen-stages."
@@ -123,13 +123,13 @@ def pretrain(
                     on_epoch(record)
     if not method.trains:
         listener.note("looking at the embeddings of up to a thousand cells")
-        record = run.look()
+        record = run.examine_untrained()
         if on_epoch:
             on_epoch(record)
     if not processes.is_first:
-        processes.wait()
+        processes.barrier()
         return Pretrained(load_bundle(settings.out), ())
-    facts = run.facts() | _data_facts(manifest, rows, identity, len(cells))
+    facts = run.metadata() | _data_facts(manifest, rows, identity, len(cells))
     engines = stored_engines(settings.out)
     bundle = save_bundle(settings.out, run.encoder, transform, facts)
     if gone := sorted(set(engines) - set(stored_engines(settings.out))):
@@ -137,7 +137,7 @@ def pretrain(
             f"compiled engines of the former weights are gone: {', '.join(gone)}. Make them again with `cytomil compile`."
         )
     checkpoint_path(settings.out, identity).unlink(missing_ok=True)
-    processes.wait()
+    processes.barrier()
     return Pretrained(bundle, cells.problems)
 
 
@@ -184,7 +184,7 @@ def _cells(
     if processes.is_first and not path.is_file():
         require_disk(needed, what, path, listener)
         write_cell_cache(path, manifest, rows, transform, listener, draw)
-    processes.wait()
+    processes.barrier()
     return open_cell_cache(path, manifest, rows)
 
 

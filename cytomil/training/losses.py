@@ -1,4 +1,4 @@
-"""The losses: SLAM-AGS's (arXiv 2511.14639) and those of the methods it is compared with."""
+"""Losses of SLAM-AGS (arXiv 2511.14639) and of the methods that it is compared with."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 
 def similarity_loss(z: Tensor, temperature: float = 0.07) -> Tensor:
-    """Pull all projections of negative slides' cells together (SLAM-AGS eq. 1; WeakSupCon's loss on negatives).
+    """Mean over ordered pairs i ≠ j of −cos(z_i, z_j) / τ (SLAM-AGS eq. 1; WeakSupCon's loss on negatives).
 
-    The mean over ordered pairs i ≠ j of −cos(z_i, z_j) / τ. As printed, eq. 1 divides the pair sum by the number of
-    negatives; the authors' code takes the mean over pairs, and so does this function: it differs by the factor
-    |Neg| − 1 and keeps the loss's scale free of the batch size. Its least value, −1/τ, is a single point.
+    As printed, eq. 1 divides the pair sum by the number of negatives. This function takes the mean over pairs, like the
+    authors' code. The two differ by the factor |Neg| − 1, and only the mean is independent of the batch size. The
+    minimum, −1/τ, is reached if all projections are one point.
 
     Args:
         z: projections of negatives, shape (N, D), N ≥ 2; they need not be normalised.
@@ -30,7 +30,7 @@ def similarity_loss(z: Tensor, temperature: float = 0.07) -> Tensor:
         raise ValueError(f"similarity_loss needs projections of shape (N ≥ 2, D), got {tuple(z.shape)}")
     _check_temperature(temperature)
     unit = F.normalize(z, dim=1)
-    # |Σ u|² is the sum over all ordered pairs with i = j among them.
+    # |Σ u|² is the sum over all ordered pairs, including i = j.
     pair_sum = unit.sum(dim=0).square().sum() - unit.square().sum()
     return -pair_sum / (len(z) * (len(z) - 1)) / temperature
 
@@ -38,8 +38,8 @@ def similarity_loss(z: Tensor, temperature: float = 0.07) -> Tensor:
 def nt_xent_loss(z_i: Tensor, z_j: Tensor, temperature: float = 0.07) -> Tensor:
     """Normalised temperature-scaled cross entropy (SLAM-AGS eq. 2; SimCLR, arXiv 2002.05709, eq. 1).
 
-    Each of the 2N projections must pick its partner, the other view of the same instance, among the 2N − 1 others.
-    Chance is ln(2N − 1), see `chance_level`.
+    Each of the 2N projections is classified among the 2N − 1 others. The target is the other view of the same
+    instance. Chance is ln(2N − 1), see `chance_level`.
 
     Args:
         z_i: projections of the first views, shape (N, D); they need not be normalised.
@@ -65,9 +65,9 @@ def nt_xent_loss(z_i: Tensor, z_j: Tensor, temperature: float = 0.07) -> Tensor:
 def supcon_loss(z: Tensor, labels: Tensor, temperature: float = 0.07) -> Tensor:
     """Supervised contrastive loss L_out (Khosla et al., arXiv 2004.11362, eq. 2).
 
-    Each projection must pick those of its own class among all others: the mean over anchors of −1/|P(i)| times the sum
-    over its positives p of ln softmax_{a ≠ i}(cos(z_i, z_a) / τ) at p. Where nothing is told apart it is ln(M − 1). With
-    two views a cell and every cell a class of its own it is NT-Xent.
+    The mean over anchors i of −1/|P(i)| Σ_{p ∈ P(i)} ln softmax_{a ≠ i}(cos(z_i, z_a) / τ)_p, where P(i) are the other
+    projections of the anchor's class. Chance is ln(M − 1). With two views per cell and one class per cell, the loss is
+    NT-Xent.
 
     Args:
         z: projections, shape (M, D), all views of all cells; they need not be normalised.
@@ -75,10 +75,10 @@ def supcon_loss(z: Tensor, labels: Tensor, temperature: float = 0.07) -> Tensor:
         temperature: τ > 0.
 
     Returns:
-        A scalar, the mean over the anchors that have a positive, in nats; 0 where none has.
+        A scalar, the mean over the anchors that have a positive, in nats; 0 if none has.
 
     Raises:
-        ValueError: for shapes that do not fit, fewer than two rows, or τ ≤ 0.
+        ValueError: for inconsistent shapes, fewer than two rows, or τ ≤ 0.
     """
     if z.ndim != 2 or len(z) < 2 or labels.shape != (len(z),):
         raise ValueError(
@@ -87,22 +87,22 @@ def supcon_loss(z: Tensor, labels: Tensor, temperature: float = 0.07) -> Tensor:
     _check_temperature(temperature)
     unit = F.normalize(z, dim=1)
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    log_share = (unit @ unit.T / temperature).masked_fill(itself, float("-inf")).log_softmax(dim=1)
+    log_probability = (unit @ unit.T / temperature).masked_fill(itself, float("-inf")).log_softmax(dim=1)
     is_partner = (labels[:, None] == labels[None, :]) & ~itself
     n_partners = is_partner.sum(dim=1)
     # Not multiplied by the mask: −∞ · 0 on the diagonal would be NaN.
-    of_anchors = -log_share.masked_fill(~is_partner, 0.0).sum(dim=1) / n_partners.clamp(min=1)
-    return of_anchors.sum() / (n_partners > 0).sum().clamp(min=1)
+    by_anchor = -log_probability.masked_fill(~is_partner, 0.0).sum(dim=1) / n_partners.clamp(min=1)
+    return by_anchor.sum() / (n_partners > 0).sum().clamp(min=1)
 
 
 def info_nce_loss(queries: Tensor, keys: Tensor, temperature: float = 0.07) -> Tensor:
-    """InfoNCE of one view's queries among the other view's keys (MoCo v3, arXiv 2104.02057, eq. 1).
+    """InfoNCE of one view's queries against the other view's keys (MoCo v3, arXiv 2104.02057, eq. 1).
 
-    Each of the N queries must pick its own key among all N. Chance is ln N.
+    Each of the N queries is classified among all N keys. The target is the key of the same instance. Chance is ln N.
 
     Args:
         queries: shape (N, D); they need not be normalised.
-        keys: shape (N, D), row by row of the same instances; no gradient flows into them if they carry none.
+        keys: shape (N, D), row by row of the same instances; detach them to stop their gradient.
         temperature: τ > 0.
 
     Returns:
@@ -118,14 +118,14 @@ def info_nce_loss(queries: Tensor, keys: Tensor, temperature: float = 0.07) -> T
 
 
 def chance_level(n: int) -> float:
-    """NT-Xent of an encoder that tells nothing apart, for ``n`` instances in two views: ln(2n − 1) nats."""
+    """NT-Xent of an encoder that distinguishes nothing, for ``n`` instances in two views: ln(2n − 1) nats."""
     return math.log(2 * n - 1)
 
 
 def _check_pairs(loss: str, ours: Tensor, others: Tensor) -> None:
     if ours.shape != others.shape or ours.ndim != 2 or len(ours) == 0:
         raise ValueError(
-            f"{loss} needs two tensors of one shape (N, D), got {tuple(ours.shape)}, {tuple(others.shape)}"
+            f"{loss} needs two tensors of the same shape (N, D), got {tuple(ours.shape)}, {tuple(others.shape)}"
         )
 
 

@@ -1,7 +1,8 @@
 """Training in one process, or in several that torchrun started: gloo between CPUs, NCCL between GPUs.
 
-NCCL has been run by one process alone so far. Every process draws the whole batch and computes its shard of the rows.
-The results are gathered before the losses, so that contrastive negatives come from every process.
+NCCL has only been tried with a single process so far. Every process draws the whole batch and runs its shard of the
+rows through the encoder. The results are gathered before the losses, because contrastive negatives must come from every
+process.
 """
 
 from __future__ import annotations
@@ -23,44 +24,47 @@ from cytomil.errors import EndedElsewhereError, TrainingProcessError
 
 
 class Processes(Protocol):
-    """Every process calls the same methods in the same order. Only the first one writes, prints and checkpoints."""
+    """The collective operations of training.
+
+    Every process must call the same methods in the same order. Only the first one writes, prints and saves checkpoints.
+    """
 
     count: int
     is_first: bool
     device: torch.device
     on_this_machine: int
 
-    def share(self, rows: Tensor) -> Tensor:
-        """Own part of the whole, along the first axis."""
+    def shard(self, rows: Tensor) -> Tensor:
+        """The shard of ``rows`` that this process runs, along the first axis."""
         ...
 
     def gather(self, own: Tensor, n: int) -> Tensor:
-        """The whole, ``n`` rows, from every process's own part; gradients flow back to the part.
+        """All ``n`` rows, from the shards of all processes. Gradients flow back to this process's shard.
 
-        Each process must take the same loss of the whole: each then holds the gradient of its own part's share, and
-        `add_up` makes the gradient of it.
+        Every process must compute the same loss from all rows. Each then holds the gradient of its own shard, and
+        `all_reduce` adds them up to the gradient of the loss.
         """
         ...
 
-    def add_up(self, gradients: Tensor) -> None:
-        """Replace, in place, each process's gradients by their sum."""
+    def all_reduce(self, gradients: Tensor) -> None:
+        """Replace the gradients in place by their sum over all processes."""
         ...
 
-    def agree(self, *tensors: Tensor) -> None:
-        """Replace, in place, each process's tensors by the first one's."""
+    def broadcast(self, *tensors: Tensor) -> None:
+        """Replace the tensors in place by those of the first process."""
         ...
 
-    def share_statistics(self, module: nn.Module) -> None:
-        """Make the module's batch norms take their statistics over every process's part."""
+    def synchronise_batch_norms(self, module: nn.Module) -> None:
+        """Make the module's batch norms compute their statistics over the shards of all processes."""
         ...
 
-    def wait(self) -> None:
-        """Go on when all have come here."""
+    def barrier(self) -> None:
+        """Wait until all processes have called this."""
         ...
 
 
 class OneProcess:
-    """The usual case: one process has the whole. Nothing of PyTorch's distributed package is started."""
+    """A single process, without PyTorch's distributed package."""
 
     count = 1
     is_first = True
@@ -69,53 +73,58 @@ class OneProcess:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def share(self, rows: Tensor) -> Tensor:
-        """The whole."""
+    def shard(self, rows: Tensor) -> Tensor:
+        """Return ``rows`` unchanged."""
         return rows
 
     def gather(self, own: Tensor, n: int) -> Tensor:
-        """The whole."""
+        """Return ``own`` unchanged."""
         return own
 
-    def add_up(self, gradients: Tensor) -> None:
-        """Nothing to add."""
+    def all_reduce(self, gradients: Tensor) -> None:
+        """Do nothing."""
 
-    def agree(self, *tensors: Tensor) -> None:
-        """Nothing to agree on."""
+    def broadcast(self, *tensors: Tensor) -> None:
+        """Do nothing."""
 
-    def share_statistics(self, module: nn.Module) -> None:
-        """Nothing to share."""
+    def synchronise_batch_norms(self, module: nn.Module) -> None:
+        """Do nothing."""
 
-    def wait(self) -> None:
-        """Nobody to wait for."""
+    def barrier(self) -> None:
+        """Do nothing."""
 
 
 @contextmanager
 def training_processes(device: str) -> Iterator[Processes]:
-    """The processes that torchrun started, where it did; else this one alone."""
+    """The processes that torchrun started, or only this one without torchrun."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield OneProcess(pick_device(device))
         return
 
-    with joined(device) as processes:
+    with _process_group(device) as processes:
         yield processes
 
 
-AddUp = Callable[[Tensor], None]
+AllReduce = Callable[[Tensor], None]
 
 
-class SharedBatchNorm(_BatchNorm):
-    """``add_up`` replaces a tensor, in place, by its sum over the processes. In evaluation it is plain batch norm."""
+class SynchronisedBatchNorm(_BatchNorm):
+    """Batch norm with statistics over all processes. In evaluation mode it is plain batch norm.
 
-    def __init__(self, add_up: AddUp, num_features: int, eps: float, momentum: float | None, affine: bool) -> None:
+    ``all_reduce`` replaces a tensor in place by its sum over the processes.
+    """
+
+    def __init__(
+        self, all_reduce: AllReduce, num_features: int, eps: float, momentum: float | None, affine: bool
+    ) -> None:
         super().__init__(num_features, eps, momentum, affine)
-        self._add_up = add_up
+        self._add_up = all_reduce
 
     def forward(self, x: Tensor) -> Tensor:
-        """Activations (n, C, …), n ≥ 0 of this process → the same shape, in the weights' number format."""
+        """Activations (n, C, …) of this process, n ≥ 0 → the same shape, in the weights' number format."""
         if not self.training:
             return super().forward(x)
-        assert self.momentum is not None, "a cumulative average is not used by any encoder here"
+        assert self.momentum is not None, "no encoder here uses a cumulative average"
         y, mean, variance, n = _Normalise.apply(x.to(self.weight.dtype), self.weight, self.bias, self.eps, self._add_up)
         with torch.no_grad():
             if self.running_mean is not None and self.running_var is not None:
@@ -126,26 +135,26 @@ class SharedBatchNorm(_BatchNorm):
         return y
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
-        """Any number of dimensions will do."""
+        """Accept any number of dimensions."""
 
 
 class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, add_up: AddUp
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, all_reduce: AllReduce
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         over, shape = _axes(x)
         sums = torch.cat([x.sum(over), x.new_tensor([x.numel() / x.shape[1]])])
-        add_up(sums)
+        all_reduce(sums)
         n, mean = sums[-1], sums[:-1] / sums[-1]
         centred = x - mean.view(shape)
         variance = centred.square().sum(over)
-        add_up(variance)
+        all_reduce(variance)
         variance /= n
         inverse = (variance + eps).rsqrt()
         normal = centred.mul_(inverse.view(shape))
         ctx.save_for_backward(normal, weight, inverse, n)
-        ctx.add_up = add_up
+        ctx.all_reduce = all_reduce
         ctx.mark_non_differentiable(mean, variance, n)
         return torch.addcmul(bias.view(shape), normal, weight.view(shape)), mean, variance, n
 
@@ -156,14 +165,14 @@ class _Normalise(torch.autograd.Function):
         of_y = gradients[0]
         of_bias, of_weight = of_y.sum(over), (of_y * normal).sum(over)
         means = torch.stack([of_bias, of_weight])
-        ctx.add_up(means)
+        ctx.all_reduce(means)
         means /= n
         of_x = (of_y - means[0].view(shape) - normal * means[1].view(shape)) * (weight * inverse).view(shape)
         return of_x, of_weight, of_bias, None, None
 
 
 def replace_batch_norms(module: nn.Module, make: Callable[[_BatchNorm], _BatchNorm]) -> None:
-    """Put ``make(old)`` in the place of every batch norm in ``module``; weights and running statistics stay the same."""
+    """Replace every batch norm in ``module`` by ``make(old)``, and keep its weights and running statistics."""
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
             new = make(child)
@@ -176,7 +185,7 @@ def replace_batch_norms(module: nn.Module, make: Callable[[_BatchNorm], _BatchNo
 
 
 def _axes(x: Tensor) -> tuple[list[int], list[int]]:
-    """All axes but the channels', and the shape that broadcasts one value a channel."""
+    """All axes except the channels, and the shape that broadcasts one value per channel."""
     return [axis for axis in range(x.ndim) if axis != 1], [1, -1, *[1] * (x.ndim - 2)]
 
 
@@ -184,7 +193,7 @@ _FAILED = "cytomil/failed"
 
 
 class TorchrunProcesses:
-    """See `cytomil.training.processes.Processes`. The default process group must have been started."""
+    """Processes that torchrun started. The default process group must be initialised."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -193,8 +202,8 @@ class TorchrunProcesses:
         self.is_first = self.index == 0
         self.on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
-    def share(self, rows: Tensor) -> Tensor:
-        """Parts differ by one row at most."""
+    def shard(self, rows: Tensor) -> Tensor:
+        """See `Processes.shard`. The sizes of shards differ by at most one row."""
         return rows.tensor_split(self.count)[self.index]
 
     def gather(self, own: Tensor, n: int) -> Tensor:
@@ -202,17 +211,17 @@ class TorchrunProcesses:
         whole: Tensor = _Gather.apply(own, n, self)
         return whole
 
-    def add_up(self, gradients: Tensor) -> None:
-        """One sum over the network for all of them."""
-        _speak(dist.all_reduce, gradients)
+    def all_reduce(self, gradients: Tensor) -> None:
+        """See `Processes.all_reduce`."""
+        _communicate(dist.all_reduce, gradients)
 
-    def agree(self, *tensors: Tensor) -> None:
-        """Broadcast from the first process."""
+    def broadcast(self, *tensors: Tensor) -> None:
+        """See `Processes.broadcast`."""
         for tensor in tensors:
-            _speak(dist.broadcast, tensor, 0)
+            _communicate(dist.broadcast, tensor, 0)
 
-    def share_statistics(self, module: nn.Module) -> None:
-        """PyTorch's own synchronised batch norm on GPUs; it has none for CPUs."""
+    def synchronise_batch_norms(self, module: nn.Module) -> None:
+        """See `Processes.synchronise_batch_norms`. GPUs use PyTorch's synchronised batch norm, which has no CPU version."""
         if self.device.type == "cuda":
             replace_batch_norms(
                 module, lambda old: nn.SyncBatchNorm(old.num_features, old.eps, old.momentum, old.affine)
@@ -220,34 +229,34 @@ class TorchrunProcesses:
         else:
             replace_batch_norms(
                 module,
-                lambda old: SharedBatchNorm(self.add_up, old.num_features, old.eps, old.momentum, old.affine),
+                lambda old: SynchronisedBatchNorm(self.all_reduce, old.num_features, old.eps, old.momentum, old.affine),
             )
 
-    def wait(self) -> None:
-        """Go on when all have come here."""
-        _speak(dist.barrier)
+    def barrier(self) -> None:
+        """See `Processes.barrier`."""
+        _communicate(dist.barrier)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, n: int, processes: TorchrunProcesses) -> Tensor:
-        # A sum of parts that are zero elsewhere: exact, and parts may differ in length.
+        # An all_gather needs shards of equal length. A sum of shards that are zero elsewhere is exact, too.
         whole = own.new_zeros(n, *own.shape[1:])
-        processes.share(whole).copy_(own)
-        processes.add_up(whole)
+        processes.shard(whole).copy_(own)
+        processes.all_reduce(whole)
         ctx.processes = processes
         return whole
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.processes.share(gradients[0]), None, None
+        return ctx.processes.shard(gradients[0]), None, None
 
 
 @contextmanager
-def joined(device: str) -> Iterator[TorchrunProcesses]:
+def _process_group(device: str) -> Iterator[TorchrunProcesses]:
     """Join the processes that torchrun started, and leave them at the end.
 
-    The first process that fails raises its own error; the others raise `EndedElsewhereError`, and say nothing.
+    The first process that fails raises its own error. The others raise `EndedElsewhereError` and print nothing.
     """
     chosen = pick_device(device)
     if chosen.type == "cuda":
@@ -269,14 +278,14 @@ def _is_first_to_fail(store: Store, rank: int) -> bool:
     try:
         return store.compare_set(_FAILED, "", str(rank)) == str(rank).encode()
     except (RuntimeError, OSError):
-        return rank == 0  # whoever held the store has ended before
+        return rank == 0  # the process that held the store has ended
 
 
-def _speak(operation: Callable[..., Any], *arguments: Any) -> None:
+def _communicate(operation: Callable[..., Any], *arguments: Any) -> None:
     try:
         operation(*arguments)
     except RuntimeError as error:
         raise TrainingProcessError(
             f"another training process ended or cannot be reached ({str(error).splitlines()[0]}). "
-            "Start the same line again: training goes on after its last whole epoch."
+            "Run the same command again. Training continues after the last complete epoch."
         ) from None

@@ -1,4 +1,4 @@
-"""One training run: epochs of steps over the cells, their record, and what a checkpoint must hold of them."""
+"""One training run: its epochs, their record, and its state in a checkpoint."""
 
 from __future__ import annotations
 
@@ -31,28 +31,35 @@ from cytomil.training.views import ViewMaker
 _FROM_RANDOM, _FROM_WEIGHTS = 0.06, 0.01
 
 
-def usual_peak(from_weights: bool) -> float:
-    """The peak learning rate where none is chosen: lower where training goes on from others' weights."""
+def default_learning_rate(from_weights: bool) -> float:
+    """The default peak learning rate, which is lower if training starts from weights."""
     return _FROM_WEIGHTS if from_weights else _FROM_RANDOM
 
 
 def learning_rate_at(step: int, n_steps: int, warmup_steps: float, peak: float) -> float:
-    """Linear warm-up to ``peak``, then half a cosine down to 0 at ``n_steps`` (SGDR without restarts, 1608.03983)."""
+    """Linear warm-up to ``peak``, then half a cosine to 0 at ``n_steps`` (SGDR without restarts, arXiv 1608.03983)."""
     if step < warmup_steps:
         return peak * (step + 1) / (warmup_steps + 1)
     progress = (step - warmup_steps) / max(1.0, n_steps - warmup_steps)
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-# Looking whether the losses are finite waits for the device, so it is done once in so many steps.
-_STEPS_BETWEEN_LOOKS = 50
+# Checking whether the losses are finite waits for the device.
+_STEPS_BETWEEN_CHECKS = 50
 
 
 class Run:
-    """What changes from epoch to epoch.
+    """A training run and everything in it that changes from epoch to epoch.
 
-    ``start`` is what the encoder starts from; ``make_method`` makes the method for it; ``checkpoint`` takes up an
-    interrupted run of the same identity; ``note`` is told where the network cannot be compiled.
+    Args:
+        settings: the settings of `pretrain`.
+        identity: the identity that names the run's checkpoint.
+        cells: the training cells.
+        processes: the processes that train together.
+        checkpoint: the state of an interrupted run of the same identity, which is then continued.
+        make_method: makes the method for the encoder.
+        start: the initial encoder.
+        note: receives one line if the network cannot be compiled.
     """
 
     def __init__(
@@ -73,7 +80,7 @@ class Run:
         self.processes, self.device = processes, processes.device
         self.precision = pick_precision(settings.precision, self.device)
         self.start = start
-        self.peak = settings.learning_rate or usual_peak(bool(start.weights))
+        self.peak = settings.learning_rate or default_learning_rate(bool(start.weights))
         self.encoder = TrainingEncoder(
             start.architecture, self.precision, processes, bool(start.weights), settings.frozen_stages
         )
@@ -84,33 +91,34 @@ class Run:
         for module in (self.encoder, self.method):
             module.to(self.device).to(memory_format=torch.channels_last)
         if settings.compile:
-            # After the method is made, which may have copied the encoder.
+            # Only now: the method may copy the encoder.
             self.encoder.use_compiler(note or Silent().note)
         self.step = Step(self.encoder, self.method, settings, processes, self.precision)
-        self.make_view = ViewMaker(settings.crop_scale, settings.jitter, self.method.turns)
+        self.make_view = ViewMaker(settings.crop_scale, settings.jitter, self.method.rotates)
         self.steps = len(self.method.batches(torch.Generator()))
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         self.health: Health | None = None
         if checkpoint:
             self._restore(checkpoint)
-        self.step.agree()
+        self.step.broadcast_weights()
 
     def bytes_to_write(self) -> int:
-        """Disk that the run takes at most: a checkpoint, the one that replaces it, and the bundle in the end, in bytes."""
+        """The most disk space that the run takes, in bytes: two checkpoints, one replacing the other, and the bundle."""
         return 2 * _bytes_of(vars(self._checkpoint())) + _bytes_of(self.encoder.state_dict())
 
     def train_epoch(self, epoch: int, listener: Listener, count: Count) -> dict[str, Any]:
-        """One pass over the cells, then a look at the embeddings and a checkpoint. Returns the epoch's record.
+        """Pass over the cells once, measure the embeddings and save a checkpoint. Returns the epoch's record.
 
-        Raises `DivergedError` if a loss or a weight became NaN or infinite.
+        Raises:
+            DivergedError: a loss or a weight became NaN or infinite.
         """
-        # Seeded by epoch, so that a resumed run draws what an unbroken one would have drawn.
+        # Seeded per epoch: a resumed run must draw the same numbers as an uninterrupted one.
         generator = torch.Generator().manual_seed(self.settings.seed * 100_003 + epoch)
         self.method.before_epoch(epoch, self.encoder)
         self.encoder.train()
         sums: dict[str, Tensor | float] = {}
-        unseen: list[dict[str, Tensor | float]] = []
+        unchecked: list[dict[str, Tensor | float]] = []
         n_images, started = 0, time.perf_counter()
         batches = self.method.batches(generator)
         title = f"epoch {epoch + 1}/{self.settings.epochs}"
@@ -120,10 +128,10 @@ class Run:
             self.method.after_step(self.encoder, (step + 1) / (self.settings.epochs * self.steps))
             for key, value in measured.items():
                 sums[key] = sums.get(key, 0.0) + value
-            unseen.append(measured)
-            if len(unseen) == _STEPS_BETWEEN_LOOKS or number + 1 == self.steps:
-                self._refuse_divergence(step + 1 - len(unseen), unseen)
-                unseen = []
+            unchecked.append(measured)
+            if len(unchecked) == _STEPS_BETWEEN_CHECKS or number + 1 == self.steps:
+                self._refuse_divergence(step + 1 - len(unchecked), unchecked)
+                unchecked = []
             n_images += len(indices)
             count.step(1)
         if not self.step.weights_are_finite():
@@ -138,22 +146,22 @@ class Run:
             save_checkpoint(checkpoint_path(self.settings.out, self.identity), self.identity, self._checkpoint())
         return record | {"images_per_second": n_images / seconds}
 
-    def look(self) -> dict[str, Any]:
-        """The state of the embeddings as the encoder starts, in place of an epoch. Returns its record, of epoch 0."""
+    def examine_untrained(self) -> dict[str, Any]:
+        """Measure the embeddings of the initial encoder, instead of an epoch. Returns the record, of epoch 0."""
         self.method.before_epoch(0, self.encoder)
         self.health = self._examine()
         self.history = [{"epoch": 0, **vars(self.health)}]
         return self.history[0]
 
-    def facts(self) -> dict[str, Any]:
-        """What the bundle says of this run; the first process alone knows."""
+    def metadata(self) -> dict[str, Any]:
+        """The bundle's record of this run. Only the first process can make it."""
         last = self.history[-1]
         margin = last["chance"] - last[f"loss_{self.method.contrast}"] if "chance" in last else None
         assert self.health is not None
         reason = self.health.collapse_reason(margin, last.get("chance"), self.method.classes)
         return {
             "method": self.settings.method,
-            "start_weights": self.start.weights.facts() if self.start.weights else None,
+            "start_weights": self.start.weights.metadata() if self.start.weights else None,
             "frozen_stages": self.encoder.frozen_stages if self.method.trains else None,
             "peak_learning_rate": self.peak if self.method.trains else None,
             "caveats": list(self.start.weights.caveats) if self.start.weights else [],
@@ -172,7 +180,7 @@ class Run:
         }
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
-        """Views of these cells, drawn from ``generator``; every process draws the same whole batch."""
+        """Views of these cells, drawn from ``generator``. Every process draws the same whole batch."""
         pixels = to_unit_range(self.cells.pixels[indices], self.device)
         views = tuple(self.make_view(pixels, generator) for _ in range(self.method.n_views))
         return Batch(views, self.cells.is_positive[indices].to(self.device), indices)
@@ -187,13 +195,13 @@ class Run:
         for number, finite in enumerate(torch.isfinite(losses).tolist()):
             if broken := [name for name, good in zip(names, finite, strict=True) if not good]:
                 raise self._diverged(", ".join(broken), first_step + number)
-        if self.step.loss_scale.is_spent():
+        if self.step.loss_scale.is_exhausted():
             raise self._diverged("a gradient", first_step + len(measured) - 1)
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         kept = checkpoint_path(self.settings.out, self.identity)
         last_good = (
-            f"the last good checkpoint, after epoch {self.epoch}, is {kept}" if self.epoch else "no epoch was finished"
+            f"the last good checkpoint, after epoch {self.epoch}, is {kept}" if self.epoch else "no epoch was completed"
         )
         return DivergedError(
             f"{what} became NaN or infinite at step {step + 1} (epoch {step // self.steps + 1}); "
@@ -223,7 +231,7 @@ class Run:
 
 
 def _bytes_of(state: Any) -> int:
-    """What a file of this state takes, in bytes: tensors that share memory are written once, the rest is little."""
+    """Approximate size of this state in a file, in bytes. Tensors that share memory are written once."""
     storages: dict[int, int] = {}
 
     def visit(part: Any) -> None:
@@ -241,7 +249,7 @@ def _bytes_of(state: Any) -> int:
 
 
 def _over_an_epoch(sums: dict[str, Tensor | float], steps: int) -> dict[str, float | int]:
-    """Means of what the steps measured, of gradients over the steps that were taken; and how many were skipped."""
+    """Means of the steps' measurements, and the number of skipped steps. Gradients are averaged over steps taken."""
     skipped = int(sums.get("skipped_steps", 0))
     taken = max(1, steps - skipped)
     record: dict[str, float | int] = {

@@ -1,4 +1,4 @@
-"""One update of the weights: forward, losses, a gradient a task, their combination, the optimiser."""
+"""One update of the weights: losses, one gradient per task, their combination, and the optimiser's step."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from cytomil.encoders.architecture import Encoder
 from cytomil.training.config import PretrainConfig
 from cytomil.training.methods import Batch, Method
 from cytomil.training.processes import Processes
-from cytomil.training.surgery import combine, inner_products
+from cytomil.training.surgery import combine, compute_gramian
 
 
 class FlatWeights:
-    """Moves parameters into one buffer (they become views of it) and keeps a gradient a task beside it.
+    """One buffer for all parameters, which become views of it, and another for one gradient per task.
 
-    ``values``, shape (P,), is what the optimiser steps; ``gradients``, shape (T, P), is what was written last. Each
+    The optimiser updates ``values``, shape (P,). ``gradients``, shape (T, P), holds the last gradients written. Each
     parameter keeps its shape and memory format. The module must not be moved to another device afterwards.
     """
 
@@ -34,7 +34,7 @@ class FlatWeights:
             parameter.data = window
 
     def write_gradients(self, tasks: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Copy one gradient a parameter for each task into the buffer kept for them: shape (T, P), reused every step."""
+        """Copy each task's gradients, one per parameter, into a buffer of shape (T, P) that every step reuses."""
         if len(tasks) != len(self.gradients):
             self.gradients = self.gradients.new_empty(len(tasks), self.values.numel())
             self._windows = [self._windows_of(row) for row in self.gradients]
@@ -50,14 +50,14 @@ class FlatWeights:
         return windows
 
 
-# The scale begins at 2^16 and is halved where a gradient overflows: below this, not the scale is at fault.
-_LEAST = 2.0**-10
+# The scale starts at 2^16 and is halved on every overflow. Below this, the scale is not the cause.
+_MIN_SCALE = 2.0**-10
 
 
 class LossScale:
-    """PyTorch's gradient scaler around one optimiser, where ``precision`` is float16; otherwise it changes nothing.
+    """PyTorch's gradient scaler for one optimiser. It is only active if ``precision`` is float16.
 
-    Nothing but `is_spent` waits for the device.
+    Only `is_exhausted` waits for the device.
     """
 
     def __init__(self, device: torch.device, precision: torch.dtype) -> None:
@@ -66,21 +66,22 @@ class LossScale:
 
     @property
     def used(self) -> bool:
-        """Whether losses are scaled at all."""
+        """Whether losses are scaled."""
         return self._scaler.is_enabled()
 
     def value(self) -> Tensor:
-        """By what losses, and with them gradients, are multiplied now: a scalar of its own."""
+        """A new scalar with the current factor on losses and gradients."""
         return self._scaler.scale(self._one)
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """The loss whose gradients float16 holds."""
+        """The loss times the current factor, so that float16 can represent its gradients."""
         return self._scaler.scale(loss)
 
     def step(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
-        """One step by scaled gradients, or none where one of them is not finite; then the scale of the next step.
+        """Take one step by scaled gradients, or skip it if one is not finite. Then update the scale.
 
-        Returns a scalar, 1 where the step was skipped, else 0; None where losses are not scaled.
+        Returns:
+            A scalar, 1 if the step was skipped and 0 otherwise; None if losses are not scaled.
         """
         if not self.used:
             optimizer.step()
@@ -90,24 +91,24 @@ class LossScale:
         self._scaler.update()
         return (self.value() < before).float()
 
-    def is_spent(self) -> bool:
-        """Whether gradients overflow at any scale; waits for the device."""
-        return self.used and self._scaler.get_scale() < _LEAST
+    def is_exhausted(self) -> bool:
+        """Whether gradients overflow at any scale. Waits for the device."""
+        return self.used and self._scaler.get_scale() < _MIN_SCALE
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step's scale depends on; empty where losses are not scaled."""
+        """The scaler's state; empty if losses are not scaled."""
         return self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``, or from the first scale where it was made without scaling."""
+        """Continue from ``state``, or from the initial scale if ``state`` is empty."""
         if state:
             self._scaler.load_state_dict(state)
 
 
 class Step:
-    """Updates an encoder, and what the method trains along with it, batch by batch.
+    """Updates the weights of an encoder and of its method, batch by batch.
 
-    Nothing here waits for the device: what a step measures stays a tensor on it.
+    A step never waits for the device. Its measurements are tensors on the device.
     """
 
     def __init__(
@@ -119,28 +120,30 @@ class Step:
         precision: torch.dtype = torch.float32,
     ) -> None:
         self.encoder, self.method, self.processes = encoder, method, processes
-        # A method may have frozen some of the encoder's weights, or keep weights of its own that are not trained.
+        # A method may freeze weights of the encoder and of its own.
         self.shared = FlatWeights(weight for weight in encoder.parameters() if weight.requires_grad)
         own = [weight for weight in method.parameters() if weight.requires_grad]
         self.own = FlatWeights(own) if own else None
         self.optimizer = torch.optim.SGD(
             [self.shared.values, *([self.own.values] if self.own else [])],
-            lr=0.0,  # given anew with each step
+            lr=0.0,  # set in each step
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             fused=True,
         )
         if settings.momentum:
-            # PyTorch allocates these in the first step, and leaves them as they come where that step is skipped.
+            # PyTorch allocates these buffers in the first step, and does not initialise them if it is skipped.
             for flat in self._flats():
                 self.optimizer.state[flat.values]["momentum_buffer"] = torch.zeros_like(flat.values)
         self.loss_scale = LossScale(processes.device, precision)
 
     def __call__(self, batch: Batch, learning_rate: float) -> dict[str, Tensor | float]:
-        """Take one step. Returns scalars to be averaged over an epoch: ``loss_…`` a task, chance level, gradients.
+        """Take one step.
 
-        Where losses are scaled, ``skipped_steps`` is 1 for a step that was not taken because a gradient overflowed; what
-        it says of gradients is then 0.
+        Returns:
+            Scalars to average over an epoch: ``loss_…`` per task, the chance level, measures of the gradients. If losses
+            are scaled, ``skipped_steps`` is 1 for a step skipped because a gradient overflowed. Its measures of the
+            gradients are 0.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -152,19 +155,19 @@ class Step:
         return measured | {"learning_rate": learning_rate}
 
     def weights_are_finite(self) -> bool:
-        """Whether no weight is NaN or infinite; waits for the device."""
+        """Whether no weight is NaN or infinite. Waits for the device."""
         return all(bool(torch.isfinite(flat.values).all()) for flat in self._flats())
 
-    def agree(self) -> None:
-        """Give every process the first one's weights."""
+    def broadcast_weights(self) -> None:
+        """Give every process the weights of the first one."""
         with torch.no_grad():
-            self.processes.agree(*(flat.values for flat in self._flats()))
+            self.processes.broadcast(*(flat.values for flat in self._flats()))
 
     def _flats(self) -> list[FlatWeights]:
         return [flat for flat in (self.shared, self.own) if flat]
 
     def _update(self, losses: list[Tensor]) -> dict[str, Tensor]:
-        tasks = losses if self.method.weigh else [torch.stack(losses).sum()]
+        tasks = losses if self.method.weighting else [torch.stack(losses).sum()]
         tasks = [self.loss_scale.scaled(task) for task in tasks]
         n_shared = len(self.shared.parameters)
         wanted = [*self.shared.parameters, *(self.own.parameters if self.own else ())]
@@ -174,36 +177,37 @@ class Step:
             )
             for task in tasks
         ]
-        self.shared.values.grad, products = self.gradients_to_update([task[:n_shared] for task in found])
+        self.shared.values.grad, gramian = self.combined_gradient([task[:n_shared] for task in found])
         if self.own:
             self.own.values.grad = self.own.write_gradients([task[n_shared:] for task in found]).sum(dim=0)
         skipped = self.loss_scale.step(self.optimizer)
-        measured = {} if products is None or len(tasks) != 2 else _conflict(products)
+        measured = {} if gramian is None or len(tasks) != 2 else _conflict(gramian)
         if skipped is None:
             return measured
         measured = {name: torch.where(skipped > 0, 0, value) for name, value in measured.items()}
         return measured | {"skipped_steps": skipped}
 
-    def gradients_to_update(self, tasks: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor | None]:
-        """One gradient a shared parameter for each task → the update, shape (P,): what surgery costs is spent here.
+    def combined_gradient(self, tasks: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor | None]:
+        """Combine the tasks' gradients, one tensor per shared parameter each, to one by the method's surgery.
 
-        With it, where the method weighs them, the tasks' inner products (T, T). Where losses are scaled, gradients and
-        update are too, the inner products not: the optimiser undoes it, and weights (T,) are those of the true gradients.
+        Returns:
+            The update, shape (P,), and the gramian of the tasks' gradients (T, T); None if the method has no weighting.
+            If losses are scaled, so is the update, and the optimiser undoes it. The gramian is that of the true gradients.
         """
         gradients = self.shared.write_gradients(tasks)
-        self.processes.add_up(gradients)
-        if self.method.weigh is None:
+        self.processes.all_reduce(gradients)
+        if self.method.weighting is None:
             return gradients[0], None
-        products = inner_products(gradients) / self.loss_scale.value().double().square()
-        # In the first one's place, which nobody reads again: no room for another gradient.
-        return combine(gradients, self.method.weigh(products), out=gradients[0]), products
+        gramian = compute_gramian(gradients) / self.loss_scale.value().double().square()
+        # Overwrites the first gradient, which is not read again, to save memory.
+        return combine(gradients, self.method.weighting(gramian), out=gradients[0]), gramian
 
 
-def _conflict(products: Tensor) -> dict[str, Tensor]:
-    """The two tasks' gradient norms and their cosine, from their inner products."""
-    negative, positive = products.diagonal().sqrt()
+def _conflict(gramian: Tensor) -> dict[str, Tensor]:
+    """The norms of the two tasks' gradients and their cosine, from the gramian."""
+    negative, positive = gramian.diagonal().sqrt()
     return {
         "gradient_norm_negative": negative,
         "gradient_norm_positive": positive,
-        "gradient_cosine": products[0, 1] / (negative * positive).clamp(min=1e-30),
+        "gradient_cosine": gramian[0, 1] / (negative * positive).clamp(min=1e-30),
     }

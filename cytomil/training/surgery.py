@@ -1,4 +1,4 @@
-"""Gradient surgery: what to do when two tasks pull the shared weights in opposing directions."""
+"""Gradient surgery: combine the gradients of tasks that may conflict on the shared weights."""
 
 from __future__ import annotations
 
@@ -35,60 +35,60 @@ class Rescale(StrEnum):
 CAGRAD_C = 0.5
 
 Weighting = Callable[[Tensor], Tensor]
-"""From the gradients' inner products, shape (T, T), in double precision, to what each counts in the update, shape (T,)."""
+"""Maps the gradients' gramian, shape (T, T), double precision, to their weights in the update, shape (T,)."""
 
 _BLOCK = 512
-# Below this share of its parts' squared norms, an update's own is mostly what single precision's rounding left.
+# An update whose squared norm is below this fraction of its parts' squared norms is mostly rounding error.
 _CANCELLED = 1e-8
 
 
 def pcgrad(gradients: Tensor) -> Tensor:
-    """Project each task's gradient off those it conflicts with, then sum (PCGrad, arXiv 2001.06782, algorithm 1).
+    """Remove conflicting components from each task's gradient, then sum (PCGrad, arXiv 2001.06782, algorithm 1).
 
-    Each gradient g_i is taken in turn against the *original* g_j of the other tasks, j ascending (the paper draws the
-    order at random; with two tasks there is only one): where their inner product is negative, g_i's component along
-    g_j is removed.
+    Each gradient g_i is compared with the *original* g_j of every other task, in ascending order of j. If their inner
+    product is negative, the component of g_i along g_j is removed. The paper draws the order at random. With two tasks
+    there is only one order.
 
     Args:
-        gradients: one flat gradient a task, shape (T, P).
+        gradients: one flat gradient per task, shape (T, P).
 
     Returns:
         The sum of the projected gradients, shape (P,).
 
     Raises:
-        ValueError: for another number of dimensions, or no task.
+        ValueError: the gradients are not of shape (T ≥ 1, P).
     """
-    return combine(gradients, pcgrad_weights(inner_products(gradients)))
+    return combine(gradients, pcgrad_weights(compute_gramian(gradients)))
 
 
 def adaptive_gradient_surgery(gradients: Tensor, rescale: str = "paper") -> Tensor:
-    """PCGrad, then the plain sum's norm restored (SLAM-AGS, arXiv 2511.14639, eq. 6).
+    """PCGrad, then restore the norm of the plain sum (SLAM-AGS, arXiv 2511.14639, eq. 6).
 
-    Of conflicting gradients, projection shrinks the sum where their norms differ much and lengthens it where they are
-    alike. ``rescale`` says when its norm is set to that of the plain sum: ``paper`` only where it shrank (eq. 6),
-    ``always`` (the authors' code), or ``never`` (plain PCGrad). Gradients that cancel each other out, but for rounding,
-    are not rescaled.
+    If gradients conflict, the projection shortens the sum when their norms differ much, and lengthens it when they are
+    similar. Gradients that cancel except for rounding are not rescaled.
 
     Args:
-        gradients: one flat gradient a task, shape (T, P).
-        rescale: ``paper``, ``always`` or ``never``.
+        gradients: one flat gradient per task, shape (T, P).
+        rescale: when to set the norm to that of the plain sum: ``paper`` only if the sum became shorter (eq. 6),
+            ``always`` (the authors' code), or ``never`` (plain PCGrad).
 
     Returns:
         The update direction, shape (P,).
 
     Raises:
-        ValueError: for another number of dimensions, no task, or another ``rescale``.
+        ValueError: the gradients are not of shape (T ≥ 1, P), or ``rescale`` is unknown.
     """
-    return combine(gradients, adaptive_weights(inner_products(gradients), rescale))
+    return combine(gradients, adaptive_weights(compute_gramian(gradients), rescale))
 
 
-def inner_products(gradients: Tensor) -> Tensor:
+def compute_gramian(gradients: Tensor) -> Tensor:
     """Inner product of every pair of gradients, shape (T, P) → (T, T), in double precision.
 
-    Summed block by block: as one product of rows with millions of columns, single precision is off by up to 3e-3 of them.
+    Blocks are summed in double precision. One single-precision product of rows with millions of columns has a relative
+    error of up to 3e-3.
 
     Raises:
-        ValueError: for another number of dimensions, or no task.
+        ValueError: the gradients are not of shape (T ≥ 1, P).
     """
     if gradients.ndim != 2 or len(gradients) == 0:
         raise ValueError(f"gradients must have shape (T ≥ 1, P), got {tuple(gradients.shape)}")
@@ -99,8 +99,8 @@ def inner_products(gradients: Tensor) -> Tensor:
 
 
 def combine(gradients: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
-    """The update Σ w_i g_i of gradients (T, P) and weights (T,), shape (P,); ``out`` may be the first gradient itself."""
-    # Not weights @ gradients: a matrix product of one row was slower inside a step.
+    """The update Σ w_i g_i of gradients (T, P) and weights (T,), shape (P,). ``out`` may be the first gradient."""
+    # Not weights @ gradients: a matrix product with one row was slower within a step.
     first, *others = weights.to(gradients.dtype)
     update = torch.mul(gradients[0], first, out=out)
     for gradient, weight in zip(gradients[1:], others, strict=True):
@@ -108,60 +108,63 @@ def combine(gradients: Tensor, weights: Tensor, out: Tensor | None = None) -> Te
     return update
 
 
-def pcgrad_weights(products: Tensor) -> Tensor:
-    """What each gradient counts in `pcgrad`'s update, shape (T,), from their inner products (T, T).
+def pcgrad_weights(gramian: Tensor) -> Tensor:
+    """The weight of each gradient in `pcgrad`'s update, shape (T,), from the gramian (T, T).
 
-    What is removed from a gradient stays in the gradients' span, so that nothing else need be known of them.
+    The gramian is sufficient, because every projection stays in the span of the gradients.
     """
-    shares = torch.eye(len(products), dtype=products.dtype, device=products.device)
-    for j in range(len(products)):
-        inner = (shares @ products[j]).clamp(max=0) / products[j, j].clamp(min=torch.finfo(products.dtype).tiny)
+    coefficients = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
+    for j in range(len(gramian)):
+        inner = (coefficients @ gramian[j]).clamp(max=0) / gramian[j, j].clamp(min=torch.finfo(gramian.dtype).tiny)
         inner[j] = 0
-        shares[:, j] -= inner
-    return shares.sum(dim=0)
+        coefficients[:, j] -= inner
+    return coefficients.sum(dim=0)
 
 
-def priority_weights(products: Tensor) -> Tensor:
-    """What each gradient counts, shape (T,), from their inner products (T, T), where the last task comes first.
+def priority_weights(gramian: Tensor) -> Tensor:
+    """The weight of each gradient, shape (T,), from the gramian (T, T), if the last task has priority.
 
-    Every other gradient loses its component along the last one's where it opposes it (A-GEM, arXiv 1812.00420, eq. 11),
-    and the last one stays whole. PCGrad projects both ways whatever the gradients' norms: the least of tasks may forbid
-    the greatest a direction. Here, to first order, the last task learns no slower than by itself.
+    Every other gradient that opposes the last one loses its component along it (A-GEM, arXiv 1812.00420, eq. 11). The
+    last gradient is kept unchanged. PCGrad projects both ways, so a task with a small gradient can remove a direction
+    from one with a large gradient. Here, to first order, the last task learns as fast as it would alone.
     """
-    weights = torch.ones_like(products[0])
-    opposed = products[:-1, -1].clamp(max=0).sum()
-    weights[-1] -= opposed / products[-1, -1].clamp(min=torch.finfo(products.dtype).tiny)
+    weights = torch.ones_like(gramian[0])
+    opposed = gramian[:-1, -1].clamp(max=0).sum()
+    weights[-1] -= opposed / gramian[-1, -1].clamp(min=torch.finfo(gramian.dtype).tiny)
     return weights
 
 
-def adaptive_weights(products: Tensor, rescale: str = "paper") -> Tensor:
-    """What each gradient counts in `adaptive_gradient_surgery`'s update, shape (T,), from their inner products (T, T).
+def adaptive_weights(gramian: Tensor, rescale: str = "paper") -> Tensor:
+    """The weight of each gradient in `adaptive_gradient_surgery`'s update, shape (T,), from the gramian (T, T).
 
     Raises:
-        ValueError: for another ``rescale``.
+        ValueError: ``rescale`` is unknown.
     """
     if rescale not in ("paper", "always", "never"):
         raise ValueError(f"rescale must be 'paper', 'always' or 'never', got {rescale!r}")
-    weights = pcgrad_weights(products)
+    weights = pcgrad_weights(gramian)
     if rescale == "never":
         return weights
-    squared, wanted = weights @ products @ weights, products.sum()
-    cancelled = squared <= _CANCELLED * (weights.square() @ products.diagonal())
+    squared, wanted = weights @ gramian @ weights, gramian.sum()
+    cancelled = squared <= _CANCELLED * (weights.square() @ gramian.diagonal())
     unchanged = cancelled | (squared >= wanted) if rescale == "paper" else cancelled
     return weights * torch.where(unchanged, 1.0, wanted / squared).clamp(min=0).sqrt()
 
 
-def surgeon(surgery: Surgery, rescale: Rescale) -> Weighting | None:
-    """What weighs the tasks' gradients in an update, from their inner products; None for their plain sum.
+def find_weighting(surgery: Surgery, rescale: Rescale) -> Weighting | None:
+    """The weighting of a surgery; None for the plain sum of the gradients.
 
-    ``pcgrad``, ``adaptive`` and ``priority`` are this module's. The others are torchjd's: ``cagrad`` (arXiv 2110.14048,
-    c = `CAGRAD_C`) keeps within c times the mean gradient's norm of it and takes the step there that serves the
-    worst-off task best; ``mgda`` (Désidéri 2012; arXiv 1810.04650) is the convex combination of least norm; ``imtl-g``
-    (Liu et al., ICLR 2021) has the same projection on every task's gradient. These three are averages where the others
-    are sums, so that their steps are shorter at the same learning rate.
+    ``pcgrad``, ``adaptive`` and ``priority`` are implemented here. The others are torchjd's:
+
+    - ``cagrad`` (arXiv 2110.14048, c = `CAGRAD_C`) maximises the slowest task's decrease within a ball around the mean
+      gradient, of c times its norm.
+    - ``mgda`` (Désidéri 2012; arXiv 1810.04650) is the convex combination with the smallest norm.
+    - ``imtl-g`` (Liu et al., ICLR 2021) has equal projections on all tasks' gradients.
+
+    These three are averages and the others are sums. Their steps are therefore shorter at the same learning rate.
 
     Raises:
-        SettingsError: torchjd, or for ``cagrad`` its solver, is not installed.
+        SettingsError: torchjd is not installed, or its solver for ``cagrad`` is not.
     """
     ours = {
         Surgery.SUM: None,
@@ -178,7 +181,7 @@ def surgeon(surgery: Surgery, rescale: Rescale) -> Weighting | None:
             return partial(_by_torchjd, MGDAWeighting())
         if surgery is Surgery.IMTL_G:
             return partial(_by_torchjd, IMTLGWeighting())
-        # torchjd's own threshold, 1e-4, takes small gradients for a solution and stops training silently.
+        # With torchjd's default threshold, 1e-4, small gradients count as a solution and training stops silently.
         return partial(_by_torchjd, CAGradWeighting(c=CAGRAD_C, norm_eps=1e-12))
     except ImportError:
         raise SettingsError(
@@ -186,8 +189,8 @@ def surgeon(surgery: Surgery, rescale: Rescale) -> Weighting | None:
         ) from None
 
 
-def _by_torchjd(weighting: Weighting, products: Tensor) -> Tensor:
-    if not bool(torch.isfinite(products).all()):
-        # The solvers raise on NaN; the loop tells of divergence in words.
-        return torch.ones_like(products[0])
-    return weighting(products)
+def _by_torchjd(weighting: Weighting, gramian: Tensor) -> Tensor:
+    if not bool(torch.isfinite(gramian).all()):
+        # The solvers raise on NaN. The training loop reports divergence with a message of its own.
+        return torch.ones_like(gramian[0])
+    return weighting(gramian)

@@ -1,4 +1,4 @@
-"""The encoder as training runs it."""
+"""The encoder in training: mixed precision, several processes, frozen stages and torch.compile."""
 
 from __future__ import annotations
 
@@ -11,31 +11,33 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.encoders.engines.eager import to_unit_range
-from cytomil.encoders.stages import early_parameters, usual_frozen_stages
+from cytomil.encoders.stages import default_frozen_stages, early_parameters
 from cytomil.errors import SettingsError
 from cytomil.training.processes import Processes
 
-_MOST_POSITIONS = 4
+_MAX_POSITIONS = 4
 
-# One output position: the rows and columns of the map, and those of the kernel, that meet there.
+# One output position: the rows and columns of the map, and those of the kernel, that overlap.
 _Window = tuple[slice, slice, slice, slice]
 
 
 class SmallMapConv(nn.Conv2d):
-    """A convolution that becomes matrix products where its output has at most four positions, on a processor.
+    """A convolution that uses matrix products on a processor if its output has at most four positions.
 
-    The same sums in another order: results differ from `torch.nn.Conv2d`'s by rounding alone.
+    oneDNN takes twice as long for these. Results differ from those of `torch.nn.Conv2d` by rounding only.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) → (N, C', H', W')."""
         rows, columns = (
-            _meetings(x.shape[2 + i], self.kernel_size[i], self.stride[i], int(self.padding[i])) for i in (0, 1)
+            _overlaps(x.shape[2 + i], self.kernel_size[i], self.stride[i], int(self.padding[i])) for i in (0, 1)
         )
-        if x.device.type != "cpu" or len(rows) * len(columns) > _MOST_POSITIONS:
+        if x.device.type != "cpu" or len(rows) * len(columns) > _MAX_POSITIONS:
             return super().forward(x)
         windows: list[_Window] = [
-            (row, column, of_kernel, beside) for row, of_kernel in rows for column, beside in columns
+            (row, column, kernel_rows, kernel_columns)
+            for row, kernel_rows in rows
+            for column, kernel_columns in columns
         ]
         if torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))
@@ -44,37 +46,39 @@ class SmallMapConv(nn.Conv2d):
 
 
 class _Products(torch.autograd.Function):
-    """``x`` (N, H, W, C) and ``weight`` (C', h, w, C), which may be of a finer number format → (N, positions, C')."""
+    """``x`` (N, H, W, C), ``weight`` (C', h, w, C) → (N, positions, C') in the number format of ``x``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, windows: list[_Window]) -> Tensor:
-        weight_as_x = weight.to(x.dtype)
-        kernels = [weight_as_x[:, above, beside].flatten(1) for _, _, above, beside in windows]
+        converted = weight.to(x.dtype)
+        kernels = [
+            converted[:, kernel_rows, kernel_columns].flatten(1) for _, _, kernel_rows, kernel_columns in windows
+        ]
         ctx.save_for_backward(x, weight, *kernels)
         ctx.windows = windows
-        seen = (x[:, rows, columns].flatten(1) for rows, columns, _, _ in windows)
-        return torch.stack([window @ kernel.T for window, kernel in zip(seen, kernels, strict=True)], dim=1)
+        patches = (x[:, rows, columns].flatten(1) for rows, columns, _, _ in windows)
+        return torch.stack([patch @ kernel.T for patch, kernel in zip(patches, kernels, strict=True)], dim=1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *kernels = ctx.saved_tensors
         of_x, of_weight = torch.zeros_like(x), torch.zeros_like(weight)
         positions = zip(gradients[0].unbind(1), kernels, ctx.windows, strict=True)
-        for of_y, kernel, (rows, columns, above, beside) in positions:
-            seen, part = x[:, rows, columns], of_x[:, rows, columns]
-            part.add_((of_y @ kernel).view(part.shape))
-            met = of_weight[:, above, beside]
-            met.add_((of_y.T @ seen.flatten(1)).view(met.shape))
+        for of_y, kernel, (rows, columns, kernel_rows, kernel_columns) in positions:
+            patch, of_patch = x[:, rows, columns], of_x[:, rows, columns]
+            of_patch.add_((of_y @ kernel).view(of_patch.shape))
+            of_kernel = of_weight[:, kernel_rows, kernel_columns]
+            of_kernel.add_((of_y.T @ patch.flatten(1)).view(of_kernel.shape))
         return of_x, of_weight, None
 
 
 def replace_convolutions(module: nn.Module) -> None:
-    """Put a `SmallMapConv` with the same weights in the place of every plain convolution without bias in ``module``."""
+    """Replace every plain convolution without bias in ``module`` by a `SmallMapConv` with the same weights."""
     for name, child in module.named_children():
         if type(child) is not nn.Conv2d:
             replace_convolutions(child)
         elif _is_plain(child):
-            # On the meta device no weights are drawn, so that the generator goes on as it would have.
+            # On the meta device no weights are drawn, which would advance the global generator.
             new = SmallMapConv(
                 child.in_channels,
                 child.out_channels,
@@ -99,8 +103,8 @@ def _is_plain(conv: nn.Conv2d) -> bool:
     )
 
 
-def _meetings(side: int, kernel: int, stride: int, padding: int) -> list[tuple[slice, slice]]:
-    """Along one axis, for each output position: the part of the map, and the part of the kernel, that meet there."""
+def _overlaps(side: int, kernel: int, stride: int, padding: int) -> list[tuple[slice, slice]]:
+    """Along one axis, for each output position: the parts of the map and of the kernel that overlap."""
     starts = range(-padding, side + padding - kernel + 1, stride)
     return [
         (slice(max(start, 0), min(start + kernel, side)), slice(max(-start, 0), min(kernel, side - start)))
@@ -113,16 +117,18 @@ Network = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
 
 
 def compiled(network: Network, note: Callable[[str], None]) -> Network:
-    """``network`` as torch.compile makes it at its first call, a minute's work; on a failure itself, and a line to ``note``.
+    """Compile ``network`` with torch.compile at its first call, which takes about a minute.
 
-    It computes the same but for rounding. A processor needs a C++ compiler, a GPU Triton.
+    If compilation fails, ``note`` receives one line and ``network`` runs uncompiled. Results differ by rounding only. A
+    processor needs a C++ compiler, a GPU needs Triton.
     """
     import torch._functorch.config as of_autograd
     from torch._dynamo.exc import TorchDynamoException
 
-    # Several tasks may send their gradients back through one graph, whose buffers the first may then not reuse.
+    # Several tasks may backpropagate through the same graph. The first one must not reuse its buffers.
     of_autograd.donated_buffer = False
-    # Code for each batch size by itself, lest it depend on which came first: a resumed run begins with another.
+    # Each batch size is compiled separately. Otherwise the code would depend on the first one, and a resumed run may
+    # start with another size.
     current = torch.compile(network, dynamic=False)
 
     def run(module: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +138,7 @@ def compiled(network: Network, note: Callable[[str], None]) -> Network:
         except TorchDynamoException as error:
             if current is network:
                 raise
-            note(f"the network is not compiled, but trained all the same: torch.compile failed ({_reason(error)})")
+            note(f"the network is trained uncompiled, because torch.compile failed ({_reason(error)})")
             current = network
             return network(module, pixels)
 
@@ -141,7 +147,7 @@ def compiled(network: Network, note: Callable[[str], None]) -> Network:
 
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
-    # Of some failures the first line only names the backend that failed.
+    # The first line of some failures only names the backend.
     return next((line for line in lines if line and not line.endswith("raised:")), type(error).__name__)
 
 
@@ -152,7 +158,7 @@ _BLOCK = 256
 def embed_cells(encoder: Encoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels uint8 (N, S, S, 3) → h (N, H), z (N, D), float32 on the CPU, in evaluation mode.
 
-    The encoder is left in the mode it was in.
+    Restores the encoder's mode afterwards.
     """
     was_training = encoder.training
     encoder.eval()
@@ -164,13 +170,22 @@ def embed_cells(encoder: Encoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class TrainingEncoder(Encoder):
-    """In training mode each process runs its share of the rows, in ``precision``, and returns the whole in float32.
+    """An encoder whose forward pass in training mode runs in ``precision`` and is sharded over processes.
 
-    In evaluation mode it is the plain encoder. Weights have the same names as the plain encoder's.
+    Each process runs its shard of the rows, and all rows are returned in float32. In evaluation mode it is the plain
+    encoder. The names of the weights are those of the plain encoder.
 
-    With ``from_weights`` the backbone is to start from others' weights. Its stem and first ``frozen_stages`` stages are then
-    not trained, and all its batch norms keep the statistics that they came with. Raises `SettingsError` for stages that it
-    has not, and for an architecture whose batch norms several processes cannot share where they follow the batches.
+    Args:
+        architecture: the architecture of the encoder.
+        precision: the number format inside the network.
+        processes: the processes that train together.
+        from_weights: the backbone will start from weights. All its batch norms then keep their statistics.
+        frozen_stages: the stem and this number of first stages are not trained; None: `default_frozen_stages` with
+            ``from_weights``, otherwise 0.
+
+    Raises:
+        SettingsError: the encoder has fewer stages, or it has batch norms that cannot be synchronised and there are
+            several processes.
     """
 
     def __init__(
@@ -184,20 +199,23 @@ class TrainingEncoder(Encoder):
         super().__init__(architecture)
         self._precision, self._processes = precision, processes
         self._keeps_statistics = from_weights
-        follows: nn.Module = self.projector if self._keeps_statistics else self
+        updated: nn.Module = self.projector if self._keeps_statistics else self
         if processes.count > 1:
-            _require_plain_batch_norms(follows, architecture)
-        processes.share_statistics(follows)
+            _require_plain_batch_norms(updated, architecture)
+        processes.synchronise_batch_norms(updated)
         replace_convolutions(self)
         if frozen_stages is None:
-            frozen_stages = usual_frozen_stages(self) if from_weights else 0
+            frozen_stages = default_frozen_stages(self) if from_weights else 0
         self.frozen_stages = frozen_stages
         for parameter in early_parameters(self, frozen_stages):
             parameter.requires_grad_(False)
         self._network: Network = Encoder.project  # type: ignore[assignment]
 
     def train(self, mode: bool = True) -> Self:
-        """What is frozen stays in evaluation mode: batch norms and, in frozen stages, whatever else training changes."""
+        """Set the mode, except of frozen parts, which stay in evaluation mode.
+
+        These are the frozen stages and, if the encoder starts from weights, all batch norms of the backbone.
+        """
         super().train(mode)
         if mode and self._keeps_statistics:
             for module in self.backbone.modules():
@@ -206,17 +224,17 @@ class TrainingEncoder(Encoder):
         return self
 
     def use_compiler(self, note: Callable[[str], None]) -> None:
-        """Train by torch.compile's code from now on, where it works; one line to ``note`` where it does not."""
+        """Train with torch.compile from now on. If that is not possible, ``note`` receives one line."""
         if self._processes.count > 1:
-            note("the network is not compiled: several processes train it")
+            note("the network is trained uncompiled, because several processes train it")
             return
         self._network = compiled(self._network, note)
 
     def project(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """The whole batch's pixels (N, 3, S, S) in 0 to 1 → its h, and its z before standardising."""
+        """Pixels of the whole batch (N, 3, S, S) in 0 to 1 → h, and z before standardisation."""
         if not self.training:
             return super().project(pixels)
-        own = self._processes.share(pixels)
+        own = self._processes.shard(pixels)
         reduced = self._precision is not torch.float32
         with torch.autocast(pixels.device.type, dtype=self._precision, enabled=reduced):
             h, raw = self._network(self, own)
@@ -233,8 +251,8 @@ def _is_frozen(module: nn.Module) -> bool:
 def _require_plain_batch_norms(part: nn.Module, architecture: Architecture) -> None:
     for module in part.modules():
         if isinstance(module, _BatchNorm) and type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d):
-            # Putting another kind in its place would drop what else it does, such as the activation of timm's.
+            # A replacement would lose other functions of the layer, such as the activation in timm's.
             raise SettingsError(
-                f"{architecture.name} has batch norms of its own kind ({type(module).__name__}), whose statistics "
-                "several processes cannot share. Train it in one process, start from weights, or use another --arch."
+                f"{architecture.name} has batch norms ({type(module).__name__}) that several processes cannot synchronise. "
+                "Train it in one process, start from weights, or use another --arch."
             )

@@ -1,7 +1,7 @@
-"""Views: random crops, orientations and stains of a batch of cells, made for the whole batch at once.
+"""Views: random crops, orientations and stains of cells, made for a whole batch at once.
 
-torchvision's v2 transforms draw one set of parameters for a whole batch; SimCLR needs one for each instance. So the
-geometry of a view is one affine map an instance, and its colour change one 3×3 matrix and offset an instance.
+torchvision's v2 transforms draw one set of parameters for a whole batch, but SimCLR needs one per instance. Here a view
+is one affine map per instance, and one 3×3 colour matrix and offset per instance.
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class ViewMaker:
-    """Draws SimCLR's views (arXiv 2002.05709, appendix A) of cells, which have no up and no left.
+    """Draws SimCLR's views (arXiv 2002.05709, appendix A). Cells have no orientation, so views also rotate them.
 
-    ``crop_scale`` is the least share of the area a crop keeps; ``jitter`` scales brightness, contrast and saturation
-    (±0.8 of it) and hue (±0.2 of it). Without ``turns`` cells are mirrored, but not turned by quarters.
+    Args:
+        crop_scale: min fraction of the area that a crop keeps.
+        jitter: strength of the colour changes: ±0.8 of it for brightness, contrast and saturation, ±0.2 for hue.
+        rotates: whether cells are rotated by multiples of 90°. They are mirrored in any case.
+        grayscale_probability: probability that a view is grey.
+        blur_probability: probability that a view is blurred.
     """
 
     crop_scale: float
     jitter: float
-    turns: bool = True
-    grayscale_share: float = 0.2
-    blur_share: float = 0.5
+    rotates: bool = True
+    grayscale_probability: float = 0.2
+    blur_probability: float = 0.5
 
     def __call__(self, cells: Tensor, generator: torch.Generator) -> Tensor:
-        """Cells (N, 3, S, S) in 0 to 1 → one view of each, same shape and range, channels-last."""
+        """Cells (N, 3, S, S) in 0 to 1 → one view of each, of the same shape and range, channels-last."""
         views = self._crop(cells, generator)
         views = self._stain(views, generator)
         return self._blur(views, generator).contiguous(memory_format=torch.channels_last)
@@ -43,10 +47,10 @@ class ViewMaker:
         ratio = torch.exp(_uniform(n, math.log(3 / 4), math.log(4 / 3), generator))
         width = (area * ratio).sqrt().clamp(max=1)
         height = (area / ratio).sqrt().clamp(max=1)
-        # Centre of the crop in the unit square's coordinates (−1 … 1), so that the crop stays inside.
+        # Centre of the crop in coordinates from −1 to 1, chosen so that the crop stays inside.
         x = (1 - width) * _uniform(n, -1, 1, generator)
         y = (1 - height) * _uniform(n, -1, 1, generator)
-        quarter = torch.randint(0, 4, (n,), generator=generator) * (math.pi / 2 * self.turns)
+        quarter = torch.randint(0, 4, (n,), generator=generator) * (math.pi / 2 * self.rotates)
         mirror = torch.randint(0, 2, (n,), generator=generator) * 2.0 - 1
         cos, sin = quarter.cos(), quarter.sin()
         theta = torch.stack(
@@ -67,7 +71,7 @@ class ViewMaker:
         )
         angle = _uniform(n, -0.2 * self.jitter, 0.2 * self.jitter, generator) * (2 * math.pi)
         jittered = (torch.rand(n, generator=generator) < 0.8).view(n, 1, 1)
-        to_gray = (torch.rand(n, generator=generator) < self.grayscale_share).view(n, 1, 1)
+        to_gray = (torch.rand(n, generator=generator) < self.grayscale_probability).view(n, 1, 1)
 
         identity = torch.eye(3).expand(n, 3, 3)
         gray = torch.tensor(_LUMA).expand(3, 3)
@@ -87,7 +91,7 @@ class ViewMaker:
     def _blur(self, views: Tensor, generator: torch.Generator) -> Tensor:
         sigma = float(_uniform(1, 0.1, 1.0, generator))
         size = views.shape[-1] // 10 // 2 * 2 + 1
-        blurred = torch.nonzero(torch.rand(len(views), generator=generator) < self.blur_share).flatten()
+        blurred = torch.nonzero(torch.rand(len(views), generator=generator) < self.blur_probability).flatten()
         if size < 3 or len(blurred) == 0:
             return views
         blurred = blurred.to(views.device)

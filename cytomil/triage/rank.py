@@ -42,7 +42,7 @@ from cytomil.triage.result_cache import ResultCache
 from cytomil.triage.sources import CellFolder, Found, SlideSource, discover, open_source
 from cytomil.triage.whole_slide import SlideReading, WholeSlide
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult, Worklist, in_reading_order
-from cytomil.workers import Lost, Place, open_workers
+from cytomil.workers import JobContext, WorkerFailure, open_workers
 
 CACHE_FOLDER = "cache"
 _GALLERY_PX = 96
@@ -94,7 +94,7 @@ def rank(
     with nullcontext(Uncounted()) if settings.ray_address else listener.whole(work) as count:
         answers = open_workers(settings.ray_address).map(job, found, listener, "reading slides", "slides")
     results[:] = [
-        _not_assessed(one, WorkersError(answer.reason)) if isinstance(answer, Lost) else answer
+        _not_assessed(one, WorkersError(answer.reason)) if isinstance(answer, WorkerFailure) else answer
         for one, answer in zip(found, answers, strict=True)
     ]
     return worklist()
@@ -199,11 +199,11 @@ class _Ranking:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"loaded": None, "take": None}
 
-    def start(self, place: Place) -> Callable[[Iterable[Found]], Iterator[SlideResult]]:
+    def start(self, context: JobContext) -> Callable[[Iterable[Found]], Iterator[SlideResult]]:
         model, engine = self.loaded or self._load()
-        threads = place.threads(self.settings.workers)
+        threads = context.threads(self.settings.workers)
         settings = self.settings.model_copy(update={"workers": threads})
-        ranker = _Ranker(model, engine, settings, replace(self.reading, workers=threads), place.listener)
+        ranker = _Ranker(model, engine, settings, replace(self.reading, workers=threads), context.listener)
         return partial(map, partial(_told, ranker, self.take))
 
     def _load(self) -> tuple[TriageModel, Engine]:

@@ -1,21 +1,28 @@
-"""One job over many items: one after another, over processes of this machine, or over Ray. The caller need not know which."""
+"""Run one job over many items: in this process, over processes of this machine, or over Ray.
+
+All workers have the same interface, `Workers`.
+"""
 
 from __future__ import annotations
 
-from cytomil.workers.job import Here, Job, Lost, Place, Workers
-from cytomil.workers.side_by_side import SideBySide
+from cytomil.workers.job import InProcess, Job, JobContext, WorkerFailure, Workers
+from cytomil.workers.process_pool import ProcessPool
 
-__all__ = ["Job", "Lost", "Place", "Workers", "open_workers"]
+__all__ = ["Job", "JobContext", "WorkerFailure", "Workers", "open_workers"]
 
 
 def open_workers(ray_address: str, processes: int = 1) -> Workers:
-    """Who does the work: Ray where ``ray_address`` is given (``local``, or a running cluster's address), else this machine.
+    """The workers that run a job.
 
-    Without Ray, several ``processes`` work side by side; with one, this process does the work itself.
-    Raises `WorkersError` where Ray is asked for and not installed.
+    Args:
+        ray_address: ``local``, the address of a running Ray cluster, or empty: without Ray.
+        processes: without Ray, the number of processes of this machine; 1: this process.
+
+    Raises:
+        WorkersError: a Ray address is given and Ray is not installed.
     """
     if ray_address:
-        from cytomil.workers.on_ray import OnRay
+        from cytomil.workers.on_ray import RayWorkers
 
-        return OnRay(ray_address)
-    return SideBySide(processes) if processes > 1 else Here()
+        return RayWorkers(ray_address)
+    return ProcessPool(processes) if processes > 1 else InProcess()

@@ -1,4 +1,4 @@
-"""What workers and those who employ them agree on."""
+"""The interface between jobs and workers, and the workers that run in this process."""
 
 from __future__ import annotations
 
@@ -15,86 +15,92 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a job starts: who is told of its progress, and how many cores are its own (0: the machine's)."""
+class JobContext:
+    """The context in which a worker starts a job.
+
+    Args:
+        listener: receives the notes of the job.
+        cores: number of cores of this worker; 0: all cores of the machine.
+    """
 
     listener: Listener
     cores: int = 0
 
-    def threads(self, asked: int) -> int:
-        """The number of threads to use, where ``asked`` is the user's (0: one per core)."""
-        return asked or self.cores
+    def threads(self, requested: int) -> int:
+        """Number of threads to use. ``requested`` is the user's setting (0: one per core)."""
+        return requested or self.cores
 
 
 @dataclass(frozen=True)
-class Lost:
-    """Stands for the result of an item whose worker was lost time and again; ``reason`` is one line for the user."""
+class WorkerFailure:
+    """Replaces the result of an item if too many workers failed on it. ``reason`` is one line for the user."""
 
     reason: str
 
 
 class Job(Protocol[Item_contra, Result_co]):
-    """Work on items that know nothing of each other. It is pickled on its way to another process, and small then.
-
-    ``device`` is the user's: a worker on another machine gets a GPU of its own unless it is ``cpu``.
-    """
+    """Work on independent items. A job is pickled for another process, so it must be small."""
 
     @property
     def device(self) -> str:
-        """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+        """The user's device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. On Ray, a worker has its own GPU unless ``cpu``."""
         ...
 
-    def start(self, place: Place) -> Callable[[Iterable[Item_contra]], Iterator[Result_co]]:
-        """Load what all items need, once a worker; returns what turns items into results, one each, in order.
+    def start(self, context: JobContext) -> Callable[[Iterable[Item_contra]], Iterator[Result_co]]:
+        """Load what all items need, once per worker.
 
-        It may read ahead. Raises `CytomilError` for the user's mistakes, as the work itself may.
+        Returns:
+            A function from items to results, one per item, in order. It may read ahead.
+
+        Raises:
+            CytomilError: the user made a mistake. The function may raise it too.
         """
         ...
 
 
 class Workers(Protocol):
-    """Who does a job."""
+    """Runs jobs."""
 
     def map(
         self, job: Job[Item, Result], items: Sequence[Item], listener: Listener, description: str, unit: str
-    ) -> list[Result | Lost]:
-        """One result an item, in the items' order. A `CytomilError` that the job raises ends it and is raised here."""
+    ) -> list[Result | WorkerFailure]:
+        """One result per item, in the order of the items. A `CytomilError` of the job ends it and is raised here."""
         ...
 
 
-TRIES = 3
-"""How many workers an item may cost before it is given up."""
+MAX_TRIES = 3
+"""Number of workers that may fail on an item before it is given up."""
 
 
 @dataclass(frozen=True)
 class Raised:
-    """An exception on its way from a worker, to be raised by the process that asks."""
+    """An exception of a worker, to be raised in the process that called it."""
 
     error: Exception
 
 
 class Notes(Silent):
-    """Keeps what a job says while it starts."""
+    """Collects the notes of a job while it starts."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def note(self, message: str) -> None:
         """Keep the message."""
-        self.said.append(message)
+        self.messages.append(message)
 
 
-def gave_up(reason: str) -> str:
-    """Why an item has no result, in a line for the user."""
-    return f"the worker was lost {TRIES} times while on it ({reason})."
+def failure_reason(reason: str) -> str:
+    """Why an item has no result, in one line for the user."""
+    return f"the worker failed {MAX_TRIES} times on it ({reason})."
 
 
-class Here:
-    """The process that asks, with all of the machine's cores."""
+class InProcess:
+    """Runs jobs in the calling process, with all cores of the machine."""
 
     def map(
         self, job: Job[Item, Result], items: Sequence[Item], listener: Listener, description: str, unit: str
-    ) -> list[Result | Lost]:
+    ) -> list[Result | WorkerFailure]:
         """See `Workers.map`."""
-        work = job.start(Place(listener))
+        work = job.start(JobContext(listener))
         return list(listener.track(work(items), description, len(items), unit))

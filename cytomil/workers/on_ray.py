@@ -1,4 +1,4 @@
-"""Items over the workers of a Ray cluster. A worker that is lost costs its item a try and nothing else."""
+"""Run a job on a Ray cluster. If a worker fails, only its current item must be tried again."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ from cytomil.errors import CytomilError, WorkersError
 from cytomil.progress import Listener
 from cytomil.provenance import code_fingerprint
 from cytomil.threads import usable_cores
-from cytomil.workers.job import TRIES, Item, Job, Lost, Notes, Place, Raised, Result, gave_up
+from cytomil.workers.job import MAX_TRIES, Item, Job, JobContext, Notes, Raised, Result, WorkerFailure, failure_reason
 
 
 @contextmanager
-def kept_interrupts() -> Iterator[Callable[[], None]]:
-    """Within, Ctrl-C does what it did before, and the function given raises `KeyboardInterrupt` if it ever came.
+def watch_interrupts() -> Iterator[Callable[[], None]]:
+    """Provide a function that raises `KeyboardInterrupt` if Ctrl-C was pressed within the context.
 
-    Python handles signals in its main thread alone; in another nothing is changed.
+    The previous handler stays in effect. The function is needed because Ray may swallow its exception. Only the main
+    thread handles signals in Python, so another thread gets a function that does nothing.
     """
-    came = threading.Event()
+    interrupted = threading.Event()
     before = signal.getsignal(signal.SIGINT)
 
     def check() -> None:
-        if came.is_set():
+        if interrupted.is_set():
             raise KeyboardInterrupt
 
     def note(number: int, frame: FrameType | None) -> None:
-        came.set()
+        interrupted.set()
         if callable(before):
             before(number, frame)
 
@@ -57,18 +58,19 @@ def kept_interrupts() -> Iterator[Callable[[], None]]:
 
 LOCAL = "local"
 _ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anyone
+    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without a GPU of its own sees none; Ray warns of a change to come
+    # A worker without a GPU sees no GPU. This is Ray's default, but unset it makes Ray print a warning.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 _CONNECT_S = 10.0
 _END_S = 5.0
-_OBJECT_STORE_BYTES = 200_000_000  # results are small: what is large goes through files
+_OBJECT_STORE_BYTES = 200_000_000  # results are small, because large data is exchanged in files
 
 
 @dataclass(frozen=True)
-class Share:
-    """How a cluster is divided: so many workers with so many cores and GPUs each."""
+class Allocation:
+    """The division of a cluster: the number of workers, and the number of cores and GPUs per worker."""
 
     workers: int
     cores: int
@@ -85,15 +87,18 @@ def require_ray() -> None:
 
 @contextlib.contextmanager
 def connected(address: str, listener: Listener) -> Iterator[Any]:
-    """The ``ray`` module, connected; whatever this started has ended when the body has, however it ends.
+    """Provide the ``ray`` module, connected. On exit, all processes that were started here are ended.
 
-    A connection that the program has already is used and left as it is. Raises `WorkersError` where none can be made.
+    An existing connection of the program is used and stays open.
+
+    Raises:
+        WorkersError: the cluster cannot be reached.
     """
-    # Read when Ray is imported, and by every process it starts.
+    # Ray reads them when it is imported, and so does every process it starts.
     os.environ.update(_ENVIRONMENT)
     import ray
 
-    # Ray prints the end of every lost worker to standard output, where one JSON document may be due.
+    # Ray reports failed workers on standard output, which may have to be one JSON document.
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         if ray.is_initialized():
             yield ray
@@ -105,7 +110,7 @@ def connected(address: str, listener: Listener) -> Iterator[Any]:
             _connect(ray, address)
             yield ray
         finally:
-            # Seen while the cluster stands: what its processes leave behind is nobody's child any more.
+            # Listed before the shutdown, because processes that outlive it are no longer descendants.
             started = _descendants() - before
             try:
                 ray.shutdown()
@@ -118,7 +123,7 @@ def _descendants() -> set[psutil.Process]:
 
 
 def _end(processes: set[psutil.Process]) -> None:
-    """Kill those that still run: Ray's agents outlive their cluster by up to a minute."""
+    """Kill the processes that still run. Ray's agents outlive their cluster by up to a minute."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -131,7 +136,7 @@ def _connect(ray: Any, address: str) -> None:
         quiet |= {"num_cpus": usable_cores(), "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     try:
         if address not in (LOCAL, "auto"):
-            _knock(address)
+            _require_listener(address)
         ray.init(address=address, **quiet)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
@@ -140,39 +145,45 @@ def _connect(ray: Any, address: str) -> None:
         ) from None
 
 
-def _knock(address: str) -> None:
-    """Raise OSError or ValueError where nobody listens: Ray itself would try for two minutes, and end the program."""
+def _require_listener(address: str) -> None:
+    """Raise OSError or ValueError if nothing listens at the address.
+
+    Ray would try for two minutes and then end the program.
+    """
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal():
         raise ValueError("not HOST:PORT")
     socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
 
 
-def share(ray: Any, n_items: int, device: str, threads: int) -> Share:
-    """Divide the cluster among ``n_items``: as many workers as there is room for, each with a core for each of ``threads``.
+def allocate(ray: Any, n_items: int, device: str, threads: int) -> Allocation:
+    """Divide the cluster into as many workers as fit, at most ``n_items``, with one core per thread.
 
-    Where no machine has so many cores, a worker has all of one. Where there are GPUs and ``device`` is not ``cpu``, each
-    worker has one, and an even part of its machine's cores.
+    If no machine has that many cores, a worker gets all cores of one machine. If the cluster has GPUs and ``device`` is
+    not ``cpu``, each worker gets one GPU and an equal part of its machine's cores.
+
+    Raises:
+        WorkersError: ``device`` is ``cuda`` and the cluster has no GPU.
     """
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     with_gpus = [one for one in machines if one.get("GPU", 0) >= 1 and one.get("CPU", 0) >= 1]
     if device != "cpu" and with_gpus:
         cores = max(1, min(int(one["CPU"] // one["GPU"]) for one in with_gpus))
-        return Share(min(n_items, sum(int(one["GPU"]) for one in with_gpus)), cores, 1)
+        return Allocation(min(n_items, sum(int(one["GPU"]) for one in with_gpus)), cores, 1)
     if device == "cuda":
         raise WorkersError("--device cuda: the Ray cluster has no GPU. Use --device auto or cpu.")
     counts = [int(one["CPU"]) for one in machines if one.get("CPU", 0) >= 1]
-    if not counts:  # a cluster that grows when asked
-        return Share(n_items, threads, 0)
+    if not counts:  # an autoscaling cluster that has no machines yet
+        return Allocation(n_items, threads, 0)
     cores = min(threads, max(counts))
-    return Share(min(n_items, sum(count // cores for count in counts)), cores, 0)
+    return Allocation(min(n_items, sum(count // cores for count in counts)), cores, 0)
 
 
-_PATIENCE_S = 30.0
+_NOTE_AFTER_S = 30.0
 
 
-class OnRay:
-    """Ray's workers, each a process that loads its job once and then does one item at a time."""
+class RayWorkers:
+    """Workers on Ray. Each is a process that loads the job once and then processes one item at a time."""
 
     def __init__(self, address: str) -> None:
         require_ray()
@@ -180,22 +191,22 @@ class OnRay:
 
     def map(
         self, job: Job[Item, Result], items: Sequence[Item], listener: Listener, description: str, unit: str
-    ) -> list[Result | Lost]:
-        """See `Workers.map`. Raises `WorkersError` where the cluster cannot be reached or none of its workers starts."""
+    ) -> list[Result | WorkerFailure]:
+        """See `Workers.map`. Raises `WorkersError` if the cluster cannot be reached or none of its workers starts."""
         if job.device.startswith("cuda:"):
-            raise WorkersError(f"--device {job.device}: Ray gives each worker a GPU of its own. Use --device cuda.")
-        with kept_interrupts() as check, connected(self._address, listener) as ray:
-            crew = _Crew(ray, job, items, listener, check)
+            raise WorkersError(f"--device {job.device}: Ray assigns one GPU to each worker. Use --device cuda.")
+        with watch_interrupts() as check, connected(self._address, listener) as ray:
+            run = _Run(ray, job, items, listener, check)
             try:
-                results = dict(listener.track(crew.results(), description, len(items), unit))
+                results = dict(listener.track(run.results(), description, len(items), unit))
             finally:
-                crew.dismiss()
+                run.close()
         return [results[index] for index in range(len(items))]
 
 
 @dataclass(frozen=True)
-class _Orders:
-    """What a worker is told before it begins."""
+class _WorkerSetup:
+    """What a worker needs to start."""
 
     job: bytes
     folder: Path
@@ -205,44 +216,44 @@ class _Orders:
 
 
 class _Worker:
-    """Lives in a process of Ray's."""
+    """A Ray actor, which has a process of its own."""
 
-    def begin(self, orders: _Orders) -> Raised | list[str]:
-        """Load the job; returns what it has to say."""
-        # Before the job brings in PyTorch, which reads them once.
-        os.environ.update(orders.environment)
+    def begin(self, setup: _WorkerSetup) -> Raised | list[str]:
+        """Load the job. Returns its notes."""
+        # Set before the job imports PyTorch, which reads them once.
+        os.environ.update(setup.environment)
         notes = Notes()
         try:
-            os.chdir(orders.folder)  # so that the user's relative paths mean the same here
+            os.chdir(setup.folder)  # the user's relative paths must stay valid
         except OSError as error:
             return Raised(
                 WorkersError(
-                    f"{orders.folder}: {error.strerror} on {os.uname().nodename}. The slides, the model, the output and the "
+                    f"{setup.folder}: {error.strerror} on {os.uname().nodename}. The slides, the model, the output and the "
                     "folder that cytomil is started in must be on a file system that all machines share."
                 )
             )
-        if code_fingerprint() != orders.code:
+        if code_fingerprint() != setup.code:
             return Raised(
                 WorkersError(f"{os.uname().nodename} has another version of cytomil. Install the same one everywhere.")
             )
         try:
-            self._work: Callable[[list[Any]], Iterator[Any]] = pickle.loads(orders.job).start(
-                Place(notes, orders.cores)
+            self._work: Callable[[list[Any]], Iterator[Any]] = pickle.loads(setup.job).start(
+                JobContext(notes, setup.cores)
             )
         except CytomilError as error:
             return Raised(error)
-        return notes.said
+        return notes.messages
 
     def do(self, item: Any) -> Any:
-        """Do one item."""
+        """Process one item."""
         try:
             return next(self._work([item]))
         except CytomilError as error:
             return Raised(error)
 
 
-class _Crew:
-    """The workers of one job and which of its items each has in hand."""
+class _Run:
+    """One job over its items, its workers, and the item that each worker processes."""
 
     def __init__(
         self, ray: Any, job: Job[Item, Result], items: Sequence[Item], listener: Listener, check: Callable[[], None]
@@ -250,106 +261,110 @@ class _Crew:
         import torch
 
         self._ray, self._items, self._listener, self._check = ray, items, listener, check
-        # As many threads as here: the last bits of PyTorch's results depend on their number, and the results must be the same.
+        # The same number of threads as here, because the last bits of PyTorch's results depend on it.
         threads = torch.get_num_threads()
-        self._share: Share = share(ray, len(items), job.device, threads)
+        self._allocation = allocate(ray, len(items), job.device, threads)
         environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
-        orders = _Orders(pickle.dumps(job), Path.cwd(), environment, self._share.cores, code_fingerprint())
-        self._orders = ray.put(orders)
+        setup = _WorkerSetup(pickle.dumps(job), Path.cwd(), environment, self._allocation.cores, code_fingerprint())
+        self._setup = ray.put(setup)
         self._waiting = deque(range(len(items)))
         self._tries: Counter[int] = Counter()
-        self._in_hand: dict[Any, tuple[Any, int | None]] = {}  # None: the worker has yet to begin
+        self._pending: dict[Any, tuple[Any, int | None]] = {}  # None: the worker is starting
         self._idle: list[Any] = []
-        self._hired: list[Any] = []
+        self._workers: list[Any] = []
         self._failed_starts = 0
-        self._said: set[str] = set()
+        self._noted: set[str] = set()
 
     def results(self) -> Iterator[tuple[int, Any]]:
-        """Each item's number and result as they come. Raises what the job raises, and `WorkersError`."""
-        for _ in range(self._share.workers):
-            self._hire()
-        unfinished, patient = len(self._items), True
+        """Index and result of each item, in order of completion. Raises the job's errors and `WorkersError`."""
+        for _ in range(self._allocation.workers):
+            self._start_worker()
+        unfinished = len(self._items)
+        timeout: float | None = _NOTE_AFTER_S
         while unfinished:
             self._check()
-            ready, _ = self._ray.wait(list(self._in_hand), num_returns=1, timeout=_PATIENCE_S if patient else None)
-            patient = False
+            ready, _ = self._ray.wait(list(self._pending), num_returns=1, timeout=timeout)
+            timeout = None
             if not ready:
-                if all(index is None for _, index in self._in_hand.values()):
+                if all(index is None for _, index in self._pending.values()):
                     self._listener.note("waiting for free cores on the Ray cluster …")
                 continue
-            worker, index = self._in_hand.pop(ready[0])
+            worker, index = self._pending.pop(ready[0])
             answer = self._answer(ready[0])
             if isinstance(answer, Raised):
                 raise answer.error
-            if isinstance(answer, Lost):
+            if isinstance(answer, WorkerFailure):
                 if index is not None and self._give_up(index, answer):
                     unfinished -= 1
-                    yield index, Lost(gave_up(answer.reason))
+                    yield index, WorkerFailure(failure_reason(answer.reason))
                 self._replace(answer, at_start=index is None)
                 continue
             if index is None:
                 self._failed_starts = 0
-                self._tell(answer)
+                self._note(answer)
             else:
                 unfinished -= 1
                 yield index, answer
             self._next(worker)
 
-    def dismiss(self) -> None:
-        """End the workers, whatever they are at: a cluster's cores are wanted by others."""
-        for worker in self._hired:
+    def close(self) -> None:
+        """Kill the workers, so that their cores are free for other users of the cluster."""
+        for worker in self._workers:
             self._ray.kill(worker)
 
     def _answer(self, reference: Any) -> Any:
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from error  # a fault of our own, not of the worker's
+            raise error.cause from error  # a bug of cytomil, not a failure of the worker
         except self._ray.exceptions.RayError as error:
-            return Lost(_first_line(error))
+            return WorkerFailure(_first_line(error))
 
-    def _give_up(self, index: int, lost: Lost) -> bool:
-        """Count a try; put the item back in line, unless it has had all of them."""
+    def _give_up(self, index: int, failure: WorkerFailure) -> bool:
+        """Count a try. Requeue the item if it has tries left, otherwise return True."""
         self._tries[index] += 1
-        if self._tries[index] >= TRIES:
+        if self._tries[index] >= MAX_TRIES:
             return True
         self._waiting.append(index)
-        self._listener.note(f"a worker was lost ({lost.reason}); its work is given to another")
+        self._listener.note(f"a worker failed ({failure.reason}); another one takes over its work")
         return False
 
-    def _replace(self, lost: Lost, at_start: bool) -> None:
+    def _replace(self, failure: WorkerFailure, at_start: bool) -> None:
         self._failed_starts += at_start
         if not self._waiting:
             return
         if self._idle:
             self._next(self._idle.pop())
-        elif self._failed_starts < TRIES:
-            self._hire()
-        elif not self._in_hand and not self._idle:
-            raise WorkersError(f"Ray's workers do not start: {lost.reason}. Leave out --ray-address to do without Ray.")
+        elif self._failed_starts < MAX_TRIES:
+            self._start_worker()
+        elif not self._pending and not self._idle:
+            raise WorkersError(
+                f"Ray's workers do not start: {failure.reason}. Remove --ray-address to work without Ray."
+            )
 
-    def _hire(self) -> None:
+    def _start_worker(self) -> None:
         remote = self._ray.remote(_Worker)
-        worker = remote.options(num_cpus=self._share.cores, num_gpus=self._share.gpus, max_restarts=0).remote()
-        self._hired.append(worker)
-        self._in_hand[worker.begin.remote(self._orders)] = (worker, None)
+        allocation = self._allocation
+        worker = remote.options(num_cpus=allocation.cores, num_gpus=allocation.gpus, max_restarts=0).remote()
+        self._workers.append(worker)
+        self._pending[worker.begin.remote(self._setup)] = (worker, None)
 
     def _next(self, worker: Any) -> None:
         if not self._waiting:
             self._idle.append(worker)
             return
         index = self._waiting.popleft()
-        self._in_hand[worker.do.remote(self._items[index])] = (worker, index)
+        self._pending[worker.do.remote(self._items[index])] = (worker, index)
 
-    def _tell(self, notes: list[str]) -> None:
+    def _note(self, notes: list[str]) -> None:
         for message in notes:
-            if message not in self._said:
-                self._said.add(message)
+            if message not in self._noted:
+                self._noted.add(message)
                 self._listener.note(message)
 
 
 def _first_line(error: Exception) -> str:
-    """Why a worker was lost, in one line of its own words: Ray's messages go on for a page."""
+    """The reason in Ray's message, in one line. Ray's messages may be a page long."""
     text = str(error)
     if "memory" in type(error).__name__.lower():
         return "its machine ran out of memory"

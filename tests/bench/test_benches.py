@@ -35,7 +35,7 @@ def test_every_bench_has_help(name, capsys):
 
 def test_an_unknown_bench_is_one_line(capsys):
     assert main(["fastness"]) == 2
-    assert "no bench is called 'fastness'" in capsys.readouterr().err
+    assert "there is no bench 'fastness'" in capsys.readouterr().err
 
 
 def test_missing_cells_skip_a_bench(capsys, tmp_path):

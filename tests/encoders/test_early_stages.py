@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cytomil.encoders.architecture import Architecture, Encoder
-from cytomil.encoders.stages import early_parameters, usual_frozen_stages
+from cytomil.encoders.stages import default_frozen_stages, early_parameters
 from cytomil.errors import SettingsError
 
 LITE = "tf_efficientnet_lite0"
@@ -30,7 +30,7 @@ def test_the_stem_and_the_first_stages_are_early(name, stages, last_frozen, firs
     assert {stem, last_frozen} <= early
     assert first_trained not in early
     assert names(encoder, stages - 1) < early
-    assert usual_frozen_stages(encoder) == stages
+    assert default_frozen_stages(encoder) == stages
 
 
 def test_none_are_early_where_no_stage_is_frozen():
@@ -48,6 +48,6 @@ def test_something_must_be_left_to_train(name, most):
 def test_a_network_whose_stages_are_not_known_is_refused_in_one_line(monkeypatch):
     encoder = Encoder(Architecture("test_vit", "standard", 8, 32))
     monkeypatch.delattr(type(encoder.backbone), "group_matcher")
-    assert usual_frozen_stages(encoder) == 0
+    assert default_frozen_stages(encoder) == 0
     with pytest.raises(SettingsError, match="test_vit are not known"):
         early_parameters(encoder, 1)

@@ -134,7 +134,7 @@ def test_a_named_start_goes_into_the_encoder_with_what_is_known_of_it(web, state
     encoder = Encoder(start.architecture)
     start.weights.put_into(encoder)
     assert torch.equal(encoder.backbone.conv1.weight, state["conv1.weight"])
-    facts = start.weights.facts()
+    facts = start.weights.metadata()
     assert (facts["name"], facts["source"], facts["licence"]) == ("net", f"{web[1]}/net.pth", "none")
     assert facts["sha256_checked"].startswith("recorded")
 
@@ -156,7 +156,7 @@ def test_what_timm_downloads_is_kept_as_tensors_alone(tmp_path, cache, monkeypat
     assert kept.keys() == {name for name in given if not name.startswith("head.")}
     assert all(torch.equal(tensor, given[name]) for name, tensor in kept.items())
     start = resolve_start("timm/test_vit", "auto", "auto", 32, 0)
-    assert start.weights.facts()["name"] == f"timm/{full}"
+    assert start.weights.metadata()["name"] == f"timm/{full}"
     assert sorted(path.name for path in cache.iterdir()) == [found.path.name, f"{found.path.name}.sha256"]
 
 
@@ -178,4 +178,4 @@ class TestWheel:
     def test_another_file_is_refused(self):
         known = find_published("efficientnet-lite0")
         said = refused(Published(known.name, known.architecture, known.source, "none", "0" * 64, "a test"))
-        assert "is not the file" in said
+        assert "is not the expected file" in said

@@ -56,7 +56,7 @@ def test_an_unknown_kind_is_refused_by_name():
 def test_running_statistics_follow_a_batch_once_however_often_it_is_seen(forwards):
     rows = torch.randn(50, 3, generator=torch.Generator().manual_seed(2)) * 4 + 7
     standardise = Standardise(3)
-    seen = [standardise(rows, follow=i == 0) for i in range(forwards)]
+    seen = [standardise(rows, update_statistics=i == 0) for i in range(forwards)]
     assert all(torch.equal(one, seen[0]) for one in seen)
     assert torch.allclose(standardise.mean, 0.1 * rows.mean(dim=0))
     assert torch.allclose(standardise.variance, 0.9 + 0.1 * rows.var(dim=0))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cytomil.evaluation.metrics import bag_metrics
 from cytomil.evaluation.record import EvaluationRecord
 from cytomil.experiments.bootstrap import estimate, estimate_differences
-from cytomil.experiments.figures import FIGURES, by_unit, units_of
+from cytomil.experiments.metrics import METRICS, by_unit, units_of
 from cytomil.experiments.runs import Cell, Run
 from tests.evaluation.conftest import record as made_up
 
@@ -54,7 +54,7 @@ def naive(bags):
     return [found.f1, means["recall_at_40pct"], means["recall_at_5pct"], means["auroc"], found.auroc]
 
 
-BY_BAGS = [figure for figure in FIGURES if figure.by_bags]
+BY_BAGS = [metric for metric in METRICS if metric.by_bags]
 
 
 @given(bag_lists(), st.lists(st.integers(0, 3), min_size=15, max_size=15))
@@ -63,9 +63,9 @@ def test_weights_are_repetitions(bags, weights):
     units = by_unit(card.bags)
     counts = np.array(weights[: len(units)], float)
     repeated = [bag for unit, times in zip(units, weights, strict=False) for bag in unit * times]
-    for figure, expected in zip(BY_BAGS, naive(repeated), strict=True):
-        found = float(figure.weigh(card)(counts))
-        assert np.isnan(found) if expected is None else found == pytest.approx(expected), figure.key
+    for metric, expected in zip(BY_BAGS, naive(repeated), strict=True):
+        found = float(metric.statistic(card)(counts))
+        assert np.isnan(found) if expected is None else found == pytest.approx(expected), metric.key
 
 
 @given(bag_lists())
@@ -134,8 +134,8 @@ def test_mean_and_sd_are_over_runs(make_record):
 def test_a_run_differs_from_itself_by_nothing(make_record):
     pairs = [(run_of(make_record(seed=seed)),) * 2 for seed in range(3)]
     differences = estimate_differences(pairs, 200, 0)
-    for figure in BY_BAGS:
-        found = differences[figure.key]
+    for metric in BY_BAGS:
+        found = differences[metric.key]
         assert (found.mean, found.low, found.high) == (0, 0, 0)
 
 

@@ -16,10 +16,10 @@ from cytomil.app.cli.app import app
 from cytomil.errors import EvaluationError, NotFoundError
 from cytomil.evaluation.config import EvaluateConfig
 from cytomil.experiments.blocks import make_blocks
-from cytomil.experiments.figures import FIGURES
+from cytomil.experiments.metrics import METRICS
 from cytomil.experiments.runs import Cell, read_runs
 from cytomil.experiments.tables import DONE, FAILED, NOT_RUN, is_near, make_table, published
-from cytomil.experiments.write_tables import csv_of, latex, markdown, plot_by_rate, plot_by_share, write_tables
+from cytomil.experiments.write_tables import csv_of, latex, markdown, plot_by_fraction, plot_by_rate, write_tables
 
 NAMES = ("simclr", "slam-ags", "fully-supervised")
 
@@ -131,7 +131,7 @@ BAGS_ALIKE = {"sources": ["blood-smear"], "n_bags": 18, "n_cells": 4680}
     [
         ({"sources": ["synthetic"]}, "differ in sources (blood-smear and synthetic)"),
         ({"n_bags": 24, "n_cells": 24 * 260}, "differ in training bags (18 and 24)"),
-        ({"n_cells": 18 * 1000}, "differ in cells a training bag (260 and 1000)"),
+        ({"n_cells": 18 * 1000}, "differ in cells per training bag (260 and 1000)"),
     ],
 )
 def test_runs_of_one_rate_whose_bags_were_not_made_alike_are_refused(write_reports, make_record, changed, said):
@@ -148,7 +148,7 @@ def test_test_bags_not_made_alike_are_refused(write_reports, make_record):
     first, fewer, longer = (make_record(seed=seed) for seed in (0, 1, 1))
     fewer["bags"] = fewer["bags"][:4]
     longer["bags"] = [bag | {"n_instances": 1000} for bag in longer["bags"]]
-    for other, said in ((fewer, r"test bags \(6 and 4\)"), (longer, r"cells a test bag \(260 and 1000\)")):
+    for other, said in ((fewer, r"test bags \(6 and 4\)"), (longer, r"cells per test bag \(260 and 1000\)")):
         with pytest.raises(EvaluationError, match=said):
             read_runs([write_reports([first, other], said)])
 
@@ -226,7 +226,7 @@ def test_the_paper_is_quoted_where_it_has_a_figure():
 def test_csv_gives_every_figure_of_every_place(small_grid):
     table = table_of(small_grid)
     rows = list(csv.DictReader(io.StringIO(csv_of(table))))
-    assert len(rows) == 2 * 3 * 2 * len(FIGURES)
+    assert len(rows) == 2 * 3 * 2 * len(METRICS)
     row = next(r for r in rows if (r["judge"], r["method"], r["witness_rate"]) == ("best other", "slam-ags", "0.1"))
     assert (row["n_runs"], row["n_collapsed"], row["aggregators"]) == ("2", "1", "mahalanobis 2")
     assert float(row["mean"]) == pytest.approx(table.at("best other", "slam-ags", 0.1).estimates["f1"].mean, abs=1e-6)
@@ -257,7 +257,7 @@ def test_the_same_runs_give_the_same_bytes_and_pictures_that_open(small_grid, tm
                 assert picture.width == 1800
 
 
-@pytest.mark.parametrize("plot", [plot_by_rate, plot_by_share])
+@pytest.mark.parametrize("plot", [plot_by_rate, plot_by_fraction])
 def test_collapsed_runs_are_marked_in_every_figure(write_reports, make_record, plot):
     def hollow(records, folder):
         figure = plot(table_of(write_reports(records, folder)), "pamil")
@@ -289,7 +289,7 @@ def test_collapsed_runs_are_marked_in_every_figure(write_reports, make_record, p
 def test_a_figure_says_how_many_seeds_it_is_of(write_reports, make_record, left_out, said):
     places = [(name, rate, seed) for name in ("simclr", "slam-ags") for rate in (0.1, 0.01) for seed in (0, 1)]
     records = [make_record(*place) for place in places if place not in left_out]
-    assert plot_by_share(table_of(write_reports(records)), "pamil").get_suptitle().startswith(said)
+    assert plot_by_fraction(table_of(write_reports(records)), "pamil").get_suptitle().startswith(said)
 
 
 def test_the_command_prints_tables_of_eighty_columns_and_lists_what_failed(small_grid, tmp_path):

@@ -29,7 +29,7 @@ def test_near_is_all_that_lies_less_than_the_reach_away(discs, reach):
     mask = np.any([np.hypot(ROW - row, COLUMN - column) <= radius for row, column, radius in discs], axis=0)
     hull = hulls(mask[None])
     expected = ndi.distance_transform_edt(~hull.masks[0]) < reach
-    assert np.array_equal(hull.near(reach).masks[0], expected)
+    assert np.array_equal(hull.dilated(reach).masks[0], expected)
 
 
 @pytest.mark.parametrize("radius", [6, 12, 18])

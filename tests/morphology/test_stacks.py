@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 from scipy import ndimage as ndi
 
-from cytomil.morphology.stacks import MOST_STEPS, depths, eroded, filled, grown, opened, parts
+from cytomil.morphology.stacks import MAX_STEPS, depths, dilated, eroded, filled, opened, parts
 
 some_masks = stn.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=14).flatmap(
     lambda shape: stn.arrays(np.bool_, (shape[0], shape[1], shape[1]))
@@ -17,10 +17,10 @@ def one_by_one(change, masks):
 
 
 @settings(max_examples=60, deadline=None)
-@given(some_masks, st.integers(1, MOST_STEPS))
+@given(some_masks, st.integers(1, MAX_STEPS))
 def test_each_mask_is_changed_as_if_it_were_alone_in_the_world(masks, steps):
     assert np.array_equal(eroded(masks, steps), one_by_one(lambda m: ndi.binary_erosion(m, iterations=steps), masks))
-    assert np.array_equal(grown(masks, steps), one_by_one(lambda m: ndi.binary_dilation(m, iterations=steps), masks))
+    assert np.array_equal(dilated(masks, steps), one_by_one(lambda m: ndi.binary_dilation(m, iterations=steps), masks))
     assert np.array_equal(opened(masks, steps), one_by_one(lambda m: ndi.binary_opening(m, iterations=steps), masks))
     assert np.array_equal(filled(masks), one_by_one(ndi.binary_fill_holes, masks))
 
@@ -32,7 +32,7 @@ def test_parts_touch_by_their_edges_within_one_picture(masks):
     labels = [ndi.label(mask) for mask in masks]
     assert np.bincount(found.picture, minlength=len(masks)).tolist() == [n for _, n in labels]
     assert np.array_equal(found.keep(np.ones(len(found.area), np.bool_)), masks)
-    for i, (picture, area, middle) in enumerate(zip(found.picture, found.area, found.middles(), strict=True)):
+    for i, (picture, area, middle) in enumerate(zip(found.picture, found.area, found.centroids(), strict=True)):
         own = found.keep(np.arange(len(found.area)) == i)
         assert own[picture].sum() == own.sum() == area
         assert len(np.unique(labels[picture][0][own[picture]])) == 1
@@ -45,7 +45,7 @@ def test_parts_are_kept_by_name_and_found_by_their_pixels():
     found = parts(masks)
     point = np.zeros_like(masks)
     point[0, 5, 5] = point[1, 2, 2] = True
-    named = found.among(point)
+    named = found.touches(point)
     assert named.sum() == 2
     assert np.array_equal(found.keep(named)[0], masks[0] & (np.arange(6) > 3))
     assert np.array_equal(found.keep(named)[1], masks[1])
@@ -54,7 +54,7 @@ def test_parts_are_kept_by_name_and_found_by_their_pixels():
 
 def test_masks_without_a_pixel_have_no_parts():
     found = parts(np.zeros((3, 5, 5), np.bool_))
-    assert len(found.area) == len(found.picture) == len(found.middles()) == 0
+    assert len(found.area) == len(found.picture) == len(found.centroids()) == 0
     assert not found.keep(np.zeros(0, np.bool_)).any()
 
 

@@ -237,13 +237,13 @@ def test_floating_point_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tags", [{"TileWidth": 0x7FFFFFFF}, {"TileLength": 0x10000000}, {"TileWidth": 0xFFFFFFFF}])
 def test_an_absurd_tile_is_refused_before_openslide_asks_for_its_memory(tmp_path: Path, tags: dict[str, int]) -> None:
-    with pytest.raises(SlideUnreadableError, match="says that its tiles are"):
+    with pytest.raises(SlideUnreadableError, match="impossible tile size"):
         open_slide(retagged(tmp_path / "a.tif", **tags), mpp=0.25)
 
 
 def test_an_absurd_size_is_refused(tmp_path: Path) -> None:
     absurd = {"ImageWidth": 0x7FFFFFFF, "ImageLength": 0x7FFFFFFF}
-    with pytest.raises(SlideUnreadableError, match="which cannot be"):
+    with pytest.raises(SlideUnreadableError, match="impossible size"):
         open_slide(retagged(tmp_path / "a.tif", **absurd), mpp=0.25)
 
 

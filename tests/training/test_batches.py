@@ -2,12 +2,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cytomil.training.batches import deal_pools
+from cytomil.training.batches import balanced_batches
 
 
 def epoch_batches(is_positive, batch_size, generator):
     pools = [torch.nonzero(is_positive == side).flatten() for side in (False, True)]
-    return deal_pools(pools, batch_size, generator)
+    return balanced_batches(pools, batch_size, generator)
 
 
 def sides(n_negative, n_positive):
@@ -50,7 +50,7 @@ def test_order_follows_the_seed():
 @given(st.integers(1, 50), st.integers(1, 50), st.sampled_from([4, 8, 16]), st.integers(1, 60))
 def test_a_given_length_fixes_the_number_of_steps_whatever_the_pools_hold(n_first, n_second, batch_size, length):
     pools = [torch.arange(n_first), 100 + torch.arange(n_second)]
-    batches = deal_pools(pools, batch_size, torch.Generator().manual_seed(0), length)
+    batches = balanced_batches(pools, batch_size, torch.Generator().manual_seed(0), length)
     assert len(batches) == max(1, round(2 * length / batch_size))
     dealt = torch.cat(batches)
     assert int((dealt < 100).sum()) == int((dealt >= 100).sum()) == length
@@ -59,5 +59,5 @@ def test_a_given_length_fixes_the_number_of_steps_whatever_the_pools_hold(n_firs
 
 
 def test_one_pool_deals_each_of_its_cells_once():
-    batches = deal_pools([torch.tensor([3, 5, 8, 9, 11])], 4, torch.Generator().manual_seed(0))
+    batches = balanced_batches([torch.tensor([3, 5, 8, 9, 11])], 4, torch.Generator().manual_seed(0))
     assert torch.cat(batches).sort().values.tolist() == [3, 5, 8, 9, 11]

@@ -6,7 +6,7 @@ from cytomil.bags.manifest import read_manifest
 from cytomil.encoders.transform import CellTransform
 from cytomil.progress import Silent
 from cytomil.training.cells import bytes_needed, count, load_training_cells
-from cytomil.training.instance_label_door import read_training_instance_labels
+from cytomil.training.instance_label_access import read_training_instance_labels
 
 TRANSFORM = CellTransform(16, 0.8)
 

@@ -100,7 +100,7 @@ def test_without_a_compiler_there_is_one_note_and_the_plain_networks_weights(mon
     train(plain)
     train(fallen)
     (note,) = notes
-    assert "not compiled" in note
+    assert "uncompiled" in note
     assert "no working C++ compiler found" in note
     assert "\n" not in note
     for name, weights in plain.state_dict().items():

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from cytomil.errors import BagFileError
-from cytomil.training.methods.its2clr import cross_fitted_scores, top_share
+from cytomil.training.methods.its2clr import cross_fitted_scores, top_fraction
 
 
 def slides(n_bags=8, size=40, n_abnormal=8, dim=6, seed=0):
@@ -56,6 +56,6 @@ def test_one_positive_patient_cannot_be_scored_by_others():
 def test_top_share_takes_the_best_of_each_bag_and_at_least_one():
     scores = torch.tensor([0.1, 0.9, 0.5, float("nan"), 3.0, 1.0, 2.0, 0.0])
     bag = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2])
-    assert top_share(scores, bag, 0.5).tolist() == [1, 2, 4, 6]
-    assert top_share(scores, bag, 0.01).tolist() == [1, 4]
-    assert top_share(scores, bag, 1.0).tolist() == [0, 1, 2, 4, 5, 6, 7]
+    assert top_fraction(scores, bag, 0.5).tolist() == [1, 2, 4, 6]
+    assert top_fraction(scores, bag, 0.01).tolist() == [1, 4]
+    assert top_fraction(scores, bag, 1.0).tolist() == [0, 1, 2, 4, 5, 6, 7]

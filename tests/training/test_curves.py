@@ -3,12 +3,12 @@
 import pytest
 
 from cytomil.training import curves
-from cytomil.training.curves import Curves, can_draw
+from cytomil.training.curves import Curves, has_dvclive
 
 
 def test_each_epoch_is_a_point_and_none_is_lost_by_going_on(tmp_path):
     pytest.importorskip("dvclive")
-    assert can_draw()
+    assert has_dvclive()
     with Curves(tmp_path / "live", resume=False) as first:
         first.log({"epoch": 1, "loss": 2.0})
     with Curves(tmp_path / "live", resume=True) as second:

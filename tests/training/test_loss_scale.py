@@ -28,7 +28,7 @@ class TwoTasks(nn.Module):
     """Two conflicting losses of one linear layer and of a weight of its own; a batch is (rows, factor)."""
 
     contrast = ""
-    weigh = staticmethod(adaptive_weights)
+    weighting = staticmethod(adaptive_weights)
 
     def __init__(self):
         super().__init__()
@@ -109,7 +109,7 @@ def test_without_float16_nothing_is_scaled_and_nothing_kept():
     loss = torch.ones((), requires_grad=True)
     assert scale.scaled(loss) is loss
     assert scale.state_dict() == {}
-    assert not scale.is_spent()
+    assert not scale.is_exhausted()
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_gradients_that_overflow_at_any_scale_end_the_run(bags, tmp_path, monkey
         return {name: loss + (0 * loss).sqrt() for name, loss in honest(self, encoder, batch).items()}
 
     monkeypatch.setattr(SimCLR, "losses", losses)
-    monkeypatch.setattr("cytomil.training.step._LEAST", FIRST_SCALE / 2**4)
+    monkeypatch.setattr("cytomil.training.step._MIN_SCALE", FIRST_SCALE / 2**4)
     with pytest.raises(DivergedError, match="a gradient became NaN or infinite"):
         pretrain(settings(bags, tmp_path / "e", method="simclr"), Silent())
     assert not (tmp_path / "e").exists()

@@ -9,7 +9,7 @@ from cytomil.training.cells import TrainingCells
 from cytomil.training.config import PretrainConfig
 from cytomil.training.losses import nt_xent_loss, similarity_loss, supcon_loss
 from cytomil.training.methods import Batch, load_method
-from cytomil.training.methods.its2clr import FIRST_SHARE, LAST_SHARE
+from cytomil.training.methods.its2clr import FIRST_FRACTION, LAST_FRACTION
 from cytomil.training.processes import OneProcess
 from cytomil.training.step import Step
 from cytomil.training.surgery import (
@@ -17,7 +17,7 @@ from cytomil.training.surgery import (
     Surgery,
     adaptive_gradient_surgery,
     combine,
-    inner_products,
+    compute_gramian,
     pcgrad,
     priority_weights,
 )
@@ -246,7 +246,7 @@ def test_droc_takes_each_rotation_for_an_instance_of_its_own(encoder, make):
     method = make("droc", temperature=0.3)
     torch.testing.assert_close(method.losses(encoder, given)["nt_xent"], nt_xent_loss(z_i, z_j, 0.3))
     assert method.chance(given) == pytest.approx(math.log(2 * 12 - 1))
-    assert not method.turns
+    assert not method.rotates
 
 
 @pytest.mark.parametrize("name", NEGATIVES_ALONE)
@@ -262,8 +262,8 @@ def test_its2clr_contrasts_all_cells_first_and_pseudo_labels_then(encoder, make,
     for epoch in (0, 1):
         method.before_epoch(epoch, encoder)
         assert set(method.losses(encoder, given)) == {"nt_xent"}
-    for epoch, share in ((2, FIRST_SHARE), (3, LAST_SHARE)):
-        assert method.share_at(epoch) == pytest.approx(share)
+    for epoch, share in ((2, FIRST_FRACTION), (3, LAST_FRACTION)):
+        assert method.fraction_at(epoch) == pytest.approx(share)
         method.before_epoch(epoch, encoder)
         chosen = method.pseudo_labels == 1
         assert torch.equal(method.pseudo_labels == 0, ~cells.is_positive)
@@ -282,14 +282,14 @@ def test_its2clr_contrasts_all_cells_first_and_pseudo_labels_then(encoder, make,
 @pytest.mark.parametrize("rescale", list(Rescale))
 def test_slam_ags_weighs_by_its_objectives_surgery_unless_told_otherwise_and_the_others_take_the_sum(make, rescale):
     gradients = torch.tensor([[10.0, 0.0], [-1.0, 0.1]])
-    products = inner_products(gradients)
-    adaptive = make("slam-ags", objective="paper", rescale=rescale).weigh(products)
+    gramian = compute_gramian(gradients)
+    adaptive = make("slam-ags", objective="paper", rescale=rescale).weighting(gramian)
     assert torch.equal(combine(gradients, adaptive), adaptive_gradient_surgery(gradients, rescale.value))
-    plain = make("slam-ags", surgery="pcgrad", rescale=rescale).weigh(products)
+    plain = make("slam-ags", surgery="pcgrad", rescale=rescale).weighting(gramian)
     assert torch.equal(combine(gradients, plain), pcgrad(gradients))
-    assert torch.equal(make("slam-ags", rescale=rescale).weigh(products), priority_weights(products))
+    assert torch.equal(make("slam-ags", rescale=rescale).weighting(gramian), priority_weights(gramian))
     for name in ("weaksupcon", "simclr", "weakly-supervised"):
-        assert make(name).weigh is None
+        assert make(name).weighting is None
 
 
 LOPSIDED = {"one negative": [False, True, True, True], "one positive": [False, False, False, True]}

@@ -217,7 +217,7 @@ class TestGoingOn:
         encoder.train()
         assert encoder.projector.training
         assert not encoder.backbone.bn1.training
-        with pytest.raises(SettingsError, match="several processes cannot share"):
+        with pytest.raises(SettingsError, match="several processes cannot synchronise"):
             TrainingEncoder(lite, torch.float32, processes)
 
     @pytest.mark.parametrize("method", ["moco-v3", "weaksupcon", "weakly-supervised"])

@@ -13,10 +13,10 @@ from cytomil.training.surgery import (
     Surgery,
     adaptive_gradient_surgery,
     combine,
-    inner_products,
+    compute_gramian,
+    find_weighting,
     pcgrad,
     priority_weights,
-    surgeon,
 )
 
 
@@ -118,11 +118,11 @@ def test_inner_products_are_those_of_double_precision(p):
     gradients = torch.randn(3, p, generator=torch.Generator().manual_seed(p))
     exact = gradients.double() @ gradients.double().T
     scale = exact.diagonal().sqrt()
-    assert float(((inner_products(gradients) - exact) / (scale[:, None] * scale)).abs().max()) < 5e-7
+    assert float(((compute_gramian(gradients) - exact) / (scale[:, None] * scale)).abs().max()) < 5e-7
 
 
 def by_priority(gradients):
-    return combine(gradients, priority_weights(inner_products(gradients)))
+    return combine(gradients, priority_weights(compute_gramian(gradients)))
 
 
 @settings(max_examples=100, deadline=None)
@@ -170,7 +170,7 @@ BY_TORCHJD = [Surgery.CAGRAD, Surgery.MGDA, Surgery.IMTL_G]
 
 
 def operate(surgery, gradients):
-    return combine(gradients, surgeon(surgery, Rescale.PAPER)(inner_products(gradients)))
+    return combine(gradients, find_weighting(surgery, Rescale.PAPER)(compute_gramian(gradients)))
 
 
 @settings(max_examples=30, deadline=None)
@@ -184,11 +184,11 @@ def test_pcgrad_of_two_tasks_agrees_with_torchjds(gradients):
 
 def test_each_choice_is_the_operation_it_names():
     gradients = torch.tensor([[10.0, 0.0], [-1.0, 0.1]])
-    assert surgeon(Surgery.SUM, Rescale.ALWAYS) is None
+    assert find_weighting(Surgery.SUM, Rescale.ALWAYS) is None
     assert torch.equal(operate(Surgery.PCGRAD, gradients), pcgrad(gradients))
     for rescale in Rescale:
         expected = adaptive_gradient_surgery(gradients, rescale.value)
-        weights = surgeon(Surgery.ADAPTIVE, rescale)(inner_products(gradients))
+        weights = find_weighting(Surgery.ADAPTIVE, rescale)(compute_gramian(gradients))
         assert torch.equal(combine(gradients, weights), expected)
 
 
@@ -255,11 +255,11 @@ def test_cagrad_without_its_solver_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(_cagrad.CAGradWeighting, "_REQUIRED_DEPS", ["no_such_solver_anywhere"])
     assert "no_such_solver_anywhere" not in sys.modules
     with pytest.raises(SettingsError, match=r"cytomil\[surgery\]"):
-        surgeon(Surgery.CAGRAD, Rescale.PAPER)
+        find_weighting(Surgery.CAGRAD, Rescale.PAPER)
 
 
 @pytest.mark.parametrize("surgery", BY_TORCHJD)
 def test_torchjds_choices_without_torchjd_are_one_clear_line(surgery, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchjd.aggregation", None)
     with pytest.raises(SettingsError, match=rf"--surgery {surgery.value} .*cytomil\[surgery\]"):
-        surgeon(surgery, Rescale.PAPER)
+        find_weighting(surgery, Rescale.PAPER)

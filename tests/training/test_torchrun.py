@@ -18,7 +18,7 @@ from cytomil.encoders.architecture import resolve_architecture
 from cytomil.encoders.bundle import WEIGHTS_NAME, read_card
 from cytomil.progress import Silent
 from cytomil.training import processes as torchrun
-from cytomil.training.processes import OneProcess, SharedBatchNorm, replace_batch_norms
+from cytomil.training.processes import OneProcess, SynchronisedBatchNorm, replace_batch_norms
 from cytomil.training.training_encoder import TrainingEncoder
 
 METHODS = ("slam-ags", "simclr", "weakly-supervised")
@@ -187,7 +187,7 @@ def test_two_halves_of_a_batch_give_the_gradients_and_statistics_of_the_whole(tw
         loss = (z @ z.T).softmax(dim=1).square().sum()  # each cell's depends on all others, as contrast does
         found = torch.autograd.grad(loss, list(encoder.parameters()))
         gradients = torch.cat([one.flatten() for one in found])
-        processes.add_up(gradients)
+        processes.all_reduce(gradients)
         return z.detach(), gradients, torch.cat([one.double().flatten() for one in encoder.buffers()])
 
     whole = step(OneProcess(torch.device("cpu")))
@@ -197,13 +197,13 @@ def test_two_halves_of_a_batch_give_the_gradients_and_statistics_of_the_whole(tw
 
 
 def test_what_they_must_agree_on_is_the_first_ones(two_threads):
-    def agree(processes):
+    def broadcast(processes):
         mine = torch.full((3,), float(processes.index))
-        processes.agree(mine)
-        processes.wait()
+        processes.broadcast(mine)
+        processes.barrier()
         return mine.tolist(), processes.is_first
 
-    assert two_threads(agree) == [([0.0] * 3, True), ([0.0] * 3, False)]
+    assert two_threads(broadcast) == [([0.0] * 3, True), ([0.0] * 3, False)]
 
 
 def test_of_processes_that_fail_one_speaks():
@@ -226,9 +226,11 @@ def test_shared_batch_norm_of_one_part_is_batch_norm(shape):
     plain = (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(5).double()
     nn.init.normal_(plain.weight)
     network = nn.Sequential(plain)
-    replace_batch_norms(network, lambda old: SharedBatchNorm(lambda sums: None, 5, old.eps, old.momentum, old.affine))
+    replace_batch_norms(
+        network, lambda old: SynchronisedBatchNorm(lambda sums: None, 5, old.eps, old.momentum, old.affine)
+    )
     shared, expected = network[0], nn.Sequential(plain)[0]
-    assert isinstance(shared, SharedBatchNorm)
+    assert isinstance(shared, SynchronisedBatchNorm)
     assert shared.weight is expected.weight
     shared.running_mean, shared.running_var = plain.running_mean.clone(), plain.running_var.clone()
     x = torch.randn(shape, dtype=torch.double) * 3 + 2

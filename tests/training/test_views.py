@@ -29,14 +29,14 @@ def test_the_same_seed_gives_the_same_views_and_another_gives_others():
 
 def test_every_instance_gets_a_view_of_its_own():
     batch = cells(1).expand(16, -1, -1, -1).clone()
-    views = ViewMaker(0.4, 0.5, blur_share=0)(batch, generator())
+    views = ViewMaker(0.4, 0.5, blur_probability=0)(batch, generator())
     different = [not torch.allclose(views[0], views[i], atol=1e-3) for i in range(1, 16)]
     assert all(different)
 
 
 def test_without_change_of_scale_or_colour_a_view_is_one_of_the_eight_orientations():
     batch = cells(24)
-    views = ViewMaker(1.0, 0.0, grayscale_share=0, blur_share=0)(batch, generator())
+    views = ViewMaker(1.0, 0.0, grayscale_probability=0, blur_probability=0)(batch, generator())
     seen = set()
     for cell, view in zip(batch, views, strict=True):
         errors = {
@@ -53,12 +53,12 @@ def test_without_change_of_scale_or_colour_a_view_is_one_of_the_eight_orientatio
 
 def test_crops_of_a_constant_cell_stay_inside_it():
     batch = torch.full((8, 3, 32, 32), 0.5)
-    views = ViewMaker(0.2, 0.0, grayscale_share=0, blur_share=0)(batch, generator())
+    views = ViewMaker(0.2, 0.0, grayscale_probability=0, blur_probability=0)(batch, generator())
     torch.testing.assert_close(views, batch)
 
 
 def test_grayscale_views_have_no_colour():
-    views = ViewMaker(0.5, 0.0, grayscale_share=1.0, blur_share=0)(cells(), generator())
+    views = ViewMaker(0.5, 0.0, grayscale_probability=1.0, blur_probability=0)(cells(), generator())
     torch.testing.assert_close(views[:, 0], views[:, 1], atol=1e-5, rtol=0)
     torch.testing.assert_close(views[:, 1], views[:, 2], atol=1e-5, rtol=0)
 
@@ -71,6 +71,6 @@ def test_hue_rotation_keeps_greys_and_a_full_turn_is_nothing():
 
 
 def test_blur_lowers_contrast_between_neighbours():
-    sharp = ViewMaker(1.0, 0.0, grayscale_share=0, blur_share=0)(cells(), generator())
-    blurred = ViewMaker(1.0, 0.0, grayscale_share=0, blur_share=1)(cells(), generator())
+    sharp = ViewMaker(1.0, 0.0, grayscale_probability=0, blur_probability=0)(cells(), generator())
+    blurred = ViewMaker(1.0, 0.0, grayscale_probability=0, blur_probability=1)(cells(), generator())
     assert blurred.diff(dim=3).abs().mean() < sharp.diff(dim=3).abs().mean()

@@ -21,12 +21,12 @@ class Square:
     broken: str = ""
     device: str = "cpu"
 
-    def start(self, place):
+    def start(self, context):
         if self.broken == "start":
             raise TriageModelError("no model there.")
-        place.listener.note("started")
+        context.listener.note("started")
         with (self.folder / "starts").open("a") as file:
-            file.write(f"{os.getpid()} {place.cores} {os.environ.get('OMP_NUM_THREADS')}\n")
+            file.write(f"{os.getpid()} {context.cores} {os.environ.get('OMP_NUM_THREADS')}\n")
         return partial(map, self.work)
 
     def work(self, number):

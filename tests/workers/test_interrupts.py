@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from cytomil.workers.on_ray import kept_interrupts
+from cytomil.workers.on_ray import watch_interrupts
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def heeded():
 @pytest.mark.usefixtures("heeded")
 def test_an_interrupt_that_a_library_swallows_is_raised_at_the_next_look():
     before = signal.getsignal(signal.SIGINT)
-    with kept_interrupts() as check:
+    with watch_interrupts() as check:
         check()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -29,7 +29,7 @@ def test_an_interrupt_that_a_library_swallows_is_raised_at_the_next_look():
 def test_an_interrupt_that_the_user_has_chosen_to_ignore_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with kept_interrupts() as check:
+        with watch_interrupts() as check:
             signal.raise_signal(signal.SIGINT)
             check()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -42,7 +42,7 @@ def test_in_another_thread_signals_are_left_alone():
 
     def work():
         before = signal.getsignal(signal.SIGINT)
-        with kept_interrupts() as check:
+        with watch_interrupts() as check:
             check()
             found.append(signal.getsignal(signal.SIGINT) is before)
 

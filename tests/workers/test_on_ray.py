@@ -28,7 +28,7 @@ from cytomil.triage.config import RankConfig
 from cytomil.triage.rank import rank
 from cytomil.triage.worklist import Call
 from cytomil.triage.write import write_worklist
-from cytomil.workers import Lost, open_workers
+from cytomil.workers import WorkerFailure, open_workers
 from cytomil.workers.on_ray import connected
 from tests.workers.jobs import Square
 
@@ -117,12 +117,12 @@ class TestMap:
         listener = Noting()
         results = self.run(Square(tmp_path, deadly=(2, 5)), list(range(6)), listener)
         assert [value for value, _ in results] == [0, 1, 4, 9, 16, 25]
-        assert sum("a worker was lost" in note for note in listener.notes) == 2
+        assert sum("a worker failed" in note for note in listener.notes) == 2
 
     def test_what_kills_every_worker_is_given_up_with_the_reason(self, tmp_path):
         results = self.run(Square(tmp_path, deadly=(1,), times=9), [0, 1, 2, 3])
         assert [result[0] for i, result in enumerate(results) if i != 1] == [0, 4, 9]
-        assert isinstance(results[1], Lost)
+        assert isinstance(results[1], WorkerFailure)
         assert "3 times" in results[1].reason
         assert "\n" not in results[1].reason
         assert (tmp_path / "deaths-1").read_text() == "xxx"
@@ -251,7 +251,7 @@ def test_a_slide_that_costs_three_workers_is_not_assessed_and_the_others_are(mak
     assert command.returncode == 3
     found = {slide["slide"]: slide for slide in json.loads(command.stdout)["slides"]}
     assert found["b-deadly"]["call"] == Call.NOT_ASSESSED.value
-    assert "the worker was lost 3 times" in found["b-deadly"]["reason"]
+    assert "the worker failed 3 times" in found["b-deadly"]["reason"]
     assert found["a-sound"]["probability"] is not None
 
 

@@ -55,7 +55,7 @@ def pretrain(
     with plain_errors(kept="Epochs that were finished are kept in a checkpoint. The same line goes on from there."):
         settings = load(options, params, profile).pretrain
         from cytomil.encoders.engines.compile import compile_by_default
-        from cytomil.training.curves import Curves, can_draw
+        from cytomil.training.curves import Curves, has_dvclive
         from cytomil.training.loop import pretrain as run
         from cytomil.training.processes import training_processes
 
@@ -65,7 +65,7 @@ def pretrain(
                 run(settings, Silent(), None, resume, processes)
                 return
             stack.enter_context(output_folder(settings.out, listener.note, replaced=True))
-            if not can_draw():
+            if not has_dvclive():
                 listener.note(
                     "no training curves for DVC: pip install 'cytomil[dvc]'. The encoder's card has the figures."
                 )

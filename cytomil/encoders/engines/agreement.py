@@ -13,7 +13,7 @@ MIN_COSINE_BF16 = 0.99
 MIN_MEAN_COSINE_INT8 = 0.98
 MIN_OVERLAP_INT8 = 0.95
 _TOP_FRACTION = 0.05
-_NEIGHBOURS = 5  # as cytomil.mil.aggregators.knn has them
+_NEIGHBOURS = 5  # as in the aggregator knn
 
 
 def agreement(eager: np.ndarray, other: np.ndarray) -> dict[str, float]:

@@ -15,7 +15,7 @@ from cytomil.encoders.bundle import ENGINES_FOLDER, EncoderBundle, load_bundle, 
 from cytomil.encoders.engines.agreement import MIN_CELLS, agreement, refusal
 from cytomil.encoders.engines.config import CompileConfig
 from cytomil.encoders.engines.eager import EagerEngine
-from cytomil.encoders.engines.engine import Backend, CompiledForm, Engine, batch_of, start_engine, told_in_a_line
+from cytomil.encoders.engines.engine import Backend, CompiledForm, Engine, batch_of, one_line_errors, start_engine
 from cytomil.encoders.engines.record import EngineRecord, machine
 from cytomil.encoders.engines.registry import load_backend
 from cytomil.encoders.stages import layer_of
@@ -27,9 +27,11 @@ from cytomil.provenance import code_fingerprint, now
 
 
 def training_cells(bags: Path, transform: CellTransform, n: int, minimum: int, seed: int) -> np.ndarray:
-    """Up to ``n`` cells drawn at random from all training bags, uint8 (m, S, S, 3); unreadable ones are left out.
+    """Up to ``n`` cells drawn at random from all training bags, uint8 (m, S, S, 3), without unreadable ones.
 
-    Raises `EngineError` if there are fewer than ``minimum``, `NotFoundError` or `BagFileError` for the bags.
+    Raises:
+        EngineError: there are fewer than ``minimum`` readable cells.
+        NotFoundError, BagFileError: the bags are missing or damaged.
     """
     manifest = read_manifest(bags)
     opened = [open_listed(manifest, row) for row in manifest.rows if row.split == "train"]
@@ -43,7 +45,7 @@ def training_cells(bags: Path, transform: CellTransform, n: int, minimum: int, s
             f"{bags} has {len(pixels)} readable cells in training bags; compiling takes at least {minimum}. "
             "Name bags with more cells with --bags."
         )
-    # They are in the order of the bags. Mixed again, halves of them are alike.
+    # Shuffled from the order of the bags, so that two halves of the cells are similar.
     return pixels[np.random.default_rng(seed).permutation(len(pixels))]
 
 
@@ -51,7 +53,7 @@ _REPEATS = 5
 
 
 def images_per_second(engine: Engine, eager: Engine, pixels: np.ndarray) -> tuple[float, float]:
-    """Both engines' medians over five turns on ``pixels``, uint8 (N, S, S, 3), after one that does not count."""
+    """Median of five alternating runs of both engines on ``pixels``, uint8 (N, S, S, 3), after a warm-up."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(_REPEATS + 1):
         for runner, taken in zip((engine, eager), seconds, strict=True):
@@ -66,11 +68,15 @@ _TIMED_BATCHES = 8
 
 
 def compile_engine(settings: CompileConfig, listener: Listener) -> EngineRecord:
-    """Compile, compare, measure, store. Returns the stored engine's record.
+    """Compile an engine, compare it with eager, measure its speed and store it. Returns its record.
 
-    Raises `EngineError` for an engine that cannot be compiled here or is refused; then nothing is stored, and one stored
-    before stays. Raises `SettingsError` for settings of the backend's own that it does not take. Raises
-    `EncoderBundleError`, `BagFileError` or `NotFoundError` for the encoder or the bags.
+    If it fails, nothing is stored, and an engine stored before is kept.
+
+    Raises:
+        EngineError: the engine cannot be compiled here, or is refused.
+        SettingsError: the backend does not take its own settings.
+        NotFoundError: there is no encoder or no bags.
+        EncoderBundleError, BagFileError: the encoder or a bag is damaged.
     """
     backend, asked = load_backend(settings.engine, settings.options), settings.precision.value
     if asked not in ("auto", *backend.precisions):
@@ -113,7 +119,7 @@ def _compile(settings: CompileConfig, backend: Backend, precision: str, listener
     with replacing_folder(settings.encoder / ENGINES_FOLDER / name) as folder:
         listener.note(f"compiling {name}; this can take a minute or more")
         form = CompiledForm(name, bundle.encoder, layers, bundle.transform.image_size, precision, device, folder)
-        with told_in_a_line(f"{name} cannot be compiled"):
+        with one_line_errors(f"{name} cannot be compiled"):
             facts = backend.build(form, calibration)
         files = {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())}
         found, ours, theirs = _measured(backend, form, held_back, listener)
@@ -138,7 +144,7 @@ def _compile(settings: CompileConfig, backend: Backend, precision: str, listener
 
 
 def _drawn(settings: CompileConfig, bundle: EncoderBundle, n_calibration: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training cells that calibrate, and those that the engine is compared on; each uint8 (N, S, S, 3)."""
+    """Training cells for calibration, and others for the comparison with eager; both uint8 (N, S, S, 3)."""
     minimum = 2 * MIN_CELLS if n_calibration else MIN_CELLS
     cells = training_cells(settings.bags, bundle.transform, settings.cells + n_calibration, minimum, settings.seed)
     # No cell is in both. If the bags hold few, each gets half of them.
@@ -160,7 +166,7 @@ def _measured(
                 f"{form.name} disagrees with eager on {len(cells)} cells (layer {layer}: {why}); nothing is stored. "
                 "Use another --precision."
             )
-    # An engine that works on several batches at once would wait for its first one, so there are several.
+    # Several batches, because an engine that processes several at once would otherwise idle.
     timed = np.resize(cells, (_TIMED_BATCHES * batch_of(form.image_size), *cells.shape[1:]))
     ours, theirs = images_per_second(engine, eager, timed)
     if backend.must_be_faster and ours <= theirs:

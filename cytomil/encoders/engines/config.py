@@ -1,4 +1,4 @@
-"""Which engine runs the encoder, and how `compile` makes one."""
+"""Settings of engines: the engine that runs the encoder, and those of `compile`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ EngineName = Annotated[
         "name: its fastest; a name such as openvino-int8: that one"
     ),
 ]
-"""What `embed` and `rank` run the encoder with."""
+"""The engine with which `embed` and `rank` run the encoder."""
 
 
 class Precision(StrEnum):
-    """The numbers a compiled engine computes with."""
+    """Number format of a compiled engine."""
 
     AUTO = "auto"
     FLOAT32 = "float32"
@@ -34,7 +34,7 @@ class Precision(StrEnum):
 
 
 class CompileConfig(Config):
-    """A faster form of the encoder, for this machine."""
+    """Settings of `compile`, which makes a faster form of the encoder for this machine."""
 
     encoder: Path = Field(Path("models/encoder"), description="encoder bundle to compile; it also stores the engine")
     bags: Path = Field(Path("data/bags"), description="folder with bags.csv; the engine is verified on training cells")

@@ -1,4 +1,4 @@
-"""The eager engine: the encoder as PyTorch runs it, channels-last, on any device."""
+"""The eager engine: PyTorch runs the encoder uncompiled, channels-last, on any device."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cytomil.threads import keep_freed_memory
 
 
 class EagerEngine:
-    """Runs an encoder on blocks of decoded cells and gives the chosen layer.
+    """Runs an encoder on blocks of decoded cells and returns the chosen layer.
 
-    On a processor it calls `keep_freed_memory`, which holds for the whole process.
+    On a processor it calls `keep_freed_memory`, which affects the whole process.
     """
 
     def __init__(self, encoder: Encoder, layer: Layer, device: torch.device) -> None:
@@ -38,5 +38,5 @@ class EagerEngine:
 
 
 def to_unit_range(pixels: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """uint8 (N, S, S, 3) → float32 (N, 3, S, S) in 0 to 1, channels-last in memory because only the axes are renamed."""
+    """uint8 (N, S, S, 3) → float32 (N, 3, S, S) in 0 to 1, channels-last in memory."""
     return torch.as_tensor(pixels).to(device).permute(0, 3, 1, 2).float().div_(255)

@@ -1,4 +1,4 @@
-"""What an engine is, what a backend is that compiles one, and in which batches engines take cells."""
+"""The interfaces of engines and of the backends that compile them, and the batch sizes of engines."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ from cytomil.layer import Layer
 class Engine(Protocol):
     """An encoder ready to run on blocks of decoded cells.
 
-    ``name`` is for people: openvino-int8. ``key`` is a part of every feature cache's key, so that the embeddings of two
-    engines never mix: the name and a hash of the compiled form, because another calibration gives other embeddings.
-    ``layer`` is one of the encoder's own layers, ``dim`` its length.
+    Args:
+        name: the name that users see, such as openvino-int8.
+        key: the name and a hash of the compiled form, because another calibration gives other embeddings. The keys of
+            feature caches contain it, so that the embeddings of two engines never mix.
+        layer: the layer of the encoder that it computes.
+        dim: the length of the layer.
     """
 
     name: str
@@ -41,7 +44,7 @@ class Engine(Protocol):
 
 
 Embed = Callable[[np.ndarray], np.ndarray]
-"""What `Engine.embed` does."""
+"""The signature of `Engine.embed`."""
 
 
 @dataclass
@@ -59,9 +62,14 @@ class CompiledEngine:
 class CompiledForm:
     """What a backend compiles, and where the compiled form is stored.
 
-    ``name`` is the engine's, such as openvino-int8. ``encoder`` is in use elsewhere: a backend takes `network`, which is a
-    copy. ``layers`` are those that the form gives, in this order. ``image_size`` is the side S of a cell in pixels,
-    ``precision`` one of the backend's, ``device`` where the form runs. ``folder`` holds its files.
+    Args:
+        name: the name of the engine, such as openvino-int8.
+        encoder: the encoder, which is in use elsewhere. A backend must use `network`, which is a copy.
+        layers: the layers that the form computes, in this order.
+        image_size: the side S of a cell in pixels.
+        precision: one of the backend's precisions.
+        device: the device that the form runs on.
+        folder: the folder of its files.
     """
 
     name: str
@@ -106,28 +114,35 @@ class Backend(ABC):
     libraries: ClassVar[tuple[str, ...]] = ("torch",)
     """Installed packages that it needs. An engine is valid only with the versions that it was compiled with."""
     install: ClassVar[str] = ""
-    """What ``pip install`` is to be given if a library is missing; empty: the library's name."""
+    """Argument of ``pip install`` if a library is missing; empty: the library's name."""
     must_be_faster: ClassVar[bool] = False
     """Whether `compile` refuses an engine that is not faster than eager on this machine."""
     caveat: ClassVar[str] = ""
-    """A sentence that `compile` and `doctor` show to whoever uses it."""
+    """A sentence for users that `compile` and `doctor` print."""
 
     def __init__(self, name: str, own: Any) -> None:
         self.name, self.own = name, own
 
     @abstractmethod
     def build(self, form: CompiledForm, calibration: np.ndarray) -> dict[str, Any]:
-        """Compile ``form`` and write its files into ``form.folder``, which is empty. Returns facts for the engine's record.
+        """Compile ``form`` and write its files into ``form.folder``, which is empty.
 
-        ``calibration`` holds the `calibration_cells`, uint8 (M, S, S, 3). Raises `EngineError` for an encoder that cannot
-        be compiled. Any other error becomes one.
+        Args:
+            form: what to compile.
+            calibration: the `calibration_cells`, uint8 (M, S, S, 3).
+
+        Returns:
+            Metadata for the engine's record.
+
+        Raises:
+            EngineError: the encoder cannot be compiled. Any other error is converted to one.
         """
 
     @abstractmethod
     def start(self, form: CompiledForm, layer: Layer) -> Embed:
-        """A function that embeds cells: uint8 (N, S, S, 3) → float32 (N, dim) of ``layer``, which is one of the form's.
+        """A function that embeds cells: uint8 (N, S, S, 3) → float32 (N, dim) of ``layer``, one of the form's layers.
 
-        It reads the files in ``form.folder``. Raises an error of any kind if it cannot.
+        It reads the files in ``form.folder``. If that fails, it may raise any error.
         """
 
     def auto_precisions(self) -> Sequence[str]:
@@ -135,7 +150,7 @@ class Backend(ABC):
         return self.precisions[:1]
 
     def calibration_cells(self, precision: str) -> int:
-        """How many training cells `build` needs in this precision, besides those that the engine is compared on."""
+        """Number of training cells that `build` needs in this precision, in addition to those for the comparison."""
         return 0
 
     def why_not_build(self, precision: str) -> str:
@@ -156,7 +171,7 @@ class Backend(ABC):
 
     @classmethod
     def stored_name(cls, name: str, precision: str) -> str:
-        """The engine's name, which is also its folder's: ``openvino``, ``int8`` → ``openvino-int8``."""
+        """The name of the engine and of its folder: ``openvino``, ``int8`` → ``openvino-int8``."""
         return f"{name}-{precision}"
 
     @classmethod
@@ -164,11 +179,11 @@ class Backend(ABC):
         """The names of its engines in all precisions."""
         return [cls.stored_name(name, precision) for precision in cls.precisions]
 
-    def device(self, asked: str) -> torch.device:
-        """Where it compiles and runs if the user asks for ``asked``, as in ``--device``. Raises `EngineError` if nowhere."""
+    def device(self, requested: str) -> torch.device:
+        """The device for the user's ``--device``. Raises `EngineError` if the backend does not run on it."""
         if self.devices == ("cpu",):
             return torch.device("cpu")
-        chosen = pick_device(asked)
+        chosen = pick_device(requested)
         if chosen.type not in self.devices:
             needed = " or ".join(_DEVICES.get(one, one) for one in self.devices)
             found = "" if torch.cuda.is_available() else ", and PyTorch finds none"
@@ -194,13 +209,13 @@ class Backend(ABC):
 
 def start_engine(backend: Backend, form: CompiledForm, layer: Layer, key: str) -> Engine:
     """Start a compiled form for one of its layers. Raises `EngineError` if it cannot be started, for whatever reason."""
-    with told_in_a_line("cannot be started"):
+    with one_line_errors("cannot be started"):
         return CompiledEngine(form.name, key, layer, form.dim(layer), backend.start(form, layer))
 
 
 @contextmanager
-def told_in_a_line(what: str) -> Iterator[None]:
-    """Turn an error of a backend's library into an `EngineError` that says ``what`` failed.
+def one_line_errors(what: str) -> Iterator[None]:
+    """Turn an error of a backend's library into an `EngineError` with ``what`` failed and the first line of the error.
 
     Libraries raise errors of many kinds for a missing driver, compiler or instruction.
     """
@@ -214,19 +229,19 @@ def told_in_a_line(what: str) -> Iterator[None]:
         raise EngineError(f"{what} ({reason})") from error
 
 
-_MIN_CELLS = 8  # of 224 px; measured with OpenVINO, where 1, 4, 16 and 32 were no faster
+_MIN_CELLS = 8  # of 224 px; with OpenVINO, batches of 1, 4, 16 and 32 were no faster
 _MAX_CELLS = 64
-# Of 96 px; measured with EfficientNet-Lite0, eager, on one core: 2.9 ms a cell; 3.2 by 8 and by 32, 5.6 by 128.
+# Of 96 px. EfficientNet-Lite0, eager, on one core: 2.9 ms per cell, 3.2 with batches of 8 and 32, 5.6 with 128.
 _CACHE_SIZED = 16
 
 
 def batch_of(image_size: int) -> int:
-    """How many cells of ``image_size`` px a compiled form takes at a time: about the same number of pixels for any size."""
+    """Batch size of a compiled form for cells of ``image_size`` px: about the same number of pixels for any size."""
     return int(min(_MAX_CELLS, max(_MIN_CELLS, _MIN_CELLS * (224 / image_size) ** 2)))
 
 
 def cache_sized_batch(image_size: int) -> int:
-    """How many cells of ``image_size`` px eager takes at a time on a processor. The maps of more do not fit its caches."""
+    """Batch size of eager on a processor for cells of ``image_size`` px. The maps of larger batches exceed its caches."""
     return max(1, int(_CACHE_SIZED * (96 / image_size) ** 2))
 
 

@@ -1,4 +1,4 @@
-"""ncnn: the encoder for this processor in float32, its 3×3 convolutions by Winograd's algorithm, which multiplies less."""
+"""ncnn: the encoder for this processor in float32. Winograd's algorithm saves multiplications in 3×3 convolutions."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ GRAPH_NAME, WEIGHTS_NAME = "encoder.param", "encoder.bin"
 
 
 class Ncnn(Backend):
-    """A graph that takes one cell at a time. Several threads run it side by side."""
+    """A graph that takes one cell at a time and runs in several threads."""
 
     precisions = ("float32",)
     libraries = ("ncnn", "pnnx")
     install = "'cytomil[ncnn]'"
 
     def build(self, form: CompiledForm, calibration: np.ndarray) -> dict[str, Any]:
-        """Convert the encoder with pnnx. The stored graph takes one cell in 0 to 1 and gives the form's layers.
+        """Convert the encoder with pnnx. The stored graph takes one cell in 0 to 1 and returns the form's layers.
 
-        Raises `EngineError` for a network that pnnx cannot convert or ncnn cannot run.
+        Raises:
+            EngineError: pnnx cannot convert the network, or ncnn cannot run it.
         """
         import pnnx
 
         size, architecture = form.image_size, form.encoder.architecture.name
         with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer's, of constants that are meant to be constant
+            warnings.simplefilter("ignore")  # the tracer warns about intended constants
             traced = torch.jit.trace(form.network(), torch.zeros(1, 3, size, size), check_trace=False)
             traced.save(str(Path(scratch) / "encoder.pt"))
             line = (pnnx.EXEC_PATH, "encoder.pt", f"inputshape=[1,3,{size},{size}]", "fp16=0")
@@ -68,7 +69,7 @@ def _load(folder: Path) -> ncnn.Net:
     net = ncnn.Net()
     options = net.opt
     options.num_threads = 1
-    # On by default where the processor has them; they are not float32.
+    # On by default if the processor supports them, but they are not float32.
     options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
     options.use_bf16_storage = False
     if net.load_param(str(folder / GRAPH_NAME)) or net.load_model(str(folder / WEIGHTS_NAME)):
@@ -77,7 +78,7 @@ def _load(folder: Path) -> ncnn.Net:
 
 
 class _CellByCell:
-    """Runs a stored graph on as many cells at a time as this process may use cores."""
+    """Runs a stored graph on one cell per core in parallel."""
 
     def __init__(self, folder: Path, dim: int, output: int) -> None:
         self._dim = dim

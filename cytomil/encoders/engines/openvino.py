@@ -16,12 +16,12 @@ from cytomil.encoders.engines.engine import Backend, CompiledForm, Embed, batch_
 from cytomil.layer import Layer
 
 MODEL_NAME = "encoder.xml"
-# What is not in 8-bit integers stays in float32, because bfloat16 would add its own error to the integers'.
+# Layers without 8-bit integers stay in float32, because bfloat16 would add its own error.
 _HINTS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 class OpenVinoConfig(Config):
-    """The settings of openvino alone."""
+    """Settings of OpenVINO."""
 
     calibration_cells: int = Field(300, ge=40, description="number of training cells that calibrate int8")
 
@@ -34,11 +34,11 @@ class OpenVino(Backend):
     libraries = ("openvino",)
 
     def auto_precisions(self) -> Sequence[str]:
-        """bfloat16 first, if the processor has it."""
+        """bfloat16 first, if the processor supports it."""
         return ("bf16", "float32") if has_bf16() else ("float32",)
 
     def calibration_cells(self, precision: str) -> int:
-        """The setting of that name for int8."""
+        """The setting ``calibration_cells`` for int8, otherwise 0."""
         return self.own.calibration_cells if precision == "int8" else 0
 
     def why_not_build(self, precision: str) -> str:
@@ -48,21 +48,21 @@ class OpenVino(Backend):
         return super().why_not_build(precision)
 
     def why_not_run(self, precision: str) -> str:
-        """OpenVINO imitates bfloat16 on a processor without it, at a loss."""
+        """OpenVINO emulates bfloat16 on a processor without it, which is slower."""
         return "this processor has no bfloat16" if precision == "bf16" and not has_bf16() else ""
 
     def is_portable(self, precision: str) -> bool:
-        """A graph is compiled where it runs. Ranges of 8 bits suit only the processor that they were chosen for."""
+        """False for int8, whose ranges suit only the processor they were chosen for. Other graphs are compiled when loaded."""
         return precision != "int8"
 
     def build(self, form: CompiledForm, calibration: np.ndarray) -> dict[str, Any]:
-        """Convert the encoder. The stored graph takes decoded cells, uint8 (N, S, S, 3), and gives the form's layers."""
+        """Convert the encoder. The stored graph takes decoded cells, uint8 (N, S, S, 3), and returns the form's layers."""
         import openvino as ov
         from openvino.preprocess import PrePostProcessor
 
         size = form.image_size
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer's, of constants that are meant to be constant
+            warnings.simplefilter("ignore")  # the tracer warns about intended constants
             example = torch.zeros(2, 3, size, size)
             model = ov.convert_model(form.network(), example_input=example, input=[-1, 3, size, size])
         steps = PrePostProcessor(model)
@@ -92,10 +92,10 @@ class OpenVino(Backend):
         model = core.read_model(form.folder / MODEL_NAME)
         model.reshape([batch, form.image_size, form.image_size, 3])
         options = {
-            # Two streams of one core were faster than one of two, and lose less if other work wants a core.
+            # Two streams with one core each were faster than one with two, and lose less if other work needs a core.
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": _HINTS[form.precision],
-            # OMP_NUM_THREADS and Ray's workers divide a machine by PyTorch's threads.
+            # OMP_NUM_THREADS and Ray's workers limit the number of PyTorch's threads.
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "ENABLE_CPU_PINNING": False,
         }
@@ -125,10 +125,10 @@ def _quantize(model: Any, calibration: np.ndarray) -> Any:
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-    # nncf refuses to leave out what is not there, as the projector where only inner stages are asked for.
+    # nncf refuses to ignore a layer type that is missing. There is no projector if only inner stages are computed.
     has_projector = any(step.get_type_name() == "MatMul" for step in model.get_ops())
-    logging.getLogger("nncf").setLevel(logging.ERROR)  # else its advice runs through our progress
-    # nncf has no switch for its bars; they go to whatever standard output is at the time.
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # otherwise its hints disturb the progress display
+    # nncf cannot switch off its progress bars, which it writes to standard output.
     with contextlib.redirect_stdout(io.StringIO()):
         return nncf.quantize(
             model,
@@ -136,19 +136,19 @@ def _quantize(model: Any, calibration: np.ndarray) -> Any:
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(calibration),
             fast_bias_correction=False,
-            # The projector costs next to nothing beside the convolutions and loses the most.
+            # Compared with the convolutions the projector takes almost no time, and it loses the most accuracy.
             ignored_scope=nncf.IgnoredScope(types=["MatMul"]) if has_projector else None,
             advanced_parameters=AdvancedQuantizationParameters(
-                # The default range, the mean of single cells' extremes, cuts off the rarest cells: those that are looked for.
+                # The default range is the mean of single cells' extremes. It would clip the rarest cells, which matter most.
                 activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
-                # Sums of 8-bit products overflow only where there is no unit for them; else a bit would be given away.
+                # Sums of 8-bit products overflow only on processors without a unit for them. The fix costs one bit.
                 overflow_fix=OverflowFix.DISABLE if _sums_8_bit_products() else OverflowFix.FIRST_LAYER,
             ),
         )
 
 
 def has_bf16() -> bool:
-    """Whether this processor multiplies in bfloat16; elsewhere OpenVINO imitates it, at a loss."""
+    """Whether this processor multiplies in bfloat16. OpenVINO emulates it on others, which is slower."""
     units = torch.cpu.get_capabilities()
     return any(units.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 

@@ -21,12 +21,23 @@ SCHEMA = "cytomil.engine/2"
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """What engine.json says of a compiled form.
+    """The content of engine.json.
 
-    ``name`` is its folder's, such as openvino-int8 or torch-compile. ``engine`` is its backend's. ``device`` is cpu or cuda,
-    ``machine`` the processor or GPU it was compiled and measured on. ``versions`` are those of its libraries, ``files`` the
-    SHA-256 of each of its files, ``layers`` what it gives, in that order. ``agreement`` is the one with eager, by layer.
-    ``images_per_second`` and ``eager_images_per_second`` were measured in turn on that machine.
+    Args:
+        name: the name of its folder, such as openvino-int8 or torch-compile.
+        engine: the name of its backend.
+        precision: its number format.
+        weights_sha256: hash of the encoder's weights.
+        image_size: side of a cell in pixels.
+        device: cpu or cuda.
+        machine: the processor or GPU on which it was compiled and measured.
+        versions: the versions of its libraries.
+        files: SHA-256 of each of its files.
+        layers: the layers that it computes, in this order.
+        agreement: the agreement with eager, per layer.
+        images_per_second: its speed on that machine.
+        eager_images_per_second: eager's speed, measured alternately.
+        facts: further metadata.
     """
 
     name: str
@@ -46,12 +57,12 @@ class EngineRecord:
 
     @property
     def key(self) -> str:
-        """Its name in feature caches. It holds a hash of the files, because another calibration gives other embeddings."""
+        """Its name in feature caches. It contains a hash of the files, because another calibration changes embeddings."""
         return f"{self.name}@{sha256_of_json(self.files)[:8]}" if self.files else self.name
 
     @property
     def gain(self) -> float:
-        """Its images per second as a multiple of eager's, where it was compiled."""
+        """Its speed as a multiple of eager's, on the machine that compiled it."""
         return self.images_per_second / self.eager_images_per_second
 
     def write(self, folder: Path) -> None:
@@ -65,11 +76,13 @@ def read_record(folder: Path) -> EngineRecord:
     try:
         return EngineRecord(**{name: card[name] for name in EngineRecord.__dataclass_fields__})
     except KeyError as error:
-        raise EngineError(f"{folder / ENGINE_CARD_NAME} is damaged (it lacks {error}). Make it again.") from None
+        raise EngineError(
+            f"{folder / ENGINE_CARD_NAME} is damaged (it lacks {error}). Run `cytomil compile` again."
+        ) from None
 
 
 def require_valid(record: EngineRecord, folder: Path, bundle: EncoderBundle, device: torch.device) -> None:
-    """Raise `EngineError`, saying in a few words why, unless the engine can run here and gives this encoder's embeddings."""
+    """Raise `EngineError` with the reason unless the engine belongs to this encoder and can run here."""
     if record.weights_sha256 != bundle.sha256:
         raise EngineError("made for other weights")
     if record.image_size != bundle.transform.image_size:
@@ -105,7 +118,7 @@ def backend_of(record: EngineRecord) -> Backend:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What decides whether compiled code fits: the GPU's name, or the processor's and its vector instructions."""
+    """What compiled code depends on: the name of the GPU, or the name and vector instructions of the processor."""
     if device.type == "cuda":
         return {"gpu": torch.cuda.get_device_name(device)}
     return {"processor": _processor(), "instructions": torch.backends.cpu.get_cpu_capability()}
@@ -113,7 +126,7 @@ def machine(device: torch.device) -> dict[str, str]:
 
 @cache
 def _processor() -> str:
-    """The processor's name and a hash of its features: AMX, VNNI and bfloat16 units change what 8 and 16 bits give."""
+    """The name of the processor and its units that change results in 8 and 16 bits: AMX, VNNI and bfloat16."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -121,10 +134,10 @@ def _processor() -> str:
 
         return platform.processor() or platform.machine()
     known = dict(line.split(":", 1) for line in lines if ":" in line)
-    said = {key.strip(): value.strip() for key, value in known.items()}
+    fields = {key.strip(): value.strip() for key, value in known.items()}
     units = [
         name
         for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
-        if name in said.get("flags", "").split()
+        if name in fields.get("flags", "").split()
     ]
-    return " ".join([said.get("model name", "unknown"), *units])
+    return " ".join([fields.get("model name", "unknown"), *units])

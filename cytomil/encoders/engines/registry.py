@@ -41,8 +41,8 @@ def load_backend(name: str, options: OwnOptions | None = None) -> Backend:
     """A backend with its own settings.
 
     Args:
-        name: the backend's.
-        options: per backend, key → value. Only those of ``name`` are read; missing keys take their defaults.
+        name: the name of the backend.
+        options: key → value, per backend. Only those of ``name`` are read. Missing keys have their defaults.
 
     Raises:
         SettingsError: there is no such backend, it has no such setting, or a value is not allowed.
@@ -54,14 +54,15 @@ def load_backend(name: str, options: OwnOptions | None = None) -> Backend:
 
 
 def selectable() -> tuple[str, ...]:
-    """What ``--engine`` of `embed` and `rank` takes, without the names of single precisions such as ``openvino-int8``."""
+    """Values of ``--engine`` in `embed` and `rank`, without names that include a precision, such as ``openvino-int8``."""
     return (AUTO, EAGER, *ENGINES.names())
 
 
 def known_engine(name: str) -> str:
-    """``name``, if `embed` and `rank` can be asked for it. Raises `ValueError` naming what there is.
+    """Return ``name`` if it is one of `selectable` or the name of a stored engine, such as ``openvino-int8``.
 
-    It is one of `selectable`, or a stored engine's name such as ``openvino-int8``.
+    Raises:
+        ValueError: the name is unknown. The message lists the known ones.
     """
     if name in (AUTO, EAGER) or name in ENGINES:
         return name
@@ -72,7 +73,7 @@ def known_engine(name: str) -> str:
     if engine not in known[2:]:
         raise ENGINES.unknown(name, known)
     try:
-        # This loads the library's file, so it is done only for a name with a precision.
+        # This loads the backend's module, so it is done only for a name with a precision.
         stored = find_backend(engine).stored_names(engine)
     except SettingsError as error:
         raise ValueError(str(error)) from None

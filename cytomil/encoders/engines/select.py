@@ -1,4 +1,4 @@
-"""Which engine runs: the one asked for, or the fastest, if it is valid here; else eager, with a line that says why."""
+"""Choose the engine: the requested one or the fastest, if it can run here, otherwise eager with a note."""
 
 from __future__ import annotations
 
@@ -23,9 +23,16 @@ _NOISE_CELLS = 16
 def open_engine(bundle: EncoderBundle, layer: Layer, name: str, device: str, note: Callable[[str], None]) -> Engine:
     """The engine that embeds ``layer`` of ``bundle`` on ``device``.
 
-    ``name`` is ``auto`` (the fastest valid one of those stored that is faster than eager), ``eager``, a stored engine's
-    name such as ``openvino-int8``, or a backend's (``openvino``: its fastest valid one). If that cannot run, eager does,
-    and ``note`` gets one line that says why and what to do. Raises `EncoderBundleError` for a device that is not there.
+    Args:
+        bundle: the encoder bundle.
+        layer: the layer to compute.
+        name: ``auto`` (the fastest valid stored engine that is faster than eager), ``eager``, the name of a stored engine
+            such as ``openvino-int8``, or a backend (``openvino``: its fastest valid engine). If it cannot run, eager does.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        note: receives one line with the reason and the remedy if another engine runs.
+
+    Raises:
+        EncoderBundleError: there is no such device.
     """
     chosen = pick_device(device)
     faults: dict[str, str] = {}
@@ -40,21 +47,21 @@ def open_engine(bundle: EncoderBundle, layer: Layer, name: str, device: str, not
             except EngineError as error:
                 faults[record.name] = str(error)
                 continue
-            _tell(bundle.path, name, engine.name, faults, note)
+            _note_choice(bundle.path, name, engine.name, faults, note)
             return engine
     eager = EagerEngine(bundle.encoder, layer, chosen)
-    _tell(bundle.path, name, eager.name, faults, note)
+    _note_choice(bundle.path, name, eager.name, faults, note)
     return eager
 
 
 def open_same_engine(bundle: EncoderBundle, layer: Layer, name: str, key: str, device: str) -> Engine:
     """The engine that another process runs, by its ``name`` and ``key``. Raises `EngineError` if it cannot run here."""
-    said: list[str] = []
-    engine = open_engine(bundle, layer, name, device, said.append)
+    notes: list[str] = []
+    engine = open_engine(bundle, layer, name, device, notes.append)
     if engine.key != key:
-        why = f" ({said[0]})" if said else ""
+        why = f" ({notes[0]})" if notes else ""
         raise EngineError(
-            f"engine {name} of {bundle.path} is not the same on all machines{why}. Or use --engine eager."
+            f"engine {name} of {bundle.path} is not the same on all machines{why}. Compile it again or use --engine eager."
         )
     return engine
 
@@ -62,7 +69,7 @@ def open_same_engine(bundle: EncoderBundle, layer: Layer, name: str, key: str, d
 def _valid(
     bundle: EncoderBundle, layer: Layer, name: str, device: torch.device, faults: dict[str, str]
 ) -> list[tuple[EngineRecord, Path]]:
-    """The stored engines of that name that can run here, fastest first; the others go into ``faults``, with the reason."""
+    """The stored engines of that name that can run here, fastest first. ``faults`` gets the others with the reason."""
     found = []
     for stored in stored_engines(bundle.path):
         # No precision has a hyphen, but a backend's name may.
@@ -85,7 +92,7 @@ def _valid(
 
 
 def _require_agreement(engine: Engine, record: EngineRecord, bundle: EncoderBundle, layer: Layer) -> None:
-    """Raise `EngineError` if an engine from another machine does not give eager's embeddings of noise here."""
+    """Raise `EngineError` if an engine from another machine does not match eager's embeddings of noise here."""
     size = bundle.transform.image_size
     noise = np.random.default_rng(0).integers(0, 256, (_NOISE_CELLS, size, size, 3), np.uint8)
     eager = EagerEngine(bundle.encoder, layer, torch.device("cpu"))
@@ -93,10 +100,10 @@ def _require_agreement(engine: Engine, record: EngineRecord, bundle: EncoderBund
         raise EngineError(f"made on another machine, and disagrees with eager here: {why}")
 
 
-def _tell(path: Path, asked: str, running: str, faults: dict[str, str], note: Callable[[str], None]) -> None:
-    cure = f"`cytomil compile --encoder {path}`"
+def _note_choice(path: Path, requested: str, running: str, faults: dict[str, str], note: Callable[[str], None]) -> None:
+    remedy = f"`cytomil compile --encoder {path}`"
     if faults:
         why = "; ".join(f"{name} ({reason})" for name, reason in faults.items())
-        note(f"compiled engines left aside: {why}. Running {running}. Make them again with {cure}.")
-    elif asked not in (AUTO, EAGER) and running == EAGER:
-        note(f"no engine {asked} is stored in {path / ENGINES_FOLDER}. Running eager. Make one with {cure}.")
+        note(f"compiled engines not used: {why}. Running {running}. Compile them again with {remedy}.")
+    elif requested not in (AUTO, EAGER) and running == EAGER:
+        note(f"no engine {requested} is stored in {path / ENGINES_FOLDER}. Running eager. Compile one with {remedy}.")

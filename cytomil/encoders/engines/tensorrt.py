@@ -1,4 +1,4 @@
-"""TensorRT, by torch-tensorrt 2.14: the encoder compiled for one kind of NVIDIA GPU. It has never been run on one."""
+"""TensorRT, by torch-tensorrt 2.14: the encoder compiled for one model of NVIDIA GPU. It has never been run on one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DTYPES = {"fp16": torch.float16, "float32": torch.float32}
 
 
 class TensorRt(Backend):
-    """A module for the kind of GPU that it was compiled on, for 1 to 256 cells at a time."""
+    """A module for the model of GPU that it was compiled on, and for batches of 1 to 256 cells."""
 
     precisions = ("fp16", "float32")
     devices = ("cuda",)
@@ -30,7 +30,7 @@ class TensorRt(Backend):
         import torch_tensorrt
 
         dtype = _DTYPES[form.precision]
-        # The precision is the model's own: `enabled_precisions` is swallowed without effect and leaves float32.
+        # The precision is that of the weights. `enabled_precisions` would have no effect and leave float32.
         module = form.network().to(device=form.device, dtype=dtype)
         cell = (3, form.image_size, form.image_size)
         inputs = [
@@ -53,7 +53,7 @@ class TensorRt(Backend):
         def embed(pixels: np.ndarray) -> np.ndarray:
             out = np.empty((len(pixels), dim), np.float32)
             for start in range(0, len(pixels), MAX_CELLS):
-                # Bytes cross to the GPU as bytes, a quarter of what float32 would take, and become numbers there.
+                # Pixels are transferred as bytes, a quarter of their size in float32.
                 cells = torch.as_tensor(pixels[start : start + MAX_CELLS]).to(device).permute(0, 3, 1, 2)
                 values: torch.Tensor = module(cells.to(dtype).contiguous().div_(255))[output]
                 if values.dtype != dtype:

@@ -1,4 +1,4 @@
-"""torch.compile: PyTorch's own compiler. Every process makes its code anew, or finds it in PyTorch's cache."""
+"""torch.compile: PyTorch's own compiler. Every process compiles again, or finds the code in PyTorch's cache."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from cytomil.encoders.engines.eager import to_unit_range
 from cytomil.encoders.engines.engine import Backend, CompiledForm, Embed, batch_of, padded
 from cytomil.layer import Layer
 
-_CELLS_ON_A_GPU = 256  # what fills one; on a processor its cache is the limit
+_GPU_BATCH = 256  # enough to fill a GPU
 
 
 class TorchCompile(Backend):
-    """Inductor's code, for one fixed batch size at a time. A processor needs a C++ compiler for it."""
+    """Inductor's code for one fixed batch size. On a processor it needs a C++ compiler."""
 
     precisions = ("float32",)
     devices = ("cpu", "cuda")
@@ -23,17 +23,17 @@ class TorchCompile(Backend):
 
     @classmethod
     def stored_name(cls, name: str, precision: str) -> str:
-        """The name without the precision, because it has only one."""
+        """The name without the precision, because there is only one."""
         return name
 
     def build(self, form: CompiledForm, calibration: np.ndarray) -> dict[str, Any]:
-        """Nothing: the code is not stored."""
+        """Do nothing, because the code is not stored."""
         return {}
 
     def start(self, form: CompiledForm, layer: Layer) -> Embed:
-        """Compile here, where a failure can be reported."""
+        """Compile now, so that a failure is reported at the start."""
         device, dim = form.device, form.dim(layer)
-        batch = batch_of(form.image_size) if device.type == "cpu" else _CELLS_ON_A_GPU
+        batch = batch_of(form.image_size) if device.type == "cpu" else _GPU_BATCH
         network = form.network(layer).to(device).to(memory_format=torch.channels_last)
         compiled = torch.compile(network, options={"freezing": True})
 

@@ -1,4 +1,4 @@
-"""The pretraining methods, loaded by name. `cytomil.registry` lists them; docs/methods.md shows how to add one."""
+"""The pretraining methods, loaded by name. `cytomil.registry` lists them, and docs/methods.md shows how to add one."""
 
 from cytomil.training.methods.base import Batch, Method, load_method, require_consent
 

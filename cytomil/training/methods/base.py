@@ -1,4 +1,4 @@
-"""What a pretraining method is, and how one is loaded by its name."""
+"""The interface of pretraining methods, and how one is loaded by its name."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from cytomil.config import Config, own_config
 from cytomil.encoders.architecture import Encoder
 from cytomil.errors import SettingsError
 from cytomil.registry import METHODS
-from cytomil.training.batches import deal_pools
+from cytomil.training.batches import balanced_batches
 from cytomil.training.cells import TrainingCells
 from cytomil.training.config import PretrainConfig
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Cells of one step.
+    """The cells of one step.
 
-    ``views`` has ``n_views`` tensors (B, 3, S, S); ``is_positive`` (B,) is the slide's label, ``indices`` (B,), on the
-    CPU, each cell's place among the training cells.
+    Args:
+        views: ``n_views`` tensors (B, 3, S, S).
+        is_positive: (B,), the label of each cell's slide.
+        indices: (B,), on the CPU, each cell's index among the training cells.
     """
 
     views: tuple[Tensor, ...]
@@ -32,35 +34,34 @@ class Batch:
 
 
 class Method(nn.Module):
-    """A pretraining method, made for one run. A subclass gives `losses`, and what else it does otherwise than here.
+    """A pretraining method, made for one run. A subclass must define `losses`, and may override the rest.
 
-    What of it is a parameter that requires a gradient is trained along with the encoder and thrown away in the end. All
-    of its state (parameters, buffers, modules of its own) goes into the checkpoints, so that an interrupted run goes on
-    as it would have; what changes from step to step must therefore be a parameter or a buffer.
+    Parameters of the method that require a gradient are trained with the encoder and discarded at the end. Checkpoints
+    hold all parameters and buffers. Anything else that changes between steps would be lost when a run is interrupted.
     """
 
     Config: ClassVar[type[Config]] = Config
     """The method's own settings: a subclass of `cytomil.config.Config`. ``self.own`` is an instance of it."""
     n_views: ClassVar[int] = 2
-    """How many views of each cell `losses` takes."""
-    turns: ClassVar[bool] = True
-    """Whether views turn the cells by quarters."""
+    """Number of views of each cell that `losses` takes."""
+    rotates: ClassVar[bool] = True
+    """Whether views rotate the cells by multiples of 90°."""
     contrast: ClassVar[str] = ""
-    """Which loss `chance` speaks of; empty where none has a chance level."""
+    """Name of the loss that `chance` is about; empty if no loss has a chance level."""
     classes: ClassVar[bool] = False
-    """Whether the objective's optimum is one point a class, so that embeddings on a line are no collapse."""
+    """Whether the optimum of the objective is one point per class. Embeddings on a line are then not a collapse."""
     uses_instance_labels: ClassVar[bool] = False
-    """True only of a ceiling: made with a fourth argument, the instance labels, and never without the user's consent."""
+    """Whether the method is an upper bound that gets the instance labels as a fourth argument, with the user's consent."""
 
     trains: ClassVar[bool] = True
-    """False only of `none`: the encoder is kept as it starts, and has no projector."""
+    """False only for `none`, which keeps the initial encoder, without a projector."""
     standardises: ClassVar[bool] = True
-    """Whether z may be standardised over a batch, as the settings say; an objective of z's own scale forbids it."""
+    """Whether z may be standardised over a batch. An objective that depends on the scale of z does not allow it."""
 
-    weigh: Callable[[Tensor], Tensor] | None = None
-    """What each task's gradient counts in the update, shape (T,), from their inner products (T, T), in double precision.
+    weighting: Callable[[Tensor], Tensor] | None = None
+    """Maps the gramian of the tasks' gradients (T, T), double precision, to their weights in the update, shape (T,).
 
-    None: their plain sum."""
+    None: the plain sum of the losses."""
 
     def __init__(self, settings: PretrainConfig, encoder: Encoder, cells: TrainingCells) -> None:
         super().__init__()
@@ -68,59 +69,63 @@ class Method(nn.Module):
         self.own: Any = own_config("method", settings.method, self.Config, settings.options)
 
     def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
-        """Named scalars, one a task, always in the same order."""
+        """Named scalars, one per task, always in the same order."""
         raise NotImplementedError
 
     def batches(self, generator: torch.Generator) -> list[Tensor]:
-        """Indices of the cells of one epoch's steps; as many steps every epoch. Here: half of each from either side."""
-        return deal_pools(self.sides(), self.settings.batch_size, generator)
+        """Indices of the cells of each step of an epoch. By default, half of each step comes from either side.
+
+        The number of steps must be the same in every epoch.
+        """
+        return balanced_batches(self.sides(), self.settings.batch_size, generator)
 
     def before_epoch(self, epoch: int, encoder: Encoder) -> None:
-        """Called before each epoch, counted from 0; a resumed run calls it for the epochs it trains."""
+        """Called before each epoch that this process trains. Epochs count from 0."""
 
     def after_step(self, encoder: Encoder, progress: float) -> None:
-        """Called after each step of the optimiser; ``progress`` is the share of the run's steps done, above 0 to 1."""
+        """Called after each step of the optimiser. ``progress`` in (0, 1] is the fraction of the run's steps done."""
 
     def chance(self, batch: Batch) -> float:
-        """What the loss named by ``contrast`` is, in nats, for an encoder that tells nothing apart."""
+        """The loss named by ``contrast``, in nats, of an encoder that distinguishes nothing."""
         raise NotImplementedError
 
     def origin(self) -> Tensor | None:
-        """The point, shape (D,), from which the directions of z are read; None: zero."""
+        """The point, shape (D,), from which directions of z are measured; None: zero."""
         return None
 
     def sides(self) -> list[Tensor]:
-        """Indices of the cells of negative slides, and of those of positive ones."""
+        """Indices of the cells of negative slides, and indices of the cells of positive slides."""
         return [torch.nonzero(self.cells.is_positive == side).flatten() for side in (False, True)]
 
 
 def project_views(encoder: Encoder, views: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Both views through the encoder in one forward pass, so that batch norm sees both labels: z_i, z_j, each (B, D)."""
+    """Project both views in one forward pass, so that batch norm covers both labels: z_i, z_j, each (B, D)."""
     _, z = encoder(torch.cat(views))
     z_i, z_j = z.chunk(2)
     return z_i, z_j
 
 
 def load_method(name: str) -> type[Method]:
-    """The class of a method. Raises `SettingsError` for a name nobody has, or one whose package does not load."""
+    """The class of a method. Raises `SettingsError` if the name is unknown or its package cannot be loaded."""
     return METHODS.load(name, Method)
 
 
 def require_consent(method: type[Method], settings: PretrainConfig) -> None:
-    """Refuse settings that ask of a method what it does not do.
+    """Refuse settings that the method does not support.
 
-    Raises `SettingsError` where instance labels are read without ``with_instance_labels``, or it is given in
-    vain; or stages are frozen that have only random weights.
+    Raises:
+        SettingsError: the method needs ``with_instance_labels`` and does not have it, or has it and does not use it; or
+            stages with random weights would be frozen.
     """
     name = settings.method
     if method.uses_instance_labels and not settings.with_instance_labels:
         raise SettingsError(
-            f"method '{name}' reads instance labels. It is a ceiling to compare with, not a way to learn from slide "
-            "labels; if that is what you want, add --with-instance-labels."
+            f"method '{name}' reads instance labels: it is an upper bound to compare with, and does not learn from slide "
+            "labels. To use it, add --with-instance-labels."
         )
     if settings.with_instance_labels and not method.uses_instance_labels:
-        raise SettingsError(f"method '{name}' learns from slide labels alone. Leave out --with-instance-labels.")
+        raise SettingsError(f"method '{name}' learns from slide labels alone. Remove --with-instance-labels.")
     if settings.frozen_stages and settings.weights == "none":
         raise SettingsError(
-            f"--frozen-stages {settings.frozen_stages} would keep random weights as they are. Name --weights, or leave it out."
+            f"--frozen-stages {settings.frozen_stages} would freeze random weights. Add --weights or remove --frozen-stages."
         )

@@ -1,4 +1,4 @@
-"""Cross entropy against labels: the slide's for every cell (weak supervision), or each cell's own (the ceiling)."""
+"""Cross entropy against labels: the slide's for every cell (weak supervision), or each cell's own (upper bound)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cytomil.encoders.architecture import Encoder
-from cytomil.training.batches import deal_pools
+from cytomil.training.batches import balanced_batches
 from cytomil.training.cells import TrainingCells
 from cytomil.training.config import PretrainConfig
 from cytomil.training.methods.base import Batch, Method
 
 
 class WeaklySupervised(Method):
-    """Every cell takes its slide's label, and a linear head on the projection z learns to predict it, one view a cell.
+    """A linear head on the projection z learns to predict each cell's slide label, with one view per cell.
 
-    The head reads z, not h, so that the layer embedded by default is a trained one.
+    The head reads z instead of h, because the layer that is embedded by default must be trained.
     """
 
     n_views = 1
@@ -38,7 +38,7 @@ class WeaklySupervised(Method):
 
 
 class FullySupervised(WeaklySupervised):
-    """The ceiling: the same with each cell's own label. Half of each batch is abnormal, as other methods' is positive."""
+    """The upper bound: learns each cell's own label. Half of each batch is abnormal; with other methods, positive."""
 
     uses_instance_labels = True
 
@@ -49,10 +49,10 @@ class FullySupervised(WeaklySupervised):
         self.instance_labels = instance_labels
 
     def batches(self, generator: torch.Generator) -> list[Tensor]:
-        """Half of each step's cells are abnormal, dealt again and again where they are few."""
+        """Half of each step's cells are abnormal. If they are few, they are repeated."""
         classes = [torch.nonzero(self.instance_labels == label).flatten() for label in (0, 1)]
-        return deal_pools(classes, self.settings.batch_size, generator)
+        return balanced_batches(classes, self.settings.batch_size, generator)
 
     def targets(self, batch: Batch) -> Tensor:
-        """The cells' own labels."""
+        """The instance labels, shape (B,)."""
         return self.instance_labels[batch.indices].to(batch.is_positive.device)

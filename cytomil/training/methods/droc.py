@@ -1,4 +1,4 @@
-"""DROC (Sohn et al., ICLR 2021, arXiv 2011.02578): one-class contrast on a distribution that is widened by rotations."""
+"""DROC (Sohn et al., ICLR 2021, arXiv 2011.02578): one-class contrastive learning with rotations as augmentation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cytomil.encoders.architecture import Encoder
-from cytomil.training.batches import deal_pools
+from cytomil.training.batches import balanced_batches
 from cytomil.training.losses import chance_level, nt_xent_loss
 from cytomil.training.methods.base import Batch, Method
 
@@ -14,18 +14,18 @@ _TURNS = 4
 
 
 class DROC(Method):
-    """NT-Xent of negative slides' cells in four rotations, each rotation an instance of its own.
+    """NT-Xent of negative slides' cells in four rotations. Each rotation counts as a separate instance.
 
-    Views therefore do not turn the cells. A step holds a quarter of ``batch_size`` cells, so that it holds as many images
-    as other methods' steps.
+    Views therefore do not rotate the cells. A step holds a quarter of ``batch_size`` cells, and thereby as many images
+    as a step of other methods.
     """
 
     contrast = "nt_xent"
-    turns = False
+    rotates = False
 
     def batches(self, generator: torch.Generator) -> list[Tensor]:
         """Negative slides' cells, each once."""
-        return deal_pools(self.sides()[:1], max(1, self.settings.batch_size // _TURNS), generator)
+        return balanced_batches(self.sides()[:1], max(1, self.settings.batch_size // _TURNS), generator)
 
     def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
         """NT-Xent over cells times rotations."""

@@ -1,4 +1,4 @@
-"""Deep SVDD (Ruff et al., ICML 2018): negative slides' cells in the smallest sphere around a fixed centre."""
+"""Deep SVDD (Ruff et al., ICML 2018): map negative slides' cells close to a fixed centre."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cytomil.encoders.architecture import Encoder
 from cytomil.encoders.engines.eager import to_unit_range
-from cytomil.training.batches import deal_pools
+from cytomil.training.batches import balanced_batches
 from cytomil.training.cells import TrainingCells
 from cytomil.training.config import PretrainConfig
 from cytomil.training.methods.base import Batch, Method
 
-_LEAST_COORDINATE = 0.1
-_LEAST_SHARE = 1e-6
-"""Of the greatest variance: a direction that varies less is counted as if it varied so much."""
+_MIN_COORDINATE = 0.1
+_MIN_VARIANCE_FRACTION = 1e-6
+"""Lower bound on the variance of a direction, as a fraction of the largest variance."""
 
 
 class DeepSVDD(Method):
-    """The mean squared distance a dimension of negatives' projections z from a centre (eq. 4), one view a cell.
+    """The mean squared distance per dimension of negatives' projections z from a centre (eq. 4), one view per cell.
 
-    The paper sums over the dimensions; their mean keeps the scale, and so the learning rate, free of their number.
+    The paper sums over the dimensions. Their mean makes the scale, and with it the learning rate, independent of their
+    number.
 
-    An encoder that starts from nothing follows the paper: the centre is the mean projection of the negatives in an initial
-    pass, its coordinates kept off zero. Against the sphere that shrinks to nothing the centre is fixed and no layer has a
-    bias (batch norm has neither shift nor gain, as in the authors' code), so that no constant but zero is easily learnt;
-    ReLU is unbounded.
+    An encoder with random initial weights follows the paper. The centre is the mean projection of the negatives in an
+    initial pass, with coordinates kept away from zero. Three measures prevent a collapse to a constant: the centre is
+    fixed, no layer has a bias (batch norm has neither shift nor gain, as in the authors' code), and ReLU is unbounded.
 
-    An encoder that starts from weights of elsewhere keeps them: the backbone is frozen, its batch norms' statistics too. The
-    projector's first layer whitens the negatives' h, each leading component with both signs, so that ReLU loses nothing;
-    it stays as it is. Its last layer begins by putting the signs together again, in a random rotation: the
-    distance from the centre is then the Mahalanobis distance of h. This layer alone is trained, without a bias. Zero is
-    its easiest answer, so the rate and the number of epochs must be small: the gain comes first, the collapse later.
+    An encoder that starts from weights keeps them. The backbone is frozen, including the statistics of its batch norms.
+    The projector's first layer whitens the negatives' h and stays fixed. It outputs each leading component with both
+    signs, so that ReLU loses nothing. The last layer initially recombines the signs in a random rotation, so that the
+    distance from the centre is the Mahalanobis distance of h. Only this layer is trained, without a bias. It can collapse
+    to zero, so the learning rate and the number of epochs must be small: the gain comes before the collapse.
     """
 
     n_views = 1
@@ -48,23 +48,23 @@ class DeepSVDD(Method):
         if self._keeps_backbone:
             _freeze_all_but_last(encoder)
         else:
-            _take_biases(encoder)
+            _remove_biases(encoder)
 
     def batches(self, generator: torch.Generator) -> list[Tensor]:
         """Negative slides' cells, each once."""
-        return deal_pools(self.sides()[:1], self.settings.batch_size, generator)
+        return balanced_batches(self.sides()[:1], self.settings.batch_size, generator)
 
     def before_epoch(self, epoch: int, encoder: Encoder) -> None:
-        """Fix the projector's first layer, where the backbone is kept, and the centre before the first step."""
+        """Set the centre before the first step and, if the backbone is frozen, the projector."""
         if epoch:
             return
         if self._keeps_backbone:
             _whiten(encoder, self._of_negatives(encoder, 0), self.settings.seed)
         mean = self._of_negatives(encoder, 1).mean(dim=0)
-        self.centre.copy_(mean if self._keeps_backbone else _off_zero(mean))
+        self.centre.copy_(mean if self._keeps_backbone else _away_from_zero(mean))
 
     def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
-        """Mean squared distance from the centre, a dimension."""
+        """Mean squared distance from the centre, per dimension."""
         (view,) = batch.views
         if self._keeps_backbone:
             encoder.backbone.eval()
@@ -72,13 +72,13 @@ class DeepSVDD(Method):
         return {"distance": (z - self.centre).square().mean()}
 
     def origin(self) -> Tensor:
-        """The centre: directions of z mean something as seen from there."""
+        """The centre, from which the objective measures z."""
         return self.centre
 
     @torch.no_grad()
     def _of_negatives(self, encoder: Encoder, which: int) -> Tensor:
-        """The negatives' h (0) or z (1), (N, D), as they are, without views."""
-        # An untrained encoder's running statistics are those of no cell: it takes the batch's, as in training.
+        """The negatives' h (``which`` 0) or z (1), (N, D), without views."""
+        # The running statistics of an untrained encoder are meaningless. It uses those of the batch, as in training.
         encoder.train(not self._keeps_backbone)
         negatives = self.sides()[0]
         blocks = negatives.tensor_split(max(1, len(negatives) // self.settings.batch_size))
@@ -86,7 +86,7 @@ class DeepSVDD(Method):
         return torch.cat(list(found))
 
 
-def _take_biases(encoder: Encoder) -> None:
+def _remove_biases(encoder: Encoder) -> None:
     for module in encoder.modules():
         if isinstance(module, _BatchNorm):
             nn.init.ones_(module.weight)
@@ -97,9 +97,9 @@ def _take_biases(encoder: Encoder) -> None:
             bias.requires_grad_(False)
 
 
-def _off_zero(centre: Tensor) -> Tensor:
+def _away_from_zero(centre: Tensor) -> Tensor:
     sign = torch.where(centre < 0, -1.0, 1.0)
-    return torch.where(centre.abs() < _LEAST_COORDINATE, sign * _LEAST_COORDINATE, centre)
+    return torch.where(centre.abs() < _MIN_COORDINATE, sign * _MIN_COORDINATE, centre)
 
 
 def _linear_layers(encoder: Encoder) -> Iterator[nn.Linear]:
@@ -114,16 +114,16 @@ def _freeze_all_but_last(encoder: Encoder) -> None:
 
 @torch.no_grad()
 def _whiten(encoder: Encoder, h: Tensor, seed: int) -> None:
-    """Set the plain projector so that z are the first principal components of ``h`` (N ≥ 2, D), whitened and rotated.
+    """Set the plain projector so that z holds the first principal components of ``h`` (N ≥ 2, D), whitened and rotated.
 
-    The rotation spreads every component over all of z, so that its dimensions vary alike: fit-mil brings each to unit
-    variance, and would undo what training takes out of one component.
+    The rotation spreads every component over all dimensions of z, so that their variances are similar. fit-mil scales
+    each dimension to unit variance, which would otherwise undo what training changes in a single component.
     """
     first, last = _linear_layers(encoder)
     centred = (h - h.mean(dim=0)).double()
     k = min(last.out_features, first.out_features // 2, len(h) - 1)
     _, singular, components = torch.linalg.svd(centred, full_matrices=False)
-    spread = singular.clamp(min=_LEAST_SHARE**0.5 * float(singular[0]) or 1.0) / (len(h) - 1) ** 0.5
+    spread = singular.clamp(min=_MIN_VARIANCE_FRACTION**0.5 * float(singular[0]) or 1.0) / (len(h) - 1) ** 0.5
     whitening = (components[:k] / spread[:k, None]).float()
     shift = whitening @ h.mean(dim=0)
     for layer in (first, last):

@@ -1,4 +1,4 @@
-"""MoCo v3 (arXiv 2104.02057): contrast all cells with the keys of an encoder that follows slowly."""
+"""MoCo v3 (arXiv 2104.02057): contrast all cells with the keys of a momentum encoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HIDDEN = 512
 
 
 class MoCoV3(Method):
-    """Symmetric InfoNCE: each view's query, after a predictor, against the other view's keys of a momentum encoder."""
+    """Symmetric InfoNCE of each view's queries, from a predictor, against the other view's keys."""
 
     contrast = "info_nce"
 
@@ -32,7 +32,7 @@ class MoCoV3(Method):
         self.momentum_encoder = deepcopy(encoder).requires_grad_(False)
 
     def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
-        """The mean of both directions' InfoNCE."""
+        """The mean InfoNCE of both directions."""
         z_i, z_j = project_views(encoder, batch.views)
         q_i, q_j = self.predictor(torch.cat([z_i, z_j])).chunk(2)
         with torch.no_grad():
@@ -42,7 +42,7 @@ class MoCoV3(Method):
 
     @torch.no_grad()
     def after_step(self, encoder: Encoder, progress: float) -> None:
-        """Let the momentum encoder follow; its momentum rises from 0.99 to 1 by half a cosine."""
+        """Update the momentum encoder. Its momentum rises from 0.99 to 1 by half a cosine."""
         momentum = 1 - (1 - _FIRST_MOMENTUM) * (1 + math.cos(math.pi * progress)) / 2
         for slow, fast in zip(self.momentum_encoder.parameters(), encoder.parameters(), strict=True):
             slow.lerp_(fast, 1 - momentum)

@@ -1,4 +1,4 @@
-"""No pretraining: the encoder as it starts, untrained or with others' weights, to embed with and to compare with."""
+"""No pretraining: keep the initial encoder, with random or published weights, as it is."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _CELLS = 256
 
 
 class NoPretraining(Method):
-    """Takes no step. An untrained projector would only blur h, so the encoder has none and its z is h.
+    """Takes no step. The encoder has no projector, because an untrained one would only blur h. Its z is h.
 
-    No loss of cytomil's gave its embeddings a direction from zero, and many a network's lie all on one side of it. Their
-    directions are therefore those seen from their mean.
+    Directions of z are measured from the mean embedding. No loss of cytomil centred the embeddings at zero, and those of
+    many networks lie on one side of it.
     """
 
     trains = False
@@ -29,17 +29,17 @@ class NoPretraining(Method):
         self.register_buffer("centre", torch.zeros(encoder.dim_of("z")))
 
     def batches(self, generator: torch.Generator) -> list[Tensor]:
-        """None."""
+        """No steps."""
         return []
 
     def before_epoch(self, epoch: int, encoder: Encoder) -> None:
-        """Find the mean embedding of some cells."""
+        """Compute the mean embedding of some cells."""
         pixels = self.cells.pixels
         places = torch.linspace(0, len(pixels) - 1, min(_CELLS, len(pixels))).long()
         self.centre.copy_(embed_cells(encoder, pixels[places])[1].mean(dim=0))
 
     def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
-        """There are none to take."""
+        """There are no losses. Raises `NotImplementedError`."""
         raise NotImplementedError("method 'none' takes no step")
 
     def origin(self) -> Tensor:

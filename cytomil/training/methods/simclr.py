@@ -1,4 +1,4 @@
-"""SimCLR (arXiv 2002.05709): contrast all cells, whatever their slide's label."""
+"""SimCLR (arXiv 2002.05709): contrast all cells, ignoring slide labels."""
 
 from __future__ import annotations
 

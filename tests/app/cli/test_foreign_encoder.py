@@ -13,7 +13,7 @@ from cytomil.app.cli.app import app
 from cytomil.files import sha256_of_file
 
 NONE = ["pretrain", "--method", "none", "--image-size", "32", "--device", "cpu"]
-SEEN = "its pretraining saw the bone-marrow set"
+SEEN = "DinoBloom was pretrained on the bone-marrow set"
 
 
 def run(*line):
@@ -70,12 +70,12 @@ def test_from_a_weights_file_to_a_worklist(here):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--weights", "none", "--arch", "resnet19"], "there is no arch 'resnet19'. There are resnet18, resnet50"),
+        (["--weights", "none", "--arch", "resnet19"], "there is no arch 'resnet19'. Available: resnet18, resnet50"),
         (
             ["--weights", "none", "--arch", "test_vit", "--image-size", "40"],
-            "no multiple of it. Use --image-size 32 or 48",
+            "not a multiple of it. Use --image-size 32 or 48",
         ),
-        (["--weights", "efficientnet-lite0", "--arch", "resnet50"], "are tf_efficientnet_lite0's, not resnet50's"),
+        (["--weights", "efficientnet-lite0", "--arch", "resnet50"], "are for tf_efficientnet_lite0, not for resnet50"),
         (["--weights", "efficientnet-light0"], "Did you mean efficientnet-lite0"),
         (["--weights", "timm/test_viT"], "Did you mean timm/test_vit"),
         (["--weights", "nowhere.pth"], "nowhere.pth does not exist. Name a local weights file"),

@@ -61,10 +61,10 @@ class FakeRay:
     ],
 )
 def test_a_cluster_is_divided_among_the_items(machines, n_items, device, threads, expected):
-    found = cluster.share(FakeRay(*machines), n_items, device, threads)
+    found = cluster.allocate(FakeRay(*machines), n_items, device, threads)
     assert (found.workers, found.cores, found.gpus) == expected
 
 
 def test_a_cluster_without_the_gpu_asked_for_is_refused():
     with pytest.raises(WorkersError, match="no GPU"):
-        cluster.share(FakeRay({"CPU": 2.0}), 1, "cuda", 1)
+        cluster.allocate(FakeRay({"CPU": 2.0}), 1, "cuda", 1)

@@ -13,8 +13,8 @@ import pytest
 
 from cytomil.errors import NoCellsError, TriageModelError, WorkersError
 from cytomil.progress import Silent
-from cytomil.workers import Lost, open_workers
-from cytomil.workers.side_by_side import _Member
+from cytomil.workers import WorkerFailure, open_workers
+from cytomil.workers.process_pool import _PoolProcess
 from tests.workers.jobs import Square
 
 
@@ -56,7 +56,7 @@ def test_a_lost_process_costs_nothing(tmp_path):
 def test_what_kills_every_process_is_given_up_with_the_reason(tmp_path):
     results = run(Square(tmp_path, deadly=(1,), times=9), [0, 1, 2, 3])
     assert [result[0] for i, result in enumerate(results) if i != 1] == [0, 4, 9]
-    assert results[1] == Lost("the worker was lost 3 times while on it (killed by signal 9).")
+    assert results[1] == WorkerFailure("the worker failed 3 times on it (killed by signal 9).")
     assert (tmp_path / "deaths-1").read_text() == "xxx"
 
 
@@ -88,8 +88,8 @@ def test_an_interruption_ends_them(tmp_path):
 
 def test_they_end_with_a_process_that_is_killed(tmp_path):
     script = (
-        "import time\nfrom cytomil.workers.side_by_side import _Member\n"
-        "print(_Member()._process.pid, flush=True)\ntime.sleep(600)"
+        "import time\nfrom cytomil.workers.process_pool import _PoolProcess\n"
+        "print(_PoolProcess()._process.pid, flush=True)\ntime.sleep(600)"
     )
     asking = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     member = psutil.Process(int(asking.stdout.readline()))
@@ -102,9 +102,9 @@ def test_they_end_with_a_process_that_is_killed(tmp_path):
 
 
 def test_what_cannot_be_loaded_is_raised_and_not_waited_for():
-    member = _Member()
+    process = _PoolProcess()
     try:
-        answer = member.tell(b"no pickle")
+        answer = process.send(b"no pickle")
         assert "pickle" in str(answer.error) or "invalid load key" in str(answer.error)
     finally:
-        member.end()
+        process.kill()

@@ -1,4 +1,4 @@
-"""The one door through which instance labels reach training: for a ceiling, and only where the user asked for one."""
+"""The only access of training to instance labels: for a method that is an upper bound, if the user asked for it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from cytomil.training.cells import TrainingCells
 def read_training_instance_labels(
     manifest: Manifest, rows: tuple[BagRow, ...], cells: TrainingCells, draw: Draw = ALL
 ) -> Tensor:
-    """1 abnormal, 0 normal for each of ``cells``, which were drawn by ``draw``: int64 (N,), on the CPU.
+    """The label of each of ``cells``, which ``draw`` chose: int64 (N,) on the CPU, 1 abnormal, 0 normal.
 
-    Cells of negative bags are normal, whatever is known of them.
+    Cells of negative bags count as normal, whatever their instance label.
 
     Raises:
-        BagFileError: a positive bag does not know its cells' labels, or no cell is abnormal.
+        BagFileError: a positive bag has no instance labels, or no cell is abnormal.
     """
-    # Imported here, so that training anything else never loads what can read them.
+    # Imported here: no other training may load the reader of instance labels.
     from cytomil.bags.instance_labels import read_instance_labels
 
     unreadable = {problem.where for problem in cells.problems}
@@ -32,8 +32,8 @@ def read_training_instance_labels(
         of_bag = [label for name, label in drawn if f"{row.bag_id}/{name}" not in unreadable]
         if row.label == 1 and any(label not in (0, 1) for label in of_bag):
             raise BagFileError(
-                f"{manifest.file_of(row)} does not know which of its cells are abnormal. Instance labels come with class "
-                "folders or synthetic cells; choose a method that learns from slide labels."
+                f"{manifest.file_of(row)} has no instance labels. Only class folders and synthetic cells have them. "
+                "Choose a method that learns from slide labels."
             )
         labels += of_bag if row.label == 1 else [0] * len(of_bag)
     if 1 not in labels:
