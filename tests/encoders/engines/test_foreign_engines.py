@@ -159,13 +159,16 @@ def test_the_command_line_compiles_it_and_embeds_with_it(installed, fast, encode
 
 
 @pytest.mark.parametrize("verb", ["compile", "embed", "rank"])
-def test_the_help_lists_it(installed, verb):
+def test_the_help_lists_it(installed, verb, monkeypatch):
+    # Typer reads the terminal's width once, when it is imported.
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 400)
     shown = plain(run(verb, "--help").stdout)
     listed = re.search(r"<([^>]*\|openvino\|[^>]*|openvino\|[^>]*)>", shown.replace(" ", "")).group(1)
     assert {"openvino", "torch-compile", "autocast", "wrapped-eager"} <= set(listed.split("|"))
 
 
-def test_the_help_lists_its_own_settings(installed):
+def test_the_help_lists_its_own_settings(installed, monkeypatch):
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 400)
     shown = plain(run("compile", "--engine", "wrapped-eager", "--help").stdout)
     assert "--colour 3 a number that it writes into a file" in shown
 
