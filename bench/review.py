@@ -10,11 +10,8 @@ import argparse
 import http.client
 import json
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,9 +21,8 @@ import numpy as np
 from bench.data import SLIDES
 from bench.tables import Measured, SkippedError, Table
 from cytomil.files import sha256_of_file, write_json
-from cytomil.review.log import ReviewLog
-from cytomil.review.server import HOST, create_app, listen
-from cytomil.review.slides import TILE_PX, Triage
+from cytomil.review.server import HOST
+from cytomil.review.slides import TILE_PX
 from cytomil.slides import Cells, open_slide
 from cytomil.triage.placed import write_geojson
 from cytomil.triage.worklist import Call, SlideResult, Worklist
@@ -57,9 +53,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> Measured:
     if not options.slide.is_file():
         raise SkippedError(f"{options.slide} does not exist. Give a whole slide with --slide.")
+    from tests.serving import serving
+
     with tempfile.TemporaryDirectory() as folder:
         write_triage(Path(folder), options.slide, options.cells)
-        with serving(Path(folder)) as port:
+        with serving(Path(folder), _TOKEN) as port:
             tiles = tile_seconds(port, options.slide)
             frames = frames_per_second(port, options.seconds)
     results = {"cells": options.cells, "tile_seconds": tiles, "zoomed_out": frames[0], "zoomed_in": frames[1]}
@@ -94,23 +92,6 @@ def write_triage(folder: Path, slide: Path, n: int) -> None:
     )
     card = {"model_sha256": "", "score_meaning": ""}
     write_json(folder / "triage.json", to_document(Worklist(str(slide.parent), "", (result,), 0.6, 0.3, card)))
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[int]:
-    import uvicorn
-
-    with listen(0) as listening:
-        port = int(listening.getsockname()[1])
-        app = create_app(Triage(folder), ReviewLog(folder), _TOKEN, port)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", ws="none"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield port
-        server.should_exit = True
-        thread.join(10)
 
 
 def tile_seconds(port: int, slide: Path) -> list[float]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,17 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-import uvicorn
 
 from cytomil.bags.whole_slides import cell_id
 from cytomil.files import sha256_of_file, write_json
-from cytomil.review.log import ReviewLog
-from cytomil.review.server import HOST, create_app, listen
-from cytomil.review.slides import Triage
+from cytomil.review.server import HOST
 from cytomil.slides import Cells
 from cytomil.triage.placed import write_geojson
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult, Worklist
 from cytomil.triage.write import to_document
+from tests.serving import serving
 
 TOKEN = "right-token"
 MPP = 0.5
@@ -131,21 +127,7 @@ class Client:
         return self.ask("/api/act", {"reader": reader, "action": action, "slide": slide, **more})
 
 
-def serving(triage: Path) -> Iterator[Client]:
-    """Serve ``triage`` until the generator is closed."""
-    with listen(0) as listening:
-        port = int(listening.getsockname()[1])
-        app = create_app(Triage(triage), ReviewLog(triage), TOKEN, port)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", ws="none"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield Client(port, TOKEN)
-        server.should_exit = True
-        thread.join(10)
-
-
 @pytest.fixture
 def client(triage: Path) -> Iterator[Client]:
-    yield from serving(triage)
+    with serving(triage, TOKEN) as port:
+        yield Client(port, TOKEN)
