@@ -123,7 +123,7 @@ def test_a_row_that_stands_twice_is_refused(make_index, tmp_path):
 def test_a_cache_of_another_bag_than_its_row_is_refused(make_index, tmp_path):
     index = make_index(a="train", b="train")
     (tmp_path / "a.h5").write_bytes((tmp_path / "b.h5").read_bytes())
-    with pytest.raises(FeatureFileError, match=r"a\.h5 is of another bag than features\.csv says"):
+    with pytest.raises(FeatureFileError, match=r"a\.h5 does not match its row in features\.csv"):
         index.open("train")
 
 
