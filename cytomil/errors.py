@@ -1,4 +1,4 @@
-"""The exceptions a user can meet. Each message is one line: what is wrong, where, and what to do next."""
+"""The exceptions that users can see. Each message is one line: which file, what is wrong, and what to do next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cytomil.text import printable
 
 
 class CytomilError(Exception):
-    """The user's input is at fault; the command line prints the message and exits with status 1."""
+    """The user's input is wrong. The command line prints the message and exits with status 1."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(" ".join(message.split())))
@@ -22,51 +22,51 @@ class SettingsError(CytomilError):
 
 
 class NotFoundError(CytomilError):
-    """A file or folder that a command needs is not there."""
+    """A file or folder that a command needs does not exist."""
 
 
 class FolderInUseError(CytomilError):
-    """Another process writes into the folder that a command wants to write."""
+    """Another process writes into the output folder of a command."""
 
 
 class NotEnoughCellsError(CytomilError):
-    """The source holds fewer distinct cells than the asked-for bags need."""
+    """The source holds fewer distinct cells than the requested bags need."""
 
 
 class PictureError(CytomilError):
-    """A picture's pixels cannot be read, or what they mean is not sure. The message is the reason, without a name."""
+    """The pixels of a picture cannot be read, or their meaning is unclear. The message does not name the picture."""
 
 
 class ImageUnreadableError(CytomilError):
-    """One cell image cannot be decoded. A batch goes on without it and lists it at the end."""
+    """One cell image cannot be decoded. A batch continues without it and lists it at the end."""
 
 
 class BagFileError(CytomilError):
-    """A bag file or manifest is truncated, of another schema, or contradicts itself."""
+    """A bag file or manifest is truncated, has another schema, or contradicts itself."""
 
 
 class TableError(CytomilError):
-    """A user's table (labels, resolutions, patients) cannot be read, or says two things at once."""
+    """A user's table (labels, resolutions, patients) cannot be read, or contradicts itself."""
 
 
 class FeatureFileError(CytomilError):
-    """A feature cache is truncated, of another schema, or was made by another encoder."""
+    """A feature cache is truncated, has another schema, or was made by another encoder."""
 
 
 class EncoderBundleError(CytomilError):
-    """An encoder bundle is incomplete, damaged, or does not fit the features it is used with."""
+    """An encoder bundle is incomplete or damaged, or does not match the features it is used with."""
 
 
 class WeightsFileError(CytomilError):
-    """A file of start weights cannot be read, or does not fit the architecture."""
+    """A file of initial weights cannot be read, or does not match the architecture."""
 
 
 class EngineError(CytomilError):
-    """An engine cannot be built, is refused for what it gives, or cannot run here."""
+    """An engine cannot be built, gives wrong embeddings, or cannot run on this machine."""
 
 
 class EngineRefusedError(EngineError):
-    """A compiled engine strays too far from eager."""
+    """The embeddings of a compiled engine differ too much from those of eager PyTorch."""
 
 
 class TriageModelError(CytomilError):
@@ -78,23 +78,23 @@ class ReviewError(CytomilError):
 
 
 class ReviewLogError(CytomilError):
-    """The review log cannot be written or read, or does not take an entry."""
+    """The review log cannot be written or read, or does not accept an entry."""
 
 
 class EvaluationError(CytomilError):
-    """Reports are damaged, or cannot stand in one table."""
+    """Reports are damaged, or cannot be combined in one table."""
 
 
 class ResumeError(CytomilError):
-    """A checkpoint was made with other settings or data than the ones now asked for."""
+    """A checkpoint was made with other settings or data, or is damaged."""
 
 
 class TrainingProcessError(CytomilError):
-    """Another of the processes that train together ended or cannot be reached."""
+    """Another process of the same training run ended or cannot be reached."""
 
 
 class EndedElsewhereError(Exception):
-    """Another of the processes that train together failed first and has said why; this one ends without a word."""
+    """Another process of the same training run failed first and printed the reason. This process ends silently."""
 
 
 class DivergedError(CytomilError):
@@ -102,27 +102,27 @@ class DivergedError(CytomilError):
 
 
 class SlideUnreadableError(CytomilError):
-    """A whole slide cannot be opened or read: a damaged file or a format OpenSlide does not know."""
+    """A whole slide cannot be opened or read: the file is damaged, or OpenSlide does not support its format."""
 
 
 class ResolutionError(CytomilError):
-    """A slide opens, but its micrometres per pixel are absent or implausible."""
+    """A slide opens, but its resolution (µm per pixel) is missing or implausible."""
 
 
 class PixelsNotSquareError(ResolutionError):
-    """A slide's file states one resolution across and another down; a fallback resolution cannot cure that."""
+    """A slide's horizontal and vertical resolutions differ. A fallback resolution does not help."""
 
 
 class NoCellsError(CytomilError):
-    """A slide was read but held no cells, or too few to say anything."""
+    """A slide was read, but it holds no cells or too few."""
 
 
 class WorkersError(CytomilError):
-    """The workers that were asked for cannot be had: Ray is not installed, not reachable, or its machines do not fit."""
+    """The requested workers are not available: Ray is not installed, cannot be reached, or its machines do not match."""
 
 
 def require_folder(path: Path, made_by: str) -> Path:
-    """Return ``path`` if it is a folder; else raise `NotFoundError` naming the command that makes it."""
+    """Return ``path`` if it is a folder. Raises `NotFoundError`, which names the command that makes it, otherwise."""
     if path.is_dir():
         return path
     state = "is a file, not a folder" if path.exists() else "does not exist"
@@ -130,34 +130,40 @@ def require_folder(path: Path, made_by: str) -> Path:
 
 
 def require_replaceable(path: Path, mark: str, own: Sequence[str] = ("*",)) -> None:
-    """Raise `CytomilError` unless ``path`` is free, empty, or a folder that holds ``mark`` (the file cytomil puts there).
+    """Check that ``path`` may be deleted and replaced, so that a mistyped --out never deletes a user's files.
 
-    ``own`` are patterns of the files, relative to ``path``, that may be deleted; one that matches none, and was not left by
-    a system, is refused by name.
+    Args:
+        path: the output folder.
+        mark: name of a file that cytomil writes into each such folder.
+        own: patterns of the files, relative to ``path``, that may be deleted.
 
-    What replaces a folder whole asks this first, so that a mistyped --out never deletes someone's work.
+    Raises:
+        CytomilError: ``path`` is a file or holds the working folder; it is not empty and holds no ``mark``; or it holds
+            a file that matches none of ``own``. Files of the operating system are allowed.
     """
     if path.is_file():
         raise CytomilError(f"{path} is a file. Name a folder with --out.")
     if path.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise CytomilError(
-            f"{path} is the working folder or holds it; it is left alone. Name a folder in it with --out."
+            f"{path} is or contains the working folder and was not changed. Name a folder in it with --out."
         )
     if path.is_dir() and any(path.iterdir()) and not (path / mark).is_file():
-        raise CytomilError(f"{path} holds other files and no {mark}; it is left alone. Name another folder with --out.")
+        raise CytomilError(
+            f"{path} holds other files and no {mark}, and was not changed. Name another folder with --out."
+        )
     for file in sorted(path.rglob("*")) if path.is_dir() else ():
         name = file.relative_to(path).as_posix()
         if (file.is_dir() and not file.is_symlink()) or left_by_system(file.name):
             continue
         if not any(fnmatchcase(name, pattern) for pattern in own):
             raise CytomilError(
-                f"{file} was not written by cytomil, and {path} would be replaced whole. Move it, or name another folder "
-                "with --out."
+                f"{file} was not written by cytomil, and would be deleted with {path}. Move it, or name another folder with "
+                "--out."
             )
 
 
 def require_file(path: Path, made_by: str) -> Path:
-    """Return ``path`` if it is a file; else raise `NotFoundError` naming the command that makes it."""
+    """Return ``path`` if it is a file. Raises `NotFoundError`, which names the command that makes it, otherwise."""
     if path.is_file():
         return path
     state = "is a folder, not a file" if path.exists() else "does not exist"
@@ -165,9 +171,9 @@ def require_file(path: Path, made_by: str) -> Path:
 
 
 def why_unreadable(path: Path, error: OSError) -> str:
-    """What keeps ``path`` from being read, as one sentence with its cure, without its name."""
+    """Why ``path`` cannot be read, and what to do about it. The text does not name ``path``."""
     if path.is_symlink() and not path.exists():
-        return "a link to a file that is not there. Mend the link or remove it."
+        return "a link to a file that does not exist. Correct the link or remove it."
     if isinstance(error, PermissionError):
-        return "no permission to read it. Ask its owner, or whoever looks after the machine."
-    return f"cannot be read ({error.strerror or error}). Check the disk, and copy it again."
+        return "no permission to read it. Ask its owner or your system administrator."
+    return f"cannot be read ({error.strerror or error}). Check the disk and copy the file again."

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: write aside, fsync, rename."""
+"""Writes files completely or not at all: write a temporary file, fsync it, rename it. Also JSON and checksums."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success fsync it and rename it onto ``path``.
+    """Yield a temporary path beside ``path``. On success, fsync it and rename it to ``path``.
 
-    If the body raises, the temporary file is removed and ``path`` is left as it was. What a killed process left of
-    an earlier attempt is removed first.
+    If the body raises an error, the temporary file is removed and ``path`` is unchanged. Temporary files of killed
+    processes are removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
@@ -49,9 +49,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; on success rename it onto ``path``, removing what stood there.
+    """Yield a temporary folder beside ``path``. On success, rename it to ``path`` and remove the previous folder.
 
-    Where ``path`` is a link to a folder, that folder is replaced and the link stays.
+    If ``path`` is a link to a folder, that folder is replaced and the link is kept.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,9 +76,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def put_back(path: Path) -> None:
-    """Put back the folder that stood at ``path`` where a process was killed between renaming it and its successor.
+    """Restore the previous folder of ``path`` if a process was killed between the two renames of `replacing_folder`.
 
-    Raises `CytomilError` naming the folder where it is not sure that the process is dead, or renaming fails.
+    Raises `CytomilError`, which names the folder, if the process may still run or renaming fails.
     """
     path = path.resolve()
     for old in [] if path.exists() else _leftovers(path, r"\.old"):
@@ -87,12 +87,12 @@ def put_back(path: Path) -> None:
                 old.rename(path)
                 return
         raise CytomilError(
-            f"{path} is not there: a run that was replacing it left the former one at {old}. If none runs, rename it back."
+            f"{path} does not exist: an interrupted run left the previous one at {old}. If no run is active, rename it back."
         )
 
 
 def sync(path: Path) -> None:
-    """Ask the operating system to put a file's or folder's content on disk."""
+    """Make the operating system write a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -101,19 +101,19 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text to ``path`` whole or not at all."""
+    """Write UTF-8 text to ``path`` completely or not at all."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` whole or not at all."""
+    """Write ``content`` to ``path`` completely or not at all."""
     with replacing(path) as partial:
         partial.write_bytes(content)
 
 
 def safe_name(name: str) -> str:
-    """A file name for whatever ``name`` is: readable letters of it, and a hash that keeps two names apart."""
+    """A file name for any ``name``: its safe characters, and a hash that makes it unique."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name).strip('._')[:60]}-{digest}"
 
@@ -121,30 +121,32 @@ def safe_name(name: str) -> str:
 def write_json(path: Path, document: Any) -> None:
     """Write ``document`` as indented JSON. Raises ValueError for NaN or infinity, which JSON does not have."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    # A path that is not UTF-8 has halves of surrogate pairs in it, which only JSON's own escapes can hold.
+    # A path that is not UTF-8 contains lone surrogates, which must be escaped in JSON.
     write_text(path, _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
 def sealed(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with the SHA-256 of the rest of it under `SEAL`, by which `is_sealed` tells whether it was altered."""
+    """The document with the SHA-256 of its other keys under `SEAL`, so that `is_sealed` can detect changes."""
     content = json.loads(json.dumps({key: value for key, value in document.items() if key != SEAL}, allow_nan=False))
     return content | {SEAL: sha256_of_json(content)}
 
 
 def is_sealed(document: Any) -> bool:
-    """Whether a document read from disk says what was written."""
+    """Whether a document read from disk is unchanged since it was sealed."""
     if not isinstance(document, dict):
         return False
     try:
         return document.get(SEAL) == sha256_of_json({key: value for key, value in document.items() if key != SEAL})
-    except RecursionError:  # deeper than anything that was ever sealed
+    except RecursionError:  # cytomil writes no document that is nested so deep
         return False
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON document. Raises `ValueError` for whatever is none, however deep or long, and OSError.
+    """Read a JSON document.
 
-    NaN and infinity, which Python writes and JSON does not have, are refused, and so is a number too large for a float.
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON, is nested too deep, or holds NaN, infinity or a number too large for a float.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
@@ -160,14 +162,14 @@ def _finite(text: str) -> float:
 
 
 def write_json_card(path: Path, document: dict[str, Any]) -> None:
-    """Write a folder's JSON card, sealed."""
+    """Seal the JSON card of a folder and write it."""
     write_json(path, sealed(document))
 
 
 def read_json_card(path: Path, schema: str, error: type[CytomilError], made_by: str) -> dict[str, Any]:
-    """Read a folder's JSON card, without its seal.
+    """Read the JSON card of a folder and remove its seal.
 
-    Raises ``error`` where it is missing, damaged, altered or of another schema.
+    Raises ``error`` if the card is missing, damaged or altered, or has another schema.
     """
     try:
         card = read_json(path)
@@ -182,9 +184,7 @@ def read_json_card(path: Path, schema: str, error: type[CytomilError], made_by: 
             f"{path} has schema {shown}; this version of cytomil reads {schema!r}. Make it again with `{made_by}`."
         )
     if not is_sealed(card):
-        raise error(
-            f"{path} was altered or damaged after it was written: its checksum is another. Make it again with `{made_by}`."
-        )
+        raise error(f"{path} was altered or damaged: its checksum does not match. Make it again with `{made_by}`.")
     del card[SEAL]
     return card
 
@@ -196,7 +196,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def sha256_of_json(document: Any) -> str:
-    """SHA-256 of a document's canonical JSON: the same content gives the same fingerprint, whatever the key order."""
+    """SHA-256 of a document's canonical JSON. It does not depend on the order of keys."""
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -208,7 +208,7 @@ def _partial(path: Path) -> Path:
 
 @cache
 def host() -> str:
-    """Eight letters that processes share whose numbers are comparable: those of one start of a machine or container."""
+    """Eight letters that identify one boot of a machine or container, in which process ids are comparable."""
     known = [platform.node()]
     with suppress(OSError):
         known += [Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink())]
@@ -224,9 +224,9 @@ def _leftovers(path: Path, kind: str) -> list[Path]:
 def _remove_leftovers(path: Path) -> None:
     for old in _leftovers(path, r"\.old"):
         if not path.exists() and _is_abandoned(old, _RENAMES_S):
-            old.rename(path)  # killed between its two renames: what stood there before is put back
+            old.rename(path)  # killed between the two renames: restore the previous folder
     for leftover in _leftovers(path, r"(\.old)?"):
-        # A former folder is the only copy while its successor is not in place.
+        # The previous folder is the only copy until the new one is in place.
         if (leftover.name.endswith(".old.partial") and not path.exists()) or not _is_abandoned(leftover, _FORGOTTEN_S):
             continue
         if leftover.is_dir():
@@ -236,12 +236,15 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def _is_abandoned(leftover: Path, age_s: float) -> bool:
-    """Whether its process is surely dead: one of this host that is gone, or another host's untouched for ``age_s``."""
+    """Whether the process that made ``leftover`` has ended.
+
+    A process of another host counts as ended if its files did not change for ``age_s`` seconds.
+    """
     made_by, process = _maker(leftover)
     if leftover.name.replace(".old.partial", ".partial") in _ours:
         return False
     if made_by == host():
-        # In a container every process may have the same number, so one's own names a dead predecessor too.
+        # In a container, every process may have the same id. Its own id then belongs to an earlier process that has ended.
         return process == os.getpid() or not _is_running(process)
     touched = 0.0
     for one in (leftover, *leftover.rglob("*")):

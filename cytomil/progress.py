@@ -1,4 +1,4 @@
-"""How long work reports on itself, without knowing who listens."""
+"""Progress, problems and time estimates of long work, independent of how they are shown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Problem:
-    """One slide, bag or cell that could not be used, and why. Listed at the end of a batch, never dropped in silence."""
+    """A slide, bag or cell that could not be used, and the reason. It is always listed at the end of a batch."""
 
     where: str
     reason: str
@@ -25,7 +25,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of memory: what a command has held at most so far, and what the machine still has to give."""
+    """Memory in bytes: ``held`` is the peak of a command so far, ``free`` is what the machine has left."""
 
     held: int
     free: int
@@ -33,10 +33,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Work:
-    """All that a command is about to do, and what it needs: what can be told before it is done.
+    """The amount of work of a command and its needs, known before it starts.
 
-    ``total`` counts it in ``unit``, a plural. The first ``warm_up`` steps are slower than the others. ``disk`` is bytes, 0
-    where they are not told. ``memory`` is asked once the first steps are done. ``without_gpu``: this machine has none.
+    Args:
+        total: number of units.
+        unit: name of the units, in the plural.
+        warm_up: number of first steps that are slower than the others.
+        disk: bytes needed; 0 if unknown.
+        memory: called after the first steps.
+        without_gpu: the machine has no GPU.
     """
 
     total: int
@@ -48,56 +53,56 @@ class Work:
 
 
 class Count(Protocol):
-    """Counts what is done of some `Work`."""
+    """Counts the finished units of some `Work`."""
 
     def step(self, units: int) -> None:
-        """So many units were done since the last call."""
+        """Count ``units`` as done since the last call."""
         ...
 
     def skip(self, units: int) -> None:
-        """So many units need no work, or failed: how long they took says nothing of the others."""
+        """Count ``units`` that needed no work or failed. Their time is not used for estimates."""
         ...
 
 
 class Uncounted:
-    """A count that nobody keeps."""
+    """A `Count` that does nothing."""
 
     def step(self, units: int) -> None:
-        """Drop the number."""
+        """Do nothing."""
 
     def skip(self, units: int) -> None:
-        """Drop the number."""
+        """Do nothing."""
 
 
 class Listener(Protocol):
-    """Who is told how far the work has come. The command line draws bars; tests and libraries stay silent."""
+    """Receives progress and notes. The command line shows progress bars; `Silent` shows nothing."""
 
     def track(self, items: Iterable[T], description: str, total: int | None = None, unit: str = "") -> Iterator[T]:
         """Yield ``items`` one by one, counting them as done."""
         ...
 
     def whole(self, work: Work) -> AbstractContextManager[Count]:
-        """Count the whole of a command's work; what is tracked meanwhile is part of it."""
+        """Count the whole work of a command. Calls of `track` meanwhile are part of it."""
         ...
 
     def note(self, message: str) -> None:
-        """Say one line of plain text."""
+        """Show one line of plain text."""
         ...
 
 
 class Silent:
-    """A listener that says nothing."""
+    """A listener that shows nothing."""
 
     def track(self, items: Iterable[T], description: str, total: int | None = None, unit: str = "") -> Iterator[T]:
         """Yield ``items`` unchanged."""
         yield from items
 
     def whole(self, work: Work) -> AbstractContextManager[Count]:
-        """Count nothing."""
+        """Do not count."""
         return nullcontext(Uncounted())
 
     def note(self, message: str) -> None:
-        """Drop the message."""
+        """Discard the message."""
 
 
 _STRETCH_S = 2.0
@@ -107,7 +112,7 @@ _LONG_ENOUGH_S = 30.0
 
 @dataclass(frozen=True)
 class Stretch:
-    """A piece of work that was timed: ``units``, 1 or more, in ``seconds``, more than 0."""
+    """A timed part of the work: ``units`` ≥ 1 in ``seconds`` > 0."""
 
     seconds: float
     units: int
@@ -115,10 +120,14 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A range from the fastest to the slowest of what was timed, in seconds.
+    """A range of estimates in seconds, from the fastest to the slowest timed part.
 
-    ``least`` and ``most`` are of the whole, what is done included; ``left`` is the most that is still to come;
-    ``fastest`` and ``slowest`` are of one unit.
+    Args:
+        least: min total time, including the time so far.
+        most: max total time, including the time so far.
+        left: max remaining time.
+        fastest: min time per unit.
+        slowest: max time per unit.
     """
 
     least: float
@@ -129,9 +138,9 @@ class Forecast:
 
 
 def forecast(stretches: Sequence[Stretch], elapsed: float, left: int) -> Forecast | None:
-    """The forecast of work of which ``left`` units remain after ``elapsed`` seconds; None where too little was timed.
+    """The forecast of work of which ``left`` units remain after ``elapsed`` seconds.
 
-    Three stretches are enough, or thirty seconds of however few.
+    None if there are fewer than three stretches and less than 30 seconds of timed work.
     """
     if len(stretches) < _STRETCHES and sum(one.seconds for one in stretches) < _LONG_ENOUGH_S:
         return None
@@ -142,10 +151,10 @@ def forecast(stretches: Sequence[Stretch], elapsed: float, left: int) -> Forecas
 
 @dataclass
 class Pace:
-    """Times work of ``total`` units that began at ``began``, in seconds of any clock that does not run backwards.
+    """Times work of ``total`` units that began at ``began``, in seconds of any monotonic clock.
 
-    The first ``warm_up`` steps are slower than the others, and not timed. The others are put together to stretches of two
-    seconds or more, so that a hiccup of a moment makes no range.
+    The first ``warm_up`` steps are slower and not timed. The others are combined to stretches of at least two seconds, so
+    that a short delay does not widen the range.
     """
 
     total: int
@@ -161,7 +170,7 @@ class Pace:
         self._last = self.began
 
     def step(self, units: int, now: float) -> None:
-        """Count ``units``, 1 or more, as done since the step before."""
+        """Count ``units`` ≥ 1 as done since the previous step."""
         seconds = now - self._last
         self.skip(units, now)
         if self.warm_up:
@@ -174,7 +183,7 @@ class Pace:
             self._seconds, self._units = 0.0, 0
 
     def skip(self, units: int, now: float) -> None:
-        """Count ``units`` as done that needed no work, or failed: they say nothing of the others."""
+        """Count ``units`` that needed no work or failed. Their time is not used for estimates."""
         self._last = now
         self.done += units
 
@@ -183,7 +192,7 @@ class Pace:
         return forecast(self.stretches, self._last - self.began, self.total - self.done)
 
     def left(self, now: float) -> float:
-        """Seconds until the end by the mean pace so far, 0 or more; NaN where nothing was timed yet."""
+        """Remaining seconds at the mean pace so far, at least 0; NaN if nothing was timed yet."""
         units = self._units + sum(one.units for one in self.stretches)
         if not units:
             return math.nan
@@ -192,12 +201,13 @@ class Pace:
 
 
 def require_disk_space(needed: int, what: str, folder: Path, cure: str) -> None:
-    """Raise `SettingsError` if ``needed`` bytes do not fit where ``folder`` is, or will be.
+    """Raise `SettingsError` if ``needed`` bytes do not fit on the disk of ``folder``, which need not exist yet.
 
-    ``what``, a plural, is what needs them; ``cure`` says what else to do. A twentieth of what is free is left to others.
+    ``what`` names the files, in the plural. ``cure`` is advice for the message. 5 % of the free space are reserved for
+    other programs.
     """
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
     if needed > 0.95 * free:
         raise SettingsError(
             f"{what} need {needed / 1e9:.1f} GB of disk; {free / 1e9:.1f} GB are free at {folder}. "

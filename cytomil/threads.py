@@ -1,4 +1,4 @@
-"""Work done ahead in threads: in order, bounded, and out of the way of whoever waits for it."""
+"""Computes results ahead of their use in threads: in order, with bounded memory and low priority."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from functools import lru_cache
 from queue import SimpleQueue
 from typing import TypeVar
 
-# glibc's malloc.h; 32 MiB is the greatest threshold that it accepts.
+# From malloc.h of glibc. It accepts a threshold of at most 32 MiB.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST_KEPT = 32 * 2**20
-_KEPT_IN_ALL = 256 * 2**20
+_MAX_KEPT_BLOCK = 32 * 2**20
+_MAX_KEPT_TOTAL = 256 * 2**20
 
 
 @lru_cache(maxsize=1)
 def keep_freed_memory() -> bool:
-    """Have this whole process use blocks of up to 32 MiB again in place of returning them to the system.
+    """Make the whole process reuse freed blocks of up to 32 MiB instead of returning them to the system.
 
-    Of each arena's free end 256 MiB stay at most.
+    Each arena keeps at most 256 MiB at its free end. A network on the CPU allocates and frees its feature maps with every
+    batch. Mapping and clearing them again took a quarter of the time of EfficientNet-Lite0 at 128 px.
 
-    A network on a processor makes and frees its maps with every batch. Returned to the system, each has to be mapped
-    and cleared anew, which took EfficientNet-Lite0 at 128 px a quarter of its time.
-    Only glibc can be told so; False elsewhere.
+    Returns False if the C library is not glibc, which is the only one with this setting.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -34,31 +33,37 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)) and bool(mallopt(_M_TRIM_THRESHOLD, _KEPT_IN_ALL))
+    return bool(mallopt(_M_MMAP_THRESHOLD, _MAX_KEPT_BLOCK)) and bool(mallopt(_M_TRIM_THRESHOLD, _MAX_KEPT_TOTAL))
 
 
 T = TypeVar("T")
 
-_LESS_URGENT = 5  # nice
+_NICENESS = 5
 
 
 def let_waiting_threads_sleep() -> None:
-    """Must be said before PyTorch is imported: its threads that wait by spinning make a busy machine many times slower."""
+    """Make waiting OpenMP threads sleep, because spinning threads make a busy machine many times slower.
+
+    Must be called before PyTorch is imported.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def usable_cores() -> int:
-    """The cores this process may run on."""
+    """Number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ahead(jobs: Iterable[Callable[[], T]], workers: int, most: int) -> Generator[T]:
-    """Yield what ``jobs`` return, in their order, however the threads' timing falls.
+    """Yield the results of ``jobs`` in their order, whatever the timing of the threads.
 
-    ``workers`` threads run them (0: one per usable core); at most ``most`` are begun and not yet used up, so memory is
-    bounded. ``jobs`` is itself run through in a thread of its own, so it may wait for other work. An exception of a job, or
-    of ``jobs``, is raised here at its place in the order. Whatever is under way when the iterator is closed is waited for,
-    the rest dropped.
+    An exception of a job, or of ``jobs``, is raised at its place in the order. Closing the iterator waits for running jobs
+    and discards the others.
+
+    Args:
+        jobs: functions to call. A separate thread iterates over them, so the iterator may wait for other work.
+        workers: threads that call them; 0: one per usable core.
+        most: max number of jobs that are started and whose results are not yet used, which bounds memory.
     """
     waiting: SimpleQueue[Future[T] | None] = SimpleQueue()
     slots, stopped = threading.Semaphore(most), threading.Event()
@@ -71,7 +76,7 @@ def ahead(jobs: Iterable[Callable[[], T]], workers: int, most: int) -> Generator
                 if stopped.is_set():
                     break
                 waiting.put(pool.submit(job))
-        except BaseException as error:  # whatever it is, it is the consumer's to know
+        except BaseException as error:  # the consumer raises it
             failed: Future[T] = Future()
             failed.set_exception(error)
             waiting.put(failed)
@@ -80,7 +85,7 @@ def ahead(jobs: Iterable[Callable[[], T]], workers: int, most: int) -> Generator
                 jobs.close()
             waiting.put(None)
 
-    # A daemon, so that a program that ends with the iterator neither used up nor closed does not wait for it for ever.
+    # A daemon thread. Otherwise a program could not end while the iterator is neither exhausted nor closed.
     feeder = threading.Thread(target=submit, daemon=True)
     feeder.start()
     try:
@@ -95,11 +100,11 @@ def ahead(jobs: Iterable[Callable[[], T]], workers: int, most: int) -> Generator
 
 
 def _give_way() -> None:
-    """Let the thread that uses the results go first: it is the one that everything waits for.
+    """Lower the priority of this thread, so that the thread that uses the results runs first.
 
-    Only Linux knows the urgency of a single thread. A thread has that of the one that starts it, so it is reckoned from the
-    process's own: work ahead that itself works ahead is not to starve.
+    Only Linux has a priority per thread. A thread inherits that of its parent, so the new one is computed from the process.
+    Otherwise nested calls of `ahead` would lower it again and again.
     """
     if sys.platform == "linux":
         own = os.getpriority(os.PRIO_PROCESS, os.getpid())
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, own + _LESS_URGENT))
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, own + _NICENESS))

@@ -267,7 +267,7 @@ class TestLeftovers:
     def test_former_folder_of_who_may_still_run_is_named(self, tmp_path, live_process):
         old = tmp_path / f".out.{host()}-{live_process}-0a1b2c3d.old.partial"
         old.mkdir()
-        with pytest.raises(CytomilError, match=f"left the former one at .*{live_process}"):
+        with pytest.raises(CytomilError, match=f"left the previous one at .*{live_process}"):
             put_back(tmp_path / "out")
         assert names_in(tmp_path) == {old.name}
 

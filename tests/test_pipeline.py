@@ -142,13 +142,13 @@ def test_slides_that_were_read_are_not_read_again_though_the_stage_was_killed(la
         (unfinished / name).unlink()
     done = run(labelled, "dvc", "repro", "make-bags")
     assert done.returncode == 0, done.stderr
-    assert "3 of 4 slides were read before; 1 are left to read" in " ".join(done.stderr.split())
+    assert "3 of 4 slides were read before, 1 remain" in " ".join(done.stderr.split())
     assert (bags_folder / "bags.csv").read_bytes() == content
     assert not unfinished.exists()
 
     (labelled.parent / "labels.csv").write_text(LABELS.replace("s3,0", "s3,1"))
     done = run(labelled, "dvc", "repro", "make-bags")
-    assert "4 of 4 slides were read before; 0 are left to read" in " ".join(done.stderr.split())
+    assert "4 of 4 slides were read before, 0 remain" in " ".join(done.stderr.split())
     assert bags(labelled)["s3"] == (1, 4)
     assert run(labelled, "git", "status", "--porcelain", "data").stdout == ""
 

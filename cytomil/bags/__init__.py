@@ -1,6 +1,6 @@
-"""What a bag is, its file, the manifest; where bags come from."""
+"""Bags: their file format, the manifest, and how they are made."""
 
 import lazy_loader
 
-# The names and where they come from stand in __init__.pyi.
+# __init__.pyi lists the names and their modules.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

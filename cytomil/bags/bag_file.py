@@ -1,6 +1,6 @@
 """The bag file: one slide's cells, still encoded, in one HDF5 file.
 
-What `open_bag` returns carries no instance labels, so that no training code can see them; evaluation reads them with
+A `Bag` has no instance labels, so that training code cannot see them. Evaluation reads them with
 `cytomil.bags.instance_labels.read_instance_labels`.
 """
 
@@ -38,10 +38,14 @@ _STRING = h5py.string_dtype("utf-8")
 
 @dataclass(frozen=True)
 class Instance:
-    """One cell on its way into a bag file.
+    """One cell to be written to a bag file. Training sees neither ``label`` nor ``source``.
 
-    ``coords`` is the crop's top-left (x, y) in level-0 pixels, (-1, -1) where there is none. ``label`` is 1 abnormal,
-    0 normal, -1 unknown; ``source`` says where the image came from and, like the label, stays out of training's sight.
+    Args:
+        instance_id: the cell's name, unique in its bag.
+        image: the encoded image.
+        coords: top-left corner of the crop (x, y) in level-0 pixels; (-1, -1) if there is none.
+        label: 1 abnormal, 0 normal, -1 unknown.
+        source: the file or class that the image comes from.
     """
 
     instance_id: str
@@ -53,10 +57,10 @@ class Instance:
 
 @dataclass(frozen=True)
 class BagInfo:
-    """What is known of a bag as a whole.
+    """The metadata of a bag.
 
-    ``mpp`` is in µm per pixel of the cell images, ``cutting`` how they were cut out of a whole slide; both None where
-    unknown.
+    ``mpp`` is the resolution of the cell images in µm per pixel. ``cutting`` says how they were cut out of a whole slide.
+    Both are None if unknown.
     """
 
     bag_id: str
@@ -69,7 +73,7 @@ class BagInfo:
 
 @dataclass(frozen=True)
 class Bag:
-    """A validated bag file, read piece by piece. It does not carry instance labels."""
+    """A validated bag file. Images are read on request. It has no instance labels."""
 
     path: Path
     info: BagInfo
@@ -87,7 +91,7 @@ class Bag:
 
 
 def write_bag(path: Path, info: BagInfo, instances: Iterable[Instance]) -> tuple[str, int]:
-    """Write a bag file whole or not at all, holding one block of cells in memory.
+    """Write a bag file completely or not at all. Only one block of cells is in memory at a time.
 
     Returns the bag's SHA-256 and its number of instances.
     """
@@ -135,7 +139,9 @@ def write_bag(path: Path, info: BagInfo, instances: Iterable[Instance]) -> tuple
 def open_bag(path: Path | str) -> Bag:
     """Open and validate a bag file.
 
-    Raises `BagFileError` for a truncated or foreign file, another schema, or datasets that contradict the attributes.
+    Raises:
+        BagFileError: the file is truncated, is not a bag file, has another schema, or its datasets contradict its
+            attributes.
     """
     path = Path(path)
     with reading(path) as file:
@@ -152,7 +158,7 @@ def open_bag(path: Path | str) -> Bag:
 
 
 def _in_blocks(ids: Hdf5Dataset) -> Strings:
-    """All ids; of a large bag, h5py's own strings would take ten times as much memory."""
+    """All ids. The strings of h5py would take ten times as much memory for a large bag."""
     found = Strings()
     for start in range(0, len(ids), _IDS_PER_BLOCK):
         found.extend(ids.read(start, start + _IDS_PER_BLOCK))
@@ -160,7 +166,7 @@ def _in_blocks(ids: Hdf5Dataset) -> Strings:
 
 
 def content_sha256(bag: Bag) -> str:
-    """SHA-256 of what training can see of a bag, read afresh: equal to ``bag.sha256`` unless the file was altered."""
+    """SHA-256 of what training sees of a bag, computed from the file. It equals ``bag.sha256`` unless the file changed."""
     digest = _start_digest(bag.info)
     for start in range(0, len(bag), 256):
         for i, image in enumerate(bag.images(start, start + 256), start=start):
@@ -169,12 +175,12 @@ def content_sha256(bag: Bag) -> str:
 
 
 def reading(path: Path) -> AbstractContextManager[Hdf5File]:
-    """Open a bag file for reading. Raises `BagFileError` for whatever is wrong with the file."""
+    """Open a bag file for reading. Raises `BagFileError` if the file cannot be read."""
     return reading_hdf5(path, BagFileError, "bags", "make-bags")
 
 
 def column(file: Hdf5File, name: str) -> Hdf5Dataset:
-    """One of a bag file's datasets, (N,) or, of coords, (N, 2). Raises `BagFileError` where it is another."""
+    """One dataset of a bag file, shape (N,), or (N, 2) for coords. Raises `BagFileError` if type or shape differ."""
     n = file.attribute("n_instances", int)
     return file.dataset(name, _DATASETS[name], (n, 2) if name == "coords" else (n,))
 
@@ -182,7 +188,7 @@ def column(file: Hdf5File, name: str) -> Hdf5Dataset:
 def _info(file: Hdf5File) -> BagInfo:
     mpp, label = file.attribute("mpp", float), file.attribute("label", int)
     if not (np.isnan(mpp) or (np.isfinite(mpp) and mpp > 0)) or label not in (0, 1):
-        raise file.refused(f"says that its cells have {mpp:g} µm per pixel and label {label}, which cannot be")
+        raise file.refused(f"has {mpp:g} µm per pixel and label {label}, which is not possible")
     return BagInfo(
         bag_id=file.attribute("bag_id", str),
         label=label,
@@ -199,7 +205,7 @@ def _cutting(file: Hdf5File) -> Cutting | None:
         known = json.loads(written)
         return None if known is None else Cutting(**known)
     except (ValueError, TypeError, RecursionError, SettingsError) as error:
-        raise file.refused(f"does not say how its cells were cut ({error})") from None
+        raise file.refused(f"has an invalid attribute 'cutting' ({error})") from None
 
 
 def _start_digest(info: BagInfo) -> hashlib._Hash:

@@ -1,4 +1,4 @@
-"""Which files of a folder are cells. Whatever else lies there is litter, a note, or listed with a reason."""
+"""Lists the cell images of a folder. Every other file is litter, a note, or is listed with a reason."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from cytomil.progress import Problem
 from cytomil.slides import WHOLE_SLIDE_ONLY_SUFFIXES
 from cytomil.text import printable
 
-LEAST_CELLS = 2
-"""Fewer cells say nothing of a slide: it is neither assessed nor learnt from."""
+MIN_CELLS = 2
+"""A slide with fewer cells is used neither for ranking nor for training."""
 
 _BAG_SUFFIXES = frozenset({".h5", ".hdf5"})
 
 
 @dataclass(frozen=True)
 class CellFiles:
-    """What a folder of cells holds, at any depth and through links, in a fixed order.
+    """The files of a folder of cells, at any depth and through links, in a fixed order.
 
-    ``files``: every file that may be a cell, whatever its name; decoding tells. ``left_out``: what cannot be one, each
-    named by its place in the folder.
+    Args:
+        files: every file that may be a cell, whatever its name. Only decoding can decide it.
+        left_out: files that cannot be cells, named by their path in the folder, with the reason.
     """
 
     files: tuple[Path, ...]
     left_out: tuple[Problem, ...]
 
     def why_none(self) -> str:
-        """Says, after the folder's name, that it holds no cells."""
+        """The rest of a message that begins with the folder's name: it holds no cells, and why."""
         if not self.left_out:
             return f"holds no cell images ({PICTURE_KINDS})."
         first, n = self.left_out[0], len(self.left_out)
@@ -41,7 +42,7 @@ class CellFiles:
 
 
 def list_cell_files(folder: Path) -> CellFiles:
-    """List a folder of cells. Litter, notes and what cytomil itself wrote are neither cells nor left out."""
+    """List a folder of cells. Litter, notes and the output of cytomil are ignored silently."""
     files: list[Path] = []
     left_out: list[Problem] = []
 
@@ -56,19 +57,19 @@ def list_cell_files(folder: Path) -> CellFiles:
         if path.suffix.lower() in WHOLE_SLIDE_ONLY_SUFFIXES:
             leave_out(path, "a whole slide, not a cell. Put it directly into the folder of slides.")
         elif path.suffix.lower() in _BAG_SUFFIXES:
-            leave_out(path, "an HDF5 file, not a cell. A bag file stands directly in the folder of slides.")
+            leave_out(path, "an HDF5 file, not a cell. Put a bag file directly into the folder of slides.")
         elif path.is_file():
             files.append(path)
         elif path.is_symlink():
-            leave_out(path, "a link to a file that is not there. Mend the link or remove it.")
+            leave_out(path, "a link to a file that does not exist. Correct the link or remove it.")
         else:
             leave_out(path, "not a regular file.")
     return CellFiles(tuple(sorted(files)), tuple(sorted(left_out, key=lambda problem: problem.where)))
 
 
 def _walk(folder: Path, failed: Callable[[OSError], None]) -> Iterator[Path]:
-    """Every file below ``folder``; linked folders are followed, and each real folder is entered once."""
-    # A link back to a folder above would bring in other slides' cells.
+    """Every file below ``folder``. Links to folders are followed, and each real folder is read once."""
+    # A link to a parent folder would add the cells of other slides.
     entered = {_identity(above) for above in folder.resolve().parents}
     for place, folders, names in os.walk(folder, onerror=failed, followlinks=True):
         if _identity(Path(place)) in entered:

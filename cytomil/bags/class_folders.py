@@ -1,4 +1,4 @@
-"""Cells sorted into class folders, at any depth below, as single-cell data sets are unpacked."""
+"""Simulated bags from class folders: one folder per class, with images at any depth, as in single-cell data sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cytomil.text import printable
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """The files that may be cells of the classes asked for, and what else lies there that cannot be one."""
+    """The files of the requested classes that may be cells, and ``left_out``: the files that cannot be."""
 
     root: Path
     normal: dict[str, list[Path]]
@@ -33,14 +33,14 @@ class ClassFolders:
 def open_class_folders(root: Path, normal: Sequence[str], abnormal: Sequence[str]) -> ClassFolders:
     """List the images of the named classes.
 
-    Raises `NotFoundError` where a class is not there, none was named, or one is named on both sides.
+    Raises `NotFoundError` if a class does not exist, no class is named, or a class is named both normal and abnormal.
     """
     present = sorted(child.name for child in root.iterdir() if child.is_dir() and not is_litter(child.name))
     if not present:
         raise NotFoundError(f"{root} has no class folders. Name a folder with one sub-folder of images per class.")
     listing = f"{root} has the class folders {', '.join(present)}"
     if not normal or not abnormal:
-        raise NotFoundError(f"{listing}. Say which are which with --normal A,B and --abnormal C.")
+        raise NotFoundError(f"{listing}. Name the classes of each kind with --normal A,B and --abnormal C.")
     on_disk = {composed(name): name for name in present}
     normal, abnormal = tuple(map(composed, normal)), tuple(map(composed, abnormal))
     for name in (*normal, *abnormal):
@@ -48,7 +48,7 @@ def open_class_folders(root: Path, normal: Sequence[str], abnormal: Sequence[str
             raise NotFoundError(f"{listing}; there is no '{name}'.")
     both = sorted(set(normal) & set(abnormal))
     if both:
-        raise NotFoundError(f"class {', '.join(both)} is named both normal and abnormal. Name each class once.")
+        raise NotFoundError(f"class {', '.join(both)} is both normal and abnormal. Name each class once.")
     listed = {name: list_cell_files(root / on_disk[name]) for name in (*normal, *abnormal)}
     return ClassFolders(
         root,
@@ -59,7 +59,7 @@ def open_class_folders(root: Path, normal: Sequence[str], abnormal: Sequence[str
 
 
 def require_enough(classes: ClassFolders, plan: Plan, left_out: int = 0) -> None:
-    """Raise `NotEnoughCellsError`, with the count per class, if the plan needs more cells than there are."""
+    """Raise `NotEnoughCellsError`, with the count per class, if the plan needs more cells than exist."""
     n_normal = sum(map(len, classes.normal.values()))
     n_abnormal = sum(map(len, classes.abnormal.values()))
     if left_out == 0 and n_normal >= plan.n_normal and n_abnormal >= plan.n_abnormal:
@@ -73,7 +73,7 @@ def require_enough(classes: ClassFolders, plan: Plan, left_out: int = 0) -> None
 
 
 class CellDraw:
-    """Draws readable, distinct cells in random order; what it had to leave out is kept in ``problems``."""
+    """Draws readable, distinct cells in random order. ``problems`` lists the files that were left out."""
 
     def __init__(self, classes: ClassFolders, plan: Plan, rng: np.random.Generator) -> None:
         self.problems = list(classes.left_out)
@@ -100,7 +100,7 @@ class CellDraw:
                 self.n_duplicates += 1
                 continue
             self._seen.add(digest)
-            # A name such as BLA/BLA_00017 would tell training what the cell is.
+            # A name such as BLA/BLA_00017 would reveal the cell's class to training.
             yield Instance(digest.hex()[:16], image, label=label, source=name)
         require_enough(self._classes, self._plan, left_out=self._n_unreadable + self.n_duplicates)
 
@@ -111,7 +111,7 @@ def _counts(classes: dict[str, list[Path]]) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the simulated bags are to be. ``n_witnesses`` stand in each positive bag."""
+    """The simulated bags to make. Each positive bag holds ``n_witnesses`` abnormal cells."""
 
     bag_size: int
     n_witnesses: int
@@ -120,22 +120,22 @@ class Plan:
 
     @property
     def witness_rate(self) -> float:
-        """The true rate: whole cells over the bag's size."""
+        """The actual rate, because ``n_witnesses`` is a whole number."""
         return self.n_witnesses / self.bag_size
 
     @property
     def n_abnormal(self) -> int:
-        """Abnormal cells needed in all."""
+        """Total number of abnormal cells needed."""
         return self.n_witnesses * (sum(self.train_labels) + sum(self.test_labels))
 
     @property
     def n_normal(self) -> int:
-        """Normal cells needed in all."""
+        """Total number of normal cells needed."""
         return self.bag_size * (len(self.train_labels) + len(self.test_labels)) - self.n_abnormal
 
     @property
     def jobs(self) -> list[tuple[str, int, int]]:
-        """Every bag's split, number in it from 1, and label, in the order of making."""
+        """Split, number within the split (from 1) and label of every bag, in the order they are made."""
         return [
             (split, number, label)
             for split, labels in (("train", self.train_labels), ("test", self.test_labels))
@@ -145,7 +145,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Supply:
-    """Where a bag's cells come from. Without a patient, a simulated slide is a patient of its own."""
+    """The sources of a bag's cells. Without a ``patient_id``, each simulated slide counts as its own patient."""
 
     normal: Iterator[Instance]
     abnormal: Iterator[Instance]
@@ -153,7 +153,7 @@ class Supply:
 
 
 def make_plan(bag_size: int, witness_rate: float, train_bags: int, test_bags: int, rng: np.random.Generator) -> Plan:
-    """Half of each split positive, in random order; a rate that is no whole number of cells becomes at least one."""
+    """Plan bags: half of each split is positive, in random order. Witnesses are rounded to at least one cell."""
     n_witnesses = max(1, round(witness_rate * bag_size))
     orders = [rng.permutation([1] * (n // 2) + [0] * (n - n // 2)) for n in (train_bags, test_bags)]
     train, test = (tuple(int(label) for label in order) for order in orders)
@@ -168,7 +168,7 @@ def write_simulated_bags(
     rng: np.random.Generator,
     listener: Listener,
 ) -> list[BagRow]:
-    """Write the planned bags to ``folder``, each of the next of ``supplies``, which gives every cell once."""
+    """Write the planned bags to ``folder``. Each bag takes the next of ``supplies``, and no cell is used twice."""
     rows = []
     jobs = zip(plan.jobs, supplies, strict=False)
     for (split, number, label), supply in listener.track(jobs, "making bags", len(plan.jobs), unit="bags"):

@@ -1,4 +1,4 @@
-"""The same slide under two names, told by its bytes."""
+"""Finds byte-identical copies of slides under other names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from cytomil.files import sha256_of_file
 
 
 def copies(places: Mapping[str, Path]) -> dict[str, str]:
-    """Names of slides whose bytes are those of an earlier one, each with that earlier one's name.
+    """Map the name of each slide that is a copy of an earlier one to the earlier one's name.
 
-    ``places`` are slide files or folders of cell images by name, in the order in which the earlier one is to be kept. In
-    a folder the images' bytes count, and not their names. Files are read only where all their sizes agree.
+    ``places`` maps names to slide files or folders of cell images; the first of several copies is the original. In a
+    folder, the bytes of the images are compared, not their names. Files are read only if all their sizes are equal.
     """
     first: dict[str, str] = {}
     filled = {name: place for name, place in places.items() if next(_files_of(place), None)}
@@ -39,11 +39,11 @@ def _contents(place: Path) -> Hashable:
     try:
         return tuple(sorted(map(sha256_of_file, _files_of(place))))
     except OSError:
-        return place  # what cannot be read is said when its turn comes
+        return place  # a slide that cannot be read is no copy; it is reported when its bag is made
 
 
 def _files_of(place: Path) -> Iterator[Path]:
-    """The files that hold a slide: of an .mrxs its companion folder's too."""
+    """The files of a slide, including the companion folder of an .mrxs file."""
     if place.is_file():
         yield place
     folder = place.with_suffix("") if place.suffix.lower() == ".mrxs" else place

@@ -1,4 +1,4 @@
-"""Which of a bag's cells are read, where reading all of them would take too long or too much memory."""
+"""Draws some of a bag's cells, if reading all of them would take too long or too much memory."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Draw:
-    """At most ``most`` cells of each bag, drawn without replacement by ``seed`` and the bag's id; 0: all of them."""
+    """At most ``most`` cells per bag, drawn without replacement by ``seed`` and the bag's id. 0: all cells."""
 
     most: int = 0
     seed: int = 0
 
     def count(self, n: int) -> int:
-        """How many are drawn of ``n`` cells."""
+        """How many of ``n`` cells are drawn."""
         return min(n, self.most) if self.most else n
 
     def places(self, bag_id: str, n: int) -> np.ndarray:
-        """Ascending places of the drawn ones among a bag's ``n`` cells, int64 (`count`,)."""
+        """Indices of the drawn cells among a bag's ``n`` cells, in ascending order, int64 (`count`,)."""
         if self.count(n) == n:
             return np.arange(n)
         rng = np.random.default_rng([self.seed, *bag_id.encode()])

@@ -1,4 +1,4 @@
-"""Slides that make-bags has finished, each with what it was made from, so that a run reads none of them again."""
+"""Slides that make-bags has finished, with a key of their input, so that a later run does not read them again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cytomil.slides import Cutting, companions_of
 
 SCHEMA = "cytomil.finished-slide/1"
 CELLS_VERSION = 1
-"""Raise it with every change that gives other cells, coordinates or reasons for the same slide and cutting."""
+"""Raise it with every change that gives other cells, coordinates or messages for the same slide and cutting."""
 _LIBRARIES = (
     "numpy",
     "scipy",
@@ -38,11 +38,15 @@ _HASHED_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class FinishedSlide:
-    """What became of one slide.
+    """The result of reading one slide.
 
-    ``sha256`` is its bag's, empty where there is no bag for the ``reason`` given. ``n_at_edge`` cells were left out.
-    ``assumed_mpp`` is the resolution that only the user vouches for, by `Resolutions.fallback`; None where it was not
-    needed. ``problems`` are cells that could not be used.
+    Args:
+        sha256: of its bag; empty if there is no bag.
+        reason: why there is no bag.
+        n_at_edge: number of cells left out at the edge of the scanned area.
+        has_picture: whether a picture shows the cells that were found.
+        assumed_mpp: the resolution in µm per pixel if it comes from `Resolutions.fallback`; None otherwise.
+        problems: cells that could not be used.
     """
 
     sha256: str = ""
@@ -62,20 +66,20 @@ class _FinishedCard(Card):
 
 @dataclass(frozen=True)
 class FinishedSlides:
-    """A folder of finished slides' bags, QC pictures and cards; a folder of bags is one."""
+    """A folder with the bags, QC pictures and cards of finished slides. The output of make-bags is such a folder."""
 
     folder: Path
 
     def bag(self, slide: str) -> Path:
-        """Where a slide's bag lies."""
+        """Path of a slide's bag."""
         return self.folder / f"{slide}.h5"
 
     def picture(self, slide: str) -> Path:
-        """Where the picture lies that shows which cells were found."""
+        """Path of the picture that shows which cells were found."""
         return self.folder / QC_FOLDER / f"{safe_name(slide)}.jpg"
 
     def read(self, slide: str, key: str, fallback_mpp: float | None) -> FinishedSlide | None:
-        """A slide that was finished under this key, if its files are whole; None where it must be read."""
+        """The slide that was finished with this key. None if there is none or its files are incomplete."""
         try:
             document = read_json(self._card(slide))
             card = _FinishedCard.model_validate(document)
@@ -84,12 +88,12 @@ class FinishedSlides:
                 return None
             if finished.sha256 and open_bag(self.bag(slide)).sha256 != finished.sha256:
                 return None
-        except (OSError, ValueError, BagFileError):  # a card with a wrong field is a ValueError
+        except (OSError, ValueError, BagFileError):  # a card with a wrong field raises ValueError
             return None
         return None if finished.has_picture and not self.picture(slide).is_file() else finished
 
     def write(self, slide: str, key: str, finished: FinishedSlide) -> None:
-        """Count a slide as finished; its files are there already."""
+        """Record a slide as finished. Its files must exist already."""
         write_json_card(self._card(slide), {"schema": SCHEMA, "key": key, "finished": asdict(finished)})
 
     def _card(self, slide: str) -> Path:
@@ -97,16 +101,17 @@ class FinishedSlides:
 
 
 def unfinished(out: Path) -> Path:
-    """The folder in which a run keeps its finished slides until it has done them all.
+    """The folder in which a run keeps finished slides until all are finished.
 
-    It lies beside ``out``, because DVC deletes a stage's outputs before it runs; and it is hidden, so that it is no slide.
+    It lies beside ``out``, because DVC deletes the outputs of a stage before it runs. It is hidden, so that it is not taken
+    for a slide.
     """
     out = out.resolve()
     return out.with_name(f".{out.name}.unfinished")
 
 
 def put(source: Path, target: Path) -> None:
-    """Let a finished file lie in a second place. It costs no space where the disk has hard links."""
+    """Link a finished file to ``target``, or copy it if the disk has no hard links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source.resolve(), target)
@@ -116,29 +121,30 @@ def put(source: Path, target: Path) -> None:
 
 @dataclass(frozen=True)
 class SlideFiles:
-    """The files that hold a slide: their size in bytes, and a ``state`` that another content does not have."""
+    """The files of a slide: their total size in bytes, and a ``state`` that changes with their content."""
 
     size: int
     state: list[Any]
 
 
 def files_of(place: Path, parts: Sequence[Path] = ()) -> SlideFiles:
-    """Look at a slide's file, its ``parts`` and companions, or at a folder of cells. Raises OSError.
+    """The files of a slide (its ``parts`` and companions included) or of a folder of cells. Raises OSError.
 
-    Names, sizes, times and each slide's first megabyte are looked at: whoever changes a file changes its time.
+    The state holds names, sizes, times and the first megabyte of a slide. The whole content is not read, because every
+    change of a file changes its time.
     """
     if place.is_dir():
         listed = list_cell_files(place)
-        files, seen = list(listed.files), [[one.where, one.reason] for one in listed.left_out]
+        files, extra = list(listed.files), [[one.where, one.reason] for one in listed.left_out]
     else:
         files = sorted({place, *parts, *(file for one in companions_of(place) for file in _files_in(one))})
         with place.open("rb") as file:
-            seen = [["first bytes", hashlib.sha256(file.read(_HASHED_BYTES)).hexdigest()]]
+            extra = [["first bytes", hashlib.sha256(file.read(_HASHED_BYTES)).hexdigest()]]
     states = [(file, file.stat()) for file in files]
-    told = [
+    stats = [
         [os.fsencode(f.relative_to(place.parent)).hex(), s.st_size, s.st_mtime_ns, s.st_ctime_ns] for f, s in states
     ]
-    return SlideFiles(sum(status.st_size for _, status in states), [place.is_dir(), told, seen])
+    return SlideFiles(sum(status.st_size for _, status in states), [place.is_dir(), stats, extra])
 
 
 def _files_in(place: Path) -> list[Path]:
@@ -146,10 +152,10 @@ def _files_in(place: Path) -> list[Path]:
 
 
 def key_of(slide: str, files: SlideFiles, cutting: Cutting | None, given_mpp: float | None) -> str:
-    """Names all that shapes a slide's cells: its files, how it is cut (None: a folder of cells), `CELLS_VERSION`
-    and libraries.
+    """SHA-256 over all that determines a slide's cells: files, cutting, resolution, `CELLS_VERSION` and libraries.
 
-    The label and the patient are not among it: they are written on a bag without reading the slide again.
+    ``cutting`` is None for a folder of cells. Label and patient are not included, because they can be changed in a bag
+    without reading the slide again.
     """
     cut = None if cutting is None else cutting.to_json()
     return sha256_of_json([SCHEMA, slide, files.state, cut, given_mpp, CELLS_VERSION, library_versions(*_LIBRARIES)])

@@ -1,4 +1,4 @@
-"""One cell image: read as it came, decoded when needed."""
+"""Reads, decodes and encodes single cell images. Bags keep the original bytes; they are decoded when needed."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from cytomil.errors import ImageUnreadableError, PictureError, why_unreadable
 from cytomil.pixels import read_picture
 
 CELL_PX = (8, 1024)
-"""The least and the greatest side of a cell's image, px; make-bags cuts cells of whole slides in the same range."""
+"""Min and max side of a cell image, px. The crops that make-bags cuts from whole slides have the same limits."""
 
-_FIELD_PX = 480  # no cell set has larger images that are not square; a camera's smallest field is 640×480
-_FIELD_SHAPE = 1.2
-_MOST_BYTES = 64_000_000
+_FIELD_PX = 480  # no public cell data set has larger images that are not square; small camera fields are 640×480
+_FIELD_ASPECT = 1.2
+_MAX_BYTES = 64_000_000
 _JPEG_START = b"\xff\xd8\xff"
 _PLAIN_COLOURS = frozenset({"YCbCr", "Gray"})
 
 
 def open_image(encoded: bytes, name: str) -> Image.Image:
-    """Decode a cell's encoded image to RGB; see `cytomil.pixels` for what its pixels mean.
+    """Decode a cell image to RGB; `cytomil.pixels` documents the accepted formats.
 
-    Raises `ImageUnreadableError` naming ``name`` for damaged or foreign bytes, and for a picture that is no single cell's.
+    Raises `ImageUnreadableError`, which names ``name``, if the bytes are damaged or are not an image of a single cell.
     """
     try:
         pixels = _decode_plain_jpeg(encoded)
@@ -34,16 +34,16 @@ def open_image(encoded: bytes, name: str) -> Image.Image:
 
 
 def looks_like_field(width: int, height: int) -> bool:
-    """Whether a picture of this size may be a whole field rather than a cell. From 480 px on it may, if it is square."""
+    """Whether a picture of this size may be a whole field instead of a cell: both sides have at least 480 px."""
     return min(width, height) >= _FIELD_PX
 
 
 def _require_cell_size(width: int, height: int) -> None:
-    """Raise `PictureError` for a picture that no single cell has: one of a few pixels, or a camera's or scanner's."""
-    least, most = min(width, height), max(width, height)
-    if least < CELL_PX[0]:
+    """Raise `PictureError` if a picture is too small for a cell, or has the size of a camera field or a slide."""
+    shorter, longer = min(width, height), max(width, height)
+    if shorter < CELL_PX[0]:
         raise PictureError(f"{width}×{height} px are too few for a cell.")
-    if most > CELL_PX[1] or (least >= _FIELD_PX and most >= _FIELD_SHAPE * least):
+    if longer > CELL_PX[1] or (shorter >= _FIELD_PX and longer >= _FIELD_ASPECT * shorter):
         raise PictureError(
             f"{width}×{height} px: this looks like a whole field or slide, not a cell. Put it directly into the folder of "
             "slides."
@@ -51,9 +51,9 @@ def _require_cell_size(width: int, height: int) -> None:
 
 
 def _decode_plain_jpeg(encoded: bytes) -> np.ndarray | None:
-    """Decode a sound colour or grey JPEG two to three times as fast as Pillow, to the same pixels, and in threads.
+    """Decode an intact colour or grey JPEG to the same pixels as Pillow, two to three times as fast, without the GIL.
 
-    None for whatever else, and for a JPEG with anything amiss (cut off, odd bytes): Pillow then says what it is worth.
+    None for all other files and for a damaged JPEG (truncated, extra bytes). Pillow then decodes or refuses the file.
     """
     import simplejpeg
 
@@ -70,18 +70,18 @@ def _decode_plain_jpeg(encoded: bytes) -> np.ndarray | None:
 
 
 def read_encoded(path: Path, name: str) -> bytes:
-    """A cell file's bytes, not yet decoded. Raises `ImageUnreadableError` naming ``name`` with the cause."""
+    """The bytes of a cell file, not decoded. Raises `ImageUnreadableError` with ``name`` and the cause."""
     try:
         size = path.stat().st_size
-        if size > _MOST_BYTES:
-            raise ImageUnreadableError(f"{name}: {size / 1e6:,.0f} MB are too many for a cell's image.")
+        if size > _MAX_BYTES:
+            raise ImageUnreadableError(f"{name}: {size / 1e6:,.0f} MB are too many for a cell image.")
         return path.read_bytes()
     except OSError as error:
         raise ImageUnreadableError(f"{name}: {why_unreadable(path, error)}") from None
 
 
 def read_image(path: Path, name: str) -> bytes:
-    """A file's bytes, once they have been seen to decode. Raises `ImageUnreadableError` naming ``name`` if not."""
+    """The bytes of a cell file that can be decoded. Raises `ImageUnreadableError` with ``name`` and the cause otherwise."""
     encoded = read_encoded(path, name)
     open_image(encoded, name)
     return encoded

@@ -1,4 +1,4 @@
-"""What make-bags reads, as one hash for DVC to compare: images and tables may lie anywhere and are no outputs of a stage."""
+"""One hash of all input of make-bags, for DVC. Images and tables may lie anywhere and are not outputs of a stage."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from cytomil.progress import Listener
 from cytomil.text import printable
 
 SCHEMA = "cytomil.inputs/1"
-_SETTLED_SECONDS = 2.0  # a file written to again within its clock's step keeps its time
+_SETTLED_SECONDS = 2.0  # a second write within the clock resolution of the disk does not change the file's time
 
 
 def write_fingerprint(file: Path, settings: MakeBagsConfig, listener: Listener) -> dict[str, Any]:
-    """Write and return what ``make_bags`` would read: settings, number of files and bytes, one SHA-256 over names and bytes.
+    """Write and return a summary of the input of ``make_bags``.
 
-    The same content gives the same bytes wherever the files lie. A file's own hash is kept in a hidden file beside
-    ``file`` and used again while size, times and inode stay, so that large slides are not read each time.
-    Raises `NotFoundError` where source or a table is not there.
+    The summary holds settings, number of files and bytes, and one SHA-256 over names and contents. It does not depend on
+    where the files lie. A hidden file beside ``file`` keeps the hash of each file, so that large slides are not read each
+    time. A kept hash is used while size, times and inode are unchanged.
+
+    Raises `NotFoundError` if the source or a table does not exist.
     """
     kept_file = file.with_name(f".{file.name}.hashes")
     kept, hashes = _read(kept_file), {}
@@ -57,7 +59,7 @@ def write_fingerprint(file: Path, settings: MakeBagsConfig, listener: Listener) 
 
 
 def _files(settings: MakeBagsConfig, leave_out: set[Path]) -> Iterator[tuple[str, Path]]:
-    """Every file that may be read, with a name that does not depend on where it lies."""
+    """Every file that may be read, with a name that does not depend on its location."""
     tables = {"labels": settings.labels, "mpp_csv": settings.mpp_csv}
     if settings.patients not in (None, FOLDER):
         tables["patients"] = Path(settings.patients)
@@ -74,7 +76,7 @@ def _files(settings: MakeBagsConfig, leave_out: set[Path]) -> Iterator[tuple[str
         raise NotFoundError(f"make_bags.source: {root} is not a folder.")
     seen = {settings.out.resolve()}
     for folder, names, files in os.walk(root, followlinks=True):
-        if Path(folder).resolve() in seen:  # the bags themselves, or a link that leads round in a circle
+        if Path(folder).resolve() in seen:  # the bags themselves, or a circular link
             names.clear()
             continue
         seen.add(Path(folder).resolve())
@@ -89,4 +91,4 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        return {}  # then all is read anew
+        return {}  # all files are then hashed again

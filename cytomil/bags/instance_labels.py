@@ -1,4 +1,4 @@
-"""The instance labels of a bag file, for evaluation alone: no training code imports this module (a test says so)."""
+"""The instance labels of a bag file, for evaluation only. A test checks that no training code imports this module."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read_instance_labels(path: Path) -> dict[str, int]:
 
 
 def read_instance_sources(path: Path) -> dict[str, str]:
-    """Instance id → where its image came from (a class folder's name gives the label away)."""
+    """Instance id → source of its image. The name of a class folder reveals the label."""
     bag = open_bag(path)
     with reading(path) as file:
         return dict(zip(bag.instance_ids, column(file, "instance_source").read(), strict=True))

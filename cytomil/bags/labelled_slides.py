@@ -1,4 +1,4 @@
-"""Bags of labelled slides: plan them, have them read, and put together what belongs in the folder of bags."""
+"""Bags of labelled slides: plans the splits, reads the slides in parallel, and assembles the folder of bags."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cytomil.bags.bag_file import Bag, BagInfo, Instance, open_bag, write_bag
-from cytomil.bags.cell_folder import LEAST_CELLS
+from cytomil.bags.cell_folder import MIN_CELLS
 from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.copies import copies
 from cytomil.bags.finished_slides import FinishedSlide, FinishedSlides, files_of, key_of, put, unfinished
@@ -27,14 +27,15 @@ from cytomil.workers import WorkerFailure, open_workers
 
 _CELLS_AT_ONCE = 256
 _WORTH_A_PROCESS = 4_000_000
-"""Bytes of slides for which another process pays: it takes a second or two to start."""
+"""Bytes of slides per process. Starting another process takes one or two seconds, which smaller slides do not repay."""
 
 
 def from_labelled_slides(folder: Path, settings: MakeBagsConfig, listener: Listener) -> MadeBags:
-    """Make one bag a slide of ``settings.labels`` in ``folder``.
+    """Make one bag per slide of ``settings.labels`` in ``folder``.
 
-    Finished slides are kept in `unfinished` until the caller removes it, and those of an earlier run are not read again.
-    Raises `NotFoundError`, `TableError` or `BagFileError` where no bag can be made at all.
+    Finished slides are kept in `unfinished` until the caller removes it. Those of an earlier run are not read again.
+
+    Raises `NotFoundError`, `TableError` or `BagFileError` if no bag can be made.
     """
     root, labels = Path(settings.source), settings.labels
     assert labels is not None
@@ -43,7 +44,7 @@ def from_labelled_slides(folder: Path, settings: MakeBagsConfig, listener: Liste
     distinct, copied = _without_copies(labels, listed, places)
     problems += copied
     slides = split_by_patient(distinct, settings.test_share, settings.seed)
-    # Training slides first, so that it is the test slide that gives up an image that stands in both.
+    # Training slides first: an image in both splits is then left out of the test slide.
     slides = sorted(slides, key=_training_first)
     given, unused = _resolutions(settings, listed, places)
     chosen = [slide for slide in slides if slide.slide in places]
@@ -53,7 +54,9 @@ def from_labelled_slides(folder: Path, settings: MakeBagsConfig, listener: Liste
         gathered.add(slide, bag)
     problems += gathered.problems
     problems += [Problem(name, f"has no line in {labels.name}") for name in _unlisted(root, listed)]
-    problems += [Problem(name, f"its line in {unused[name]} fits no slide of {labels.name}") for name in sorted(unused)]
+    problems += [
+        Problem(name, f"its line in {unused[name]} matches no slide of {labels.name}") for name in sorted(unused)
+    ]
     rows = gathered.rows
     if not rows:
         raise BagFileError(f"none of the slides in {labels} could be read: {problems[0].where}: {problems[0].reason}")
@@ -65,7 +68,7 @@ def from_labelled_slides(folder: Path, settings: MakeBagsConfig, listener: Liste
 
 @dataclass(frozen=True)
 class _SlideBag:
-    """A slide that was read, now or before: where its files lie, and what its bag is to say."""
+    """A slide that was read in this run or an earlier one, with the metadata of its bag and the folder of its files."""
 
     place: Path
     info: BagInfo
@@ -81,7 +84,7 @@ def _read_slides(
     settings: MakeBagsConfig,
     listener: Listener,
 ) -> list[_SlideBag]:
-    """Read the slides that no earlier run has finished; returns all of them."""
+    """Read the slides that no earlier run has finished. Returns all slides in the order of ``slides``."""
     root = Path(settings.source)
     cutting = Cutting(settings.crop_um, settings.crop_px, settings.diameter_um)
     here = FinishedSlides(unfinished(settings.out))
@@ -96,7 +99,7 @@ def _read_slides(
             name, slide.label, slide.patient_id, None if cut is None else cut.mpp, f"{root.name}/{name}", cut
         )
         files, key = None, None
-        # A slide that cannot be looked at is read all the same, so that its reason is told.
+        # If the files cannot be listed, reading the slide fails too and reports the reason.
         with suppress(OSError):
             files = files_of(place, parts.get(place, ()))
             key = key_of(name, files, cut, resolutions.of(place) if cut else None)
@@ -107,7 +110,7 @@ def _read_slides(
             to_read.append(SlideToRead(place, info, key))
             size += files.size if files else 0
     if found:
-        listener.note(f"{len(found)} of {len(slides)} slides were read before; {len(to_read)} are left to read")
+        listener.note(f"{len(found)} of {len(slides)} slides were read before, {len(to_read)} remain")
     processes = settings.workers or min(usable_cores(), 1 + size // _WORTH_A_PROCESS)
     workers = open_workers(settings.ray_address, min(processes, len(to_read)))
     job = ReadingSlides(here, resolutions)
@@ -121,7 +124,7 @@ def _read_slides(
 def _earlier(
     slide: str, key: str, fallback_mpp: float | None, folders: Sequence[FinishedSlides]
 ) -> tuple[FinishedSlide, FinishedSlides] | None:
-    """A slide that an earlier run finished, and the first of ``folders`` in which it lies whole."""
+    """A slide that an earlier run finished, and the first of ``folders`` that holds all its files. None if there is none."""
     for folder in folders:
         finished = folder.read(slide, key, fallback_mpp)
         if finished is not None:
@@ -130,7 +133,7 @@ def _earlier(
 
 
 class _Gathered:
-    """The folder of bags as it grows. Slides come one by one, training slides first."""
+    """Assembles the folder of bags. Slides are added one by one, training slides first."""
 
     def __init__(self, folder: Path) -> None:
         self.rows: list[BagRow] = []
@@ -141,7 +144,7 @@ class _Gathered:
         self._shared = SharedCells()
 
     def add(self, slide: LabelledSlide, bag: _SlideBag) -> None:
-        """Put a slide's bag and picture into the folder, or say why it has no bag."""
+        """Add a slide's bag and picture to the folder, or record why it has no bag."""
         name, finished = slide.slide, bag.finished
         self.problems_of_cells += finished.problems
         self.n_at_edge += finished.n_at_edge
@@ -152,7 +155,7 @@ class _Gathered:
             self.problems.append(Problem(name, reason))
 
     def _add_bag(self, slide: LabelledSlide, bag: _SlideBag) -> str:
-        """Returns why there is no bag, or nothing."""
+        """Returns the reason why there is no bag, empty if there is one."""
         name, read = slide.slide, open_bag(bag.lies_in.bag(slide.slide))
         target = self._into.bag(name)
         owners: list[LabelledSlide | None] = [None] * len(read)
@@ -163,11 +166,11 @@ class _Gathered:
                 return reason
         for instance_id, owner in zip(read.instance_ids, owners, strict=True):
             if owner is not None:
-                reason = f"the same image stands in the {owner.split} slide {owner.slide}; left out here"
+                reason = f"the same image is in the {owner.split} slide {owner.slide}; left out here"
                 self.problems_of_cells.append(Problem(cell_source(bag.place, instance_id), reason))
         n = owners.count(None)
-        if bag.place.is_dir() and n < LEAST_CELLS:
-            return f"too few cells: {n}, at least {LEAST_CELLS} are needed" if n else "none of its images can be read"
+        if bag.place.is_dir() and n < MIN_CELLS:
+            return f"too few cells: {n}, at least {MIN_CELLS} are needed" if n else "none of its images can be read"
         sha256 = read.sha256
         if n == len(read) and read.info == bag.info:
             put(read.path, target)
@@ -183,7 +186,7 @@ class _Gathered:
 
 
 def _cells(bag: Bag) -> Iterator[Instance]:
-    """A read slide's cells, some in memory at a time, without where they came from."""
+    """The cells of a slide's bag, without their sources, `_CELLS_AT_ONCE` in memory at a time."""
     for start in range(0, len(bag), _CELLS_AT_ONCE):
         for i, image in enumerate(bag.images(start, start + _CELLS_AT_ONCE), start=start):
             x, y = bag.coords[i]
@@ -195,7 +198,7 @@ def _training_first(slide: LabelledSlide) -> tuple[bool, str]:
 
 
 def _places(root: Path, slides: Sequence[LabelledSlide]) -> tuple[dict[str, Path], list[Problem]]:
-    """Where each slide lies, and those of which there is none or more than one. Raises `TableError` for two of one place."""
+    """The path of each slide, and the slides with no path or several. Raises `TableError` if two slides share a path."""
     places: dict[str, Path] = {}
     problems = []
     name_of: dict[Path, str] = {}
@@ -215,9 +218,9 @@ def _places(root: Path, slides: Sequence[LabelledSlide]) -> tuple[dict[str, Path
 def _without_copies(
     labels: Path, slides: Sequence[LabelledSlide], places: Mapping[str, Path]
 ) -> tuple[list[LabelledSlide], list[Problem]]:
-    """The slides but for byte-identical copies of others, test slides' first, and what was left out.
+    """The slides without byte-identical copies, and the copies left out. Of a training and a test slide, the test slide is.
 
-    Raises `TableError` where a copy has another label: nobody can say which is right.
+    Raises `TableError` if a copy has another label, because either label may be wrong.
     """
     by_name = {slide.slide: slide for slide in slides}
     ordered = [slide.slide for slide in sorted(slides, key=_training_first) if slide.slide in places]
@@ -242,9 +245,10 @@ def _without_copies(
 def _resolutions(
     settings: MakeBagsConfig, slides: Sequence[LabelledSlide], places: Mapping[str, Path]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """µm per pixel by slide, of the labels file and of the table of resolutions; and lines of the latter that fit no slide.
+    """µm per pixel by slide, from the labels file and ``settings.mpp_csv``.
 
-    Raises `TableError` where the two differ.
+    Also returns the slides of ``settings.mpp_csv`` that match no slide, each with the name of that file. Raises `TableError`
+    if the two files differ.
     """
     given = {slide.slide: slide.mpp for slide in slides if slide.mpp is not None}
     if settings.mpp_csv is None:
@@ -255,13 +259,13 @@ def _resolutions(
         mpp = table.of(place)
         if mpp is not None and given.setdefault(name, mpp) != mpp:
             raise TableError(
-                f"{settings.labels} gives {name} {given[name]:g} µm/px, {settings.mpp_csv} {mpp:g}. Leave one."
+                f"{settings.labels} gives {name} {given[name]:g} µm/px, {settings.mpp_csv} gives {mpp:g}. Remove one."
             )
     return given, {name: settings.mpp_csv.name for name in table.by_slide if name not in fitting}
 
 
 def _note_on_edges(n: int) -> tuple[str, ...]:
-    return (f"{n:,} cells at the edge of what was scanned left out.",) if n else ()
+    return (f"{n:,} cells at the edge of the scanned area left out.",) if n else ()
 
 
 def _note_on_patients(slides: Sequence[LabelledSlide]) -> tuple[str, ...]:
@@ -269,32 +273,34 @@ def _note_on_patients(slides: Sequence[LabelledSlide]) -> tuple[str, ...]:
     if not unknown:
         return ()
     which = "no slide has a patient" if unknown == len(slides) else f"{unknown} of {len(slides)} slides have no patient"
-    return (f"{which}: each such slide counts as a person of its own. A column 'patient' keeps a person on one side.",)
+    return (
+        f"{which}: each such slide counts as its own patient. Add a column 'patient' to keep each patient in one split.",
+    )
 
 
 _WITHOUT = {
     "train": "pretrain and fit-mil need both labels.",
-    "test": "evaluate can give no AUROC without both.",
+    "test": "evaluate needs both labels for the AUROC.",
 }
 
 
 def lost_labels(labels: Path, slides: Sequence[LabelledSlide], rows: Sequence[BagRow]) -> tuple[str, ...]:
-    """What a split lacks to be of use, one sentence each: all its bags, or all of one label."""
+    """One message per split that has no bags, or none of one label."""
     found = []
     for split in SPLITS:
         lost = [label for label in (0, 1) if not any((row.split, row.label) == (split, label) for row in rows)]
         planned = {label: sum((s.split, s.label) == (split, label) for s in slides) for label in lost}
-        what = "bag at all" if len(lost) == 2 else "".join(("negative bag", "positive bag")[label] for label in lost)
+        what = "bag" if len(lost) == 2 else "".join(("negative bag", "positive bag")[label] for label in lost)
         if not lost:
             continue
         n = sum(planned.values())
-        why = f"none of {n} could be used" if n else f"{labels.name} puts none there"
+        why = f"none of {n} could be used" if n else f"{labels.name} has none"
         found.append(f"The {split} split has no {what} (label {' or '.join(map(str, lost))}): {why}. {_WITHOUT[split]}")
     return tuple(found)
 
 
 def _unlisted(root: Path, slides: Sequence[LabelledSlide]) -> list[str]:
-    """Slides in the folder that no line of the labels file speaks of."""
+    """Slides in the folder that have no line in the labels file."""
     listed = {path for slide in slides for path in candidates(root, slide.slide)}
     names = {composed(slide.slide) for slide in slides}
     return [

@@ -1,4 +1,4 @@
-"""What a run of make-bags leaves: where bags, pictures and records lie, and what it tells."""
+"""The output of make-bags: names of its files and folders, and its result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CARDS_FOLDER = "made-from"
 
 @dataclass(frozen=True)
 class MadeBags:
-    """What make-bags wrote, and what it had to leave out."""
+    """The bags that make-bags wrote, the files it left out, and its messages."""
 
     folder: Path
     rows: tuple[BagRow, ...]

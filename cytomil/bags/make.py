@@ -1,4 +1,4 @@
-"""make-bags: choose where cells come from, and replace the folder of bags as a whole."""
+"""make-bags: makes bags from one of three sources and replaces the output folder."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ from cytomil.provenance import now, versions
 
 
 def make_bags(settings: MakeBagsConfig, listener: Listener) -> MadeBags:
-    """Make the bags and their manifest; the folder is replaced whole, or left as it was if anything fails.
+    """Make the bags and their manifest. The output folder is replaced completely, or not changed if anything fails.
 
-    Labelled slides that are finished are kept until all are, so that a run which was killed goes on where it was.
-    Raises `NotFoundError`, `NotEnoughCellsError`, `BagFileError` or `SettingsError`, each with what to do.
+    Finished labelled slides are kept until all are finished, so that an interrupted run can continue.
+
+    Raises `NotFoundError`, `NotEnoughCellsError`, `BagFileError`, `TableError` or `SettingsError`.
     """
     require_replaceable(settings.out, MANIFEST_NAME, _own_files(settings.out))
     make = _choose(settings)
@@ -59,7 +60,7 @@ def make_bags(settings: MakeBagsConfig, listener: Listener) -> MadeBags:
 
 
 def _own_files(folder: Path) -> list[str]:
-    """Patterns of what an earlier run wrote: bags that its manifest names, and what goes with them."""
+    """Patterns of the files of an earlier run: bags in its manifest, pictures, cards and records."""
     try:
         manifest = (folder / MANIFEST_NAME).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -73,10 +74,10 @@ def _choose(settings: MakeBagsConfig) -> Callable[[Path, MakeBagsConfig, Listene
         return _from_synthetic
     _require_source(Path(settings.source))
     if settings.labels is None and (settings.positive or settings.negative):
-        raise SettingsError("--positive and --negative are words of a labels file: give it with --labels.")
+        raise SettingsError("--positive and --negative are words in a labels file. Name the file with --labels.")
     if settings.labels is not None and settings.patients is not None:
         raise SettingsError(
-            "--patients is for class folders: labelled slides have a column 'patient' in the labels file."
+            "--patients is for class folders. For labelled slides, add a column 'patient' to the labels file."
         )
     return from_labelled_slides if settings.labels else _from_class_folders
 
@@ -85,8 +86,8 @@ def _require_source(source: Path) -> None:
     if not source.is_dir():
         state = "is a file, not a folder" if source.exists() else "does not exist"
         raise NotFoundError(
-            f"{source} {state}. Name a folder of class folders, of slides or of slide folders; or 'synthetic' for cells "
-            "that a program draws."
+            f"{source} {state}. Name a folder of class folders, of slides or of slide folders, or 'synthetic' for "
+            "synthetic cells."
         )
 
 
@@ -97,7 +98,9 @@ def _from_synthetic(folder: Path, settings: MakeBagsConfig, listener: Listener) 
     normal = synthetic_normal(settings.seed, settings.cell_size, settings.difficulty)
     abnormal = synthetic_abnormal(settings.seed, settings.cell_size, settings.difficulty)
     rows = write_simulated_bags(folder, plan, repeat(Supply(normal, abnormal)), SYNTHETIC, rng, listener)
-    return MadeBags(settings.out, tuple(rows), (), ("These cells are synthetic: drawn by a program, of no patient.",))
+    return MadeBags(
+        settings.out, tuple(rows), (), ("These cells are synthetic: a program drew them, not from any patient.",)
+    )
 
 
 def _from_class_folders(folder: Path, settings: MakeBagsConfig, listener: Listener) -> MadeBags:
@@ -134,4 +137,4 @@ def _from_patients(
 
 def _require_bags(settings: MakeBagsConfig) -> None:
     if settings.train_bags + settings.test_bags == 0:
-        raise SettingsError("train_bags and test_bags are both 0: nothing to make. Raise one of them.")
+        raise SettingsError("train_bags and test_bags are both 0. Raise one of them.")

@@ -1,4 +1,4 @@
-"""bags.csv: which bags there are, their labels, and on which side of the split each patient stands."""
+"""bags.csv, the manifest: lists the bags of a folder with their labels, patients and splits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMES = ("bag_id", "path", "patient_id")
 
 @dataclass(frozen=True)
 class BagRow:
-    """One bag of the manifest. ``path`` is relative to the manifest's folder; an empty ``patient_id`` is unknown."""
+    """One bag of the manifest. ``path`` is relative to the manifest's folder. ``patient_id`` is empty if unknown."""
 
     bag_id: str
     path: str
@@ -34,7 +34,7 @@ class BagRow:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The bags of a folder. No patient stands in two splits."""
+    """The bags of a folder. No patient is in both splits."""
 
     folder: Path
     rows: tuple[BagRow, ...]
@@ -44,14 +44,14 @@ class Manifest:
         return self.rows if split == "all" else tuple(row for row in self.rows if row.split == split)
 
     def file_of(self, row: BagRow) -> Path:
-        """The file a row speaks of."""
+        """Path of the bag file of a row."""
         return self.folder / row.path
 
 
 def open_listed(manifest: Manifest, row: BagRow) -> Bag:
-    """Open the bag that a row speaks of.
+    """Open the bag file of a row.
 
-    Raises `BagFileError` where the file is another bag than the row says: by content, name, label, patient or size.
+    Raises `BagFileError` if content, name, label, patient or number of cells differ between the row and the file.
     """
     path = manifest.file_of(row)
     bag = open_bag(path)
@@ -65,12 +65,12 @@ def open_listed(manifest: Manifest, row: BagRow) -> Bag:
 
 
 def fingerprint(rows: Iterable[BagRow]) -> str:
-    """SHA-256 that names a set of bags by content: the same bags give the same one wherever they lie."""
+    """SHA-256 over the content of a set of bags. It does not depend on where the bags lie."""
     return sha256_of_json(sorted((row.bag_id, row.sha256, row.label, row.split) for row in rows))
 
 
 def write_manifest(folder: Path, rows: Sequence[BagRow]) -> None:
-    """Write bags.csv. Raises `BagFileError` if a patient stands in two splits or a bag_id occurs twice."""
+    """Write bags.csv. Raises `BagFileError` if a patient is in both splits or a bag_id occurs twice."""
     path = folder / MANIFEST_NAME
     _check(path, rows)
     lines = (
@@ -80,10 +80,12 @@ def write_manifest(folder: Path, rows: Sequence[BagRow]) -> None:
 
 
 def read_manifest(folder: Path, made_by: str = "cytomil make-bags") -> Manifest:
-    """Read and validate ``folder``'s bags.csv.
+    """Read and validate the bags.csv of ``folder``.
 
-    Raises `NotFoundError` where there is none, `BagFileError` for missing columns, a label that is neither 0 nor 1,
-    an unknown split, a bag_id that occurs twice, or a patient in two splits.
+    Raises:
+        NotFoundError: there is no bags.csv.
+        BagFileError: a column is missing, a label is neither 0 nor 1, a split is unknown, a bag_id occurs twice, or a
+            patient is in both splits.
     """
     path = require_file(folder / MANIFEST_NAME, made_by)
     try:
@@ -116,14 +118,14 @@ def _parse(path: Path, line: dict[str, str], number: int) -> BagRow:
     if row.label not in (0, 1):
         raise BagFileError(f"{path}, line {number}: label {row.label} is neither 0 (negative) nor 1 (positive).")
     if row.n_instances < 0:
-        raise BagFileError(f"{path}, line {number}: {row.n_instances} instances cannot be.")
+        raise BagFileError(f"{path}, line {number}: {row.n_instances} instances is not possible.")
     if not is_file_name(row.bag_id) or not is_inside(row.path):
         raise BagFileError(
-            f"{path}, line {number}: bag '{printable(row.bag_id)}' at '{printable(row.path)}' leads out of the folder. "
+            f"{path}, line {number}: bag '{printable(row.bag_id)}' at '{printable(row.path)}' lies outside the folder. "
             "Make the bags again with `cytomil make-bags`."
         )
     if row.split not in SPLITS:
-        raise BagFileError(f"{path}, line {number}: split '{row.split}' is none of {', '.join(SPLITS)}.")
+        raise BagFileError(f"{path}, line {number}: split '{row.split}' must be {' or '.join(SPLITS)}.")
     return row
 
 
@@ -137,6 +139,6 @@ def _check(path: Path, rows: Sequence[BagRow]) -> None:
         other = split_of.setdefault(row.patient_id, row.split) if row.patient_id else row.split
         if other != row.split:
             raise BagFileError(
-                f"{path}: patient '{row.patient_id}' stands in both train and test. "
-                "Put all slides of a patient on one side of the split."
+                f"{path}: patient '{row.patient_id}' is in both train and test. "
+                "Put all slides of a patient into one split."
             )

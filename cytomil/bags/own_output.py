@@ -1,16 +1,16 @@
-"""Folders that cytomil wrote, which are no slides wherever they lie."""
+"""Recognises folders that cytomil wrote, so that they are not taken for slides."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 OWN_FOLDER_MARK = ".cytomil"
-"""A file that a command puts into its output before it writes anything else."""
+"""A file that a command creates in its output folder before it writes anything else."""
 
 _CARDS = ("triage.json", "make-bags.json", "encoder.json", "evaluate.json")
 _TABLES = ("bags.csv", "features.csv")
 _TABLE_START = b"bag_id,path,patient_id,split,label,n_instances"
-_LOOKED_AT = 1 << 20  # bytes
+_HEAD_BYTES = 1 << 20
 
 
 def is_own_output(folder: Path) -> bool:
@@ -25,12 +25,12 @@ def is_own_output(folder: Path) -> bool:
 def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(_LOOKED_AT)
+            return file.read(_HEAD_BYTES)
     except OSError:
         return b""
 
 
 def mark_own(folder: Path) -> None:
-    """Make ``folder`` and mark it as cytomil's."""
+    """Create ``folder`` and mark it as output of cytomil."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OWN_FOLDER_MARK).touch()

@@ -1,7 +1,8 @@
-"""Simulated slides of real people: each bag holds one patient's cells, and a patient's bags stand on one side of the split.
+"""Tables of labels and patients, and simulated bags of real patients.
 
-A bag's label says whether abnormal cells stand in it. It does not say whether the patient is ill: the normal cells of ill
-patients make negative bags too, so that a model cannot tell the labels apart by the people.
+Each simulated bag holds one patient's cells, and all bags of a patient are in one split. The label of a bag says whether it
+holds abnormal cells, not whether the patient is ill. The normal cells of ill patients make negative bags too, so that a
+model cannot predict the label from the patient.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class LabelledSlide:
-    """One row of the labels file. ``split`` and ``patient_id`` are empty where the file does not give them.
+    """One row of the labels file. ``split`` and ``patient_id`` are empty if the file does not give them.
 
-    ``mpp`` is in µm per level-0 pixel of a whole slide; None where the slide's own file is to be believed.
+    ``mpp`` is the resolution of a whole slide in µm per level-0 pixel; None: as the slide's own file says.
     """
 
     slide: str
@@ -52,9 +53,9 @@ class LabelledSlide:
 
 @dataclass(frozen=True)
 class LabelWords:
-    """Which words of the label column mean diseased (1) and which healthy (0). Case does not matter.
+    """The words in the label column that mean diseased (1) and healthy (0). Case does not matter.
 
-    Raises `SettingsError` where only one side is named, or a word stands on both.
+    Raises `SettingsError` if one of the lists is empty, or a word is in both.
     """
 
     positive: tuple[str, ...] = ("1",)
@@ -62,13 +63,13 @@ class LabelWords:
 
     def __post_init__(self) -> None:
         if not self.positive or not self.negative:
-            raise SettingsError("labels in words need both sides: --positive AML,APL --negative healthy.")
+            raise SettingsError("labels in words need both --positive and --negative. Add the missing one.")
         both = sorted(set(map(_word, self.positive)) & set(map(_word, self.negative)))
         if both:
-            raise SettingsError(f"label '{both[0]}' is named both positive and negative. Name each word once.")
+            raise SettingsError(f"label '{both[0]}' is both positive and negative. Name each word once.")
 
     def label_of(self, text: str) -> int | None:
-        """1, 0, or None where ``text`` is none of the words."""
+        """1 or 0; None if ``text`` is an unknown word."""
         word = _word(text)
         for label, words in ((1, self.positive), (0, self.negative)):
             if word in map(_word, words):
@@ -77,15 +78,18 @@ class LabelWords:
 
 
 def label_words(positive: Sequence[str], negative: Sequence[str]) -> LabelWords:
-    """The words that were given, or 1 and 0 where none were."""
+    """The given words, or 1 and 0 by default."""
     return LabelWords(tuple(positive), tuple(negative)) if positive or negative else LabelWords()
 
 
 def read_labels(path: Path, words: LabelWords | None = None) -> list[LabelledSlide]:
     """Read a table with the columns slide and label and, optionally, patient, split (train or test) and mpp.
 
-    Raises `TableError` naming file and line for anything else, for a label that is none of ``words`` (0 and 1 where not
-    given), a slide listed twice, a patient in two splits or under two spellings, and an mpp that is no number.
+    ``words`` are the labels' words; None: 0 and 1.
+
+    Raises:
+        TableError: the table cannot be read, a label is not among ``words``, a slide is listed twice, a patient is in two
+            splits or has two spellings, or an mpp is not a number. The message names file and line.
     """
     words = words or LabelWords()
     rows = read_table(path, COLUMNS, "a spreadsheet: columns slide, label, patient")
@@ -106,8 +110,8 @@ def read_labels(path: Path, words: LabelWords | None = None) -> list[LabelledSli
     for slide in slides:
         if slide.patient_id and split_of.setdefault(slide.patient_id, slide.split) != slide.split:
             raise TableError(
-                f"{path}: patient '{slide.patient_id}' stands in both train and test. "
-                "Put all slides of a patient on one side of the split."
+                f"{path}: patient '{slide.patient_id}' is in both train and test. "
+                "Put all slides of a patient into one split."
             )
     return slides
 
@@ -117,23 +121,23 @@ def _parse(row: Row, words: LabelWords) -> LabelledSlide:
     if not name:
         raise TableError(f"{row.where}: the slide's name is empty.")
     if Path(name).name != name or name == "..":
-        raise TableError(f"{row.where}: slide '{name}' must be a name in that folder, not a path.")
+        raise TableError(f"{row.where}: slide '{name}' must be a name in the folder of slides, not a path.")
     if label is None:
         raise TableError(f"{row.where}: label '{row['label']}' is {_neither(words)}")
     if split and split not in SPLITS:
-        raise TableError(f"{row.where}: split '{row['split']}' is none of {', '.join(SPLITS)}.")
+        raise TableError(f"{row.where}: split '{row['split']}' must be {' or '.join(SPLITS)}.")
     return LabelledSlide(name, label, row["patient"], split, parse_mpp(row["mpp"], row.where) if row["mpp"] else None)
 
 
 def _neither(words: LabelWords) -> str:
     if words == LabelWords():
         return (
-            "neither 0 (healthy) nor 1 (diseased). Words are taken where both sides are named: "
+            "neither 0 (healthy) nor 1 (diseased). To use words as labels, name them with "
             "--positive AML,APL --negative healthy."
         )
     return (
         f"neither positive ({', '.join(words.positive)}) nor negative ({', '.join(words.negative)}). "
-        "Name it on one side, or remove the line."
+        "Add it to one of them, or remove the line."
     )
 
 
@@ -156,12 +160,16 @@ class PatientCells:
 
 
 def patients_cells(classes: ClassFolders, patients: str) -> tuple[dict[str, PatientCells], list[Problem]]:
-    """Every patient's cells, and the cells of no known patient, which are left out.
+    """Every patient's cells. Cells without a known patient are left out and returned as problems.
 
-    ``patients``: `FOLDER`, where the folders below each class are the patients, or the path of a table with the columns
-    image and patient. An image there is a path below ``classes.root``, or a file name that is the only one of its kind.
+    Args:
+        classes: the class folders.
+        patients: `FOLDER` if the folders below each class are the patients, or the path of a table with the columns image
+            and patient. An image in the table is a path below ``classes.root``, or a file name that occurs only once.
 
-    Raises `TableError` where the table cannot be read or names a patient in two ways, `NotFoundError` where it is not there.
+    Raises:
+        NotFoundError: the table does not exist.
+        TableError: the table cannot be read, or a patient has two spellings.
     """
     files = [
         (label, file)
@@ -177,7 +185,7 @@ def patients_cells(classes: ClassFolders, patients: str) -> tuple[dict[str, Pati
         if name in of:
             found[of[name]].files[label].append(file)
         else:
-            where = "lies in no patient's folder" if patients == FOLDER else f"has no line in {Path(patients).name}"
+            where = "is in no patient's folder" if patients == FOLDER else f"has no line in {Path(patients).name}"
             problems.append(Problem(name, where))
     return dict(found), problems
 
@@ -187,7 +195,7 @@ def _name(root: Path, file: Path) -> str:
 
 
 def _by_folder(names: Sequence[str]) -> dict[str, str]:
-    """CLASS/PATIENT/…/cell.png: by image, the folder below the class."""
+    """Image → the folder below its class, as in CLASS/PATIENT/…/cell.png."""
     of = {name: name.split("/")[1] for name in names if name.count("/") >= 2}
     require_one_spelling(((patient, name.rpartition("/")[0]) for name, patient in of.items()), "patient")
     return of
@@ -207,21 +215,21 @@ def _by_table(path: Path, names: Sequence[str]) -> dict[str, str]:
             raise TableError(f"{row.where}: image '{image}' has no patient. Fill it in or remove the line.")
         if image not in known and len(whole_of[image]) > 1:
             raise TableError(
-                f"{row.where}: {len(whole_of[image])} files are called '{image}'. Write the path, such as "
+                f"{row.where}: {len(whole_of[image])} files have the name '{image}'. Write the path, such as "
                 f"{whole_of[image][0]}."
             )
         for name in [image] if image in known else whole_of[image]:
             if of.setdefault(name, row["patient"]) != row["patient"]:
                 raise TableError(
-                    f"{row.where}: image '{image}' has patient '{of[name]}' in an earlier line. Leave one line."
+                    f"{row.where}: image '{image}' has patient '{of[name]}' in an earlier line. Remove one line."
                 )
     return of
 
 
 class PatientDraw:
-    """Gives each bag a patient, and draws that patient's readable, distinct cells in random order.
+    """Assigns a patient to each bag, and draws the patient's readable, distinct cells in random order.
 
-    ``problems``: unreadable cells, and cells that lie under an earlier patient too.
+    ``problems`` lists unreadable cells, and cells that an earlier patient has too.
     """
 
     def __init__(self, root: Path, cells: Mapping[str, PatientCells], rng: np.random.Generator) -> None:
@@ -236,10 +244,10 @@ class PatientDraw:
         self._owner: dict[bytes, str] = {}
 
     def assign(self, plan: Plan) -> list[str]:
-        """The patient of every bag of ``plan.jobs``. A patient gets a second bag only where no other is left for it.
+        """The patient of every bag of ``plan.jobs``. A patient gets a second bag only if no other patient can give it.
 
-        Cells are read of the patients chosen alone; where some turn out unreadable the choice is made anew.
-        Raises `NotEnoughCellsError`.
+        Only the cells of chosen patients are read. If some are unreadable, the choice is repeated with the new counts.
+        Raises `NotEnoughCellsError` if the patients do not suffice.
         """
         counts = {name: tuple(map(len, self._cells[name].files)) for name in self._order}
         while True:
@@ -252,25 +260,25 @@ class PatientDraw:
                 counts[name] = tuple(map(len, self._sound[name]))
 
     def bags(self, given: Sequence[str]) -> Iterator[Supply]:
-        """For every bag in turn its patient's cells; bags of the same patient share none."""
+        """The patient's cells for each bag. Bags of the same patient have no cell in common."""
         supplies = {name: Supply(self._draw(name, 0), self._draw(name, 1), name) for name in set(given)}
         return (supplies[name] for name in given)
 
     def notes(self, plan: Plan, given: Sequence[str]) -> tuple[str, ...]:
-        """What a reader of figures on these bags needs to know of the people behind them."""
+        """Notes on the patients that matter for figures on these bags."""
         most = max(Counter(given).values())
         negative = [name for name, (_, _, label) in zip(given, plan.jobs, strict=True) if not label]
         healthy = sum(not self._sound[name][1] for name in negative)
         found = [
             f"each bag holds one patient's cells: {len(given)} bags of {len(set(given))} patients, at most {most} of one. "
-            "No patient stands in both splits.",
-            "a bag's label says whether abnormal cells stand in it, not whether the patient is ill: "
+            "No patient is in both splits.",
+            "a bag's label says whether it holds abnormal cells, not whether the patient is ill: "
             f"{len(negative) - healthy} of {len(negative)} negative bags are normal cells of patients who have abnormal ones.",
         ]
         if healthy:
             found.append(
-                f"{healthy} negative bags are of patients without any abnormal cell. Where such people differ from the others "
-                "in site, stain or day, figures look better than they are."
+                f"{healthy} negative bags are of patients without any abnormal cell. If these patients differ from the others "
+                "in site, stain or day, the figures are too optimistic."
             )
         if self.n_duplicates:
             found.append(f"{self.n_duplicates} byte-identical images left out.")
@@ -290,7 +298,7 @@ class PatientDraw:
                 if owner == patient:
                     self.n_duplicates += 1
                 elif owner:
-                    self.problems.append(Problem(name, f"the same image lies under patient {owner}; left out here"))
+                    self.problems.append(Problem(name, f"the same image belongs to patient {owner}; left out here"))
                 else:
                     self._owner[digest] = patient
                     found[label].append((digest, file))
@@ -302,12 +310,12 @@ class PatientDraw:
         for i in rng.permutation(len(cells)):
             digest, file = cells[i]
             name = printable(file.relative_to(self._root).as_posix())
-            # As in simulated bags of no patient: a name such as BLA/BLA_00017 would tell training what the cell is.
+            # A name such as BLA/BLA_00017 would reveal the cell's class to training.
             yield Instance(digest.hex()[:16], read_image(file, name), label=label, source=name)
 
 
 def _assign(root: Path, plan: Plan, counts: Mapping[str, Sequence[int]]) -> list[str]:
-    """A patient for each of ``plan.jobs``; ``counts`` are normal and abnormal cells by patient, in the order of choice."""
+    """A patient for each of ``plan.jobs``. ``counts``: normal and abnormal cells by patient, in order of preference."""
     needs = {1: (plan.bag_size - plan.n_witnesses, plan.n_witnesses), 0: (plan.bag_size, 0)}
     left = {name: list(count) for name, count in counts.items()}
 
@@ -320,17 +328,20 @@ def _assign(root: Path, plan: Plan, counts: Mapping[str, Sequence[int]]) -> list
     n_bags: Counter[str] = Counter()
     given: dict[int, str] = {}
     jobs = plan.jobs
-    for i in sorted(range(len(jobs)), key=lambda i: -jobs[i][2]):  # positive bags first: fewer patients can give one
+    for i in sorted(
+        range(len(jobs)), key=lambda i: -jobs[i][2]
+    ):  # positive bags first: fewer patients suffice for them
         split, _, label = jobs[i]
         able = [name for name in side if side[name] == split and can(name, label)]
         if not able:
             raise NotEnoughCellsError(
-                f"{root}: there is not a patient for every bag. {len(plan.train_labels)} training and {len(plan.test_labels)} "
-                f"test bags of {plan.bag_size} cells are wanted, each of one patient, {plan.n_witnesses} cells abnormal in a "
-                f"positive one. Of {len(counts)} patients {len(capable[1])} have the cells for a positive bag, "
-                f"{len(capable[0])} for a negative one. Lower --bag-size, --witness-rate, --train-bags or --test-bags."
+                f"{root}: there are not enough patients. The settings ask for {len(plan.train_labels)} training and "
+                f"{len(plan.test_labels)} test bags of {plan.bag_size} cells, each of one patient, with {plan.n_witnesses} "
+                f"abnormal cells per positive bag. Of {len(counts)} patients, {len(capable[1])} have enough cells for a "
+                f"positive bag and {len(capable[0])} for a negative one. Lower --bag-size, --witness-rate, --train-bags or "
+                "--test-bags."
             )
-        # Of patients with abnormal cells first, in either label: else the people would give the label away.
+        # Patients with abnormal cells first, for both labels. Otherwise the patient would reveal the label.
         given[i] = min(able, key=lambda name: (n_bags[name], counts[name][1] == 0))
         n_bags[given[i]] += 1
         left[given[i]] = [have - need for have, need in zip(left[given[i]], needs[label], strict=True)]
@@ -338,7 +349,7 @@ def _assign(root: Path, plan: Plan, counts: Mapping[str, Sequence[int]]) -> list
 
 
 def _sides(names: Sequence[str], plan: Plan) -> dict[str, str]:
-    """Patients to the two splits in the proportion of their bags, one at least to each that wants any."""
+    """Patient → split, in the proportion of the bags. Each split that has bags gets at least one patient."""
     n_train, n_test = len(plan.train_labels), len(plan.test_labels)
     n = round(len(names) * n_test / (n_train + n_test))
     if n_train and n_test and len(names) > 1:

@@ -1,6 +1,6 @@
-"""What stands in a folder of slides: which entries are slides, and which are parts, notes or other programs' work.
+"""Lists a folder of slides: which entries are slides, and which are parts, notes or output of cytomil.
 
-rank and make-bags both come here, so that they speak of the same slides.
+rank and make-bags both use this module, so that they find the same slides.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from cytomil.text import printable
 
 
 def split_by_patient(slides: list[LabelledSlide], test_share: float, seed: int) -> list[LabelledSlide]:
-    """Give every slide a split, about ``test_share`` of them test, both labels in both, no patient in two splits.
+    """Assign a split to every slide: about ``test_share`` are test, both splits have both labels, no patient is in two.
 
-    Slides that carry a split keep it; slides without a patient each count as a patient of their own. Raises
-    `BagFileError` where one label has too few patients to stand on both sides.
+    Slides that have a split keep it. Each slide without a patient counts as its own patient. Raises `BagFileError` if one
+    label has fewer than two patients.
     """
     if all(slide.split for slide in slides):
         return slides
@@ -36,8 +36,8 @@ def split_by_patient(slides: list[LabelledSlide], test_share: float, seed: int) 
         n = len({p for p, other in zip(patients, labels, strict=True) if other == label})
         if n < 2:
             raise BagFileError(
-                f"{n} patient{'s' * (n != 1)} with label {label}: at least 2 are needed to have one for training and "
-                "one for testing. Add slides, or give a split column."
+                f"{n} patient{'s' * (n != 1)} with label {label}: at least 2 are needed, one for training and one for "
+                "testing. Add slides, or a column 'split'."
             )
         n_folds = min(n_folds, n)
     chosen = next(
@@ -48,9 +48,10 @@ def split_by_patient(slides: list[LabelledSlide], test_share: float, seed: int) 
 
 
 def _candidates(labels: np.ndarray, patients: list[str], n_folds: int, seed: int) -> Iterator[np.ndarray]:
-    """Ways to set whole patients apart, as masks, the most fitting first.
+    """Possible test sets of whole patients, as masks, best first.
 
-    A fold may lack a label where a patient has slides of both. Such a patient alone is then a choice that always serves.
+    A fold may lack a label if a patient has slides of both labels. The slides of such a patient alone are then a valid test
+    set, so single patients come last.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -64,34 +65,33 @@ def _candidates(labels: np.ndarray, patients: list[str], n_folds: int, seed: int
 
 
 class SharedCells:
-    """Tells which cells of a slide stand in slides before it; training slides are to come first."""
+    """Finds cells of a slide that are also in earlier slides. Training slides must come first."""
 
     def __init__(self) -> None:
         self._owner: dict[bytes, LabelledSlide] = {}
 
     def look(self, slide: LabelledSlide, digests: Sequence[bytes]) -> tuple[list[LabelledSlide | None], str]:
-        """For each cell of one slide, by its image's digest: the slide of the other split that has it, or None.
+        """Compare one slide, given the digests of its images, with all earlier ones.
 
-        And why the slide is a copy of an earlier one, or nothing: more than half of its cells are that one's.
+        Returns, for each cell, the slide of the other split that has it, or None. The text says why the slide is a copy of
+        an earlier one: more than half of its cells are in it. It is empty if the slide is no copy.
         """
         owners = [self._owner.get(digest, slide) for digest in digests]
         shared = Counter(owner for owner in owners if owner is not slide)
         (owner, n_shared), *_ = shared.most_common(1) or [(slide, 0)]
         if 2 * n_shared > len(digests):
-            reason = (
-                f"a copy: {n_shared} of its {len(digests)} cells are those of the {owner.split} slide {owner.slide}"
-            )
+            reason = f"a copy: {n_shared} of its {len(digests)} cells are in the {owner.split} slide {owner.slide}"
             return [], reason + unlike(slide, owner)
         self._owner |= {digest: slide for digest, owner in zip(digests, owners, strict=True) if owner is slide}
         return [owner if owner.split != slide.split else None for owner in owners], ""
 
 
 def unlike(slide: LabelledSlide, other: LabelledSlide) -> str:
-    """What the labels file says otherwise of a copy, to stand behind the reason for leaving it out."""
+    """How label and patient of a copy differ from the original, as an appendix to the reason for leaving it out."""
     found = [f"label {other.label}, here {slide.label}"] if other.label != slide.label else []
     if other.patient_id != slide.patient_id:
         found.append(f"patient '{other.patient_id}', here '{slide.patient_id}'")
-    return f". BUT it is labelled otherwise there ({'; '.join(found)}): correct the labels file" if found else ""
+    return f". WARNING: the original differs ({'; '.join(found)}). Correct the labels file" if found else ""
 
 
 _OWN_FOLDERS = frozenset({"cache", "cells", "geojson", "heatmaps", "images", "made-from", "qc"})
@@ -101,8 +101,10 @@ _OWN_FOLDERS = frozenset({"cache", "cells", "geojson", "heatmaps", "images", "ma
 class SlideEntry:
     """One slide of a folder.
 
-    ``path`` is what to open: a file, or a folder of cells. ``name`` is printable. ``parts`` are further files whose
-    change changes the slide.
+    Args:
+        name: a printable name.
+        path: the file or folder of cells to open.
+        parts: further files that belong to the slide.
     """
 
     name: str
@@ -112,17 +114,17 @@ class SlideEntry:
 
 @dataclass(frozen=True)
 class SlideDir:
-    """``slides`` by name; ``aside`` are the printable names of entries that are no slides: notes, parts, own output."""
+    """``slides`` in order of name, and ``aside``: the printable names of other entries (notes, parts, own output)."""
 
     slides: tuple[SlideEntry, ...]
     aside: tuple[str, ...] = field(default=())
 
 
 def list_slide_dir(folder: Path, outputs: Collection[Path] = ()) -> SlideDir:
-    """List the slides that stand directly in ``folder``, and in its folders of one DICOM series each.
+    """List the slides directly in ``folder``, and those in its folders of DICOM series.
 
-    Litter is not spoken of. ``outputs`` are folders that the caller writes into. Raises OSError where ``folder`` cannot
-    be listed.
+    Litter is ignored silently. ``outputs`` are folders that the caller writes into. Raises OSError if ``folder`` cannot be
+    listed.
     """
     entries = sorted(entry for entry in folder.iterdir() if not is_litter(entry.name))
     written = {Path(os.path.realpath(output)) for output in outputs}
@@ -151,7 +153,7 @@ def list_slide_dir(folder: Path, outputs: Collection[Path] = ()) -> SlideDir:
 
 
 def _slides_of_folder(folder: Path) -> list[SlideEntry]:
-    """A folder is a slide of cell images, or holds DICOM series: one slide, or several with names of their own."""
+    """The slides of a folder. It is one slide of cell images, or holds one or several slides as DICOM series."""
     series = dicom_series_in(folder)
     if not series:
         return [SlideEntry(printable(folder.name), folder)]
@@ -161,7 +163,7 @@ def _slides_of_folder(folder: Path) -> list[SlideEntry]:
 
 
 def dicom_series_in(folder: Path) -> list[SlideEntry]:
-    """The DICOM slides directly in ``folder``; none where it is another kind of folder, or cannot be listed."""
+    """The DICOM slides directly in ``folder``. Empty if there are none or the folder cannot be listed."""
     try:
         files = sorted(entry for entry in folder.iterdir() if not is_litter(entry.name) and is_dicom_file(entry))
     except OSError:
@@ -170,11 +172,11 @@ def dicom_series_in(folder: Path) -> list[SlideEntry]:
 
 
 def slide_file_of(folder: Path) -> Path:
-    """The file by which the one DICOM slide in ``folder`` is opened, or ``folder`` itself where it holds cells.
+    """The file that opens the DICOM slide in ``folder``, or ``folder`` itself if it holds cells.
 
-    Raises `NotFoundError` where it holds several slides.
+    Raises `NotFoundError` if ``folder`` holds several slides.
     """
     series = dicom_series_in(folder)
     if len(series) > 1:
-        raise NotFoundError(f"{folder} holds {len(series)} DICOM slides. Give each a folder of its own.")
+        raise NotFoundError(f"{folder} holds {len(series)} DICOM slides. Put each into its own folder.")
     return series[0].path if series else folder

@@ -1,8 +1,8 @@
-"""Draws one May-Grünwald-Giemsa-like stained blood cell, from nothing but a random generator.
+"""Draws synthetic blood cells with a May-Grünwald-Giemsa-like stain.
 
-A cell is drawn as two fields of dye (azure and eosin), which become light by Beer-Lambert absorption; so stain
-variation is what it is on a glass slide, a change of dye, and not a tint laid over the picture. The background, the
-stain, the light and the focus never depend on the kind of cell.
+A cell is drawn as two fields of dye (azure and eosin). Beer-Lambert absorption turns them into light. Stain variation is
+therefore a change of dye, as on a glass slide, and not a tint of the picture. Background, stain, light and focus do not
+depend on the kind of cell.
 
 Lengths are fractions of the picture's side, and coordinates run from -0.5 to 0.5 from its centre.
 """
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from cytomil.bags.bag_file import Instance
 from cytomil.bags.images import encode_image
 
-Field = NDArray[np.floating]  # one value a pixel, (size, size)
+Field = NDArray[np.floating]  # one value per pixel, (size, size)
 Point = NDArray[np.floating]  # x and y, (2,)
 Points = NDArray[np.floating]  # (n, 2)
 
@@ -30,7 +30,7 @@ MIN_SIZE = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Morphology:
-    """What a haematologist would note of one cell; every field is a number, so that two cells can be blended."""
+    """The morphology of one cell. Every field is a number, so that two cells can be blended."""
 
     cell_radius: float
     cytoplasm_azure: float
@@ -119,27 +119,27 @@ ABNORMAL_KINDS: tuple[str, ...] = tuple(_ABNORMAL)
 _FIELDS = tuple(field.name for field in fields(Morphology))
 _VECTORS = {kind: np.array(astuple(cell)) for kind, cell in (_NORMAL | _ABNORMAL).items()}
 _SPREAD = 0.12  # relative standard deviation of a field within a kind
-# The nucleus-to-cytoplasm ratio is what a kind keeps best; spread as widely as the rest, nuclei would fill every cell.
+# The nucleus-to-cytoplasm ratio varies least within a kind. With the spread of the others, nuclei would fill every cell.
 _RELATIVE_SPREAD = np.array([0.4 if name == "nucleus_ratio" else 1.0 for name in _FIELDS])
-_OVERLAP = 0.65  # how far towards its lookalike an abnormal cell goes, on average, at difficulty 1
+_OVERLAP = 0.65  # mean fraction by which an abnormal cell is blended with its lookalike at difficulty 1
 
 _AZURE = np.array([0.95, 0.78, 0.24])  # absorbance of a unit of dye in red, green and blue
 _EOSIN = np.array([0.09, 0.72, 0.55])
 
 
 class _Dyes(NamedTuple):
-    """How much of each dye lies at every point."""
+    """The amount of each dye at every point."""
 
     azure: Field
     eosin: Field
 
     def beneath(self, cover: Field, azure: Field | float, eosin: Field | float) -> _Dyes:
-        """These dyes with a layer laid over them, opaque where `cover` is 1."""
+        """These dyes under another layer, which is opaque where `cover` is 1."""
         return _Dyes(self.azure + cover * (azure - self.azure), self.eosin + cover * (eosin - self.eosin))
 
 
 class _Shapes(NamedTuple):
-    """Where one cell lies: signed distances to the edges of its body and nucleus, negative inside."""
+    """The centre of a cell, and signed distances to the edges of its body and nucleus, negative inside."""
 
     centre: Point
     body: Field
@@ -147,22 +147,22 @@ class _Shapes(NamedTuple):
 
 
 def render_cell(kind: str, rng: np.random.Generator, *, size: int = 72, difficulty: float = 0.5) -> NDArray[np.uint8]:
-    """Draws one stained cell among red cells.
+    """Draw one stained cell among red cells.
 
     Args:
         kind: one of NORMAL_KINDS or ABNORMAL_KINDS.
-        rng: the only source of chance; the same state gives the same bytes on the same machine.
+        rng: the only source of randomness. The same state gives the same bytes on the same machine.
         size: side of the picture in pixels, at least 16. The whole scene scales with it.
-        difficulty: from 0 to 1. At 0 an abnormal cell is told by eye. As it rises, each abnormal cell's morphology
-            is blended towards a normal lookalike, by a fraction drawn for that cell, and the spread within every
-            kind, the stain variation and the defocus grow; at 1 abnormal and normal cells overlap heavily.
+        difficulty: from 0 to 1. At 0, abnormal cells are easy to recognise. With rising difficulty, each abnormal cell
+            is blended with a normal lookalike by a random fraction. The spread within every kind, the stain variation and
+            the defocus grow too. At 1, abnormal and normal cells overlap heavily.
 
     Returns:
         The picture, (size, size, 3), RGB, uint8.
 
     Raises:
-        ValueError: the kind is unknown, the size is no whole number of at least 16, or the difficulty is
-            outside [0, 1].
+        ValueError: the kind is unknown, the size is not a whole number of at least 16, or the difficulty is outside
+            [0, 1].
     """
     _check(kind, size, difficulty)
     cell = _sample(kind, rng, difficulty)
@@ -194,7 +194,7 @@ def _sample(kind: str, rng: np.random.Generator, difficulty: float) -> Morpholog
 
 @lru_cache(maxsize=8)
 def _axis(size: int) -> Field:
-    """Pixel centres along one side; (size,)."""
+    """Pixel centres along one side, shape (size,)."""
     return ((np.arange(size) + 0.5) / size - 0.5).astype(np.float32)
 
 
@@ -204,12 +204,12 @@ def _distance(size: int, centre: Point) -> Field:
 
 
 def _cover(signed_distance: Field) -> Field:
-    """1 inside a shape, 0 outside, with a ramp 1.3 pixels wide in place of jagged edges."""
+    """1 inside a shape, 0 outside, with a ramp 1.3 pixels wide against jagged edges."""
     return np.clip(0.5 - signed_distance * (signed_distance.shape[0] / 1.3), 0.0, 1.0)
 
 
 def _noise(rng: np.random.Generator, size: int, scale: float) -> Field:
-    """Smooth noise of unit variance, whose features are about `scale` across."""
+    """Smooth noise of unit variance with features of about size `scale`."""
     scale = max(scale, 1.0 / size)
     knots = np.arange(-0.5 - scale, 0.5 + 2 * scale, scale, dtype=np.float32)
     weights = np.exp(-(((_axis(size)[:, None] - knots) / (0.8 * scale)) ** 2))
@@ -218,7 +218,7 @@ def _noise(rng: np.random.Generator, size: int, scale: float) -> Field:
 
 
 def _dots(centres: Points, radii: NDArray[np.floating], size: int) -> Field:
-    """Soft round dots, half as strong at their radius as at their centre; overlapping dots add up, to 1 at most."""
+    """Soft round dots with half of their strength at their radius. Overlapping dots add up to 1 at most."""
     offsets = (_axis(size)[None, :, None] - centres[:, None, :]) / radii[:, None, None]
     bumps = np.exp2(-(offsets**2)).astype(np.float32)
     return np.minimum(bumps[:, :, 1].T @ bumps[:, :, 0], 1.0)
@@ -233,7 +233,7 @@ def _within_disc(rng: np.random.Generator, count: int, centre: Point, radius: fl
 
 
 def _whole(expected: float, rng: np.random.Generator) -> int:
-    """A whole number whose mean is `expected`."""
+    """A random whole number with the mean `expected`."""
     return int(expected + rng.random())
 
 
@@ -243,7 +243,7 @@ def _outline(cell: Morphology, rng: np.random.Generator, size: int) -> _Shapes:
     body += np.float32(0.035 * cell.cell_radius) * _noise(rng, size, 0.22)
     lobes, radius = _lobes(cell, rng)
     radii = radius * rng.normal(1.0, 0.10, len(lobes))
-    # A smooth union, so that neighbouring lobes are joined by a waist and not by a crease.
+    # A smooth union, because neighbouring lobes must not meet in a sharp crease.
     sharpness = np.float32(6.0 / radius)
     depths = np.stack([r - _distance(size, centre + p) for p, r in zip(lobes, radii.astype(np.float32), strict=True)])
     union = np.log(np.exp(sharpness * depths).sum(axis=0) + np.float32(1e-12)) / sharpness
@@ -252,22 +252,22 @@ def _outline(cell: Morphology, rng: np.random.Generator, size: int) -> _Shapes:
 
 
 def _lobes(cell: Morphology, rng: np.random.Generator) -> tuple[Points, float]:
-    """Centres of the nucleus's lobes about the cell's centre, along a bent chain, and the lobes' mean radius."""
+    """Centres of the lobes of the nucleus along a bent chain, relative to the cell's centre, and their mean radius."""
     count = max(_whole(cell.lobes, rng), 1)
     spacing = cell.lobe_spacing if count > 1 else 0.0
-    reach = min(cell.nucleus_ratio, 0.92) * cell.cell_radius
-    radius = reach / np.sqrt(1.0 + (count - 1) * min(spacing / 1.6, 1.0))
+    disc_radius = min(cell.nucleus_ratio, 0.92) * cell.cell_radius
+    radius = disc_radius / np.sqrt(1.0 + (count - 1) * min(spacing / 1.6, 1.0))
     headings = rng.uniform(0, 2 * np.pi) + np.cumsum(cell.lobe_bend * rng.normal(1.0, 0.45, count))
     chain = np.cumsum(_polar(spacing * radius, headings), axis=0)
     chain -= chain.mean(axis=0)
     extent = float(np.hypot(*chain.T).max()) + radius
-    room = max(0.95 * cell.cell_radius - extent, 0.0)
-    aside = _polar(cell.eccentricity * room, rng.uniform(0, 2 * np.pi))
-    return chain * min(1.0, 0.92 * cell.cell_radius / extent) + aside, radius
+    margin = max(0.95 * cell.cell_radius - extent, 0.0)
+    offset = _polar(cell.eccentricity * margin, rng.uniform(0, 2 * np.pi))
+    return chain * min(1.0, 0.92 * cell.cell_radius / extent) + offset, radius
 
 
 def _surroundings(body: Field, rng: np.random.Generator) -> _Dyes:
-    """Plasma, and red cells cut by the border; where the cell lies they give way, wherever they were put."""
+    """Plasma, and red cells at the border of the picture. The cell covers them."""
     size = body.shape[0]
     unevenness = 1.0 + 0.25 * _noise(rng, size, 0.35)
     dyes = _Dyes(0.035 * unevenness, 0.05 * unevenness)
@@ -313,7 +313,7 @@ def _paint_granules(dyes: _Dyes, cell: Morphology, shapes: _Shapes, rng: np.rand
 
 
 def _photograph(dyes: _Dyes, rng: np.random.Generator, difficulty: float) -> NDArray[np.uint8]:
-    """Stain strength and hue, light, focus and sensor noise, drawn afresh for each picture."""
+    """Turn dyes into a picture, with random stain strength, hue, light, focus and sensor noise."""
     size = dyes.azure.shape[0]
     strength = np.exp((0.12 + 0.10 * difficulty) * rng.standard_normal((2, 1)))
     hue = np.exp(0.06 * rng.standard_normal((2, 3)))
@@ -329,7 +329,7 @@ def _photograph(dyes: _Dyes, rng: np.random.Generator, difficulty: float) -> NDA
 
 
 def _defocus(light: NDArray[np.floating], sigma: float) -> NDArray[np.floating]:
-    """Gaussian blur of (size, size, 3); two matrix products are faster than a filter at this size."""
+    """Gaussian blur of (size, size, 3). Two matrix products are faster than a filter at this size."""
     axis = _axis(light.shape[0])
     kernel = np.exp(-0.5 * ((axis[:, None] - axis) / np.float32(sigma)) ** 2)
     kernel /= kernel.sum(axis=1, keepdims=True)
@@ -341,12 +341,12 @@ SOURCE = "synthetic"
 
 
 def synthetic_normal(seed: int, size: int, difficulty: float) -> Iterator[Instance]:
-    """Rendered normal cells of all normal kinds, in a fixed order for a seed."""
+    """An endless series of cells of all normal kinds, the same for the same arguments."""
     return _render(NORMAL_KINDS, 0, seed, size, difficulty)
 
 
 def synthetic_abnormal(seed: int, size: int, difficulty: float) -> Iterator[Instance]:
-    """Rendered abnormal cells of all abnormal kinds, in a fixed order for a seed."""
+    """An endless series of cells of all abnormal kinds, the same for the same arguments."""
     return _render(ABNORMAL_KINDS, 1, seed, size, difficulty)
 
 

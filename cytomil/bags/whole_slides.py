@@ -1,4 +1,4 @@
-"""Whole slides as a source of cells: find the slide, find its cells, cut them out. make-bags and rank both come here."""
+"""Reads cells from whole slides and from folders of cell images, for make-bags and rank."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from cytomil.workers import JobContext
 
 
 def candidates(root: Path, name: str) -> list[Path]:
-    """All that ``name`` may stand for in ``root``: slide files, with or without their suffix, and folders of cell images.
+    """All entries of ``root`` that ``name`` may mean: slide files, with or without suffix, and folders of cell images.
 
-    Names are compared in composed Unicode, whichever form the disk and ``name`` have.
+    Names are compared in composed Unicode (NFC), because disks and spreadsheets use different forms.
     """
     name = composed(name)
     files, folders = [], []
@@ -55,16 +55,16 @@ def candidates(root: Path, name: str) -> list[Path]:
     whole = [path for path in files if composed(path.name) == name]
     if whole:
         return whole
-    # The folder beside an .mrxs slide bears its name; it holds no cell images but the slide's own parts.
+    # The folder beside an .mrxs slide has its name. It holds parts of the slide, not cell images.
     if any(path.suffix.lower() == ".mrxs" for path in files):
         folders = []
     return files + folders
 
 
 def locate(root: Path, name: str) -> Path:
-    """What ``name`` stands for in ``root``: a slide file with or without its suffix, or a folder of cell images.
+    """The entry of ``root`` that ``name`` means: a slide file, with or without suffix, or a folder of cell images.
 
-    Raises `NotFoundError` where there is nothing of that name, or more than one thing.
+    Raises `NotFoundError` if there is no such entry, or more than one.
     """
     found = candidates(root, name)
     if not found:
@@ -72,13 +72,13 @@ def locate(root: Path, name: str) -> Path:
     if len(found) > 1:
         either = " or ".join(f"the folder {path.name}" if path.is_dir() else path.name for path in found)
         raise NotFoundError(
-            f"{root / name} is {either}. Write a file's suffix in its line; where that does not tell them apart, rename one."
+            f"{root / name} is {either}. Write the file's suffix in the labels file, or rename one of them."
         )
     return slide_file_of(found[0]) if found[0].is_dir() else found[0]
 
 
 def _proposal(root: Path, name: str) -> str:
-    """The entry most like ``name``; spreadsheets turn 007 into 7."""
+    """A hint at the entry most similar to ``name``. Leading zeros are ignored, because spreadsheets turn 007 into 7."""
     names = [composed(path.name) for path in sorted(root.iterdir()) if is_slide_file(path) or path.is_dir()]
     padded = [
         entry for entry in names if Path(entry).stem.lstrip("0") == name.lstrip("0") or entry.lower() == name.lower()
@@ -88,17 +88,17 @@ def _proposal(root: Path, name: str) -> str:
 
 
 def cell_id(x: float, y: float) -> str:
-    """A cell's name: where its centre lies, in level-0 px."""
+    """The name of a cell, from its centre in level-0 px."""
     return f"x{x:.0f}y{y:.0f}"
 
 
 def cut_cells(slide: Slide, cells: Cells, cutting: Cutting) -> Iterator[Instance]:
-    """Yield the cells' crops in the order of ``cells``, each encoded once; one is in memory at a time.
+    """Yield the encoded crops of the cells in the order of ``cells``. One crop is in memory at a time.
 
-    Names count from the corner of the slide's picture, as QuPath does; ``coords`` count in the file's own level 0, as
-    TRIDENT and CLAM do. They differ where the slide has an `Slide.origin`.
+    Names use coordinates from the corner of the slide's picture, as QuPath does. ``coords`` use the file's own level 0, as
+    TRIDENT and CLAM do. They differ if the slide has a `Slide.origin`.
 
-    Raises `SlideUnreadableError` where the file turns out damaged.
+    Raises `SlideUnreadableError` if the file is damaged.
     """
     crops = iter_crops(slide, cells, crop_um=cutting.crop_um, crop_px=cutting.crop_px)
     for (centre_x, centre_y), (x, y, pixels) in zip(cells.centres, crops, strict=True):
@@ -111,9 +111,9 @@ _FAULTS_OF_A_SLIDE = (NotFoundError, SlideUnreadableError, ResolutionError)
 
 @dataclass(frozen=True)
 class SlideToRead:
-    """One slide: where it lies, what its bag is to say, and the key under which it counts as finished.
+    """One slide to read: its path, the metadata of its bag, and its key (see `key_of`).
 
-    Without a key it never does.
+    Without a key, the slide is not recorded as finished.
     """
 
     place: Path
@@ -123,7 +123,7 @@ class SlideToRead:
 
 @dataclass(frozen=True)
 class ReadingSlides:
-    """The job. Bags hold all of a slide's readable cells; what slides have in common is for later."""
+    """The job that reads slides. Bags hold all readable cells; cells that slides have in common are removed later."""
 
     finished: FinishedSlides
     resolutions: Resolutions
@@ -134,7 +134,7 @@ class ReadingSlides:
         return partial(map, partial(self._finish, context.cores))
 
     def _finish(self, cores: int, one: SlideToRead) -> FinishedSlide:
-        """Read one slide. One that cannot be read is told with its reason, and not kept: the next run tries again."""
+        """Read one slide. A slide that cannot be read is not recorded as finished, so that the next run tries again."""
         try:
             done = self._read_folder(one) if one.place.is_dir() else self._read_whole_slide(cores, one)
         except _FAULTS_OF_A_SLIDE as error:
@@ -149,7 +149,7 @@ class ReadingSlides:
         return FinishedSlide(sha256, problems=tuple(problems))
 
     def _read_whole_slide(self, cores: int, one: SlideToRead) -> FinishedSlide:
-        """Write the bag, and the picture that shows which cells were found. A slide of too few cells is finished too."""
+        """Write the bag and the picture of the cells found. A slide with too few cells counts as finished too."""
         name, cutting = one.info.bag_id, one.info.cutting
         assert cutting is not None
         self.finished.picture(name).unlink(missing_ok=True)
@@ -169,9 +169,9 @@ class ReadingSlides:
 
 
 def folder_cells(folder: Path, problems: list[Problem]) -> Iterator[Instance]:
-    """The readable cells of a slide's ``folder``, in the order of their names; byte-identical ones once.
+    """The readable cells of a slide's ``folder`` in the order of their names, without byte-identical copies.
 
-    What cannot be used goes to ``problems``. Raises `NotFoundError` where the folder holds no images.
+    Files that cannot be used are added to ``problems``. Raises `NotFoundError` if the folder holds no images.
     """
     listed = list_cell_files(folder)
     if not listed.files:
@@ -194,5 +194,5 @@ def folder_cells(folder: Path, problems: list[Problem]) -> Iterator[Instance]:
 
 
 def cell_source(folder: Path, instance_id: str) -> str:
-    """Where a folder's cell came from, as its bag says and as problems name it."""
+    """The source of a cell from a folder, as used in bags and problems."""
     return f"{printable(folder.name)}/{instance_id}"

@@ -1,1 +1,1 @@
-"""Metrics, curves and plots on bags the model has not seen."""
+"""Metrics, curves and plots on bags that the model was not fitted on."""

@@ -11,7 +11,7 @@ from cytomil.features.config import Split
 
 
 class EvaluateConfig(Config):
-    """Figures on bags the model has not seen."""
+    """Which bags and figures to evaluate. The model was not fitted on these bags."""
 
     features: Path = Field(Path("data/features"), description="folder of feature caches")
     model: Path = Field(Path("models/triage"), description="folder of the triage model")
@@ -26,7 +26,7 @@ class EvaluateConfig(Config):
     )
     control: bool = Field(
         False,
-        description="also cross-validate on the bags without their witnesses: what is then distinguished is people, not cells",
+        description="also cross-validate without the witnesses, to find differences between slides other than their witnesses",
     )
     permutations: int = Field(
         0, ge=0, le=1000, description="with control: keep the witnesses and permute the labels this many times"
@@ -35,7 +35,7 @@ class EvaluateConfig(Config):
         None, description="CSV of patient,site (bags of unknown patient by name): labels are permuted within a site"
     )
     name: str | None = Field(None, description="row of this run in tables; none: the pretraining method's name")
-    table: Names = Field((), description="folders of reports: make tables and figures from them, and evaluate nothing")
-    against: str | None = Field("simclr", description="row that --table compares all others with, run by run")
+    table: Names = Field((), description="folders of reports: only make tables and figures from them")
+    against: str | None = Field("simclr", description="row with which --table compares all others, run by run")
     resamples: int = Field(2000, ge=100, description="bootstrap resamples per interval of --table")
     seed: int = Field(0, ge=0, description="seed of the bootstrap")

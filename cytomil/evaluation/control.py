@@ -1,6 +1,6 @@
-"""The control: how well slides of the two labels are told apart where their cells can give no reason to.
+"""The control: how well a model predicts the labels of slides that have no witnesses or have permuted labels.
 
-What such a model tells apart is stain, focus, site or day. Nothing that is fitted here is kept.
+Such a model can only use stain, focus, site or day. The models that are fitted here are discarded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ InstanceLabels = Callable[[int], np.ndarray | None]
 
 @dataclass(frozen=True)
 class CrossValidated:
-    """The AUROC of bags held out, 0 to 1, with its 95 % interval, and how many bags and patients stand behind it."""
+    """The AUROC on held-out bags, 0 to 1, with its 95 % interval and the numbers of bags and patients."""
 
     auroc: float
     interval: Interval
@@ -39,7 +39,7 @@ class CrossValidated:
     n_negative_patients: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types that `json` can write."""
+        """The fields as plain types for `json`."""
         return {
             "auroc": self.auroc,
             "interval": {"low": self.interval[0], "high": self.interval[1]},
@@ -51,11 +51,16 @@ class CrossValidated:
 
 @dataclass(frozen=True)
 class Control:
-    """``control`` beside ``real``, the same cross-validation of the same bags as they are.
+    """The result of a control.
 
-    ``kind``: `WITHOUT_WITNESSES` or `PERMUTED`. ``n_removed``: cells taken out of the bags, 0 where labels were permuted.
-    ``aurocs``: of each permutation; ``control`` is then their mean, with the interval of that mean. ``n_sites``: within so
-    many sites labels were permuted.
+    Args:
+        kind: `WITHOUT_WITNESSES` or `PERMUTED`.
+        real: cross-validation of the unchanged bags.
+        control: the same cross-validation of the changed bags. With permutations, the mean AUROC and its interval.
+        n_removed: number of cells removed from the bags; 0 with permutations.
+        aurocs: AUROC of each permutation.
+        n_sites: number of sites within which labels were permuted.
+        problems: bags that were left out.
     """
 
     kind: str
@@ -68,15 +73,15 @@ class Control:
 
     @property
     def differs(self) -> bool:
-        """Whether slides of the two labels differ by something else than witnesses: 0.5 lies outside of the interval.
+        """Whether the labels can be predicted without witnesses: 0.5 lies outside the interval.
 
-        Permuted labels that are told apart worse than by chance do not say so: cross-validation itself leans that way.
+        With permuted labels, an AUROC below 0.5 does not count, because cross-validation itself is biased that way.
         """
         low, high = self.control.interval
         return low > 0.5 or (self.kind == WITHOUT_WITNESSES and high < 0.5)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types that `json` can write."""
+        """The fields as plain types for `json`."""
         return {
             "kind": self.kind,
             "real": self.real.to_dict(),
@@ -91,20 +96,20 @@ class Control:
 def without_witnesses(
     bags: Sequence[TrainingBag], instance_labels: InstanceLabels, settings: FitMilConfig, listener: Listener
 ) -> Control:
-    """Cross-validate over the bags as they are, and again over the same bags without their abnormal cells.
+    """Cross-validate on the unchanged bags, and on the same bags without their abnormal cells.
 
-    Negative bags lose as large a share of their cells, drawn at random, so that size tells nothing. Both times it is the
-    same bags: one whose cells' labels are not all known is left out and listed, as is one that would be empty.
+    Negative bags lose the same fraction of random cells, so that bag size does not reveal the label. Bags with unknown
+    instance labels, and bags that would be empty, are left out of both runs and listed.
 
     Args:
         bags: of both labels.
-        instance_labels: a bag's place in ``bags`` → its instances' labels, (N,): 1 abnormal, 0 normal, -1 unknown; or None.
-            Asked for positive bags alone.
+        instance_labels: maps an index in ``bags`` to the instance labels, (N,): 1 abnormal, 0 normal, -1 unknown; or to
+            None. Called only for positive bags.
         settings: of the aggregator.
-        listener: is told of the fits.
+        listener: shows progress of the fits.
 
     Raises:
-        FeatureFileError: too few bags are left, or no positive bag holds a witness of known label.
+        FeatureFileError: too few bags are left, or no positive bag holds a known witness.
     """
     normal: dict[int, np.ndarray] = {}
     problems = []
@@ -113,26 +118,24 @@ def without_witnesses(
         if not bag.label:
             normal[i] = np.ones(len(bag), dtype=bool)
         elif labels is None or (labels < 0).any():
-            problems.append(
-                Problem(bag.bag_id, "left out of the control: which of its cells are abnormal is not known")
-            )
+            problems.append(Problem(bag.bag_id, "left out of the control: some of its instance labels are unknown"))
         elif (labels == 1).all():
             problems.append(Problem(bag.bag_id, "left out of the control: all of its cells are abnormal"))
         else:
             normal[i] = labels == 0
-    shares = [1 - float(kept.mean()) for i, kept in normal.items() if bags[i].label]
-    if not any(shares):
+    fractions = [1 - float(kept.mean()) for i, kept in normal.items() if bags[i].label]
+    if not any(fractions):
         raise FeatureFileError(
-            "no positive bag has cells that are known to be abnormal, so that there is no control without them. Permute the "
-            "labels instead: --control --permutations 10 (with --sites where slides come from several)."
+            "no positive bag has cells that are known to be abnormal, so the control cannot remove them. Permute the labels "
+            "instead: --control --permutations 10 (with --sites if slides come from several sites)."
         )
     rng = np.random.default_rng(settings.seed)
-    share = float(np.mean(shares))
+    fraction = float(np.mean(fractions))
     kept_bags = []
     for i, kept in normal.items():
         cells = np.flatnonzero(kept)
         if not bags[i].label:
-            cells = np.sort(rng.permutation(cells)[: max(1, round(len(cells) * (1 - share)))])
+            cells = np.sort(rng.permutation(cells)[: max(1, round(len(cells) * (1 - fraction)))])
         kept_bags.append(replace(bags[i], stored=bags[i].stored[cells]))
     n_removed = sum(int((~kept).sum()) for kept in normal.values())
     real = _cross_validated([bags[i] for i in normal], settings, listener)
@@ -143,26 +146,26 @@ def without_witnesses(
 def permuted_labels(
     bags: Sequence[TrainingBag], site_of: Mapping[str, str], n: int, settings: FitMilConfig, listener: Listener
 ) -> Control:
-    """Cross-validate over the bags as they are, and ``n`` times with labels permuted between the patients of a site.
+    """Cross-validate on the unchanged bags, and ``n`` times with labels permuted between the patients of a site.
 
-    A patient's bags stay together: patients change labels with others of as many bags. A site whose patients are all of
-    one label keeps it, so that what differs between sites is told apart still.
+    Patients exchange labels only with patients who have the same number of bags. A site with one label keeps it, so
+    that differences between sites still count.
 
     Args:
         bags: of both labels.
-        site_of: patient → site; those who are not there are of one site together.
+        site_of: patient → site. Patients without a site form one site.
         n: permutations, ≥ 1.
         settings: of the aggregator.
-        listener: is told of the fits.
+        listener: shows progress of the fits.
 
     Raises:
-        FeatureFileError: too few patients of a label.
+        FeatureFileError: a label has too few patients.
     """
     rng = np.random.default_rng(settings.seed)
     real = _cross_validated(bags, settings, listener)
     aurocs = [_cross_validated(_permuted(bags, site_of, rng), settings, listener).auroc for _ in range(n)]
     mean = float(np.mean(aurocs))
-    # One permutation has the interval of its patients; of several the mean's own spread is seen.
+    # The interval of several permutations follows from their spread, that of a single one from its patients.
     interval = mean_interval(aurocs) or auroc_interval(mean, real.n_positive_patients, real.n_negative_patients)
     n_sites = len({site_of.get(bag.patient, "") for bag in bags})
     control = replace(real, auroc=mean, interval=interval)
@@ -170,16 +173,23 @@ def permuted_labels(
 
 
 def read_sites(path: Path) -> dict[str, str]:
-    """Patient → site, from a CSV. Raises `TableError` or `NotFoundError`; a patient stands at one site."""
+    """Patient → site, from a CSV.
+
+    Raises:
+        NotFoundError: the file does not exist.
+        TableError: the file cannot be read, a cell is empty, or a patient has two sites.
+    """
     rows = read_table(path, _COLUMNS, "a spreadsheet: columns patient, site")
     for column in ("patient", "site"):
         require_one_spelling(((row[column], row.where) for row in rows), column)
     found: dict[str, str] = {}
     for row in rows:
         if not row["patient"] or not row["site"]:
-            raise TableError(f"{row.where}: a patient and a site are wanted. Fill both in or remove the line.")
+            raise TableError(f"{row.where}: patient or site is empty. Fill in both or remove the line.")
         if found.setdefault(row["patient"], row["site"]) != row["site"]:
-            raise TableError(f"{row.where}: patient '{row['patient']}' stands at another site in an earlier line.")
+            raise TableError(
+                f"{row.where}: patient '{row['patient']}' has another site in an earlier line. Remove one line."
+            )
     return found
 
 
@@ -187,7 +197,7 @@ def _cross_validated(bags: Sequence[TrainingBag], settings: FitMilConfig, listen
     probabilities = cross_validate(bags, settings, listener).probabilities
     labels = [bag.label for bag in bags]
     auroc = instance_auroc(probabilities, labels)
-    assert auroc is not None  # cross_validate refuses bags of one label
+    assert auroc is not None  # cross_validate raises an error for bags of one label
     n_positive, n_negative = n_independent(labels, [bag.patient for bag in bags])
     interval = auroc_interval(auroc, n_positive, n_negative)
     return CrossValidated(auroc, interval, len(bags), n_positive, n_negative)

@@ -1,4 +1,4 @@
-"""The points of the curves, as rows ready for a CSV file or a plot."""
+"""The points of the curves, as rows for CSV files and plots."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from cytomil.evaluation.metrics import (
     instances_in_share,
 )
 
-# Early recall is what a reviewer with little time gets, so the first tenth is ten times finer.
+# The first tenth is ten times finer, because early recall matters most to a reviewer with little time.
 SHARES_REVIEWED = tuple(step / 1000 for step in range(100)) + tuple(step / 100 for step in range(10, 101))
 
 
 def roc_curve_points(probabilities: ArrayLike, labels: ArrayLike) -> list[dict[str, float]]:
-    """Corners of the ROC curve, from (0, 0) to (1, 1); no rows if the bags are of one class.
+    """Corners of the ROC curve, from (0, 0) to (1, 1). No rows if the bags are of one class.
 
     Args:
         probabilities: of being positive, shape (B,), each in 0..1.
         labels: shape (B,), 1 positive and 0 negative.
 
     Returns:
-        Rows with `fpr` and `tpr`, both fractions in 0..1 and never falling.
+        Rows with `fpr` and `tpr`, both fractions in 0..1 in ascending order.
 
     Raises:
-        ValueError: lengths that differ, a probability outside 0..1, or another label than 0 and 1.
+        ValueError: the lengths differ, a probability is outside 0..1, or a label is neither 0 nor 1.
     """
     from sklearn.metrics import roc_curve
 
@@ -42,10 +42,10 @@ def roc_curve_points(probabilities: ArrayLike, labels: ArrayLike) -> list[dict[s
 
 
 def pr_curve_points(probabilities: ArrayLike, labels: ArrayLike) -> list[dict[str, float]]:
-    """Points of the precision-recall curve by rising recall; no rows if the bags are of one class.
+    """Points of the precision-recall curve in order of recall. No rows if the bags are of one class.
 
-    The first row, recall 0 at precision 1, is scikit-learn's convention and no measurement. Between rows the curve is
-    a step that holds the later row's precision; the area under those steps is the average precision.
+    The first row, recall 0 at precision 1, is a convention of scikit-learn and not a measurement. Between two rows, the
+    curve is a step at the precision of the later row. The area under the steps is the average precision.
 
     Args:
         probabilities: of being positive, shape (B,), each in 0..1.
@@ -68,20 +68,20 @@ def pr_curve_points(probabilities: ArrayLike, labels: ArrayLike) -> list[dict[st
 
 
 def recall_by_k_points(bags: Sequence[ScoredBag]) -> list[dict[str, float]]:
-    """Mean recall of witnesses against the share of each bag that is reviewed; no rows without a usable bag.
+    """Mean recall of witnesses by the fraction of each bag that is reviewed. No rows without a usable bag.
 
-    Bags are chosen as in `instance_metrics`, and the count at each share is that of `recall_at_share`, so the rows
-    at 1, 5, 10 and 40 % equal those figures.
+    Bags are chosen as in `instance_metrics`, and cells are counted as in `recall_at_share`. The rows at 1, 5, 10 and 40 %
+    therefore equal those figures.
 
     Args:
         bags: per bag the attention scores and the instance labels (1 abnormal, 0 normal, -1 unknown), each (N,).
 
     Returns:
-        Rows with `share_reviewed` (0 to 1, by 0.1 % up to 10 % and by 1 % above), `recall`, and `random`, the recall
-        expected of a random order. It lies a little above the diagonal since no part of an instance can be reviewed.
+        Rows with `share_reviewed` (0 to 1, in steps of 0.1 % up to 10 % and of 1 % above), `recall`, and `random`, the
+        expected recall of a random order. It lies slightly above the diagonal, because only whole instances are reviewed.
 
     Raises:
-        ValueError: in any bag lengths that differ, a non-finite score, or another label than 1, 0 and -1.
+        ValueError: in a bag, the lengths differ, a score is not finite, or a label is not 1, 0 or -1.
     """
     usable, _ = bags_with_witness(bags)
     if not usable:

@@ -1,4 +1,4 @@
-"""95 % intervals of one evaluation's figures, by patient where patients are known: few test bags say little."""
+"""95 % intervals of the figures of one evaluation, by patient if patients are known."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ def bag_intervals(
 ) -> Bounds:
     """``low`` and ``high`` of each defined figure over bags, 0 to 1.
 
-    AUROC: Newcombe's; sensitivity, specificity and AUPRC: Wilson's, of as many cases as there are patients of that label
-    (for AUPRC: Boyd et al. 2013, the binomial interval over positives); F1: Wilson's of TP / (TP + FP + FN).
+    AUROC has Newcombe's interval. Sensitivity, specificity and AUPRC have Wilson's, with the number of patients of that
+    label as the number of cases (for AUPRC: Boyd et al. 2013, the binomial interval over positives). F1 has Wilson's
+    interval of TP / (TP + FP + FN).
 
     Args:
         metrics: of these bags.
         probabilities: (B,), 0 to 1.
         labels: (B,), 0 or 1.
-        patients: (B,), "" where unknown.
+        patients: (B,), "" if unknown.
     """
     n_positive, n_negative = n_independent(labels, patients)
     called = np.asarray(probabilities) >= metrics.threshold
@@ -59,11 +60,11 @@ def bag_intervals(
 
 
 def instance_intervals(bags: Sequence[ScoredBag], k: int | None = None) -> Bounds:
-    """``low`` and ``high`` of the means over positive bags, Student's over bags; none of a single bag.
+    """``low`` and ``high`` of the means over positive bags: Student's interval over bags. Empty for a single bag.
 
     Args:
-        bags: as `instance_metrics` takes them.
-        k: as there.
+        bags: as in `instance_metrics`.
+        k: as in `instance_metrics`.
     """
     usable, _ = bags_with_witness(bags)
     values: dict[str, list[float | None]] = {

@@ -1,8 +1,8 @@
-"""How well bags are told apart, and how early in a bag's ranking its witnesses come.
+"""Metrics of bag classification, and of how early the ranking of a bag shows its witnesses.
 
-Two conventions run through this module. A figure that the data do not define is None with the reason beside it,
-never 0 or NaN, because either would pass for a measurement. And where scores tie, recall and the count until the first
-witness are expected values over every order of the tied instances, so that they depend neither on file order nor luck.
+A figure that is not defined is None and has a reason. It is never 0 or NaN, because these look like measurements. If
+scores are tied, recall and the count until the first witness are expected values over every order of the tied instances.
+They therefore do not depend on file order or chance.
 
 AUROC and average precision are those of scikit-learn (Pedregosa et al., JMLR 12, 2011).
 """
@@ -28,7 +28,7 @@ DEFAULT_SHARE = 0.40
 
 @dataclass(frozen=True)
 class BagMetrics:
-    """Figures over bags, each a fraction in 0..1 or None; `undefined` gives the reason for every None."""
+    """Figures over bags, each a fraction in 0..1 or None. `undefined` gives the reason for every None."""
 
     n_bags: int
     n_positive: int
@@ -41,18 +41,17 @@ class BagMetrics:
     undefined: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields as plain types that `json` can write."""
+        """The fields as plain types for `json`."""
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
 class InstanceMetrics:
-    """Means over the `n_bags` bags that hold a witness and whose labels are all known.
+    """Means over the `n_bags` bags that hold a witness and whose instance labels are all known.
 
-    `k` is in cells; None says that `recall_at_k` reviewed 40 % of each bag. `review_until_first` is in cells, the
-    other figures are fractions in 0..1. `auroc` is the mean over those bags that also hold a normal instance.
-    `undefined` gives the reason for every figure that is None; its entry "left_out", there only if `left_out` is not
-    0, says how many bags were set aside for instances of unknown label.
+    `k` and `review_until_first` are in cells, the other figures are fractions in 0..1. If `k` is None, `recall_at_k` is at
+    40 % of each bag. `auroc` is the mean over bags that also hold a normal instance. `undefined` gives the reason for every
+    figure that is None. If `left_out` bags have unknown instance labels, its entry "left_out" gives their number.
     """
 
     n_bags: int
@@ -69,16 +68,16 @@ class InstanceMetrics:
     left_out: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields as plain types that `json` can write; the count left out is told in `undefined`."""
+        """The fields as plain types for `json`, without `left_out`, whose number is in `undefined`."""
         plain = dataclasses.asdict(self)
         del plain["left_out"]
         return plain
 
 
 def recall_at_k(scores: ArrayLike, instance_labels: ArrayLike, k: int) -> float:
-    """Share of the bag's witnesses among its k highest-scored instances.
+    """Fraction of the bag's witnesses among its k highest-scored instances.
 
-    Ties count as the expected value under a random order of the tied instances, so a constant score gives k / N.
+    With ties, the expected value over random orders of the tied instances. A constant score gives k / N.
 
     Args:
         scores: attention scores, shape (N,), higher means more abnormal.
@@ -86,8 +85,8 @@ def recall_at_k(scores: ArrayLike, instance_labels: ArrayLike, k: int) -> float:
         k: instances reviewed; more than N counts as N.
 
     Raises:
-        ValueError: no witness, k below 1 or not whole, lengths that differ, a non-finite score, or another label than
-            0 and 1.
+        ValueError: there is no witness, k is not a whole number of at least 1, the lengths differ, a score is not finite,
+            or a label is neither 0 nor 1.
     """
     checked_scores, witness = _checked_bag(scores, instance_labels)
     _check_k(k)
@@ -95,7 +94,7 @@ def recall_at_k(scores: ArrayLike, instance_labels: ArrayLike, k: int) -> float:
 
 
 def recall_at_share(scores: ArrayLike, instance_labels: ArrayLike, share: float) -> float:
-    """Share of the bag's witnesses in the top `share` of it: `recall_at_k` at k = ceil(share * N).
+    """Fraction of the bag's witnesses in its top `share`: `recall_at_k` at k = ceil(share * N).
 
     Args:
         scores: attention scores, shape (N,).
@@ -103,7 +102,7 @@ def recall_at_share(scores: ArrayLike, instance_labels: ArrayLike, share: float)
         share: fraction of the bag reviewed, above 0 and at most 1.
 
     Raises:
-        ValueError: as `recall_at_k`, or a share out of range.
+        ValueError: as `recall_at_k`, or `share` is out of range.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, not {share}")
@@ -112,13 +111,13 @@ def recall_at_share(scores: ArrayLike, instance_labels: ArrayLike, share: float)
 
 
 def instances_in_share(n_instances: int, share: float) -> int:
-    """Instances that make up `share` (0..1) of a bag of `n_instances`, rounded up: 0 only for a share of 0."""
-    # 0.07 * 100 is 7.000000000000001 in binary; without the rounding it would ask for an eighth instance.
+    """Number of instances in the fraction `share` (0..1) of a bag of `n_instances`, rounded up."""
+    # 0.07 * 100 is 7.000000000000001 in floating point, which ceil alone would turn into 8.
     return math.ceil(round(share * n_instances, 9))
 
 
 def expected_recall(scores: ArrayLike, instance_labels: ArrayLike, counts: Sequence[int]) -> Floats:
-    """Recall after each of several counts of reviewed instances, ties counted as in `recall_at_k`.
+    """Recall after each of several counts of reviewed instances, with ties as in `recall_at_k`.
 
     Args:
         scores: attention scores, shape (N,).
@@ -129,20 +128,20 @@ def expected_recall(scores: ArrayLike, instance_labels: ArrayLike, counts: Seque
         Fractions in 0..1, shape (C,).
 
     Raises:
-        ValueError: as `recall_at_k`, save that a count may be 0.
+        ValueError: as `recall_at_k`, but a count may be 0.
     """
     sizes, witnesses = _tie_groups(*_checked_bag(scores, instance_labels))
-    # Inside a tie every further instance is a witness with the same probability, hence a straight line.
+    # Linear inside a tie, because every further instance is a witness with the same probability.
     reviewed = np.concatenate(([0], np.cumsum(sizes)))
     found = np.concatenate(([0], np.cumsum(witnesses)))
     return np.asarray(np.interp(counts, reviewed, found / found[-1]), dtype=np.float64)
 
 
 def review_until_first(scores: ArrayLike, instance_labels: ArrayLike) -> float:
-    """Instances to review, in order of falling score, until the first witness is seen; 1 is the best there is.
+    """Number of instances reviewed, in descending order of score, until the first witness is found. The min is 1.
 
-    If the first witnesses are m of t tied instances, the count is the expected value under a random order of the tie,
-    which is (t + 1) / (m + 1) more than the instances above it: the first order statistic of m draws from t.
+    If the first witnesses are m of t tied instances, the expected value over random orders of the tie is used. It adds
+    (t + 1) / (m + 1) to the instances above the tie: the first order statistic of m draws from t.
 
     Args:
         scores: attention scores, shape (N,).
@@ -157,7 +156,7 @@ def review_until_first(scores: ArrayLike, instance_labels: ArrayLike) -> float:
 
 
 def instance_average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Average precision of one bag's ranking (scikit-learn's step-wise sum; a tie is one threshold).
+    """Average precision of one bag's ranking: the step-wise sum of scikit-learn, with one threshold per tie.
 
     Args:
         scores: attention scores, shape (N,).
@@ -173,14 +172,14 @@ def instance_average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 def instance_auroc(scores: ArrayLike, labels: ArrayLike) -> float | None:
-    """Area under the ROC curve of one bag's instances, a tie counting one half; None if they are of one class.
+    """Area under the ROC curve of one bag's instances; a tie counts one half. None if they are of one class.
 
     Args:
         scores: attention scores, shape (N,).
         labels: shape (N,), 1 for a witness and 0 for a normal instance.
 
     Raises:
-        ValueError: lengths that differ, a non-finite score, or another label than 0 and 1.
+        ValueError: the lengths differ, a score is not finite, or a label is neither 0 nor 1.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -191,10 +190,10 @@ def instance_auroc(scores: ArrayLike, labels: ArrayLike) -> float | None:
 
 
 def bag_metrics(probabilities: ArrayLike, labels: ArrayLike, threshold: float) -> BagMetrics:
-    """Figures over bags; a bag is called positive when its probability is at or above the threshold.
+    """Figures over bags. A bag is called positive if its probability is at or above the threshold.
 
-    AUPRC is the average precision. AUROC and AUPRC need bags of both classes, sensitivity a positive bag,
-    specificity a negative bag, and F1 a bag that is positive or called so.
+    AUPRC is the average precision. AUROC and AUPRC need bags of both classes. Sensitivity needs a positive bag,
+    specificity a negative bag, and F1 a bag that is positive or called positive.
 
     Args:
         probabilities: of being positive, shape (B,), each in 0..1.
@@ -202,8 +201,8 @@ def bag_metrics(probabilities: ArrayLike, labels: ArrayLike, threshold: float) -
         threshold: any finite number; above 1 calls every bag negative.
 
     Raises:
-        ValueError: lengths that differ, a probability outside 0..1, another label than 0 and 1, or a threshold that
-            is not finite.
+        ValueError: the lengths differ, a probability is outside 0..1, a label is neither 0 nor 1, or the threshold is not
+            finite.
     """
     if not math.isfinite(threshold):
         raise ValueError(f"threshold must be finite, not {threshold}")
@@ -231,15 +230,16 @@ def bag_metrics(probabilities: ArrayLike, labels: ArrayLike, threshold: float) -
 def instance_metrics(bags: Sequence[ScoredBag], k: int | None = None) -> InstanceMetrics:
     """Means, over bags that hold a witness, of how early the ranking shows the witnesses.
 
-    A bag with any instance of unknown label is left out and counted: a figure over its known instances alone would
-    describe a bag that nobody reviews. A bag without a witness has nothing to find and is passed over.
+    A bag with an unknown instance label is left out and counted, because figures over the known instances alone would
+    describe a different bag. A bag without a witness is ignored.
 
     Args:
         bags: per bag the attention scores and the instance labels (1 abnormal, 0 normal, -1 unknown), each (N,).
         k: instances reviewed in every bag; None reviews 40 % of each bag.
 
     Raises:
-        ValueError: k below 1 or not whole, or in any bag lengths that differ, a non-finite score or another label.
+        ValueError: k is not a whole number of at least 1; or, in a bag, the lengths differ, a score is not finite, or a
+            label is not 1, 0 or -1.
     """
     if k is not None:
         _check_k(k)
@@ -257,20 +257,20 @@ def instance_metrics(bags: Sequence[ScoredBag], k: int | None = None) -> Instanc
     means = {name: _mean_of_defined(per_bag) for name, per_bag in values.items()}
     undefined = {name: _no_mean_reason(usable, left_out) for name, mean in means.items() if mean is None}
     if left_out:
-        undefined["left_out"] = f"bags set aside because instance labels are unknown: {left_out} of {len(bags)}"
+        undefined["left_out"] = f"bags left out because instance labels are unknown: {left_out} of {len(bags)}"
     return InstanceMetrics(
         n_bags=len(usable), k=None if k is None else int(k), **means, undefined=undefined, left_out=left_out
     )
 
 
 def bags_with_witness(bags: Sequence[ScoredBag]) -> tuple[list[tuple[Floats, Bools]], int]:
-    """Choose the bags whose labels are all known and that hold a witness.
+    """Choose the bags that hold a witness and whose instance labels are all known.
 
     Returns:
-        Those bags as (scores, is-witness) pairs, in order, and the count of bags left out for an unknown label.
+        These bags as (scores, is-witness) pairs, in order, and the number of bags left out for an unknown label.
 
     Raises:
-        ValueError: in any bag lengths that differ, a non-finite score, or another label than 1, 0 and -1.
+        ValueError: in a bag, the lengths differ, a score is not finite, or a label is not 1, 0 or -1.
     """
     usable, left_out = [], 0
     for scores, labels in bags:
@@ -284,7 +284,7 @@ def bags_with_witness(bags: Sequence[ScoredBag]) -> tuple[list[tuple[Floats, Boo
 
 
 def checked_probabilities(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
-    """As `checked_binary`, and every probability must lie in 0..1, else ValueError."""
+    """As `checked_binary`. Also raises ValueError if a probability is outside 0..1."""
     checked, positive = checked_binary(probabilities, labels)
     if ((checked < 0) | (checked > 1)).any():
         raise ValueError("probabilities must lie between 0 and 1")
@@ -295,11 +295,12 @@ def checked_binary(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]
     """Scores as float64 and labels as booleans, both (N,).
 
     Raises:
-        ValueError: not one-dimensional, lengths that differ, a non-finite score, or another label than 0 and 1.
+        ValueError: the arrays are not one-dimensional, the lengths differ, a score is not finite, or a label is neither 0
+            nor 1.
     """
     checked, raw_labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
     if checked.ndim != 1 or checked.shape != raw_labels.shape:
-        raise ValueError(f"scores and labels must be one-dimensional and alike: {checked.shape}, {raw_labels.shape}")
+        raise ValueError(f"scores and labels need the same shape (N,): {checked.shape}, {raw_labels.shape}")
     if not np.isfinite(checked).all():
         raise ValueError("scores must be finite")
     if not np.isin(raw_labels, (0, 1)).all():
@@ -320,7 +321,7 @@ def _check_k(k: int) -> None:
 
 
 def _tie_groups(scores: Floats, witness: Bools) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Size of, and witnesses in, each group of equal scores, the highest score first."""
+    """Size and number of witnesses of each group of equal scores, highest score first."""
     _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
     witnesses = np.bincount(group[witness], minlength=sizes.size)
     return sizes[::-1], witnesses[::-1]

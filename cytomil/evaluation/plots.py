@@ -1,7 +1,7 @@
-"""The curves as figures, drawn to be read at 640 pixels wide and by colour-blind eyes.
+"""Plots of the curves, readable at a width of 640 pixels and by colour-blind readers.
 
-Figures are built by matplotlib's object interface, which leaves no global state behind. The colours are those of Okabe
-and Ito, "Color Universal Design" (2008).
+Figures use the object interface of matplotlib, which has no global state. The colours are from Okabe and Ito, "Color
+Universal Design" (2008).
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def plot_roc(rows: Sequence[Mapping[str, float]], auroc: float | None) -> Figure
     """Draw the ROC curve of the bags with the diagonal of chance.
 
     Args:
-        rows: as `curves.roc_curve_points` gives them.
-        auroc: area in 0..1, or None to say that it is undefined.
+        rows: from `curves.roc_curve_points`.
+        auroc: area in 0..1; None if it is undefined.
     """
     figure, axes = _unit_square(
         "False positive rate (fraction of negative bags)", "True positive rate (fraction of positive bags)"
@@ -89,9 +89,9 @@ def plot_pr(rows: Sequence[Mapping[str, float]], auprc: float | None, prevalence
     """Draw the precision-recall curve of the bags, as steps, with the prevalence as chance.
 
     Args:
-        rows: as `curves.pr_curve_points` gives them.
-        auprc: average precision in 0..1, or None to say that it is undefined.
-        prevalence: fraction of bags that are positive, or None to leave the line of chance out.
+        rows: from `curves.pr_curve_points`.
+        auprc: average precision in 0..1; None if it is undefined.
+        prevalence: fraction of bags that are positive; None to omit the chance line.
     """
     figure, axes = _unit_square(
         "Recall (fraction of positive bags called positive)", "Precision (fraction of calls that are right)"
@@ -109,11 +109,11 @@ def plot_pr(rows: Sequence[Mapping[str, float]], auprc: float | None, prevalence
 
 
 def plot_recall_by_k(rows: Sequence[Mapping[str, float]], n_bags: int) -> Figure:
-    """Draw the mean share of witnesses found against the share of each bag reviewed.
+    """Draw the mean fraction of witnesses found against the fraction of each bag reviewed.
 
     Args:
-        rows: as `curves.recall_by_k_points` gives them; none draws a figure that says so.
-        n_bags: bags that the mean is over.
+        rows: from `curves.recall_by_k_points`; if empty, the figure says that the curve is undefined.
+        n_bags: number of bags in the mean.
     """
     figure, axes = _unit_square(
         "Instances reviewed, highest attention first (fraction of the bag)", "Witnesses found (fraction of the bag's)"
@@ -132,14 +132,14 @@ def plot_recall_by_k(rows: Sequence[Mapping[str, float]], n_bags: int) -> Figure
 
 
 def plot_training(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the course of a training run, one small panel for each quantity that the history holds.
+    """Draw the history of a training run, with one panel per quantity.
 
     Args:
         history: a row per epoch, with any of `epoch` (otherwise rows count from 1), `loss_…` for each of the method's
-            tasks, `chance` (the contrastive loss of a guess), `negatives_mean_cosine`, `effective_rank`, `spread`,
+            tasks, `chance` (the contrastive loss at chance level), `negatives_mean_cosine`, `effective_rank`, `spread`,
             `gradient_cosine`, `gradient_norm_negative`, `gradient_norm_positive`, `learning_rate` and
-            `images_per_second`. A value that is absent, None or not finite is not drawn; a panel without values is
-            left out.
+            `images_per_second`. Values that are missing, None or not finite are not drawn. Panels without values are
+            omitted.
     """
     panels = [panel for panel in (*_loss_panels(history), *_OTHER_PANELS) if _has_values(panel, history)]
     n_columns = min(2, max(1, len(panels)))
@@ -157,7 +157,7 @@ def plot_training(history: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _loss_panels(history: Sequence[Mapping[str, Any]]) -> list[_Panel]:
-    """A panel for each loss that was logged, another package's method's too; chance stands beside the contrastive one."""
+    """A panel per logged loss, including those of methods from other packages. The contrastive one also shows chance."""
     logged = dict.fromkeys(key for row in history for key in row if key.startswith("loss_"))
     ordered = [*(key for key in _LOSSES if key in logged), *(key for key in logged if key not in _LOSSES)]
     contrastive = [key for key in ordered if key in _CHANCE] or [key for key in ordered if key not in _LOSSES]
@@ -170,26 +170,26 @@ def _loss_panels(history: Sequence[Mapping[str, Any]]) -> list[_Panel]:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG: the same figure gives the same bytes, and a reader never sees half a file.
+    """Write a figure as PNG, completely or not at all. The same figure gives the same bytes.
 
     Raises:
-        OSError: the folder cannot be made or written; what stood at `path` before is then untouched.
+        OSError: the folder cannot be created or written. An existing file at `path` is then unchanged.
     """
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
 
 
 def save_svg(figure: Figure, path: Path) -> None:
-    """Write a figure as SVG, under the same promises as `save_png`."""
+    """Write a figure as SVG, with the same guarantees as `save_png`."""
     from matplotlib import rc_context
 
-    # Ids in an SVG are random and the date is now, unless told otherwise.
+    # By default, matplotlib writes random ids and the current date.
     with replacing(path) as partial, rc_context({"svg.hashsalt": "cytomil"}):
         figure.savefig(partial, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def new_figure(height_inches: float, width_inches: float = WIDTH_INCHES) -> Figure:
-    """An empty white figure of that size."""
+    """An empty white figure of the given size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -211,7 +211,7 @@ def _unit_square(x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 
 def style(axes: Axes, tick_size: float) -> None:
-    """Grid, ticks and no box, as on every figure here."""
+    """Apply the common style: a grid, ticks and no box."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=tick_size)
     axes.grid(color="#E5E5E5", linewidth=0.6)
@@ -234,7 +234,7 @@ def _draw_reference(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
 
 
 def _explain_diagonal(axes: Axes, text: str) -> None:
-    # In the corner, since a label along the diagonal is crossed by the curve of a model that has learnt nothing.
+    # In the corner, because the curve of a model at chance level would cross a label along the diagonal.
     axes.text(0.98, 0.03, text, ha="right", va="bottom", fontsize=11, color=GREY)
 
 
@@ -244,7 +244,7 @@ def _label(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, 
 
 
 def _label_right(axes: Axes, text: str, height: float, vertical: str, colour: str) -> None:
-    """Label a line in the margin, where the text can hide no data."""
+    """Label a line in the margin, so that the text hides no data."""
     axes.text(1.02, height, text, transform=axes.get_yaxis_transform(), va=vertical, fontsize=9, color=colour)
 
 
@@ -254,7 +254,7 @@ def _mark_recall(axes: Axes, share: float, recall: float) -> None:
 
 
 def _steps(rows: Sequence[Mapping[str, float]]) -> tuple[list[float], list[float]]:
-    """Recall and best precision at each measured recall; the conventional point at recall 0 is no measurement."""
+    """Recall and best precision at each measured recall, without the conventional point at recall 0."""
     best = {row["recall"]: row["precision"] for row in reversed(rows) if row["recall"] > 0}
     recall, precision = list(best)[::-1], list(best.values())[::-1]
     return [0.0, *recall], [*precision[:1], *precision]
@@ -266,7 +266,7 @@ def _epoch(row: Mapping[str, Any], position: int) -> float:
 
 
 def _points(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Epochs and values of one quantity, where it has a finite value."""
+    """Epochs and finite values of one quantity."""
     epochs, values = [], []
     for position, row in enumerate(history, start=1):
         value = row.get(key)
@@ -291,7 +291,7 @@ def _draw_line(axes: Axes, line: _Line, epochs: list[float], values: list[float]
 
 
 def _set_epoch_limits(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
-    """Give every panel the same epochs, also one whose quantity was logged for a part of them."""
+    """Give every panel the same epochs, even if its quantity was logged only for some of them."""
     epochs = [_epoch(row, position) for position, row in enumerate(history, start=1)]
     pad = max(0.5, 0.02 * (max(epochs) - min(epochs)))
     axes.set_xlim(min(epochs) - pad, max(epochs) + pad)

@@ -1,6 +1,6 @@
-"""The record of one evaluation, evaluate.json: what tables, intervals and paired differences are made of, and no more.
+"""The record of one evaluation, evaluate.json, from which tables, intervals and paired differences are computed.
 
-It holds each test bag's own figures, so that a table needs neither the bags nor the models again.
+It holds the figures of each test bag, so that tables need neither bags nor models.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 SCHEMA = "cytomil.evaluation/1"
 RECORD_NAME = "evaluate.json"
-_ENCODER_FACTS = ("collapsed", "collapse_reason", "effective_rank", "nt_xent_margin", "start_weights", "caveats")
+_ENCODER_KEYS = ("collapsed", "collapse_reason", "effective_rank", "nt_xent_margin", "start_weights", "caveats")
 _CURVE_SHARES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One evaluated bag; ``instance_labels`` is None where the bags folder does not give them."""
+    """One evaluated bag. ``instance_labels`` is None if the bags folder does not give them."""
 
     bag_id: str
     patient_id: str
@@ -46,12 +46,12 @@ class Prediction:
 
     @property
     def scored(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Scores and instance labels of a positive bag, as `instance_metrics` takes them."""
+        """Scores and instance labels of a positive bag for `instance_metrics`; None if negative or unknown."""
         return None if self.label == 0 or self.instance_labels is None else (self.scores, self.instance_labels)
 
 
 class RecordedBag(Card):
-    """One test bag's own figures; None where a figure is not defined."""
+    """The figures of one test bag; None if a figure is not defined."""
 
     bag_id: Text
     patient_id: Text = ""
@@ -65,7 +65,7 @@ class RecordedBag(Card):
 
 
 class RedrawnBagFigures(Card):
-    """What the tables read of `BagMetrics` on redrawn bags."""
+    """The fields of `BagMetrics` on redrawn bags that the tables use."""
 
     auroc: Fraction
     f1: Fraction
@@ -73,7 +73,7 @@ class RedrawnBagFigures(Card):
 
 
 class RecordedRedrawn(Card):
-    """What the tables read of `RedrawnMetrics`; older records lack the bags' probabilities and labels."""
+    """The fields of `RedrawnMetrics` that the tables use. Older records have no probabilities and labels of bags."""
 
     bag: RedrawnBagFigures
     best_f1: Fraction
@@ -83,26 +83,26 @@ class RecordedRedrawn(Card):
     @model_validator(mode="after")
     def _fit(self) -> RecordedRedrawn:
         if len(self.probabilities) != len(self.labels):
-            raise ValueError("'probabilities' and 'labels' should have one length")
+            raise ValueError("'probabilities' and 'labels' should have the same length")
         if self.probabilities and self.bag.threshold is None:
             raise ValueError("'bag' should have a threshold")
         return self
 
 
 class RecordedMetrics(Card):
-    """metrics.json, of which the tables read the redrawn bags alone: the rest follows from each bag's figures."""
+    """metrics.json. The tables use only the redrawn bags, because the rest follows from each bag's figures."""
 
     redrawn: RecordedRedrawn | None = None
 
 
 class RecordedAggregator(Card):
-    """The aggregator that judged."""
+    """The aggregator of the evaluated model."""
 
     name: Text
 
 
 class RecordedEncoder(Card):
-    """What evaluate.json repeats of encoder.json."""
+    """The fields of encoder.json that evaluate.json repeats."""
 
     collapsed: Flag = False
     effective_rank: Number | None = None
@@ -112,9 +112,9 @@ class RecordedEncoder(Card):
 
 
 class EvaluationRecord(Card):
-    """evaluate.json, as the tables read it. Keys that only people read are kept and not checked.
+    """evaluate.json, as the tables use it. Keys for human readers are kept and not checked.
 
-    ``judge`` is the aggregator's name, ``best other`` or ``own``. ``witness_rate`` is None where bags differ or do not say.
+    ``judge`` is the aggregator's name, ``best other`` or ``own``. ``witness_rate`` is None if bags differ or it is unknown.
     ``recall_by_share``: fraction of cells reviewed → fraction of witnesses found.
     """
 
@@ -134,10 +134,10 @@ class EvaluationRecord(Card):
 
 
 def name_of(encoder_settings: dict[str, Any]) -> str:
-    """The row a run stands in, from its encoder's settings.
+    """The name of a run's row in tables, from the settings of its encoder.
 
-    The method; slam-ags's objective, and its surgery or how it rescales, where not as the paper; the architecture where
-    not resnet18; the start weights, if any.
+    It holds the method and, for slam-ags, objective, surgery and rescaling if they differ from the paper. The architecture
+    follows if it is not resnet18, then the initial weights, if any.
     """
     method = str(encoder_settings.get("method", "unknown"))
     arch, weights = str(encoder_settings.get("arch", "resnet18")), str(encoder_settings.get("weights") or "none")
@@ -148,7 +148,7 @@ def name_of(encoder_settings: dict[str, Any]) -> str:
 
 
 def _departures(settings: dict[str, Any]) -> list[str]:
-    # Encoders of earlier versions have these beside the other settings.
+    # Encoders of earlier versions have the options of the method among the other settings.
     options = settings.get("options")
     own = options.get("slam-ags") if isinstance(options, dict) else None
     settings = settings | (own if isinstance(own, dict) else {})
@@ -171,7 +171,7 @@ def make_record(
     redrawn: RedrawnMetrics | None = None,
     control: Control | None = None,
 ) -> dict[str, Any]:
-    """What evaluate.json holds. Shares are 0 to 1; a figure that is not defined is None."""
+    """The content of evaluate.json. Fractions are 0 to 1. A figure that is not defined is None."""
     card, plain = model.encoder.card, model.encoder.card.to_json()
     fitted = model.card.to_json()
     rates = {row.witness_rate for row in manifest.rows if row.label and row.witness_rate is not None}
@@ -203,7 +203,7 @@ def make_record(
         "bags": [_bag(prediction, bag.threshold) for prediction in predictions],
         "held_out": {key: fitted["held_out"][key] for key in ("auroc", "f1", "log_loss")},
         "encoder_sha256": model.encoder.sha256,
-        "encoder": {key: plain.get(key) for key in _ENCODER_FACTS} | {"settings": card.settings},
+        "encoder": {key: plain.get(key) for key in _ENCODER_KEYS} | {"settings": card.settings},
         "data": plain.get("data", {}),
         "fit_mil_settings": model.card.settings,
         "settings": settings.model_dump(mode="json"),

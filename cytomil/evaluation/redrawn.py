@@ -1,4 +1,4 @@
-"""Bag figures over many bags redrawn from the cells of the few that were measured."""
+"""Bag figures over many bags that are redrawn from the cells of a few evaluated bags."""
 
 from __future__ import annotations
 
@@ -13,18 +13,26 @@ from cytomil.evaluation.metrics import BagMetrics, bag_metrics
 from cytomil.mil.thresholds import best_f1_threshold
 
 Call = Callable[[np.ndarray], float]
-"""From a bag's embeddings, float32 (N, D), to its probability."""
+"""Maps a bag's embeddings, float32 (N, D), to its probability."""
 
 
 @dataclass(frozen=True)
 class RedrawnMetrics:
-    """What a model makes of bags drawn anew; ``bag`` are its figures at the model's own threshold.
+    """Figures of a model on redrawn bags.
 
-    ``best_f1`` is F1 at ``best_threshold``, the one that these bags would choose: how far ``bag.f1`` lies under it is what
-    a threshold chosen on training bags costs. ``probabilities`` and ``labels`` are those of each bag, so that runs can be
-    put together. ``bag_size`` and ``n_witnesses`` are those of a drawn positive bag, ``n_normal`` and ``n_abnormal`` the
-    cells they are drawn from. The same cells come again and again, so that the bags are no sample of new slides: more of
-    them settle the draw, not what other cells would give.
+    The bags are not a sample of new slides, because they repeat the same cells. More bags reduce only the error of the
+    draw, not that of the choice of cells.
+
+    Args:
+        bag: figures at the model's own threshold.
+        best_f1: F1 at ``best_threshold``. Its difference to ``bag.f1`` is the cost of a threshold from training bags.
+        best_threshold: the threshold with the highest F1 on these bags.
+        bag_size: cells per bag.
+        n_witnesses: witnesses per positive bag.
+        n_normal: normal cells to draw from.
+        n_abnormal: abnormal cells to draw from.
+        probabilities: of each bag, so that runs can be combined.
+        labels: of each bag.
     """
 
     bag: BagMetrics
@@ -38,34 +46,34 @@ class RedrawnMetrics:
     labels: list[int]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields as plain types that `json` can write."""
+        """The fields as plain types for `json`."""
         return dataclasses.asdict(self)
 
 
 def redrawn_metrics(
     bags: Sequence[tuple[np.ndarray, np.ndarray]], call: Call, threshold: float, n: int, seed: int
 ) -> RedrawnMetrics:
-    """Draw ``n`` bags, every second positive, from the cells of ``bags``, let ``call`` judge them, and measure.
+    """Draw ``n`` bags from the cells of ``bags``, half of them positive, and compute the figures of ``call`` on them.
 
-    A drawn bag has as many cells as the median one of ``bags``, a positive one as many witnesses as they have on average,
-    at least one; a bag has no cell twice, unless there are fewer cells than it needs.
+    A drawn bag has the median number of cells of ``bags``. A positive one has their mean number of witnesses, at least one.
+    No cell is drawn twice for a bag, unless there are too few.
 
     Args:
         bags: embeddings, float32 (N, D), and instance labels (N,) of each: 1 abnormal, 0 normal; others are left out.
         call: the model.
-        threshold: from which probability it calls a bag positive.
+        threshold: the model calls a bag positive from this probability on.
         n: bags to draw, ≥ 2.
         seed: of the draw.
 
     Raises:
-        ValueError: the bags hold no normal cell, or no abnormal one.
+        ValueError: the bags hold no normal or no abnormal cell.
     """
     from sklearn.metrics import f1_score
 
     values, labels = np.concatenate([bag[0] for bag in bags]), np.concatenate([bag[1] for bag in bags])
     normal, abnormal = (np.flatnonzero(labels == kind) for kind in (0, 1))
     if not len(normal) or not len(abnormal):
-        raise ValueError("to draw bags anew there must be normal and abnormal cells of known label")
+        raise ValueError("redrawing bags needs normal and abnormal cells of known label")
     size = int(np.median([len(bag[1]) for bag in bags]))
     counts = [int((bag[1] == 1).sum()) for bag in bags]
     n_witnesses = max(1, round(float(np.mean([count for count in counts if count]))))

@@ -1,4 +1,4 @@
-"""evaluate: figures, predictions and curves on bags that the model has not seen."""
+"""evaluate: figures, predictions and curves on bags that the model was not fitted on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from cytomil.tables import csv_text
 
 @dataclass(frozen=True)
 class Measured:
-    """What the model makes of a split, and how right it is; ``record`` is what evaluate.json holds."""
+    """Predictions and figures of a model on one split. ``record`` is the content of evaluate.json."""
 
     model: TriageModel
     predictions: tuple[Prediction, ...]
@@ -48,9 +48,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What evaluate found; ``problems`` are bags whose instance labels could not be read.
+    """The result of evaluate.
 
-    ``intervals``: 95 %, of the figures of ``bag`` and ``instance``, by these two names.
+    ``problems`` lists bags whose instance labels could not be read. ``intervals`` holds the 95 % intervals of ``bag`` and
+    ``instance`` under these names.
     """
 
     folder: Path
@@ -65,11 +66,11 @@ class Evaluated:
 
 
 def evaluate(settings: EvaluateConfig, listener: Listener) -> Evaluated:
-    """Assess the chosen split with the triage model and write metrics.json, predictions.csv and the curves.
+    """Evaluate the triage model on the chosen split, and write metrics.json, predictions.csv and the curves.
 
-    The control, where it is asked for, takes all bags of the features folder, whatever the split.
+    The control, if requested, uses all bags of the features folder and not only the chosen split.
 
-    Raises `SettingsError`, `NotFoundError`, `FeatureFileError` or `TriageModelError`, each with what to do.
+    Raises `SettingsError`, `NotFoundError`, `TableError`, `FeatureFileError` or `TriageModelError`.
     """
     measured = measure(settings, listener)
     _write(settings.out, measured)
@@ -88,7 +89,7 @@ def evaluate(settings: EvaluateConfig, listener: Listener) -> Evaluated:
 
 
 def measure(settings: EvaluateConfig, listener: Listener) -> Measured:
-    """As `evaluate`, and write nothing."""
+    """Evaluate without writing files; see `evaluate`."""
     if (settings.permutations or settings.sites) and not settings.control:
         raise SettingsError("permutations and sites are for the control. Add --control.")
     if settings.sites and not settings.permutations:
@@ -96,7 +97,7 @@ def measure(settings: EvaluateConfig, listener: Listener) -> Measured:
     opened = read_index(settings.features).open(settings.split)
     model = load_triage_model(settings.model)
     key = opened[0][1].key
-    # Cards of models fitted before there were engines do not name one.
+    # Cards of models from versions without engines have no engine.
     fitted_with = (
         model.encoder.sha256,
         str(model.layer),
@@ -106,8 +107,8 @@ def measure(settings: EvaluateConfig, listener: Listener) -> Measured:
     )
     if (key.encoder_sha256, key.layer, key.transform_sha256, key.engine, key.orientations) != fitted_with:
         raise FeatureFileError(
-            f"{settings.features} was made by another encoder, layer, engine or number of orientations than "
-            f"{settings.model}'s, or by another version of cytomil. Run `cytomil fit-mil` again."
+            f"{settings.features} does not match {settings.model}: encoder, layer, engine, number of orientations or version "
+            "of cytomil differ. Run `cytomil fit-mil` again."
         )
     for caveat in model.encoder.caveats:
         listener.note(caveat)
@@ -142,8 +143,8 @@ def _control(settings: EvaluateConfig, model: TriageModel, manifest: Manifest, l
         fit_settings = FitMilConfig.model_validate(model.card.settings)
     except ValueError:
         raise TriageModelError(
-            f"{settings.model} was fitted with settings that this version of cytomil does not know. Fit again with `cytomil "
-            "fit-mil`."
+            f"{settings.model} has settings that this version of cytomil does not support. Fit it again with "
+            "`cytomil fit-mil`."
         ) from None
     opened = read_index(settings.features).open("all")
     bags = training_bags(opened, fit_settings, listener)
@@ -176,8 +177,8 @@ def _redraw(
     ]
     if not {0, 1} <= {label for _, labels in known for label in labels.tolist()}:
         raise FeatureFileError(
-            f"{settings.bags} tells of no normal or no abnormal cell of this split, so that no bags can be redrawn. Leave out "
-            "--redraw."
+            f"{settings.bags} has no known normal or no known abnormal cells in this split, so bags cannot be redrawn. "
+            "Remove --redraw."
         )
     threshold = model.card.thresholds.decision
     call = partial(_probability, model)
@@ -195,7 +196,9 @@ def _instance_labels(manifest: Manifest, bag_id: str, features: Features, proble
         return None
     try:
         if row.sha256 != features.key.bag_sha256:
-            raise FeatureFileError(f"{features.path} was made of another bag than {manifest.file_of(row)}.")
+            raise FeatureFileError(
+                f"{features.path} was not made from {manifest.file_of(row)}. Run `cytomil embed` again."
+            )
         open_listed(manifest, row)
         label_of = read_instance_labels(manifest.file_of(row))
     except CytomilError as error:

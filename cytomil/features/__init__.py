@@ -1,6 +1,6 @@
-"""Embed bags through an encoder into feature caches."""
+"""Embeds the cells of bags with an encoder and writes feature caches."""
 
 import lazy_loader
 
-# The names and where they come from stand in __init__.pyi.
+# __init__.pyi lists the names and their modules.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""The feature cache: one bag's embeddings in HDF5, laid out so that TRIDENT's and CLAM's readers take it too."""
+"""The feature cache: one bag's embeddings in HDF5, in a layout that the readers of TRIDENT and CLAM also accept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCHEMA = "cytomil.features/1"
 CHUNK_CELLS = 256  # measured: python -m bench hdf5
 _CHUNK_ROWS = 1024
 _BLOCK = 8192
-# What a cache takes beside its arrays, measured: what HDF5 keeps of each file, and of each cell its name.
+# Measured bytes beside the arrays: the overhead of HDF5 per file, and the name of each cell.
 _BYTES_A_FILE = 18_000
 _BYTES_A_NAME = 36
 _STRING = h5py.string_dtype("utf-8")
@@ -27,7 +27,7 @@ _STRING = h5py.string_dtype("utf-8")
 
 @dataclass(frozen=True)
 class FeatureKey:
-    """What features were made of and by; a cache whose key differs is made anew."""
+    """Identifies the input and the encoder of features. A cache with another key is made again."""
 
     bag_sha256: str
     encoder_sha256: str
@@ -40,9 +40,9 @@ class FeatureKey:
 
 @dataclass(frozen=True)
 class Features:
-    """A validated cache of N cells and D features. What there is one of for each cell is read anew at each call.
+    """A validated cache of N cells and D features. Values per cell are read from the file at each call.
 
-    ``groups`` are the widths of the groups of columns that belong together, such as stages; empty for a single one.
+    ``groups`` are the numbers of columns that belong together, such as those of a stage. It is empty for a single group.
     """
 
     path: Path
@@ -64,7 +64,7 @@ class Features:
 
     @property
     def coords(self) -> np.ndarray:
-        """The cells' places in px of level 0, int64 (N, 2)."""
+        """The cells' coordinates in level-0 px, int64 (N, 2)."""
         with _reading(self.path) as file:
             return file.dataset("coords", "whole numbers", (len(self), 2)).read()
 
@@ -74,14 +74,14 @@ class Features:
             return self._finite(self._values(file).read())
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The embeddings, float32 (n ≥ 1, D), some thousand at a time: a slide's may be too many to hold."""
+        """The embeddings in blocks of some thousand, float32 (n ≥ 1, D). All at once may not fit into memory."""
         with _reading(self.path) as file:
             values = self._values(file)
             for start in range(0, len(values), _BLOCK):
                 yield self._finite(values.read(start, start + _BLOCK))
 
     def some(self, cells: np.ndarray) -> np.ndarray:
-        """The embeddings of some cells, by ascending place (n,): (n, D) in the file's own format."""
+        """The embeddings of some cells, given by ascending indices (n,): (n, D) in the file's number format."""
         with _reading(self.path) as file:
             values = self._values(file)
             out = np.empty((len(cells), self.shape[1]), values.dtype)
@@ -105,7 +105,7 @@ class Features:
 
 @dataclass(frozen=True)
 class EmbeddedBlock:
-    """A block of cells on its way into a cache: ids, coords (n, 2), embeddings (n, D)."""
+    """A block of cells to be written to a cache: ids, coords (n, 2), embeddings (n, D)."""
 
     instance_ids: list[str]
     coords: np.ndarray
@@ -113,7 +113,7 @@ class EmbeddedBlock:
 
 
 def bytes_needed(n: int, dim: int, dtype: str) -> int:
-    """Size on disk of a cache of ``n`` cells and ``dim`` columns, in bytes; names longer than a dozen letters add to it."""
+    """Size of a cache of ``n`` cells and ``dim`` columns in bytes. Names longer than twelve letters need more."""
     values = _whole_chunks(n, CHUNK_CELLS) * dim * np.dtype(dtype).itemsize
     coords_and_ids = _whole_chunks(n, _CHUNK_ROWS) * (2 * 8 + 16)
     return values + coords_and_ids + _BYTES_A_FILE + n * _BYTES_A_NAME
@@ -135,12 +135,19 @@ def write_features(
     encoder: str = "",
     groups: Sequence[int] = (),
 ) -> int:
-    """Write a cache whole or not at all, one block in memory at a time. Returns the number of instances.
+    """Write a cache completely or not at all. One block is in memory at a time. Returns the number of instances.
 
-    ``unreadable`` names the bag's cells that could not be embedded, each with its reason; it may still grow while
-    ``blocks`` is consumed. ``crop_px`` is the crop's side in level-0 pixels, for readers that draw heat maps; 0 where
-    unknown. ``encoder`` says for people what made the features, beside the hash of its weights in ``key``. ``groups`` as in
-    `Features`.
+    Args:
+        path: of the cache.
+        bag_id: name of the bag.
+        key: identifies bag and encoder.
+        dim: number of columns.
+        blocks: the cells.
+        mpp: µm per pixel of the cell images; None if unknown.
+        unreadable: cells that could not be embedded, with the reason. May grow while ``blocks`` is consumed.
+        crop_px: side of a crop in level-0 pixels, for programs that draw heat maps; 0 if unknown.
+        encoder: readable description of the encoder. ``key`` holds the hash of its weights.
+        groups: as in `Features`.
     """
     with replacing(path) as partial:
         with writing_hdf5(partial) as file:
@@ -156,7 +163,7 @@ def write_features(
                     dataset.resize(n + len(block.instance_ids), axis=0)
                     dataset[n:] = content
 
-            # Each block is written while the next one is made.
+            # Each block is written while the next one is computed.
             with ThreadPoolExecutor(1) as writer:
                 written: Future[None] | None = None
                 for block in blocks:
@@ -166,9 +173,9 @@ def write_features(
                 if written is not None:
                     written.result()
             n = len(values)
-            # A dataset, because an attribute has no room for some thousand names.
+            # A dataset, because attributes are too small for thousands of names.
             file.create_dataset("unreadable", data=unreadable or [], dtype=_STRING)
-            # The names under which TRIDENT keeps a patch's geometry; 0 and NaN where the cells are images of their own.
+            # The names that TRIDENT uses for the geometry of patches. 0 if the cells are single images.
             coords.attrs.update(
                 {
                     "patch_size": crop_px,
@@ -196,7 +203,10 @@ def write_features(
 
 
 def open_features(path: Path | str) -> Features:
-    """Open and validate a cache. Raises `FeatureFileError` for a truncated or foreign file or one that contradicts itself."""
+    """Open and validate a cache.
+
+    Raises `FeatureFileError` if the file is truncated, is not a feature cache or contradicts itself.
+    """
     path = Path(path)
     with _reading(path) as file:
         file.require_schema(SCHEMA, "a feature cache")
@@ -208,8 +218,8 @@ def open_features(path: Path | str) -> Features:
         file.dataset("instance_id", "text", (n,))
         groups = file.whole_numbers("groups")
         if groups and (min(groups) < 1 or sum(groups) != dim):
-            announced = ", ".join(map(str, groups))
-            raise file.refused(f"contradicts itself: groups of {announced} columns announced, {dim} columns there")
+            widths = ", ".join(map(str, groups))
+            raise file.refused(f"contradicts itself: it lists groups of {widths} columns, but has {dim} columns")
         return Features(
             path=path,
             bag_id=bag_id,
@@ -222,7 +232,7 @@ def open_features(path: Path | str) -> Features:
 
 
 def is_valid(path: Path, key: FeatureKey) -> bool:
-    """Whether ``path`` is a finished cache of exactly this key."""
+    """Whether ``path`` is a complete cache with this key."""
     try:
         return open_features(path).key == key
     except FeatureFileError:

@@ -14,7 +14,7 @@ from cytomil.layer import known_layer
 
 
 def group_of_turns(n: int) -> int:
-    """``n`` if so many orientations form a group, else ValueError."""
+    """Return ``n`` if ``n`` orientations form a mathematical group. Raises ValueError otherwise."""
     if n not in (1, 2, 4, 8):
         raise ValueError("must be 1, 2, 4 or 8")
     return n

@@ -1,4 +1,4 @@
-"""embed: bags through an encoder into feature caches."""
+"""embed: embeds the cells of bags with an encoder and writes feature caches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from cytomil.workers import JobContext, WorkerFailure, open_workers
 
 @dataclass(frozen=True)
 class Embedded:
-    """What embed wrote: how many bags anew, how many were done already, and what could not be embedded."""
+    """The result of embed: the numbers of new and of kept caches, and what could not be embedded."""
 
     folder: Path
     n_new: int
@@ -41,7 +41,7 @@ class Embedded:
 
 
 def bag_blocks(bag: Bag, preparation: Preparation, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
-    """Decode a bag's cells in threads, ``batch_size`` at a time; see `cytomil.features.embedder.feed`."""
+    """Decode a bag's cells in threads, in blocks of ``batch_size``; see `cytomil.features.embedder.feed`."""
     pieces = (partial(_read_piece, bag, *span) for span in spans(len(bag), batch_size))
     return feed(pieces, preparation, batch_size, workers)
 
@@ -51,10 +51,10 @@ def _read_piece(bag: Bag, start: int, stop: int) -> EncodedCells:
 
 
 def embed(settings: EmbedConfig, listener: Listener) -> Embedded:
-    """Embed the bags of the chosen split; finished, valid caches of the same key are kept.
+    """Embed the bags of the chosen split. Complete caches with the same key are kept.
 
-    A bag that cannot be read is listed and does not end the batch. Raises `NotFoundError`, `BagFileError` or
-    `EncoderBundleError` where nothing can be done at all.
+    A bag that cannot be read is listed, and the batch continues. Raises `NotFoundError`, `BagFileError` or
+    `EncoderBundleError` if no bag can be embedded.
     """
     manifest = read_manifest(settings.bags)
     bundle = load_bundle(settings.encoder)
@@ -84,7 +84,7 @@ def embed(settings: EmbedConfig, listener: Listener) -> Embedded:
     chosen = {row.bag_id for row in rows}
     for row in manifest.rows:
         path = settings.out / f"{row.bag_id}.h5"
-        # Embedding one split must not make the other one's finished caches disappear from the index.
+        # Embedding one split must not remove the caches of the other one from the index.
         if row.bag_id in chosen or not is_valid(path, embedder.key(row.sha256)):
             continue
         try:
@@ -100,18 +100,18 @@ def embed(settings: EmbedConfig, listener: Listener) -> Embedded:
 
 
 def _bytes_to_write(settings: EmbedConfig, rows: Iterable[BagRow], embedder: Embedder) -> int:
-    """What the caches of these bags will take beyond what stands in their places."""
+    """Bytes that the caches of these bags need in addition to existing caches, which they replace."""
     needed = 0
     for row in rows:
         path = settings.out / f"{row.bag_id}.h5"
-        there = path.stat().st_size if path.is_file() else 0
-        needed += max(0, embedder.bytes_needed(row.n_instances) - there)
+        existing = path.stat().st_size if path.is_file() else 0
+        needed += max(0, embedder.bytes_needed(row.n_instances) - existing)
     return needed
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What became of one bag; ``indexed`` is None where it is left out."""
+    """The result for one bag. ``indexed`` is None if the bag is left out."""
 
     indexed: IndexRow | None = None
     kept: bool = False
@@ -120,9 +120,9 @@ class _Outcome:
 
 @dataclass(frozen=True)
 class _Embedding:
-    """The job of embedding bags. ``embedder`` stays in this process: another one makes its own, and it must be the same.
+    """The job that embeds bags. ``work`` is the work of all bags.
 
-    ``work`` is that of all bags.
+    ``embedder`` is not sent to other processes. Each makes its own, from the same encoder and engine.
     """
 
     settings: EmbedConfig
@@ -145,7 +145,7 @@ class _Embedding:
         embedder = self.embedder or self._own_embedder()
 
         def embed_bags(rows: Iterable[BagRow]) -> Iterator[_Outcome]:
-            # Over Ray nobody listens here, and bags are counted where the command runs.
+            # With Ray, this listener is silent, and the main process counts the bags.
             with context.listener.whole(self.work) as count:
                 yield from _embed_bags(settings, self.manifest, embedder, rows, count)
 
@@ -155,7 +155,7 @@ class _Embedding:
         settings = self.settings
         bundle = load_bundle(settings.encoder)
         if bundle.sha256 != self.encoder_sha256:
-            raise EncoderBundleError(f"{settings.encoder} is not the same on all machines. Share it between them.")
+            raise EncoderBundleError(f"{settings.encoder} differs between machines. Use one shared folder.")
         layer = layer_of(settings.layer, bundle.encoder)
         engine = open_same_engine(bundle, layer.embedded, self.engine, self.engine_key, settings.device)
         return Embedder(bundle, engine, layer, settings.dtype, settings.orientations)
@@ -182,19 +182,19 @@ def _embed_bags(
         except BagFileError as error:
             return row, error
 
-    # The next bag is begun while one is embedded, or the engine would wait for the first block of each.
+    # The next bag is started while one is embedded. Otherwise the engine would wait for the first block of each bag.
     with closing(ahead((partial(begin, row) for row in rows), workers=1, most=2)) as begun_bags:
         for row, begun in begun_bags:
             yield _embed_begun(settings, embedder, row, begun, count)
 
 
 def _started(blocks: Iterator[CellBlock]) -> Iterator[CellBlock]:
-    """The same blocks, the first of them made now."""
+    """The same blocks, with the first one computed now."""
     return chain(list(islice(blocks, 1)), blocks)
 
 
 def _counted(blocks: Iterable[CellBlock], n: int, count: Count) -> Iterator[CellBlock]:
-    """The same blocks of ``n`` cells, each counted when the next one is asked for: it is embedded then."""
+    """The same blocks of ``n`` cells. A block is counted when the next one is requested, because it is then embedded."""
     try:
         for block in blocks:
             yield block
@@ -213,8 +213,10 @@ def _embed_begun(
     if begun is None:
         count.skip(row.n_instances)
         unreadable = open_features(path).unreadable
-        told = (one.partition(": ") for one in unreadable)
-        problems = [Problem(f"{row.bag_id}/{name}", why or "could not be read when embedded") for name, _, why in told]
+        listed = (one.partition(": ") for one in unreadable)
+        problems = [
+            Problem(f"{row.bag_id}/{name}", why or "could not be read when embedded") for name, _, why in listed
+        ]
     elif isinstance(begun, BagFileError):
         count.skip(row.n_instances)
         return _Outcome(problems=(Problem(row.bag_id, str(begun)),))

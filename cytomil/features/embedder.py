@@ -1,4 +1,4 @@
-"""Runs cells through an encoder into a feature cache, one block in memory at a time, wherever the cells come from."""
+"""Embeds cells from any source with an encoder and writes a feature cache, with one block in memory at a time."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ from cytomil.threads import ahead, usable_cores
 
 
 def stored_layer(text: str) -> Layer:
-    """The layer that a cache or a triage model names. Raises `FeatureFileError` for one of another version of cytomil."""
+    """The layer of a cache or a triage model. Raises `FeatureFileError` if this version does not support it."""
     try:
         return Layer.parse(text)
     except ValueError:
         raise FeatureFileError(
-            f"layer '{text}' is not one of this version of cytomil. Embed and fit again: `cytomil embed`, `cytomil fit-mil`."
+            f"this version of cytomil does not support layer '{text}'. Run `cytomil embed` and `cytomil fit-mil` again."
         ) from None
 
 
 def n_described(layer: Layer) -> int:
-    """How many of a feature's last columns are the cell's morphology and not the encoder's."""
+    """Number of trailing feature columns that hold the cell's morphology instead of the encoder's output."""
     return N_DESCRIPTORS if layer.described else 0
 
 
 def preparation_sha256(layer: Layer, transform_sha256: str) -> str:
-    """Names all that is done to a cell's image: the encoder's transform, and how the cell is described, where it is."""
+    """SHA-256 over the preparation of a cell image: the encoder's transform and, if used, the morphology."""
     return sha256_of_json([transform_sha256, DESCRIPTION]) if layer.described else transform_sha256
 
 
 def seen_px(layer: Layer, image_size: int) -> int:
-    """Pixels a side of the finest picture that is made of a cell, the encoder's being ``image_size``."""
+    """Side in pixels of the largest image made of a cell. The encoder's is ``image_size``."""
     return max(image_size, SIDE) if layer.described else image_size
 
 
 Embed = Callable[[np.ndarray], np.ndarray]
-"""From decoded cells, uint8 (N, S, S, 3), to embeddings, float32 (N, D)."""
+"""Maps decoded cells, uint8 (N, S, S, 3), to embeddings, float32 (N, D)."""
 
-# So ordered that the first two and the first four are groups too: half a turn; quarter turns; with their mirror images.
+# Quarter turns in this order, so that the first two (0° and 180°) are a group too.
 _QUARTERS = (0, 2, 1, 3)
 
 
 def embed_in_orientations(embed: Embed, pixels: np.ndarray, n: int) -> np.ndarray:
     """The mean embedding over ``n`` orientations of each cell, uint8 (N, S, S, 3) → float32 (N, D).
 
-    1: as the cell lies; 2: and turned by half; 4: all quarter turns; 8: and their mirror images, after which turning or
-    mirroring a cell changes nothing but rounding. Costs ``n`` times as much.
+    ``n`` = 1: unchanged; 2: also rotated by 180°; 4: all multiples of 90°; 8: also their mirror images. With 8, rotating or
+    mirroring a cell changes the result only by rounding. The cost is ``n``-fold.
     """
     if n == 1:
         return embed(pixels)
@@ -72,12 +72,12 @@ def embed_in_orientations(embed: Embed, pixels: np.ndarray, n: int) -> np.ndarra
     return total / np.float32(n)
 
 
-_PIECE = 64  # cells: small enough that several threads share a batch, large enough that reading a piece costs nothing
+_PIECE = 64  # cells: small enough to split a batch between threads, large enough for a negligible cost per read
 
 
 @dataclass(frozen=True)
 class EncodedCells:
-    """Some cells as they came: ids, coords (n, 2) and encoded images; ``problems`` are those that could not be read."""
+    """Some cells with encoded images: ids, coords (n, 2) and images. ``problems`` lists cells that could not be read."""
 
     instance_ids: list[str]
     coords: np.ndarray
@@ -87,7 +87,7 @@ class EncodedCells:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is made of a cell's image: pixels for the encoder, and, if ``described``, its morphology."""
+    """How to prepare a cell image: pixels for the encoder and, if ``described``, its morphology."""
 
     transform: CellTransform
     described: bool = False
@@ -97,9 +97,12 @@ class Preparation:
 class CellBlock:
     """Some cells of a slide, ready for the encoder.
 
-    ``pixels`` uint8 (n, S, S, 3) of the readable cells, ``instance_ids`` and ``coords`` (n, 2) theirs, ``morphology`` float32
-    (n, 109), or (n, 0) where it was not asked for; ``problems`` are the unreadable ones, each named by its
-    instance id.
+    Args:
+        instance_ids: of the n readable cells.
+        coords: of the readable cells, (n, 2).
+        pixels: of the readable cells, uint8 (n, S, S, 3).
+        morphology: of the readable cells, float32 (n, 109); (n, 0) if not requested.
+        problems: the unreadable cells, named by their instance ids.
     """
 
     instance_ids: list[str]
@@ -110,7 +113,7 @@ class CellBlock:
 
 
 def piece_sizes(batch_size: int) -> Iterator[int]:
-    """Sizes of the pieces to hand to `feed`, without end: they fill batch after batch exactly."""
+    """An endless series of piece sizes for `feed`, which fill every batch exactly."""
     full, rest = divmod(batch_size, _PIECE)
     return cycle([_PIECE] * full + [rest] * (rest > 0))
 
@@ -128,11 +131,16 @@ def spans(n: int, batch_size: int) -> Iterator[tuple[int, int]]:
 def feed(
     pieces: Iterable[Callable[[], EncodedCells]], preparation: Preparation, batch_size: int, workers: int = 0
 ) -> Iterator[CellBlock]:
-    """Yield blocks of ``batch_size`` cells, the unreadable ones counted, the last one smaller.
+    """Yield blocks of ``batch_size`` cells, including unreadable ones. The last block may be smaller.
 
-    ``pieces``: functions that read some cells each, in order, of the sizes that `piece_sizes` tells; they are called in
-    ``workers`` threads (0: one per usable core). Blocks depend on neither the number nor the timing of threads. Decoded
-    ahead is what fills one batch and keeps the threads busy, so memory does not grow with the number of cells.
+    Blocks do not depend on number or timing of threads. Only enough cells to fill one batch and keep the threads busy are
+    decoded ahead, so memory does not grow with the number of cells.
+
+    Args:
+        pieces: functions that read some cells each, in order, in the sizes of `piece_sizes`.
+        preparation: of the images.
+        batch_size: cells per block.
+        workers: threads that call ``pieces``; 0: one per usable core.
     """
     begun = -(-batch_size // _PIECE) + 2 * (workers or usable_cores())
     parts: list[CellBlock] = []
@@ -149,7 +157,7 @@ def feed(
 def _decoded(piece: Callable[[], EncodedCells], preparation: Preparation) -> CellBlock:
     cells = piece()
     transforms = [preparation.transform]
-    if preparation.described:  # in more pixels: the encoder's may be too few to see a nucleus' shape in
+    if preparation.described:  # the encoder's images may be too small to measure a nucleus
         transforms.append(CellTransform(SIDE, preparation.transform.center_crop))
     (pixels, *larger), kept, problems = decode_cells_for(cells.images, cells.instance_ids, transforms)
     ids = [cells.instance_ids[i] for i in kept]
@@ -172,7 +180,7 @@ def _joined(parts: list[CellBlock]) -> CellBlock:
 
 
 class Embedder:
-    """Embeds slides one after another with one engine; ``layer`` is the engine's, described or not."""
+    """Embeds slides one after another with one engine. ``layer`` is the engine's layer, with or without morphology."""
 
     def __init__(self, bundle: EncoderBundle, engine: Engine, layer: Layer, dtype: str, orientations: int = 1) -> None:
         self.bundle, self.layer = bundle, layer
@@ -182,15 +190,15 @@ class Embedder:
 
     @property
     def preparation(self) -> Preparation:
-        """What `embed` needs of each cell."""
+        """The preparation of cells that `embed` needs."""
         return Preparation(self.bundle.transform, n_described(self.layer) > 0)
 
     def bytes_needed(self, n: int) -> int:
-        """Size on disk of the features of ``n`` cells."""
+        """Size of the features of ``n`` cells in bytes."""
         return bytes_needed(n, sum(self._groups), self._dtype)
 
     def key(self, source_sha256: str) -> FeatureKey:
-        """The key under which the features of a source with this fingerprint are kept."""
+        """The key of the features of a source with this fingerprint."""
         bundle, engine = self.bundle, self._engine
         return FeatureKey(
             source_sha256,
@@ -210,7 +218,10 @@ class Embedder:
         blocks: Iterable[CellBlock],
         mpp: float | None = None,
     ) -> list[Problem]:
-        """Write the cache ``path``; returns the unreadable cells. Raises `FeatureFileError` for non-finite embeddings."""
+        """Write the cache ``path`` and return the unreadable cells.
+
+        Raises `FeatureFileError` if embeddings are not finite.
+        """
         problems: list[Problem] = []
         unreadable: list[str] = []
 
@@ -224,13 +235,13 @@ class Embedder:
         return problems
 
     def embedded(self, bag_id: str, blocks: Iterable[CellBlock], problems: list[Problem]) -> Iterator[EmbeddedBlock]:
-        """The embeddings of blocks of cells, one after another; unreadable cells are added to ``problems``.
+        """Yield the embeddings of blocks of cells. Unreadable cells are added to ``problems``.
 
-        Raises `FeatureFileError` for non-finite embeddings.
+        Raises `FeatureFileError` if embeddings are not finite.
         """
         for block in blocks:
             problems.extend(block.problems)
-            with np.errstate(over="ignore"):  # what does not fit the format is refused below
+            with np.errstate(over="ignore"):  # overflow gives infinity, which is checked below
                 embeddings = embed_in_orientations(self._engine.embed, block.pixels, self._orientations)
                 values = np.concatenate([embeddings, block.morphology], axis=1).astype(self._dtype)
             if not np.isfinite(values).all():
@@ -241,5 +252,5 @@ class Embedder:
 
 
 def as_lines(problems: Iterable[Problem]) -> list[str]:
-    """Unreadable cells as a cache lists them."""
+    """Unreadable cells in the format of a cache."""
     return [f"{problem.where}: {problem.reason}" for problem in problems]

@@ -1,4 +1,4 @@
-"""features.csv: which caches a folder holds, with their bags' labels, patients and splits."""
+"""features.csv: lists the caches of a folder with the labels, patients and splits of their bags."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SEAL = "checksum"
 
 @dataclass(frozen=True)
 class IndexRow:
-    """One cache. ``path`` is relative to the folder; an empty ``patient_id`` is unknown; ``bag_sha256`` is the bag's."""
+    """One cache. ``path`` is relative to the folder. ``patient_id`` is empty if unknown."""
 
     bag_id: str
     path: str
@@ -29,7 +29,7 @@ class IndexRow:
     bag_sha256: str
 
     def seal(self, n_rows: int) -> str:
-        """A hash of the row in a file of so many, which stands behind it there."""
+        """The checksum of the row in a file of ``n_rows`` rows."""
         return sha256_of_json([asdict(self), n_rows])[:16]
 
 
@@ -43,14 +43,15 @@ class FeatureIndex:
     def open(self, split: str) -> list[tuple[IndexRow, Features]]:
         """Open and validate the caches of one split (or ``all``).
 
-        Raises `FeatureFileError` where one is damaged or of another bag than its row, there is none, or they were made by
-        different encoders.
+        Raises:
+            FeatureFileError: there are no caches, one is damaged, does not match its row or holds no cells, or they were
+                made by different encoders.
         """
         rows = [row for row in self.rows if split in ("all", row.split)]
         if not rows:
             raise FeatureFileError(
-                f"{self.folder} has no features of split '{split}'. Run `cytomil embed` on those bags; where bags.csv "
-                "has none of that split, make-bags.json beside it says what was left out."
+                f"{self.folder} has no features of split '{split}'. Run `cytomil embed` on these bags. If bags.csv has none "
+                "of this split, see make-bags.json for what was left out."
             )
         opened = [(row, open_features(self.folder / row.path)) for row in rows]
         first = opened[0][1]
@@ -58,18 +59,16 @@ class FeatureIndex:
             listed = (row.bag_id, row.bag_sha256, row.n_instances)
             if (features.bag_id, features.key.bag_sha256, len(features)) != listed:
                 raise FeatureFileError(
-                    f"{self.folder / row.path} is of another bag than {INDEX_NAME} says: an embed was not finished, or two "
-                    "wrote into this folder. Run `cytomil embed` again."
+                    f"{self.folder / row.path} does not match its row in {INDEX_NAME}: `cytomil embed` was interrupted, or "
+                    "ran twice at once in this folder. Run `cytomil embed` again."
                 )
             if _made_by(features) != _made_by(first):
                 raise FeatureFileError(
-                    f"{self.folder}: {row.path} was made by another encoder, layer, engine or number of orientations than "
+                    f"{self.folder}: encoder, layer, engine or number of orientations differ between {row.path} and "
                     f"{rows[0].path}. Run `cytomil embed` again."
                 )
             if len(features) == 0:
-                raise FeatureFileError(
-                    f"{self.folder / row.path} holds no cells. Leave this bag out, or embed it again."
-                )
+                raise FeatureFileError(f"{self.folder / row.path} holds no cells. Remove this bag, or embed it again.")
         return opened
 
 
@@ -88,7 +87,9 @@ def write_index(index: FeatureIndex) -> None:
 def read_index(folder: Path) -> FeatureIndex:
     """Read features.csv.
 
-    Raises `NotFoundError` where there is none, `FeatureFileError` where it is damaged, or a row was edited or stands twice.
+    Raises:
+        NotFoundError: there is no features.csv.
+        FeatureFileError: it is damaged, a row was edited, or a bag is listed twice.
     """
     path = require_file(folder / INDEX_NAME, "cytomil embed")
     try:
@@ -115,11 +116,11 @@ def read_index(folder: Path) -> FeatureIndex:
         raise FeatureFileError(f"{path} is damaged ({error}). Make it again with `cytomil embed`.") from None
     if edited:
         raise FeatureFileError(
-            f"{path}, line {edited[0]}: edited or damaged. To change a label, a patient or a split, correct the labels file, "
-            "then `cytomil make-bags` and `cytomil embed`; to mend it, `cytomil embed`."
+            f"{path}, line {edited[0]}: edited or damaged. Run `cytomil embed` again. To change a label, patient or split, "
+            "correct the labels file and run `cytomil make-bags` first."
         )
     if len({row.bag_id for row in rows}) < len(rows):
         raise FeatureFileError(f"{path} lists a bag twice. Make it again with `cytomil embed`.")
     if not all(is_inside(row.path) for row in rows):
-        raise FeatureFileError(f"{path} leads out of its folder. Make it again with `cytomil embed`.")
+        raise FeatureFileError(f"{path} lists a file outside its folder. Make it again with `cytomil embed`.")
     return FeatureIndex(folder, rows)

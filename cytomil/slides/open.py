@@ -182,7 +182,7 @@ def open_slide(path: Path, mpp: float | None = None) -> Slide:
 
 def _require_content(path: Path) -> None:
     if path.is_symlink() and not path.exists():
-        raise SlideUnreadableError(f"{path}: a link to a file that is not there. Fix the link or remove it.")
+        raise SlideUnreadableError(f"{path}: a link to a file that does not exist. Fix the link or remove it.")
     if path.is_dir():
         raise SlideUnreadableError(f"{path}: is a folder, not a slide file. Give the file inside or next to it.")
     if not path.exists():

@@ -1,7 +1,7 @@
-"""Checkpoints: what a killed run needs to go on as if nothing had happened.
+"""Checkpoints, from which an interrupted run continues with identical results.
 
-They lie beside the bundle, not in it (DVC deletes a stage's outputs before it runs), and are named by a fingerprint of
-the settings, the data, `TRAINING_VERSION` and the libraries, so that a run never goes on with the weights of another.
+They lie beside the bundle and not in it, because DVC deletes the outputs of a stage before it runs. Their names hold a
+fingerprint of settings, data, `TRAINING_VERSION` and libraries, so that a run never continues with the weights of another.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ from cytomil.files import replacing, sha256_of_json
 TRAINING_VERSION = 1
 """Raise it with every change that gives other weights, losses or draws from the same settings and bags.
 
-A checkpoint of another version is not continued. `tests/unchanged.json` holds the version that its figures are of.
+A run never continues from a checkpoint of another version. `tests/unchanged.json` names the version of its figures.
 """
 LIBRARIES = ("torch", "torchvision", "torchjd", "numpy", "pillow")
-"""Those that shape the weights of every encoder. timm shapes those of its own networks."""
+"""Libraries that affect the weights of every encoder. timm affects only its own networks."""
 
 _NOT_SHAPING = frozenset({"out", "bags", "device", "cache"})
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """All that shapes a run's weights.
+    """Everything that determines the weights of a run.
 
-    ``data`` names the bags. ``made_by``: `TRAINING_VERSION` and the versions of libraries, by name, and the hash of a
-    method's source where another package brings it.
+    Args:
+        settings: of the run.
+        data: fingerprint of the bags.
+        made_by: `TRAINING_VERSION` and library versions by name. If the method is from another package, also the hash of
+            its source.
     """
 
     settings: dict[str, Any]
@@ -42,12 +45,12 @@ class RunIdentity:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all of it, except where the files lie and which device is used."""
+        """SHA-256 over all fields, except the settings for paths, device and cache."""
         shaping = {key: value for key, value in self.settings.items() if key not in _NOT_SHAPING}
         return sha256_of_json({"settings": shaping, "data": self.data, "made_by": self.made_by})
 
     def difference(self, other: RunIdentity) -> str:
-        """In words, what ``other`` has that this one has not."""
+        """A description of how this run differs from ``other``."""
         changed = _changes(other.settings, self.settings)
         if self.data != other.data:
             changed.append("other bags")
@@ -61,7 +64,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 @dataclass
 class Checkpoint:
-    """Everything that changes while training, after ``epoch`` whole epochs."""
+    """Everything that changes during training, after ``epoch`` complete epochs."""
 
     epoch: int
     model: dict[str, Any]
@@ -72,21 +75,22 @@ class Checkpoint:
 
 
 def checkpoint_path(out: Path, identity: RunIdentity) -> Path:
-    """Where the run that writes the bundle ``out`` keeps its checkpoint."""
+    """Path of the checkpoint of the run that writes the bundle ``out``."""
     return out.parent / "checkpoints" / f"{out.name}-{identity.fingerprint[:16]}.pt"
 
 
 def save_checkpoint(path: Path, identity: RunIdentity, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint whole or not at all, replacing the last one."""
+    """Write the checkpoint completely or not at all. It replaces the previous one."""
     with replacing(path) as partial:
         torch.save({"identity": vars(identity), **vars(checkpoint)}, partial)
 
 
 def load_checkpoint(out: Path, identity: RunIdentity, insist: bool) -> Checkpoint | None:
-    """The checkpoint of this very run; None where no such run was interrupted.
+    """The checkpoint of this run. None if no such run was interrupted.
 
-    With ``insist``, raises `ResumeError` if the only interrupted runs for ``out`` had other settings, data or versions.
-    Raises `ResumeError` if the checkpoint is damaged.
+    Raises:
+        ResumeError: the checkpoint is damaged; or, with ``insist``, the only interrupted runs for ``out`` had other
+            settings, data or versions.
     """
     path = checkpoint_path(out, identity)
     if path.is_file():
@@ -99,8 +103,8 @@ def load_checkpoint(out: Path, identity: RunIdentity, insist: bool) -> Checkpoin
         known = stored.keys() == vars(identity).keys()
         difference = identity.difference(RunIdentity(**stored)) if known else "of an earlier version of cytomil"
         raise ResumeError(
-            f"the interrupted run of {out} was another one ({difference}). "
-            f"Give its settings to go on with it, or start anew without --resume."
+            f"the interrupted run of {out} is not this one ({difference}). "
+            "Use its settings to continue it, or start again without --resume."
         )
     return None
 
@@ -110,4 +114,4 @@ def _read(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ResumeError(f"{path} is damaged ({reason}). Delete it and start anew.") from None
+        raise ResumeError(f"{path} is damaged ({reason}). Delete it and start again.") from None

@@ -1,4 +1,4 @@
-"""The training loop: from bags to an encoder bundle, a checkpoint after every epoch."""
+"""The training loop: trains an encoder on bags, writes a checkpoint after every epoch, and the bundle at the end."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ EpochListener = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A finished run. ``already_done`` tells that the bundle was there before."""
+    """A finished run. ``already_done``: the bundle already existed, and nothing was trained."""
 
     bundle: EncoderBundle
     problems: tuple[Problem, ...]
@@ -70,18 +70,22 @@ def pretrain(
 ) -> Pretrained:
     """Train an encoder on the training bags and write its bundle.
 
-    An interrupted run of the same settings, bags, `TRAINING_VERSION` and libraries is taken up after its last whole
-    epoch, and ends with the weights an unbroken run would have had. With ``resume``, an interrupted run that was another
-    one is an error, and a finished one is left as it is.
-    ``on_epoch`` receives one record an epoch: losses, the chance level, the state of the embeddings, gradients, speed.
-    Several ``processes`` (see `cytomil.training.processes.training_processes`) each call this with the same arguments
-    and see the same files; the first one writes.
+    An interrupted run with the same settings, bags, `TRAINING_VERSION` and libraries continues after its last complete
+    epoch. It ends with the same weights as an uninterrupted run.
+
+    Args:
+        settings: of the run.
+        listener: shows progress and notes.
+        on_epoch: receives one record per epoch: losses, chance level, state of the embeddings, gradients, speed.
+        resume: raise an error if the interrupted run had other settings or data, and keep a finished run as it is.
+        processes: if there are several (see `cytomil.training.processes.training_processes`), each calls this function with
+            the same arguments and reads the same files. Only the first one writes.
 
     Raises:
-        SettingsError: there is no such method or architecture, or it does not do what the settings ask of it.
+        SettingsError: the method or architecture is unknown, or does not support the settings.
         NotFoundError, BagFileError: the bags are missing or damaged.
-        NotFoundError, WeightsFileError: the start weights are missing, damaged or another architecture's.
-        ResumeError: with ``resume``, the interrupted run was another one; or its checkpoint is damaged.
+        NotFoundError, WeightsFileError: the initial weights are missing, damaged or of another architecture.
+        ResumeError: with ``resume``, the interrupted run had other settings or data; or its checkpoint is damaged.
         DivergedError: a loss became NaN or infinite.
     """
     method = load_method(settings.method)
@@ -110,8 +114,8 @@ def pretrain(
     kept, frozen_stages = default_layer(run.encoder), run.encoder.frozen_stages
     if method.trains and layer_is_frozen(start.architecture, settings.image_size, frozen_stages, kept):
         listener.note(
-            f"training leaves the layer {kept} as it is, which embed takes unless another is named: "
-            f"{frozen_stages} stages are frozen. Name a later --layer there, or lower --frozen-stages."
+            f"layer {kept}, the default of embed, is not trained, because {frozen_stages} stages are frozen. "
+            "Use a later --layer for embed, or lower --frozen-stages."
         )
     if checkpoint:
         listener.note(f"resuming after epoch {checkpoint.epoch} of {settings.epochs}")
@@ -122,19 +126,19 @@ def pretrain(
                 if on_epoch:
                     on_epoch(record)
     if not method.trains:
-        listener.note("looking at the embeddings of up to a thousand cells")
+        listener.note("measuring the embeddings of up to 1,000 cells")
         record = run.examine_untrained()
         if on_epoch:
             on_epoch(record)
     if not processes.is_first:
         processes.barrier()
         return Pretrained(load_bundle(settings.out), ())
-    facts = run.metadata() | _data_facts(manifest, rows, identity, len(cells))
+    metadata = run.metadata() | _data_metadata(manifest, rows, identity, len(cells))
     engines = stored_engines(settings.out)
-    bundle = save_bundle(settings.out, run.encoder, transform, facts)
+    bundle = save_bundle(settings.out, run.encoder, transform, metadata)
     if gone := sorted(set(engines) - set(stored_engines(settings.out))):
         listener.note(
-            f"compiled engines of the former weights are gone: {', '.join(gone)}. Make them again with `cytomil compile`."
+            f"engines compiled from the old weights were deleted: {', '.join(gone)}. Make them again with `cytomil compile`."
         )
     checkpoint_path(settings.out, identity).unlink(missing_ok=True)
     processes.barrier()
@@ -152,7 +156,7 @@ def _start(settings: PretrainConfig, method: type[Method], note: Callable[[str],
 def _identity(settings: PretrainConfig, start: Start, rows: tuple[BagRow, ...], method: type[Method]) -> RunIdentity:
     shaping = settings.model_dump(mode="json")
     if start.weights:
-        shaping["weights"] = start.weights.sha256  # wherever the file lies
+        shaping["weights"] = start.weights.sha256  # the path of the file does not matter
     return RunIdentity(shaping, fingerprint(rows), _made_by(start, method))
 
 
@@ -176,7 +180,7 @@ def _cells(
     needed, n = bytes_needed(rows, size, draw), count(rows, draw)
     what = f"{n:,} cells at {size}×{size} px"
     if n < (n_all := sum(row.n_instances for row in rows)):
-        what = f"{n:,} of {n_all:,} cells, {settings.cells_per_bag:,} at most of a bag, at {size}×{size} px"
+        what = f"{n:,} of {n_all:,} cells, at most {settings.cells_per_bag:,} per bag, at {size}×{size} px"
     if settings.cache == "ram":
         require_memory(needed, what, processes.on_this_machine, listener)
         return load_training_cells(manifest, rows, transform, listener, draw)
@@ -189,14 +193,14 @@ def _cells(
 
 
 def draw_of(settings: PretrainConfig) -> Draw:
-    """Which of a bag's cells training sees."""
+    """Which cells of a bag are used for training."""
     return Draw(settings.cells_per_bag, settings.seed)
 
 
 def _work(run: Run, cells: TrainingCells, settings: PretrainConfig, processes: Processes) -> Work:
-    """The epochs that are left. Raises `SettingsError` where the disk has no room for their checkpoints."""
+    """The remaining epochs. Raises `SettingsError` if the disk has too little space for their checkpoints."""
     n_bytes = run.bytes_to_write()
-    require_disk_space(n_bytes, "checkpoints and encoder", settings.out, "Make room")
+    require_disk_space(n_bytes, "checkpoints and encoder", settings.out, "Free some space")
     return Work(
         (settings.epochs - run.epoch) * run.steps,
         "steps",
@@ -213,11 +217,11 @@ def _finished(settings: PretrainConfig, identity: RunIdentity) -> EncoderBundle 
     return load_bundle(settings.out)
 
 
-def _data_facts(manifest: Manifest, rows: tuple[BagRow, ...], identity: RunIdentity, n_cells: int) -> dict[str, Any]:
+def _data_metadata(manifest: Manifest, rows: tuple[BagRow, ...], identity: RunIdentity, n_cells: int) -> dict[str, Any]:
     infos = [open_bag(manifest.file_of(row)).info for row in rows]
     sources = sorted({info.source.split("/")[0] for info in infos})
     cuttings = {info.cutting for info in infos}
-    # Bags that were cut in different ways, or came as images, do not say how to cut a new slide.
+    # Bags that were cut in different ways, or consist of images, do not determine how to cut a new slide.
     agreed = cuttings.pop() if len(cuttings) == 1 else None
     data = {
         "fingerprint": identity.data,
@@ -232,12 +236,12 @@ def _data_facts(manifest: Manifest, rows: tuple[BagRow, ...], identity: RunIdent
 def _require_batch(cells: TrainingCells, settings: PretrainConfig, processes: Processes) -> None:
     if settings.batch_size < 2 * processes.count:
         raise SettingsError(
-            f"batch_size {settings.batch_size} is too small to be shared by {processes.count} processes. Raise --batch-size."
+            f"batch_size {settings.batch_size} is too small for {processes.count} processes. Raise --batch-size."
         )
     n_positive = int(cells.is_positive.sum())
     larger = max(n_positive, len(cells) - n_positive)
     if settings.batch_size // 2 > larger:
         raise SettingsError(
-            f"batch_size {settings.batch_size} takes {settings.batch_size // 2} cells from each side; "
-            f"the larger has {larger}. Lower --batch-size."
+            f"batch_size {settings.batch_size} needs {settings.batch_size // 2} cells of each label, but the larger label has "
+            f"{larger}. Lower --batch-size."
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cytomil.bags.cell_folder import LEAST_CELLS
+from cytomil.bags.cell_folder import MIN_CELLS
 from cytomil.bags.images import open_image
 from cytomil.bags.own_output import mark_own
 from cytomil.encoders.engines import Engine, open_engine, open_same_engine
@@ -298,7 +298,7 @@ class _Ranker:
                 assessed.add(block.values)
                 judged.add(block.values)
         unreadable = as_lines(problems)
-        if len(names) < LEAST_CELLS:
+        if len(names) < MIN_CELLS:
             raise NoCellsError(_too_few(len(names), unreadable))
         assessment = assessed.result()
         if not np.isfinite(assessment.probability):
@@ -384,7 +384,7 @@ def _not_assessed(found: Found, error: CytomilError) -> SlideResult:
 
 def _too_few(n: int, unreadable: Sequence[str]) -> str:
     first = f" {len(unreadable)} could not be read (first: {unreadable[0]})" if unreadable else ""
-    return f"too few cells: {n or 'none'}, at least {LEAST_CELLS} are needed.{first}"
+    return f"too few cells: {n or 'none'}, at least {MIN_CELLS} are needed.{first}"
 
 
 def _gallery_image(encoded: bytes, name: str) -> bytes:

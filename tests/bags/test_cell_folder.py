@@ -56,7 +56,7 @@ def test_what_cannot_be_a_cell_is_listed(tmp_path):
     assert found(tmp_path) == ["a.png"]
     reasons = left_out(tmp_path)
     assert sorted(reasons) == ["gone.png", "pipe.png", "scan.svs", "x/bag.h5"]
-    assert "a link to a file that is not there" in reasons["gone.png"]
+    assert "a link to a file that does not exist" in reasons["gone.png"]
     assert "whole slide" in reasons["scan.svs"]
 
 

@@ -259,7 +259,7 @@ class TestClasses:
         assert "BLA, LYT, NGS, PMO" in str(caught.value)
 
     def test_named_on_both_sides(self, make, cells):
-        with pytest.raises(NotFoundError, match="BLA is named both"):
+        with pytest.raises(NotFoundError, match="BLA is both normal"):
             make(cells, normal=("LYT", "BLA"))
 
     def test_named_twice_on_one_side_counts_once(self, make, make_class_folders, tmp_path):

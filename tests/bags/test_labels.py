@@ -51,7 +51,7 @@ def test_a_number_as_spreadsheets_write_it(read, number):
         ("slide,label\n.,0\n", "line 2: slide '.' must be a name"),
         ("slide,label,split\ns1,0,dev\n", "line 2: split 'dev'"),
         ("slide,label,split\ns1,0,train\ns2,1,\n", "Fill all of them or none"),
-        ("slide,label,patient,split\ns1,0,p,train\ns2,1,p,test\n", "patient 'p' stands in both"),
+        ("slide,label,patient,split\ns1,0,p,train\ns2,1,p,test\n", "patient 'p' is in both"),
         ("slide,label,mpp\ns1,0,fine\n", "line 2: 'fine' is not a number"),
         ("slide,label,mpp\ns1,0,-1\n", "line 2: '-1' is not a number"),
         ("slide,label,mpp\ns1,0,nan\n", "line 2: 'nan' is not a number"),
@@ -96,5 +96,5 @@ class TestWords:
             read(f"slide,label\na,aml\nb,{label}\n", self.WORDS)
 
     def test_a_word_on_both_sides_is_refused(self):
-        with pytest.raises(SettingsError, match="'aml' is named both"):
+        with pytest.raises(SettingsError, match="'aml' is both"):
             LabelWords(("AML",), ("aml", "healthy"))

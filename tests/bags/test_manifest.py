@@ -55,12 +55,12 @@ def refusal(folder, *lines, header=HEADER):
 
 @pytest.mark.parametrize("path", ["../x.h5", "/etc/x.h5", "a/../../x.h5", ""])
 def test_a_path_that_leaves_the_folder_is_refused(tmp_path, path):
-    assert "leads out of the folder" in refusal(tmp_path, f"a,{path},p,train,0,3,,s")
+    assert "lies outside the folder" in refusal(tmp_path, f"a,{path},p,train,0,3,,s")
 
 
 @pytest.mark.parametrize("bag_id", ["../x", "/x", "a/b", "..", ""])
 def test_a_name_that_leaves_the_folder_is_refused(tmp_path, bag_id):
-    assert "leads out of the folder" in refusal(tmp_path, f"{bag_id},a.h5,p,train,0,3,,s")
+    assert "lies outside the folder" in refusal(tmp_path, f"{bag_id},a.h5,p,train,0,3,,s")
 
 
 def test_a_negative_number_of_cells_is_refused(tmp_path):
@@ -113,13 +113,13 @@ class TestRoundTrip:
 
 class TestLeakage:
     def test_a_patient_in_two_splits_is_not_written(self, tmp_path):
-        with pytest.raises(BagFileError, match="patient 'p' stands in both train and test"):
+        with pytest.raises(BagFileError, match="patient 'p' is in both train and test"):
             write_manifest(tmp_path, [row("a", "p"), row("b", "p", "test")])
         assert list(tmp_path.iterdir()) == []
 
     def test_a_patient_in_two_splits_is_not_read(self, tmp_path):
         message = refusal(tmp_path, "a,a.h5,p,train,0,10,0,x", "b,b.h5,q,test,0,10,0,x", "c,c.h5,p,test,1,10,0.1,x")
-        assert "patient 'p' stands in both train and test" in message
+        assert "patient 'p' is in both train and test" in message
 
     def test_unknown_patients_are_not_one_patient(self, tmp_path):
         write_manifest(tmp_path, [row("a", ""), row("b", "", "test")])
@@ -144,7 +144,7 @@ class TestRefused:
     def test_a_bad_split(self, tmp_path, split):
         message = refusal(tmp_path, f"a,a.h5,p,{split},0,10,0,x")
         assert "line 2" in message
-        assert "train, test" in message
+        assert "must be train or test" in message
 
     @pytest.mark.parametrize("line", ["a,a.h5,p,train,0,ten,0,x", "a,a.h5,p,train,0,10,much,x"])
     def test_a_number_that_is_none(self, tmp_path, line):

@@ -141,7 +141,7 @@ def test_a_table_gives_the_patients(make, cells, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,patient\n0.png,p0\n", "line 2: 18 files are called '0.png'. Write the path"),
+        ("image,patient\n0.png,p0\n", "line 2: 18 files have the name '0.png'. Write the path"),
         ("image,patient\nsound/p0/0.png,p0\nsick/p0/0.png,P0\n", "'P0' is written 'p0'"),
         ("image,patient\nsound/p0/0.png,p0\nsound/p0/0.png,p1\n", "line 3: image 'sound/p0/0.png' has patient 'p0'"),
         ("image,patient\nsound/p0/0.png,\n", "line 2: image 'sound/p0/0.png' has no patient"),
@@ -157,7 +157,7 @@ def test_a_table_that_is_unclear_is_refused(make, cells, tmp_path, text, message
 def test_a_cell_in_no_patients_folder_is_listed(make, cells, cell_image):
     (cells / "sound" / "stray.png").write_bytes(cell_image(999))
     (problem,) = make(cells).problems
-    assert (problem.where, problem.reason) == ("sound/stray.png", "lies in no patient's folder")
+    assert (problem.where, problem.reason) == ("sound/stray.png", "is in no patient's folder")
 
 
 def test_a_patients_folder_in_two_spellings_is_refused(make, cells):
@@ -171,7 +171,7 @@ def test_a_cell_of_two_patients_is_kept_once_and_said(make, cells):
         shutil.copy(cells / "sound" / "p0" / "0.png", cells / "sound" / f"p{patient}" / "0.png")
     made = make(cells)
     assert len(made.problems) == 7
-    assert all("the same image lies under patient" in problem.reason for problem in made.problems)
+    assert all("the same image belongs to patient" in problem.reason for problem in made.problems)
     images = [image for row in made.rows for image in open_bag(made.folder / row.path).images()]
     assert images.count((cells / "sound" / "p0" / "0.png").read_bytes()) <= 1
 
@@ -186,7 +186,7 @@ def test_unreadable_cells_are_listed_and_another_patient_takes_the_place(make, c
 
 def test_too_few_cells_are_said_with_how_many_people_have_them(make, cells):
     with pytest.raises(
-        NotEnoughCellsError, match="Of 10 patients 0 have the cells for a positive bag, 0 for a negative"
+        NotEnoughCellsError, match="Of 10 patients, 0 have enough cells for a positive bag and 0 for a negative"
     ):
         make(cells, bag_size=20)
 

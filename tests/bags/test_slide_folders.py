@@ -199,7 +199,7 @@ class TestWords:
         assert {row.bag_id: row.label for row in made.rows} == {"s1": 0, "s2": 1, "s3": 0, "s4": 1}
 
     def test_one_side_alone_is_refused(self, make, slides):
-        with pytest.raises(SettingsError, match="both sides"):
+        with pytest.raises(SettingsError, match="both --positive and --negative"):
             make(slides, self.WORDS, positive=("AML", "APL"))
 
     def test_words_without_a_labels_file_are_refused(self, tmp_path, slides):
@@ -238,12 +238,12 @@ class TestLostLabels:
         for name in ("s1", "s2"):
             shutil.rmtree(slides / name)
         (warning,) = make(slides).warnings
-        assert "train split has no bag at all" in warning
+        assert "train split has no bag" in warning
 
     def test_a_split_column_without_a_label(self, make, slides):
         made = make(slides, SPLIT.replace("p4,test", "p4,train"))
         (warning,) = made.warnings
-        assert "test split has no positive bag (label 1): labels.csv puts none there" in warning
+        assert "test split has no positive bag (label 1): labels.csv has none" in warning
 
     def test_whole_splits_are_not_warned_of(self, make, slides):
         assert make(slides).warnings == ()
@@ -304,12 +304,12 @@ class TestLeakage:
             shutil.copy(slides / "s1" / f"cell-{i}.png", slides / "s3" / f"other-{i}.png")
         made = make(slides)
         assert problems_of(made) == {
-            "s3": "a byte-identical copy of the train slide s1; left out. BUT it is labelled otherwise there "
-            "(patient 'p1', here 'p3'): correct the labels file"
+            "s3": "a byte-identical copy of the train slide s1; left out. WARNING: the original differs "
+            "(patient 'p1', here 'p3'). Correct the labels file"
         }
         assert {row.bag_id for row in made.rows} == {"s1", "s2", "s4"}
         (slides / "s3" / "Thumbs.db").write_bytes(b"litter")
-        assert "a copy: 4 of its 4 cells are those of the train slide s1" in problems_of(make(slides))["s3"]
+        assert "a copy: 4 of its 4 cells are in the train slide s1" in problems_of(make(slides))["s3"]
 
     def test_a_folder_that_is_mostly_a_copy_is_left_out_whole(self, make, slides):
         for i in range(3):
@@ -317,7 +317,7 @@ class TestLeakage:
         made = make(slides)
         problems = problems_of(made)
         assert list(problems) == ["s4"]
-        assert problems["s4"].startswith("a copy: 3 of its 4 cells are those of the train slide s2")
+        assert problems["s4"].startswith("a copy: 3 of its 4 cells are in the train slide s2")
         assert not (made.folder / "s4.h5").exists()
 
     def test_a_copy_within_a_split_is_left_out_too(self, make, slides):

@@ -220,11 +220,11 @@ def test_share_is_rounded_up_but_not_by_binary_fractions(n: int, share: float, e
         ([0.1, 0.2], [0, 0], 1, "no witness"),
         ([0.1, 0.2], [0, 1], 0, "at least 1"),
         ([0.1, 0.2], [0, 1], 1.5, "whole number"),
-        ([0.1, 0.2], [0, 1, 1], 1, "alike"),
+        ([0.1, 0.2], [0, 1, 1], 1, "same shape"),
         ([0.1, math.nan], [0, 1], 1, "finite"),
         ([0.1, math.inf], [0, 1], 1, "finite"),
         ([0.1, 0.2], [-1, 1], 1, "0 or 1"),
-        ([[0.1], [0.2]], [[0], [1]], 1, "one-dimensional"),
+        ([[0.1], [0.2]], [[0], [1]], 1, "same shape"),
         ([], [], 1, "no witness"),
     ],
 )
@@ -254,7 +254,7 @@ def test_ranking_figures_refuse_a_bag_without_witness(figure: object) -> None:
         ([0.1, 0.2], [0, 1], math.nan, "threshold"),
         ([0.1, 0.2], [0, 1], math.inf, "threshold"),
         ([0.1, math.nan], [0, 1], 0.5, "finite"),
-        ([0.1], [0, 1], 0.5, "alike"),
+        ([0.1], [0, 1], 0.5, "same shape"),
     ],
 )
 def test_bag_metrics_refuse(probabilities: list[float], labels: list[int], threshold: float, message: str) -> None:

@@ -94,7 +94,7 @@ def test_a_bag_without_instance_labels_is_listed_and_the_rest_goes_on(made, tmp_
 @pytest.mark.parametrize("other", [{"layer": "h"}, {"orientations": 4}])
 def test_features_of_another_layer_or_number_of_orientations_are_refused(made, tmp_path, other):
     embed(EmbedConfig(bags=made / "bags", encoder=made / "encoder", out=tmp_path / "other", **other), Silent())
-    with pytest.raises(FeatureFileError, match="another encoder, layer, engine or number of orientations"):
+    with pytest.raises(FeatureFileError, match="encoder, layer, engine, number of orientations or version"):
         evaluate(settings(made, tmp_path / "out", features=tmp_path / "other"), Silent())
 
 

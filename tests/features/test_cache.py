@@ -217,7 +217,9 @@ class TestDamage:
     def test_groups_that_are_not_the_columns(self, cache, groups):
         with altering(cache) as file:
             file.attrs["groups"] = np.array(groups)
-        with pytest.raises(FeatureFileError, match=r"contradicts itself: groups of .* announced, 4 columns there"):
+        with pytest.raises(
+            FeatureFileError, match=r"contradicts itself: it lists groups of .* columns, but has 4 columns"
+        ):
             open_features(cache)
 
     def test_deleted_after_opening(self, cache):

@@ -29,7 +29,7 @@ def test_another_description_is_another_preparation_of_described_cells_alone(mon
 
 @pytest.mark.parametrize("text", ["multi", "morphology", "auto", "None"])
 def test_what_another_version_stored_is_refused_with_what_to_do(text):
-    with pytest.raises(FeatureFileError, match=r"not one of this version.*cytomil embed"):
+    with pytest.raises(FeatureFileError, match=r"does not support layer.*cytomil embed"):
         stored_layer(text)
 
 

@@ -292,7 +292,7 @@ def test_a_plain_picture_above_the_limit_says_what_to_do(tmp_path: Path, size: t
 @pytest.mark.parametrize("name", ["a.png", "a.svs"])
 def test_no_permission_and_a_broken_link_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(SlideUnreadableError, match="a link to a file that is not there"):
+    with pytest.raises(SlideUnreadableError, match="a link to a file that does not exist"):
         open_slide(tmp_path / "link", mpp=0.25)
 
     def refuse(self: Path, *_: object, **__: object) -> None:

@@ -362,7 +362,7 @@ def test_a_broken_link_is_told_as_one(road, tmp_path):
     (tmp_path / "slides" / "gone.svs").symlink_to(tmp_path / "nowhere.svs")
     slide = next(s for s in rank(tmp_path / "slides", settings(road, tmp_path / "out"), Silent()).slides if s.reason)
     assert slide.slide == "gone.svs"
-    assert "a link to a file that is not there" in slide.reason
+    assert "a link to a file that does not exist" in slide.reason
 
 
 def test_a_pipe_is_not_waited_for(road, tmp_path):

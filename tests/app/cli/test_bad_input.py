@@ -206,7 +206,7 @@ def test_values_out_of_range_name_the_setting(here):
 def test_make_bags_leaves_a_foreign_folder_alone(here):
     (here / "mine").mkdir()
     (here / "mine/thesis.txt").write_text("years of work")
-    assert_refused(run("make-bags", *BAGS, "--out", "mine"), "mine", "left alone")
+    assert_refused(run("make-bags", *BAGS, "--out", "mine"), "mine", "was not changed")
     assert (here / "mine/thesis.txt").read_text() == "years of work"
 
 
@@ -238,5 +238,5 @@ def test_the_pipelines_outputs_are_what_the_verbs_write_by_default(finished):
 @pytest.mark.parametrize("line", [["pretrain", *TRAIN, "--epochs", "1"], ["fit-mil", *FIT]])
 def test_a_mistyped_out_never_replaces_somebody_elses_folder(here, line):
     before = snapshot(here)
-    assert_refused(run(*line, "--out", "models"), "models", "left alone")
+    assert_refused(run(*line, "--out", "models"), "models", "was not changed")
     assert snapshot(here) == before

@@ -57,7 +57,7 @@ def test_a_killed_run_goes_on_and_reads_no_finished_slide_again(tmp_path):
     identity = first.stat().st_ino
 
     again = subprocess.run(line("killed"), cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert f"{finished} of 4 slides were read before; {4 - finished} are left to read" in " ".join(again.stderr.split())
+    assert f"{finished} of 4 slides were read before, {4 - finished} remain" in " ".join(again.stderr.split())
     assert (tmp_path / "killed" / "s1.h5").stat().st_ino == identity
     assert not kept.exists()
 
