@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,6 +19,18 @@ from cytomil.layer import Layer
 MODEL_NAME = "encoder.xml"
 # Layers without 8-bit integers stay in float32, because bfloat16 would add its own error.
 _HINTS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's entry point, one per process.
+
+    Each sets the thread's alternate signal stack. When two are released in the order of their creation, the second one
+    restores the first one's freed stack, and the next Ctrl-C ends the process with a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoConfig(Config):
@@ -88,7 +101,7 @@ class OpenVino(Backend):
         import openvino as ov
 
         batch, dim, output = batch_of(form.image_size), form.dim(layer), form.output(layer)
-        core = ov.Core()
+        core = _core()
         model = core.read_model(form.folder / MODEL_NAME)
         model.reshape([batch, form.image_size, form.image_size, 3])
         options = {

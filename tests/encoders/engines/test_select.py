@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from importlib import metadata
 
 import pytest
@@ -220,3 +222,25 @@ def test_an_engine_that_does_not_give_the_layer_is_left_aside(compiled, asked):
     assert "openvino-float32 (does not give layer stages:1,2,3:mean,max,spread). Running eager." in said[0]
     assert open_engine(load_bundle(compiled), Layer("z"), NAME, "cpu", said.append).name == NAME
     assert len(said) == 1
+
+
+def test_ctrl_c_after_engines_were_released_is_an_interrupt_and_no_crash(compiled):
+    pytest.importorskip("openvino")
+    code = (
+        "import gc, signal, sys\n"
+        "from pathlib import Path\n"
+        "from cytomil.encoders.bundle import load_bundle\n"
+        "from cytomil.encoders.engines import open_engine\n"
+        "from cytomil.layer import Layer\n"
+        f"engines = [open_engine(load_bundle(Path(sys.argv[1])), Layer('z'), {NAME!r}, 'cpu', print) for _ in range(2)]\n"
+        "while engines:\n"
+        "    del engines[0]\n"
+        "    gc.collect()\n"
+        "try:\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(compiled)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "interrupted"), done.stderr
