@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -21,13 +20,14 @@ import numpy as np
 from bench.cell_features import Cells, embed_cells
 from bench.data import require_cells
 from bench.recipe import (
+    DEFAULT_AGGREGATOR,
     PLATELETS,
     RECIPES,
     TASKS,
     TRAIN_BAGS,
     Drawn,
-    Scorer,
     draw,
+    fit,
     interval,
     judge,
     pools,
@@ -85,9 +85,9 @@ def _run(work: Path, top: int, job: tuple[str, float, int]) -> dict[str, Any]:
     bags = draw(normal, abnormal, task.bag_size or 0, rate, split)
     training, tests = bags[:TRAIN_BAGS], bags[TRAIN_BAGS:]
     unseen = np.setdiff1d(abnormal, np.concatenate([bag.cells for bag in bags]))
-    scorer = fit(cells, training, split, [None] * len(training))
+    scorer = fit(cells, training, DEFAULT_AGGREGATOR, split)
     judged = [_verdicts(bag, scorer(cells.values[bag.cells])[1], top) for bag in training]
-    again = fit(cells, training, split, judged)
+    again = fit(cells, training, DEFAULT_AGGREGATOR, split, judged)
     figures = [judge(cells, one, tests, unseen, split) for one in (scorer, again)]
     confirmed = sum(int((verdicts == 1).sum()) for verdicts in judged)
     return {
@@ -105,31 +105,3 @@ def _verdicts(bag: Drawn, scores: np.ndarray, top: int) -> np.ndarray:
     shown = np.argsort(-scores)[:top]
     verdicts[shown] = bag.abnormal[shown]
     return verdicts
-
-
-def fit(cells: Cells, bags: Sequence[Drawn], seed: int, verdicts: Sequence[np.ndarray | None]) -> Scorer:
-    import torch
-
-    from cytomil.mil.bags import TrainingBag
-    from cytomil.mil.config import FitMilConfig
-    from cytomil.mil.cross_validate import training_epochs
-
-    settings = FitMilConfig(seed=seed, workers=1)
-    given = [
-        TrainingBag(
-            str(i),
-            torch.from_numpy(cells.values[bag.cells]),
-            bag.label,
-            str(i),
-            cells.groups,
-            verdicts=None if own is None else torch.from_numpy(own),
-        )
-        for i, (bag, own) in enumerate(zip(bags, verdicts, strict=True))
-    ]
-    *_, (fitted, standardise) = training_epochs(given, settings, settings.epochs, seed)
-
-    def score(values: np.ndarray) -> tuple[float, np.ndarray]:
-        probability, scores = fitted.assess(standardise(torch.from_numpy(values)))
-        return probability, scores.numpy()
-
-    return score

@@ -276,8 +276,14 @@ def people(cells: Cells, task: Task, rate: float, seed: int) -> list[Drawn]:
     return bags
 
 
-def fit(cells: Cells, bags: Sequence[Drawn], aggregator: str, seed: int) -> Scorer:
-    """Fit an aggregator to the bags and their labels. Only `CEILING` uses instance labels."""
+def fit(
+    cells: Cells,
+    bags: Sequence[Drawn],
+    aggregator: str,
+    seed: int,
+    verdicts: Sequence[np.ndarray] | None = None,
+) -> Scorer:
+    """Fit an aggregator to the bags, their labels and, if given, verdicts on cells. Only `CEILING` uses instance labels."""
     import torch
 
     from cytomil.mil.bags import TrainingBag
@@ -288,7 +294,14 @@ def fit(cells: Cells, bags: Sequence[Drawn], aggregator: str, seed: int) -> Scor
         return _supervised(cells, bags)
     settings = FitMilConfig(aggregator=aggregator, seed=seed, workers=1)
     given = [
-        TrainingBag(str(i), torch.from_numpy(cells.values[bag.cells]), bag.label, bag.person or str(i), cells.groups)
+        TrainingBag(
+            str(i),
+            torch.from_numpy(cells.values[bag.cells]),
+            bag.label,
+            bag.person or str(i),
+            cells.groups,
+            verdicts=None if verdicts is None else torch.from_numpy(verdicts[i]),
+        )
         for i, bag in enumerate(bags)
     ]
     *_, (fitted, standardise) = training_epochs(given, settings, settings.epochs, seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import threading
@@ -15,12 +14,15 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cytomil.bags.images import open_image
 from cytomil.bags.slide_dir import list_slide_dir
 from cytomil.errors import CytomilError, NotFoundError, ReviewError
 from cytomil.files import read_json
 from cytomil.slides import Cutting, Handles, Resolutions
+from cytomil.triage.pictures import jpeg
 from cytomil.triage.sources import Found, SlideSource, open_source
 from cytomil.triage.whole_slide import SlideReading
+from cytomil.triage.write import SCHEMA
 
 TILE_PX = 256
 CELL_PX = 320
@@ -118,7 +120,7 @@ class Triage:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise ReviewError(f"{path} does not hold a worklist ({what}). Rank again: `cytomil rank`.") from None
-        if self._document.schema_ != "cytomil.triage/1":
+        if self._document.schema_ != SCHEMA:
             raise ReviewError(f"{path} was written by another version of cytomil. Rank again: `cytomil rank`.")
         self.slides = self._document.slides
         self.by_name = {slide.slide: slide for slide in self.slides}
@@ -247,7 +249,7 @@ class ShownSlide:
                 pixels = slide.read(x, y, width, height, slide.mpp * scale)
         except CytomilError as error:
             raise ReviewError(str(error)) from None
-        return _jpeg(Image.fromarray(pixels))
+        return jpeg(Image.fromarray(pixels), _JPEG_QUALITY)
 
     @cached_property
     def _source(self) -> SlideSource:
@@ -260,10 +262,9 @@ class ShownSlide:
             raise ReviewError("there is no such cell.")
         try:
             (encoded,) = self._source.images([cell], CELL_PX)
+            return jpeg(open_image(encoded, cell), _JPEG_QUALITY)
         except (CytomilError, KeyError) as error:
             raise ReviewError(f"the cell cannot be read: {error}") from None
-        with Image.open(io.BytesIO(encoded)) as image:
-            return _jpeg(image.convert("RGB"))
 
 
 # Cells are not cut from slides here, so their size does not matter.
@@ -291,10 +292,3 @@ def read_cells(path: Path) -> CellPoints:
             ids.append(str(properties["name"]))
             numbers.append((*centre, radius, properties["measurements"]["score"]))
     return CellPoints(ids, np.array(numbers, np.float32).reshape(-1, 4))
-
-
-def _jpeg(image: Image.Image) -> bytes:
-    """Pixels alone: no comment, no EXIF of the original."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
-    return buffer.getvalue()
