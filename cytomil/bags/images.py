@@ -28,9 +28,12 @@ def open_image(encoded: bytes, name: str) -> Image.Image:
     """
     try:
         pixels = _decode_plain_jpeg(encoded)
-        return read_picture(encoded, _require_cell_size).image if pixels is None else Image.fromarray(pixels)
+        image = read_picture(encoded, _require_cell_size).image if pixels is None else Image.fromarray(pixels)
     except PictureError as error:
         raise ImageUnreadableError(f"{name}: {error}") from None
+    # Pillow would save a comment again, and a patient's name may be in it.
+    image.info = {}
+    return image
 
 
 def looks_like_field(width: int, height: int) -> bool:

@@ -197,3 +197,11 @@ def test_encoding_keeps_shape_and_nearly_the_pixels():
     decoded = np.asarray(open_image(encode_image(pixels), "cell")).astype(int)
     assert decoded.shape == (16, 20, 3)
     assert np.abs(decoded - pixels).mean() < 3
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
+def test_a_comment_is_not_passed_on(mode):
+    encoded, saved = io.BytesIO(), io.BytesIO()
+    Image.new(mode, (64, 64)).save(encoded, "JPEG", comment=b"PATIENT")
+    open_image(encoded.getvalue(), "cell").save(saved, "JPEG")
+    assert b"PATIENT" not in saved.getvalue()
