@@ -47,8 +47,15 @@ def versions(*more: str) -> dict[str, str]:
 
 @cache
 def library_versions(*names: str) -> dict[str, str]:
-    """The installed version of each of these libraries, by name."""
-    return {name: metadata.version(name) for name in names}
+    """The installed version of each of these libraries, by name; "not installed" for an extra that is missing."""
+    return {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def now() -> str:
