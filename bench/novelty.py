@@ -85,7 +85,8 @@ def measure(options: argparse.Namespace) -> Measured:
 def _embedder(bundle: Any) -> Callable[[Sequence[bytes]], np.ndarray]:
     from cytomil.encoders.engines import open_engine
     from cytomil.encoders.stages import layer_of
-    from cytomil.features.embedder import Embedder, EncodedCells, embed_in_orientations, feed
+    from cytomil.features.cells import EncodedCells, feed
+    from cytomil.features.embedder import Embedder, embed_in_orientations
 
     layer = layer_of("morphology", bundle.encoder)
     engine = open_engine(bundle, layer.embedded, "eager", "cpu", lambda _: None)

@@ -24,6 +24,7 @@ from bench.timing import interleaved
 BATCH_SIZES = {32: 128, 64: 64, 224: 16}
 _SCALE = 0.04
 _OBJECTIVE: dict[str, Any] = {
+    "method": "slam-ags",
     "options": {"slam-ags": {"objective": "paper", "similarity_scale": _SCALE}},
     "arch": "resnet18",
     "weights": "none",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cytomil.errors import CytomilError
+from cytomil.limits import progress
 
 SEAL = "sha256_of_this"
 _FORGOTTEN_S = 12 * 3600
@@ -189,10 +190,15 @@ def read_json_card(path: Path, schema: str, error: type[CytomilError], made_by: 
     return card
 
 
-def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of_file(path: Path, start: int = 0) -> str:
+    """SHA-256 of a file's bytes from ``start`` on, in hexadecimal."""
+    digest, block = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while n := file.readinto(block):
+            digest.update(block[:n])
+            progress()
+    return digest.hexdigest()
 
 
 def sha256_of_json(document: Any) -> str:

@@ -6,8 +6,6 @@ caught. So each file begins with a block, which HDF5 and every reader of it pass
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,6 +16,7 @@ import h5py
 import numpy as np
 
 from cytomil.errors import CytomilError, why_unreadable
+from cytomil.files import sha256_of_file
 
 try:
     import fcntl
@@ -38,7 +37,7 @@ def writing_hdf5(path: Path) -> Iterator[h5py.File]:
 
 def seal_hdf5(path: Path) -> None:
     """Put the checksum of an HDF5 file that has a user block into that block."""
-    seal = _SEAL % _sha256_of_rest(path).encode()
+    seal = _SEAL % sha256_of_file(path, SEAL_BYTES).encode()
     with path.open("r+b") as file:
         file.write(seal.ljust(SEAL_BYTES, b"\0"))
 
@@ -208,12 +207,6 @@ def _fault_of_seal(path: Path, *state: int) -> str:
         if head.startswith(b"\x89HDF"):
             return "has no checksum: an earlier version of cytomil made it, or another program"
         return "is damaged or not a file of cytomil's"
-    if head != (_SEAL % _sha256_of_rest(path).encode()).ljust(SEAL_BYTES, b"\0"):
+    if head != (_SEAL % sha256_of_file(path, SEAL_BYTES).encode()).ljust(SEAL_BYTES, b"\0"):
         return "is truncated or damaged: its content is not what its checksum says"
     return ""
-
-
-def _sha256_of_rest(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(SEAL_BYTES, os.SEEK_SET)
-        return hashlib.file_digest(file, "sha256").hexdigest()

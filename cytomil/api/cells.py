@@ -15,7 +15,7 @@ from cytomil.api.bags import LabelledBag
 from cytomil.bags.bag_file import Bag, open_bag
 from cytomil.bags.images import read_encoded
 from cytomil.errors import ImageUnreadableError, NotFoundError
-from cytomil.features.embedder import CellBlock, EncodedCells, Preparation, feed, spans
+from cytomil.features.cells import CellBlock, EncodedCells, Preparation, feed, spans
 from cytomil.progress import Problem
 from cytomil.text import printable
 from cytomil.triage.sources import BagSource, CellFolder

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from cytomil.errors import ImageUnreadableError, PictureError, why_unreadable
+from cytomil.limits import progress
 from cytomil.pixels import read_picture
 
 CELL_PX = (8, 1024)
@@ -74,6 +75,7 @@ def _decode_plain_jpeg(encoded: bytes) -> np.ndarray | None:
 
 def read_encoded(path: Path, name: str) -> bytes:
     """The bytes of a cell file, not decoded. Raises `ImageUnreadableError` with ``name`` and the cause."""
+    progress()
     try:
         size = path.stat().st_size
         if size > _MAX_BYTES:

@@ -27,7 +27,7 @@ from cytomil.workers import WorkerFailure, open_workers
 
 _CELLS_AT_ONCE = 256
 _WORTH_A_PROCESS = 4_000_000
-"""Bytes of slides per process. Starting another process takes one or two seconds, which smaller slides do not repay."""
+"""Bytes of slides per process. Starting a process takes up to a second, which smaller slides do not repay."""
 
 
 def from_labelled_slides(folder: Path, settings: MakeBagsConfig, listener: Listener) -> MadeBags:
@@ -112,7 +112,7 @@ def _read_slides(
     if found:
         listener.note(f"{len(found)} of {len(slides)} slides were read before, {len(to_read)} remain")
     processes = settings.workers or min(usable_cores(), 1 + size // _WORTH_A_PROCESS)
-    workers = open_workers(settings.ray_address, min(processes, len(to_read)))
+    workers = open_workers(settings.ray_address, max(1, min(processes, len(to_read))))
     job = ReadingSlides(here, resolutions)
     answers = workers.map(job, to_read, listener, "making bags", "slides") if to_read else []
     for one, answer in zip(to_read, answers, strict=True):

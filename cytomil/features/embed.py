@@ -19,8 +19,9 @@ from cytomil.encoders.engines import open_engine, open_same_engine
 from cytomil.encoders.stages import layer_of
 from cytomil.errors import BagFileError, EncoderBundleError
 from cytomil.features.cache import is_valid, open_features
+from cytomil.features.cells import CellBlock, bag_blocks
 from cytomil.features.config import EmbedConfig
-from cytomil.features.embedder import CellBlock, Embedder, EncodedCells, Preparation, feed, spans
+from cytomil.features.embedder import Embedder
 from cytomil.features.index import FeatureIndex, IndexRow, write_index
 from cytomil.progress import Count, Listener, Problem, Work, require_disk_space
 from cytomil.threads import ahead
@@ -38,16 +39,6 @@ class Embedded:
     layer: str
     engine: str
     problems: tuple[Problem, ...]
-
-
-def bag_blocks(bag: Bag, preparation: Preparation, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
-    """Decode a bag's cells in threads, in blocks of ``batch_size``; see `cytomil.features.embedder.feed`."""
-    pieces = (partial(_read_piece, bag, *span) for span in spans(len(bag), batch_size))
-    return feed(pieces, preparation, batch_size, workers)
-
-
-def _read_piece(bag: Bag, start: int, stop: int) -> EncodedCells:
-    return EncodedCells(list(bag.instance_ids[start:stop]), bag.coords[start:stop], bag.images(start, stop))
 
 
 def embed(settings: EmbedConfig, listener: Listener) -> Embedded:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from cytomil.errors import PictureError, PixelsNotSquareError, ResolutionError, SlideUnreadableError, why_unreadable
+from cytomil.limits import progress
 from cytomil.litter import SNIFFED_BYTES, foreign_content, is_dicom, is_litter
 from cytomil.pixels import PICTURE_SUFFIXES, read_picture
 from cytomil.tiff import TiffPage, pages_of_full_size, read_tiff_pages
@@ -117,6 +118,7 @@ class Slide:
         rgb, alpha = np.empty((height_px, width_px, 3), np.uint8), np.empty((height_px, width_px), np.uint8)
         for top in range(0, height_px, side):
             for left in range(0, width_px, side):
+                progress()
                 size = (min(side, width_px - left), min(side, height_px - top))
                 here = slice(top, top + size[1]), slice(left, left + size[0])
                 block = self._read_block(x + left * scale, y + top * scale, size, level, step)

@@ -6,20 +6,18 @@ from collections.abc import Sequence
 
 import torch
 
-from cytomil.bags.bag_file import open_bag
-from cytomil.bags.cell_folder import list_cell_files
-from cytomil.errors import CytomilError
 from cytomil.progress import Work
+from cytomil.triage.apart import ReadingProcess
 from cytomil.triage.sources import Found
 
 
-def work_on(found: Sequence[Found]) -> tuple[Work, list[int]]:
+def work_on(found: Sequence[Found], process: ReadingProcess) -> tuple[Work, list[int]]:
     """The work of assessing these slides, and how much of it each is.
 
     Cells are counted where all slides are bags or folders of cells. A whole slide's are not known before they are looked
     for: where there are any, these are counted, and what else is there takes little beside them.
     """
-    cells = [_n_cells(one) for one in found]
+    cells = [process.n_cells(one) for one in found]
     without_gpu = not torch.cuda.is_available()
     counted = [n for n in cells if n is not None]
     if len(counted) == len(cells):
@@ -27,15 +25,3 @@ def work_on(found: Sequence[Found]) -> tuple[Work, list[int]]:
         return Work(sum(counted), "cells", warm_up=1, without_gpu=without_gpu), counted
     units = [int(n is None) for n in cells]
     return Work(sum(units), "whole slides", without_gpu=without_gpu), units
-
-
-def _n_cells(found: Found) -> int | None:
-    """The cells of a bag or folder, 0 where it cannot be read; None of a whole slide."""
-    if found.path.is_dir():
-        return len(list_cell_files(found.path).files)
-    if found.path.is_file() and found.path.suffix.lower() in (".h5", ".hdf5"):
-        try:
-            return len(open_bag(found.path))
-        except CytomilError:
-            return 0  # assessing it says why
-    return None

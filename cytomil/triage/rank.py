@@ -20,10 +20,8 @@ from cytomil.encoders.engines import Engine, open_engine, open_same_engine
 from cytomil.errors import (
     CytomilError,
     NoCellsError,
-    SlideUnreadableError,
     TriageModelError,
     WorkersError,
-    why_unreadable,
 )
 from cytomil.features.embedder import Embedder, as_lines, seen_px
 from cytomil.files import sha256_of_file
@@ -35,12 +33,12 @@ from cytomil.provenance import now, versions
 from cytomil.slides import CellFinding, Cutting, Resolutions, read_resolutions
 from cytomil.strings import Strings
 from cytomil.text import printable
+from cytomil.triage.apart import ReadingProcess, SlideApart
 from cytomil.triage.beforehand import work_on
 from cytomil.triage.config import RankConfig
-from cytomil.triage.placed import with_places, with_qc
 from cytomil.triage.result_cache import ResultCache
-from cytomil.triage.sources import CellFolder, Found, SlideSource, discover, open_source
-from cytomil.triage.whole_slide import SlideReading, WholeSlide
+from cytomil.triage.sources import Found, discover
+from cytomil.triage.whole_slide import SlideReading
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult, Worklist, in_reading_order
 from cytomil.workers import JobContext, WorkerFailure, open_workers
 
@@ -59,6 +57,17 @@ def rank(
     folder holds no slides, `TriageModelError` where the model cannot be used, `SettingsError` for a faulty ``mpp_csv``.
     ``on_slide`` is given the worklist so far after each slide but the last; over Ray it is not called.
     """
+    with ReadingProcess() as process:  # first, because it starts while the model is loaded
+        return _rank(slide_dir, settings, listener, on_slide, process)
+
+
+def _rank(
+    slide_dir: Path,
+    settings: RankConfig,
+    listener: Listener,
+    on_slide: Callable[[Worklist], None] | None,
+    process: ReadingProcess,
+) -> Worklist:
     found, ignored = discover(slide_dir, settings.out)
     model = load_triage_model(settings.model)
     if model.encoder.card.uses_instance_labels:
@@ -80,7 +89,7 @@ def rank(
     def worklist() -> Worklist:
         return _worklist(slide_dir, settings, model, engine.key, results, len(found) - len(results))
 
-    work, units = work_on(found)
+    work, units = work_on(found, process)
 
     def take(result: SlideResult, is_new: bool) -> None:
         # What was finished before or failed took no time that the others will take.
@@ -89,7 +98,7 @@ def rank(
         if on_slide is not None and len(results) < len(found):
             on_slide(worklist())
 
-    job = _Ranking(settings, reading, model.card, engine.name, engine.key, (model, engine), take)
+    job = _Ranking(settings, reading, model.card, engine.name, engine.key, (model, engine, process), take)
     # Over Ray slides are counted where they come back, and nothing is taken.
     with nullcontext(Uncounted()) if settings.ray_address else listener.whole(work) as count:
         answers = open_workers(settings.ray_address).map(job, found, listener, "reading slides", "slides")
@@ -189,7 +198,7 @@ class _Ranking:
     card: TriageCard
     engine: str
     engine_key: str
-    loaded: tuple[TriageModel, Engine] | None
+    loaded: tuple[TriageModel, Engine, ReadingProcess] | None
     take: Callable[[SlideResult, bool], None] | None
 
     @property
@@ -200,19 +209,22 @@ class _Ranking:
         return vars(self) | {"loaded": None, "take": None}
 
     def start(self, context: JobContext) -> Callable[[Iterable[Found]], Iterator[SlideResult]]:
-        model, engine = self.loaded or self._load()
+        model, engine, process = self.loaded or self._load()
         threads = context.threads(self.settings.workers)
         settings = self.settings.model_copy(update={"workers": threads})
-        ranker = _Ranker(model, engine, settings, replace(self.reading, workers=threads), context.listener)
+        reading = replace(self.reading, workers=threads)
+        ranker = _Ranker(model, engine, process, settings, reading, context.listener)
         return partial(map, partial(_told, ranker, self.take))
 
-    def _load(self) -> tuple[TriageModel, Engine]:
+    def _load(self) -> tuple[TriageModel, Engine, ReadingProcess]:
+        process = ReadingProcess()
         model = load_triage_model(self.settings.model)
         if model.card != self.card:
             raise TriageModelError(f"{self.settings.model} is not the same on all machines. Share it between them.")
-        return model, open_same_engine(
+        engine = open_same_engine(
             model.encoder, model.layer.embedded, self.engine, self.engine_key, self.settings.device
         )
+        return model, engine, process
 
 
 def _told(ranker: _Ranker, take: Callable[[SlideResult, bool], None] | None, found: Found) -> SlideResult:
@@ -239,8 +251,15 @@ class _Ranker:
     """Assesses slides one after another with one model."""
 
     def __init__(
-        self, model: TriageModel, engine: Engine, settings: RankConfig, reading: SlideReading, listener: Listener
+        self,
+        model: TriageModel,
+        engine: Engine,
+        process: ReadingProcess,
+        settings: RankConfig,
+        reading: SlideReading,
+        listener: Listener,
     ) -> None:
+        self._process = process
         self._model, self._settings, self._reading, self._listener = model, settings, reading, listener
         self._embedder = Embedder(model.encoder, engine, model.layer, "float32", model.orientations)
         shaped_by = {
@@ -267,22 +286,18 @@ class _Ranker:
         except CytomilError as error:
             return _not_assessed(found, error)
 
-    def _open(self, found: Found) -> tuple[SlideSource, str]:
-        try:
-            source = open_source(found, self._reading)
-            return source, source.fingerprint()
-        except OSError as error:
-            raise SlideUnreadableError(why_unreadable(found.path, error)) from None
+    def _open(self, found: Found) -> tuple[SlideApart, str]:
+        source = self._process.open(found, self._reading)
+        return source, source.fingerprint()
 
-    def _assess(self, found: Found, source: SlideSource) -> SlideResult:
+    def _assess(self, found: Found, source: SlideApart) -> SlideResult:
         try:
             cells = self._read(found, source)
         except NoCellsError as error:
-            result = _not_assessed(found, error)
-            return with_qc(result, source, self._settings.out) if isinstance(source, WholeSlide) else result
+            return source.with_qc(_not_assessed(found, error), self._settings.out)
         return self._result(found, source, cells)
 
-    def _read(self, found: Found, source: SlideSource) -> _Cells:
+    def _read(self, found: Found, source: SlideApart) -> _Cells:
         """Every cell through encoder, aggregator and novelty, a block at a time; of each its name and its numbers remain.
 
         Raises `NoCellsError` where there are too few.
@@ -305,7 +320,7 @@ class _Ranker:
             raise TriageModelError("the model gives no finite probability for this slide. Fit the model again.")
         return _Cells(names, unreadable, assessment, judged.result())
 
-    def _result(self, found: Found, source: SlideSource, cells: _Cells) -> SlideResult:
+    def _result(self, found: Found, source: SlideApart, cells: _Cells) -> SlideResult:
         assessment, novelty = cells.assessment, cells.novelty
         result = SlideResult(
             slide=found.name,
@@ -322,10 +337,8 @@ class _Ranker:
             key_instances=self._key_instances(source, cells),
             score_shares=tuple(score_shares(assessment.scores).tolist()),
         )
-        if isinstance(source, WholeSlide):
-            out, cells_csv = self._settings.out, self._settings.cells_csv
-            return with_places(result, source, cells.names, assessment.scores, out, cells_csv)
-        return result
+        out, cells_csv = self._settings.out, self._settings.cells_csv
+        return source.placed(result, cells.names, assessment.scores, out, cells_csv)
 
     def _call(self, probability: float, is_unlike: bool, is_few: bool) -> Call:
         thresholds = self._model.card.thresholds
@@ -336,7 +349,7 @@ class _Ranker:
             return Call.REVIEW_FIRST
         return Call.REVIEW if probability >= thresholds.low else Call.LOW_PRIORITY
 
-    def _cautions(self, source: SlideSource, cells: _Cells) -> Iterator[str]:
+    def _cautions(self, source: SlideApart, cells: _Cells) -> Iterator[str]:
         if cells.novelty.is_unlike:
             yield (
                 f"Unlike the training slides: do not rely on its call. {_how_unlike(cells.novelty)} Another specimen, stain, "
@@ -349,10 +362,9 @@ class _Ranker:
             yield f"{care}{n_unreadable} of {n} cells could not be read (first: {cells.unreadable[0]})"
         if len(cells.names) < CellFinding.min_cells:
             yield f"few cells: {len(cells.names)}, where a whole slide needs {CellFinding.min_cells}; read all of them"
-        if isinstance(source, CellFolder):
-            yield from source.cautions()
+        yield from source.cautions()
 
-    def _key_instances(self, source: SlideSource, cells: _Cells) -> tuple[KeyInstance, ...]:
+    def _key_instances(self, source: SlideApart, cells: _Cells) -> tuple[KeyInstance, ...]:
         scores = cells.assessment.scores
         top = np.argsort(-scores, kind="stable")[: self._settings.top]
         ids = [cells.names[i] for i in top]

@@ -24,8 +24,7 @@ from cytomil.errors import (
     SlideUnreadableError,
     why_unreadable,
 )
-from cytomil.features.embed import bag_blocks
-from cytomil.features.embedder import CellBlock, EncodedCells, Preparation, feed, spans
+from cytomil.features.cells import CellBlock, EncodedCells, Preparation, bag_blocks, feed, spans
 from cytomil.files import sha256_of_file, sha256_of_json
 from cytomil.pixels import is_picture, picture_size
 from cytomil.progress import Problem
@@ -111,6 +110,15 @@ def open_source(found: Found, reading: SlideReading) -> SlideSource:
     if not (is_slide_file(found.path) or found.parts or is_picture(found.path)):
         raise CytomilError("not read: neither a folder of cell images, nor a bag file, nor a whole slide.")
     return WholeSlide(found.path, reading, found.parts)
+
+
+def n_cells(found: Found) -> int | None:
+    """The number of cells of a bag or folder; None for a whole slide. Raises a `CytomilError` if a bag cannot be read."""
+    if found.path.is_dir():
+        return len(list_cell_files(found.path).files)
+    if found.path.is_file() and found.path.suffix.lower() in (".h5", ".hdf5"):
+        return len(open_bag(found.path))
+    return None
 
 
 class BagSource:

@@ -13,7 +13,7 @@ import numpy as np
 
 from cytomil.bags.whole_slides import cell_id, cut_cells
 from cytomil.errors import TriageModelError
-from cytomil.features.embedder import CellBlock, EncodedCells, Preparation, feed, piece_sizes
+from cytomil.features.cells import CellBlock, EncodedCells, Preparation, feed, piece_sizes
 from cytomil.files import replacing, sha256_of_file, sha256_of_json
 from cytomil.slides import Cells, Cutting, Handles, Resolutions, Slide, iter_cells, require_enough_cells
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cytomil.mil.triage_model import Weakness
+if TYPE_CHECKING:
+    from cytomil.mil.triage_model import Weakness
 
 GIVEN_SCALE = " (by the µm per pixel that you gave)"
 

@@ -11,12 +11,13 @@ from cytomil.workers.process_pool import ProcessPool
 __all__ = ["Job", "JobContext", "WorkerFailure", "Workers", "open_workers"]
 
 
-def open_workers(ray_address: str, processes: int = 1) -> Workers:
+def open_workers(ray_address: str, processes: int = 0) -> Workers:
     """The workers that run a job.
 
     Args:
         ray_address: ``local``, the address of a running Ray cluster, or empty: without Ray.
-        processes: without Ray, the number of processes of this machine; 1: this process.
+        processes: without Ray, the number of other processes of this machine, with the limits of `cytomil.limits`; 0: this
+            process.
 
     Raises:
         WorkersError: a Ray address is given and Ray is not installed.
@@ -25,4 +26,4 @@ def open_workers(ray_address: str, processes: int = 1) -> Workers:
         from cytomil.workers.on_ray import RayWorkers
 
         return RayWorkers(ray_address)
-    return ProcessPool(processes) if processes > 1 else InProcess()
+    return ProcessPool(processes) if processes else InProcess()

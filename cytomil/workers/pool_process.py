@@ -1,4 +1,4 @@
-"""A process of `ProcessPool`. It reads a job and then items from standard input, and writes one answer per message.
+"""The program of a `ChildProcess`. It reads a job and then items from standard input, and writes one answer per message.
 
 Run as ``python -m cytomil.workers.pool_process``. Messages are pickled twice. If the content of a message cannot be
 unpickled, the error is returned as the answer, like any other.
@@ -11,10 +11,13 @@ import pickle
 import sys
 import threading
 import traceback
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 from cytomil.errors import CytomilError
+from cytomil.limits import impose, progress
+from cytomil.workers.child_process import Sign
 from cytomil.workers.job import JobContext, Notes, Raised
 
 
@@ -24,6 +27,13 @@ def main() -> None:
     os.dup2(2, 1)  # output that a library prints must not mix with the answers
     messages: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, messages), daemon=True).start()
+    lock = threading.Lock()
+
+    def send(answer: Any) -> None:
+        with lock:
+            _send(answers, answer)
+
+    impose(partial(send, Sign()))
     notes = Notes()
     try:
         cores, job = pickle.loads(messages.get())
@@ -31,13 +41,15 @@ def main() -> None:
         answer: Any = notes.messages
     except Exception as error:
         answer = _raised(error)
-    _send(answers, answer)
+    send(answer)
     while True:
         try:
-            answer = next(work([pickle.loads(messages.get())]))
+            message = messages.get()
+            progress()
+            answer = next(work([pickle.loads(message)]))
         except Exception as error:
             answer = _raised(error)
-        _send(answers, answer)
+        send(answer)
 
 
 def _listen(stream: BinaryIO, messages: SimpleQueue[bytes]) -> None:

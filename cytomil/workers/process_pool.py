@@ -1,26 +1,21 @@
 """Run a job in several processes of this machine. If a process fails, only its current item must be tried again.
 
-Threads would block each other, because much of the work on a slide holds Python's global lock. The standard library's
-`multiprocessing` would run the caller's script again in each process.
+Threads would block each other, because much of the work on a slide holds Python's global lock.
 """
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from cytomil.errors import WorkersError
 from cytomil.progress import Listener
 from cytomil.threads import usable_cores
+from cytomil.workers.child_process import ChildProcess
 from cytomil.workers.job import MAX_TRIES, Item, Job, Raised, Result, WorkerFailure, failure_reason
 
 
@@ -55,7 +50,7 @@ class _Run:
         self._waiting = deque(range(len(items)))
         self._answers: SimpleQueue[tuple[int, Any]] = SimpleQueue()
         self._lock = threading.Lock()
-        self._processes: list[_PoolProcess] = []
+        self._processes: list[ChildProcess] = []
         self._is_closed = False
         self._noted: set[str] = set()
         self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(n)]
@@ -103,11 +98,11 @@ class _Run:
                 answer = Raised(error)
             self._answers.put((index, answer))
 
-    def _start_process(self) -> _PoolProcess:
+    def _start_process(self) -> ChildProcess:
         with self._lock:
             if self._is_closed:
                 raise _ClosedError
-            process = _PoolProcess()
+            process = ChildProcess()
             self._processes.append(process)
         notes = process.send(self._setup)
         if isinstance(notes, Raised):
@@ -123,44 +118,3 @@ class _Run:
                     self._noted.add(message)
                     self._listener.note(message)
         return process
-
-
-class _PoolProcess:
-    """One process. It runs `cytomil.workers.pool_process`."""
-
-    def __init__(self) -> None:
-        # The process must import the same modules as this one, and no others from the working directory.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "cytomil.workers.pool_process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,  # Ctrl-C reaches only this process, which then ends the other
-        )
-
-    def run(self, item: Any) -> Any:
-        """The result of one item, `Raised`, or `WorkerFailure` if the process has ended."""
-        return self.send(pickle.dumps(item))
-
-    def send(self, message: bytes) -> Any:
-        """The answer to a pickled message, as of `run`."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        try:
-            stdin.write(pickle.dumps(message))
-            stdin.flush()
-            return pickle.load(stdout)
-        except (OSError, EOFError, pickle.UnpicklingError, ValueError):
-            status = self._process.wait()
-            return WorkerFailure(f"killed by signal {-status}" if status < 0 else f"it ended with status {status}")
-
-    def kill(self) -> None:
-        """Kill the process. Its files stay valid, because all files are written completely or not at all."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with suppress(OSError):  # unwritten data in the buffer
-                    stream.close()

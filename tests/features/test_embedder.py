@@ -9,7 +9,8 @@ from cytomil.encoders.engines import open_engine
 from cytomil.encoders.stages import layer_groups, layer_of
 from cytomil.errors import FeatureFileError
 from cytomil.features import open_features
-from cytomil.features.embedder import CellBlock, Embedder
+from cytomil.features.cells import CellBlock
+from cytomil.features.embedder import Embedder
 from cytomil.morphology.measure import N_DESCRIPTORS
 from cytomil.progress import Problem
 

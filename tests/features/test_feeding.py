@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cytomil.encoders.transform import CellTransform, decode_cells
-from cytomil.features.embedder import EncodedCells, Preparation, feed, spans
+from cytomil.features.cells import EncodedCells, Preparation, feed, spans
 from cytomil.morphology.measure import SIDE, describe
 
 

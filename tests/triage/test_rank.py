@@ -24,6 +24,7 @@ from cytomil.progress import Silent
 from cytomil.text import from_text_cell
 from cytomil.training.config import PretrainConfig
 from cytomil.training.loop import pretrain
+from cytomil.triage.apart import ReadingProcess
 from cytomil.triage.beforehand import work_on
 from cytomil.triage.config import RankConfig
 from cytomil.triage.rank import rank
@@ -407,5 +408,7 @@ def test_beside_whole_slides_nothing_else_counts(tmp_path):
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / "a.png").write_bytes(b"")
     (tmp_path / "a.svs").write_bytes(b"")
-    work, units = work_on([Found("a", tmp_path / "a.svs"), Found("cells", tmp_path / "cells")])
+    found = [Found("a", tmp_path / "a.svs"), Found("cells", tmp_path / "cells")]
+    with ReadingProcess() as process:
+        work, units = work_on(found, process)
     assert (work.total, work.unit, units) == (1, "whole slides", [1, 0])

@@ -36,7 +36,8 @@ from cytomil.progress import Silent
 from cytomil.slides import Cutting
 from cytomil.training.config import PretrainConfig
 from cytomil.training.loop import pretrain
-from cytomil.triage import whole_slide
+from cytomil.triage import apart, whole_slide
+from cytomil.triage.apart import ReadingProcess
 from cytomil.triage.config import RankConfig
 from cytomil.triage.rank import rank
 from cytomil.triage.report import render_report
@@ -300,6 +301,19 @@ def test_key_cells_have_places_and_the_files_agree(road, three, tmp_path):
         assert heat.size[1] > 400  # its legend
 
 
+class ReadHere(ReadingProcess):
+    """Reads slides in this process."""
+
+    def __init__(self):
+        self._served = apart._Served()
+
+    def run(self, path, request):
+        return request(self._served)
+
+    def close(self):
+        pass
+
+
 class Counted:
     """Counts how often each slide file is opened."""
 
@@ -307,6 +321,8 @@ class Counted:
         self.names = []
         from cytomil.slides import open as handles
         from cytomil.slides import resolution
+
+        monkeypatch.setattr("cytomil.triage.rank.ReadingProcess", ReadHere)
 
         real = resolution.open_slide
 

@@ -14,7 +14,7 @@ import pytest
 from cytomil.errors import NoCellsError, TriageModelError, WorkersError
 from cytomil.progress import Silent
 from cytomil.workers import WorkerFailure, open_workers
-from cytomil.workers.process_pool import _PoolProcess
+from cytomil.workers.child_process import ChildProcess
 from tests.workers.jobs import Square
 
 
@@ -88,8 +88,8 @@ def test_an_interruption_ends_them(tmp_path):
 
 def test_they_end_with_a_process_that_is_killed(tmp_path):
     script = (
-        "import time\nfrom cytomil.workers.process_pool import _PoolProcess\n"
-        "print(_PoolProcess()._process.pid, flush=True)\ntime.sleep(600)"
+        "import time\nfrom cytomil.workers.child_process import ChildProcess\n"
+        "print(ChildProcess().pid, flush=True)\ntime.sleep(600)"
     )
     asking = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     member = psutil.Process(int(asking.stdout.readline()))
@@ -102,7 +102,7 @@ def test_they_end_with_a_process_that_is_killed(tmp_path):
 
 
 def test_what_cannot_be_loaded_is_raised_and_not_waited_for():
-    process = _PoolProcess()
+    process = ChildProcess()
     try:
         answer = process.send(b"no pickle")
         assert "pickle" in str(answer.error) or "invalid load key" in str(answer.error)

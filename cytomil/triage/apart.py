@@ -1,0 +1,246 @@
+"""Slides are read in another process. A file that crashes it, blocks it or exhausts its memory costs only that slide."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
+from operator import attrgetter, methodcaller
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from cytomil.errors import CytomilError, SlideUnreadableError, why_unreadable
+from cytomil.features.cells import CellBlock, Preparation
+from cytomil.limits import MEMORY_BYTES, progress
+from cytomil.threads import ahead
+from cytomil.triage.placed import with_places, with_qc
+from cytomil.triage.sources import CellFolder, Found, SlideSource, n_cells, open_source
+from cytomil.triage.whole_slide import SlideReading, WholeSlide
+from cytomil.triage.worklist import SlideResult
+from cytomil.workers.child_process import ChildProcess
+from cytomil.workers.job import JobContext, Raised, WorkerFailure
+
+_S_PER_CELL = 1e-4  # writing a cell's outline and score takes some 20 µs
+_DAMAGED = "The file is damaged, or made to do harm. Copy it again from the scanner."
+
+_idle: list[ChildProcess] = []
+# A forked process must not use its parent's pipes.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)
+
+
+class ReadingProcess:
+    """Reads slides one after another in another process, and replaces it if it ends.
+
+    Starting the process takes half a second, so a later `ReadingProcess` takes over an idle one.
+    """
+
+    def __init__(self) -> None:
+        self._child: ChildProcess | None = None
+        self.start()
+
+    def __enter__(self) -> ReadingProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close() if error is None else self.kill()
+
+    def start(self) -> None:
+        """Start the process, without waiting for it."""
+        if self._child is None:
+            self._child = _idle.pop() if _idle else ChildProcess()
+            self._is_new = True
+
+    def close(self) -> None:
+        """Leave the process to a later `ReadingProcess`."""
+        if self._child is not None:
+            _idle.append(self._child)
+            self._child = None
+
+    def kill(self) -> None:
+        """End the process at once."""
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def n_cells(self, found: Found) -> int | None:
+        """See `cytomil.triage.sources.n_cells`. 0 if the slide cannot be read."""
+        try:
+            return self.run(found.path, partial(_n_cells, found, Path.cwd()))
+        except CytomilError:
+            return 0
+
+    def open(self, found: Found, reading: SlideReading) -> SlideApart:
+        """Open one entry of a folder of slides. Raises a `CytomilError` that says why it cannot be read."""
+        self.run(found.path, partial(_open, found, reading, Path.cwd()))
+        return SlideApart(self, found)
+
+    def run(self, path: Path, request: Callable[[_Served], Any]) -> Any:
+        """The result of ``request`` in the process, about the slide at ``path``.
+
+        Raises what it raises. Raises `SlideUnreadableError` if the process ends, blocks or lacks memory.
+        """
+        self.start()
+        child = self._child
+        assert child is not None
+        answer = self._set_up(child)
+        if not isinstance(answer, WorkerFailure):
+            answer = child.run(request)
+        if isinstance(answer, WorkerFailure):
+            self.kill()
+            raise SlideUnreadableError(f"{path}: its reader stopped ({answer.reason}). {_DAMAGED}")
+        if isinstance(answer, Raised):
+            if isinstance(answer.error, MemoryError):
+                raise SlideUnreadableError(f"{path}: needs more than {MEMORY_BYTES >> 30} GB of memory. {_DAMAGED}")
+            if isinstance(answer.error, OSError):
+                raise SlideUnreadableError(f"{path}: {why_unreadable(path, answer.error)}")
+            raise answer.error
+        return answer
+
+    def _set_up(self, child: ChildProcess) -> Any:
+        if not self._is_new:
+            return None
+        self._is_new = False
+        return child.send(pickle.dumps((0, Reading())))
+
+
+class SlideApart:
+    """One slide, opened in a `ReadingProcess`. See `cytomil.triage.sources.SlideSource` for what it has of a source."""
+
+    def __init__(self, process: ReadingProcess, found: Found) -> None:
+        self._process, self._found = process, found
+
+    @property
+    def mpp(self) -> float | None:
+        """See `SlideSource`."""
+        return self._of_source(attrgetter("mpp"))
+
+    @property
+    def assumed_mpp(self) -> float | None:
+        """See `SlideSource`."""
+        return self._of_source(attrgetter("assumed_mpp"))
+
+    def fingerprint(self) -> str:
+        """See `SlideSource`."""
+        return self._of_source(methodcaller("fingerprint"))
+
+    def content_sha256(self) -> str:
+        """See `SlideSource`."""
+        return self._of_source(methodcaller("content_sha256"))
+
+    def images(self, instance_ids: list[str], least_px: int) -> list[bytes]:
+        """See `SlideSource`."""
+        return self._of_source(methodcaller("images", instance_ids, least_px))
+
+    def blocks(self, preparation: Preparation, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
+        """See `SlideSource`. One block is read ahead."""
+        self._run(partial(_begin, preparation, batch_size, workers))
+        with closing(ahead(repeat(partial(self._run, _next)), workers=1, most=2)) as blocks:
+            try:
+                for block in blocks:
+                    if block is None:
+                        return
+                    yield block
+            except CytomilError:  # the slide stays open
+                raise
+            except BaseException:
+                self._process.kill()  # do not wait for the block that is being read
+                raise
+
+    def cautions(self) -> list[str]:
+        """What a reader must know of the images themselves."""
+        return self._of_source(_cautions)
+
+    def placed(
+        self, result: SlideResult, names: Sequence[str], scores: np.ndarray, out: Path, cells_csv: bool
+    ) -> SlideResult:
+        """See `with_places`. The result is unchanged if the slide is not a whole slide."""
+        return self._of_source(partial(_placed, result, names, scores, out, cells_csv))
+
+    def with_qc(self, result: SlideResult, out: Path) -> SlideResult:
+        """See `cytomil.triage.placed.with_qc`. The result is unchanged if the slide is not a whole slide."""
+        return self._of_source(partial(_with_qc, result, out))
+
+    def _of_source(self, function: Callable[[SlideSource], Any]) -> Any:
+        return self._run(partial(_apply, function))
+
+    def _run(self, request: Callable[[_Served], Any]) -> Any:
+        return self._process.run(self._found.path, request)
+
+
+class _Served:
+    """The slide that is open in the process, and its blocks of cells once they are requested."""
+
+    source: SlideSource | None = None
+    blocks: Iterator[CellBlock] = iter(())
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The job of a `ReadingProcess`. Its items are functions, each called with the open slide."""
+
+    device: str = "cpu"
+
+    def start(self, context: JobContext) -> Callable[[Iterable[Callable[[_Served], Any]]], Iterator[Any]]:
+        """See `cytomil.workers.Job`."""
+        served = _Served()
+        return partial(map, lambda request: request(served))
+
+
+def _open(found: Found, reading: SlideReading, folder: Path, served: _Served) -> None:
+    os.chdir(folder)  # paths are relative to the folder in which the calling process is
+    _close(served)
+    served.source = open_source(found, reading)
+
+
+def _n_cells(found: Found, folder: Path, served: _Served) -> int | None:
+    os.chdir(folder)
+    return n_cells(found)
+
+
+def _begin(preparation: Preparation, batch_size: int, workers: int, served: _Served) -> None:
+    served.blocks = _require_source(served).blocks(preparation, batch_size, workers)
+
+
+def _next(served: _Served) -> CellBlock | None:
+    return next(served.blocks, None)
+
+
+def _close(served: _Served) -> None:
+    close = getattr(served.blocks, "close", None)
+    if close is not None:
+        close()
+    served.source, served.blocks = None, iter(())
+
+
+def _apply(function: Callable[[SlideSource], Any], served: _Served) -> Any:
+    return function(_require_source(served))
+
+
+def _require_source(served: _Served) -> SlideSource:
+    assert served.source is not None
+    return served.source
+
+
+def _cautions(source: SlideSource) -> list[str]:
+    return list(source.cautions()) if isinstance(source, CellFolder) else []
+
+
+def _placed(
+    result: SlideResult, names: Sequence[str], scores: np.ndarray, out: Path, cells_csv: bool, source: SlideSource
+) -> SlideResult:
+    progress(len(names) * _S_PER_CELL)
+    return with_places(result, source, names, scores, out, cells_csv) if isinstance(source, WholeSlide) else result
+
+
+def _with_qc(result: SlideResult, out: Path, source: SlideSource) -> SlideResult:
+    return with_qc(result, source, out) if isinstance(source, WholeSlide) else result
