@@ -44,6 +44,7 @@ class ReadingProcess:
 
     def __init__(self) -> None:
         self._child: ChildProcess | None = None
+        self._harmful: dict[Path, str] = {}
         self.start()
 
     def __enter__(self) -> ReadingProcess:
@@ -87,8 +88,11 @@ class ReadingProcess:
     def run(self, path: Path, request: Callable[[_Served], Any]) -> Any:
         """The result of ``request`` in the process, about the slide at ``path``.
 
-        Raises what it raises. Raises `SlideUnreadableError` if the process ends, blocks or lacks memory.
+        Raises what it raises. Raises `SlideUnreadableError` if the process ends, blocks or lacks memory. A slide that
+        ended the process is not tried again.
         """
+        if path in self._harmful:
+            raise SlideUnreadableError(self._harmful[path])
         self.start()
         child = self._child
         assert child is not None
@@ -97,7 +101,8 @@ class ReadingProcess:
             answer = child.run(request)
         if isinstance(answer, WorkerFailure):
             self.kill()
-            raise SlideUnreadableError(f"{path}: its reader stopped ({answer.reason}). {_DAMAGED}")
+            self._harmful[path] = f"{path}: its reader stopped ({answer.reason}). {_DAMAGED}"
+            raise SlideUnreadableError(self._harmful[path])
         if isinstance(answer, Raised):
             if isinstance(answer.error, MemoryError):
                 raise SlideUnreadableError(f"{path}: needs more than {MEMORY_BYTES >> 30} GB of memory. {_DAMAGED}")

@@ -2,64 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-import time
 from pathlib import Path
 
+import h5py
 import pytest
+from typer.testing import CliRunner
 
-from cytomil import limits
+from cytomil.app.cli.app import app
 from cytomil.bags import BagInfo, Instance, write_bag
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import SlideUnreadableError
 from cytomil.features.cells import Preparation
+from cytomil.hdf5 import seal_hdf5
 from cytomil.slides import Resolutions
 from cytomil.triage.apart import ReadingProcess
 from cytomil.triage.sources import Found
 from cytomil.triage.whole_slide import SlideReading
+from tests.triage.requests import (
+    abort,
+    answer,
+    compute_for_ever,
+    compute_with_progress,
+    fail,
+    leave,
+    own_pid,
+    take_memory,
+)
+from tests.triage.test_rank import make_road
 
 LINUX_ONLY = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit memory in this way")
 
 
-def abort(served):
-    os.abort()
-
-
-def leave(served):
-    os._exit(7)
-
-
-def take_memory(served):
-    return len(bytearray(limits.MEMORY_BYTES + 1))
-
-
-def allow_one_second():
-    limits.CPU_S, limits._RENEWED_EVERY_S = 1, 0.2
-    limits._imposed[0]._until = 0.0
-    limits.progress(0.001)
-
-
-def compute_for_ever(served):
-    allow_one_second()
-    while True:
-        pass
-
-
-def compute_with_progress(served):
-    allow_one_second()
-    started = time.process_time()
-    while time.process_time() < started + 3:
-        limits.progress()
-    return "done"
-
-
-def fail(served):
-    raise FileNotFoundError(2, "no such file")
-
-
-def answer(served):
-    return 42
+@pytest.fixture(scope="module")
+def road(shared):
+    return shared.folder("road", make_road)
 
 
 @pytest.fixture
@@ -94,6 +73,12 @@ def test_the_slide_is_refused_in_one_line_and_the_next_one_is_read(process, tmp_
     assert process.run(tmp_path / "good.svs", answer) == 42
 
 
+def test_a_slide_that_ended_the_process_is_not_tried_again(process, tmp_path):
+    for request_ in (leave, answer):
+        with pytest.raises(SlideUnreadableError, match="status 7"):
+            process.run(tmp_path / "bad.svs", request_)
+
+
 def test_work_that_advances_may_take_as_long_as_it_needs(process, tmp_path):
     assert process.run(tmp_path, compute_with_progress) == "done"
     process.kill()  # its limit is shorter than others expect
@@ -105,10 +90,6 @@ def test_an_idle_process_is_used_again(tmp_path):
         with ReadingProcess() as process:
             pids.append(process.run(tmp_path, own_pid))
     assert pids[0] == pids[1] != os.getpid()
-
-
-def own_pid(served):
-    return os.getpid()
 
 
 def test_relative_paths_are_those_of_the_calling_process(bag_of_cells, tmp_path, monkeypatch):
@@ -133,3 +114,32 @@ def test_leaving_a_slide_half_read_does_not_wait(bag_of_cells, tmp_path):
         assert len(next(blocks).instance_ids) == 2
         blocks.close()
         assert process.run(tmp_path, answer) == 42
+
+
+@pytest.mark.long
+def test_three_hostile_slides_among_ten_sound_ones(road, bag_of_cells, tmp_path):
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for i in range(10):
+        bag_of_cells(slides / f"sound-{i}.h5", 20)
+    bag_of_cells(slides / "zeroed.h5", 400)
+    content = bytearray((slides / "zeroed.h5").read_bytes())
+    content[25088 : 25088 + 4096] = bytes(4096)  # HDF5 then follows its heap for ever
+    for name in ("zeroed.h5", "zeroed-copy.h5"):
+        (slides / name).write_bytes(content)
+        seal_hdf5(slides / name)
+    bag_of_cells(slides / "declares.h5", 20)
+    with h5py.File(slides / "declares.h5", "r+") as file:
+        for dataset in file.values():
+            dataset.resize(2_000_000_000, axis=0)
+        file.attrs["n_instances"] = 2_000_000_000
+    seal_hdf5(slides / "declares.h5")
+    out = tmp_path / "out"
+    line = ["rank", str(slides), "--model", str(road / "model"), "--out", str(out)]
+    result = CliRunner().invoke(app, line)
+    assert result.exit_code == 3, result.output
+    listed = {slide["slide"]: slide for slide in json.loads((out / "triage.json").read_text())["slides"]}
+    refused = {name for name, slide in listed.items() if slide["call"] == "not assessed"}
+    assert refused == {"zeroed.h5", "zeroed-copy.h5", "declares.h5"}
+    assert len(listed) == 13
+    assert all(listed[name]["reason"] for name in refused)
