@@ -1,4 +1,4 @@
-"""Readers to be fuzzed, and the process that fuzzes one of them: ``python -m bench.fuzz_targets NAME CORPUS [libFuzzer options]``.
+"""Readers to be fuzzed, and the process that fuzzes one: ``python -m bench.fuzz_targets NAME CORPUS [libFuzzer options]``.
 
 A target is given bytes, writes them to a file, and reads it. A reader may accept the file or raise a `CytomilError`.
 Whatever else it raises is a finding, as are a hang and an excess of memory.
@@ -122,7 +122,10 @@ def seeds(made: Path) -> Iterator[tuple[str, bytes]]:
     yield "feedback", b"slide,instance_id,verdict\na,x1y2,abnormal\nb,x3y4,normal\n"
     yield "params.yaml", b"pretrain:\n  epochs: 3\n  method: simclr\nprofiles:\n  big:\n    pretrain: {epochs: 9}\n"
     yield "evaluation", b'{"schema": "cytomil.evaluation/1", "seed": 0, "judge": "own", "name": "x", "bags": []}'
-    yield "worklist", b'{"schema": "cytomil.triage/1", "slides": [{"slide": "a", "call": "review", "key_instances": []}]}'
+    yield (
+        "worklist",
+        b'{"schema": "cytomil.triage/1", "slides": [{"slide": "a", "call": "review", "key_instances": []}]}',
+    )
     yield "review log", b'{"time": "2026-01-01", "reader": "ab", "action": "cell", "slide": "a", "value": "normal"}\n'
     ring = [[5, 5], [15, 5], [15, 15], [5, 15], [5, 5]]
     feature = {

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cytomil.evaluation.calibration import brier_interval
 from cytomil.evaluation.metrics import (
     DEFAULT_SHARE,
     BagMetrics,
@@ -36,7 +37,7 @@ def bag_intervals(
 
     AUROC has Newcombe's interval. Sensitivity, specificity and AUPRC have Wilson's, with the number of patients of that
     label as the number of cases (for AUPRC: Boyd et al. 2013, the binomial interval over positives). F1 has Wilson's
-    interval of TP / (TP + FP + FN).
+    interval of TP / (TP + FP + FN). The Brier score has that of `brier_interval`.
 
     Args:
         metrics: of these bags.
@@ -56,7 +57,9 @@ def bag_intervals(
         "specificity": lambda value: proportion_interval(value, n_negative),
     }
     figures = {name: getattr(metrics, name) for name in by_name}
-    return {name: _bounds(by_name[name](value)) for name, value in figures.items() if value is not None}
+    found = {name: by_name[name](value) for name, value in figures.items() if value is not None}
+    brier = brier_interval(probabilities, labels, patients)
+    return {name: _bounds(interval) for name, interval in (found | ({"brier": brier} if brier else {})).items()}
 
 
 def instance_intervals(bags: Sequence[ScoredBag], k: int | None = None) -> Bounds:

@@ -28,7 +28,11 @@ DEFAULT_SHARE = 0.40
 
 @dataclass(frozen=True)
 class BagMetrics:
-    """Figures over bags, each a fraction in 0..1 or None. `undefined` gives the reason for every None."""
+    """Figures over bags, each a fraction in 0..1 or None. `undefined` gives the reason for every None.
+
+    `brier` is the mean squared difference between probability and label (Brier, Monthly Weather Review 78, 1950). 0 is
+    perfect, and a constant probability p of positive bags has p (1 − p).
+    """
 
     n_bags: int
     n_positive: int
@@ -38,6 +42,7 @@ class BagMetrics:
     auprc: float | None
     sensitivity: float | None
     specificity: float | None
+    brier: float | None
     undefined: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -216,6 +221,7 @@ def bag_metrics(probabilities: ArrayLike, labels: ArrayLike, threshold: float) -
         "auprc": lambda: instance_average_precision(checked, positive),
         "sensitivity": lambda: hits / n_positive,
         "specificity": lambda: (n_negative - n_called + hits) / n_negative,
+        "brier": lambda: float(np.mean((checked - positive) ** 2)),
     }
     undefined = _undefined_bag_figures(n_positive, n_negative, n_called)
     return BagMetrics(
@@ -340,7 +346,7 @@ def _no_mean_reason(usable: Sequence[tuple[Floats, Bools]], left_out: int) -> st
 
 def _undefined_bag_figures(n_positive: int, n_negative: int, n_called: int) -> dict[str, str]:
     if n_positive + n_negative == 0:
-        return dict.fromkeys(("f1", "auroc", "auprc", "sensitivity", "specificity"), "no bags")
+        return dict.fromkeys(("f1", "auroc", "auprc", "sensitivity", "specificity", "brier"), "no bags")
     undefined = {}
     if n_positive == 0:
         undefined = dict.fromkeys(("auroc", "auprc"), "one class only: no positive bag")

@@ -81,7 +81,7 @@ def plot_roc(rows: Sequence[Mapping[str, float]], auroc: float | None) -> Figure
     if auroc is None:
         return _say_undefined(figure, axes, "ROC curve", "undefined: one class only")
     axes.plot([row["fpr"] for row in rows], [row["tpr"] for row in rows], color=BLUE, linewidth=2, clip_on=False)
-    _set_title(axes, f"ROC curve: AUROC {auroc:.3f}")
+    _set_title(axes, f"ROC curve: AUROC {auroc:.2f}")
     return figure
 
 
@@ -101,10 +101,30 @@ def plot_pr(rows: Sequence[Mapping[str, float]], auprc: float | None, prevalence
     if prevalence is not None:
         _draw_reference(axes, (0, 1), (prevalence, prevalence))
         side = -5 if prevalence > 0.5 else 5
-        _label(axes, f"chance, prevalence {prevalence:.3f}", (0.02, prevalence), (0, side), GREY)
+        _label(axes, f"chance, prevalence {prevalence:.2f}", (0.02, prevalence), (0, side), GREY)
     recall, precision = _steps(rows)
     axes.plot(recall, precision, color=BLUE, linewidth=2, drawstyle="steps-pre", clip_on=False)
-    _set_title(axes, f"Precision-recall curve: AUPRC {auprc:.3f}")
+    _set_title(axes, f"Precision-recall curve: AUPRC {auprc:.2f}")
+    return figure
+
+
+def plot_calibration(rows: Sequence[Mapping[str, float]]) -> Figure:
+    """Draw the fraction of positive bags against the model's probability, with 95 % intervals.
+
+    Args:
+        rows: from `calibration.calibration_points`; if empty, the figure says that the curve is undefined.
+    """
+    figure, axes = _unit_square("Probability given by the model", "Fraction of these bags that are positive")
+    _draw_reference(axes, (0, 1), (0, 1))
+    _explain_diagonal(axes, "dashed: perfect calibration")
+    if not rows:
+        return _say_undefined(figure, axes, "Calibration", "undefined: no bags")
+    x, y = [row["probability"] for row in rows], [row["positive"] for row in rows]
+    reach = [[row["positive"] - row["low"] for row in rows], [row["high"] - row["positive"] for row in rows]]
+    axes.errorbar(x, y, yerr=reach, color=BLUE, linewidth=1.6, marker="o", markersize=6, capsize=4, clip_on=False)
+    bags = sorted({int(row["n_bags"]) for row in rows})
+    each = f"{bags[0]}" if len(bags) == 1 else f"{bags[0]} to {bags[-1]}"
+    _set_title(axes, f"Calibration: {each} bags per point, 95 % intervals")
     return figure
 
 

@@ -13,12 +13,13 @@ import numpy as np
 from cytomil.bags.instance_labels import read_instance_labels
 from cytomil.bags.manifest import Manifest, open_listed, read_manifest
 from cytomil.errors import CytomilError, FeatureFileError, SettingsError, TriageModelError
+from cytomil.evaluation.calibration import calibration_points
 from cytomil.evaluation.config import EvaluateConfig
 from cytomil.evaluation.control import Control, permuted_labels, read_sites, without_witnesses
 from cytomil.evaluation.curves import pr_curve_points, recall_by_k_points, roc_curve_points
 from cytomil.evaluation.intervals import Bounds, bag_intervals, instance_intervals
 from cytomil.evaluation.metrics import BagMetrics, InstanceMetrics, bag_metrics, instance_metrics
-from cytomil.evaluation.plots import plot_pr, plot_recall_by_k, plot_roc, plot_training, save_png
+from cytomil.evaluation.plots import plot_calibration, plot_pr, plot_recall_by_k, plot_roc, plot_training, save_png
 from cytomil.evaluation.record import RECORD_NAME, Prediction, make_record
 from cytomil.evaluation.redrawn import RedrawnMetrics, redrawn_metrics
 from cytomil.features.cache import Features
@@ -210,19 +211,22 @@ def _instance_labels(manifest: Manifest, bag_id: str, features: Features, proble
 def _write(out: Path, measured: Measured) -> None:
     predictions, bag, instance = measured.predictions, measured.bag, measured.instance
     labels, probabilities = [p.label for p in predictions], [p.probability for p in predictions]
-    roc, pr, recall = (
+    roc, pr, calibration, recall = (
         roc_curve_points(probabilities, labels),
         pr_curve_points(probabilities, labels),
+        calibration_points(probabilities, labels),
         recall_by_k_points([p.scored for p in predictions if p.scored is not None]),
     )
     for name, rows, columns in (
         ("roc", roc, ("fpr", "tpr")),
         ("pr", pr, ("recall", "precision")),
         ("recall_by_k", recall, ("share_reviewed", "recall", "random")),
+        ("calibration", calibration, ("probability", "positive", "low", "high", "n_bags")),
     ):
         write_text(out / "plots" / f"{name}.csv", csv_text(columns, rows))
     save_png(plot_roc(roc, bag.auroc), out / "plots" / "roc.png")
     save_png(plot_pr(pr, bag.auprc, float(np.mean(labels))), out / "plots" / "pr.png")
+    save_png(plot_calibration(calibration), out / "plots" / "calibration.png")
     save_png(plot_recall_by_k(recall, instance.n_bags), out / "plots" / "recall_by_k.png")
     save_png(plot_training(measured.model.encoder.card.history), out / "plots" / "training.png")
     predicted = [

@@ -28,7 +28,7 @@ from cytomil.evaluation.metrics import (
     review_until_first,
 )
 
-BAG_KEYS = {"n_bags", "n_positive", "threshold", "f1", "auroc", "auprc", "sensitivity", "specificity", "undefined"}
+BAG_KEYS = {"n_bags", "n_positive", "threshold", "f1", "auroc", "auprc", "sensitivity", "specificity", "brier", "undefined"}
 INSTANCE_FIGURES = {
     "recall_at_k",
     "recall_at_1pct",
@@ -288,7 +288,7 @@ def test_a_probability_at_the_threshold_is_called_positive() -> None:
 @pytest.mark.parametrize(
     ("probabilities", "labels", "nones"),
     [
-        ([], [], {"f1", "auroc", "auprc", "sensitivity", "specificity"}),
+        ([], [], {"f1", "auroc", "auprc", "sensitivity", "specificity", "brier"}),
         ([0.1, 0.2], [0, 0], {"f1", "auroc", "auprc", "sensitivity"}),
         ([0.1, 0.9], [0, 0], {"auroc", "auprc", "sensitivity"}),
         ([0.1, 0.9], [1, 1], {"auroc", "auprc", "specificity"}),

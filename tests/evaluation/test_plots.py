@@ -13,6 +13,7 @@ from PIL import Image
 
 import cytomil
 from cytomil.evaluation import plots
+from cytomil.evaluation.calibration import calibration_points
 from cytomil.evaluation.curves import pr_curve_points, recall_by_k_points, roc_curve_points
 
 PROBABILITIES, LABELS = [0.1, 0.4, 0.35, 0.8, 0.7, 0.2], [0, 0, 1, 1, 1, 0]
@@ -54,6 +55,8 @@ FIGURES = {
     "roc, one class": lambda: plots.plot_roc([], None),
     "pr": lambda: plots.plot_pr(pr_curve_points(PROBABILITIES, LABELS), 0.917, 0.5),
     "pr, one class": lambda: plots.plot_pr([], None, None),
+    "calibration": lambda: plots.plot_calibration(calibration_points(PROBABILITIES * 3, LABELS * 3)),
+    "calibration, no bags": lambda: plots.plot_calibration([]),
     "recall": lambda: plots.plot_recall_by_k(recall_rows(), 1),
     "recall, no bags": lambda: plots.plot_recall_by_k([], 0),
     "training": lambda: plots.plot_training(history(3, [*QUANTITIES, "chance"])),
@@ -78,10 +81,10 @@ def test_png_is_whole_not_blank_and_the_same_twice(name: str, tmp_path: Path) ->
 
 
 def test_curves_say_their_figure_and_name_the_line_of_chance() -> None:
-    assert "AUROC 0.889" in texts(FIGURES["roc"]())
+    assert "AUROC 0.89" in texts(FIGURES["roc"]())
     assert "chance" in texts(FIGURES["roc"]())
-    assert "AUPRC 0.917" in texts(FIGURES["pr"]())
-    assert "prevalence 0.500" in texts(FIGURES["pr"]())
+    assert "AUPRC 0.92" in texts(FIGURES["pr"]())
+    assert "prevalence 0.50" in texts(FIGURES["pr"]())
     recall = texts(FIGURES["recall"]())
     assert "mean over 1 bag" in recall
     assert "random order" in recall

@@ -26,6 +26,7 @@ _BAG_ROWS = (
     ("f1", "F1", "at the model's threshold"),
     ("sensitivity", "sensitivity", "positive bags called positive"),
     ("specificity", "specificity", "negative bags called negative"),
+    ("brier", "Brier score", "of the probability: 0 is best, 0.25 says nothing"),
 )
 _INSTANCE_ROWS = (
     ("recall_at_k", "recall at k", ""),
