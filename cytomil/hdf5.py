@@ -52,6 +52,13 @@ def reading_hdf5(path: Path, error: type[CytomilError], what: str, verb: str) ->
     if not path.is_file():
         raise error(f"{path} does not exist. Make {what} with `cytomil {verb}`.")
     again = f"Make it again with `cytomil {verb}`."
+    require_sealed(path, error, again)
+    with open_hdf5(path, error, again) as file:
+        yield file
+
+
+def require_sealed(path: Path, error: type[CytomilError], cure: str) -> None:
+    """Raise ``error`` unless the checksum before the content is right. ``cure`` ends the message."""
     try:
         if _is_locked(path):
             raise error(f"{path} is in use by another program. Wait until that has finished, and run this again.")
@@ -60,9 +67,7 @@ def reading_hdf5(path: Path, error: type[CytomilError], what: str, verb: str) ->
     except OSError as problem:
         raise error(f"{path}: {why_unreadable(path, problem)}") from None
     if fault:
-        raise error(f"{path} {fault}. {again}")
-    with open_hdf5(path, error, again) as file:
-        yield file
+        raise error(f"{path} {fault}. {cure}")
 
 
 @contextmanager

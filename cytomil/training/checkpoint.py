@@ -7,12 +7,14 @@ fingerprint of settings, data, `TRAINING_VERSION` and libraries, so that a run n
 from __future__ import annotations
 
 import glob
+import hashlib
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cytomil.errors import ResumeError
 from cytomil.files import replacing, sha256_of_json
@@ -74,6 +76,20 @@ class Checkpoint:
     history: list[dict[str, Any]]
 
 
+_ENTRIES = {"identity", *Checkpoint.__dataclass_fields__}
+# What PyTorch raises for a damaged file, and what a file that holds something else leads to.
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    pickle.UnpicklingError,
+)
+
+
 def checkpoint_path(out: Path, identity: RunIdentity) -> Path:
     """Path of the checkpoint of the run that writes the bundle ``out``."""
     return out.parent / "checkpoints" / f"{out.name}-{identity.fingerprint[:16]}.pt"
@@ -81,8 +97,9 @@ def checkpoint_path(out: Path, identity: RunIdentity) -> Path:
 
 def save_checkpoint(path: Path, identity: RunIdentity, checkpoint: Checkpoint) -> None:
     """Write the checkpoint completely or not at all. It replaces the previous one."""
+    content = {"identity": vars(identity), **vars(checkpoint)}
     with replacing(path) as partial:
-        torch.save({"identity": vars(identity), **vars(checkpoint)}, partial)
+        torch.save({**content, "sha256": _sha256_of(content)}, partial)
 
 
 def load_checkpoint(out: Path, identity: RunIdentity, insist: bool) -> Checkpoint | None:
@@ -111,7 +128,34 @@ def load_checkpoint(out: Path, identity: RunIdentity, insist: bool) -> Checkpoin
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        sha256 = content.pop("sha256", None)  # None: an earlier version wrote it
+        if content.keys() != _ENTRIES or sha256 not in (None, _sha256_of(content)):
+            raise ValueError("its checksum does not match")
+    except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ResumeError(f"{path} is damaged ({reason}). Delete it and start again.") from None
+    return content
+
+
+def _sha256_of(content: Any) -> str:
+    """SHA-256 over all tensors and values of a checkpoint, in their order."""
+    digest = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        if isinstance(part, Tensor):
+            digest.update(repr((part.dtype, part.shape)).encode())
+            digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        elif isinstance(part, dict):
+            for key, value in part.items():
+                digest.update(repr(key).encode())
+                add(value)
+        elif isinstance(part, list | tuple):
+            digest.update(f"{len(part)} entries".encode())
+            for value in part:
+                add(value)
+        else:
+            digest.update(repr(part).encode())
+
+    add(content)
+    return digest.hexdigest()

@@ -12,6 +12,7 @@ import torch
 
 from cytomil.bags.bag_file import open_bag
 from cytomil.bags.draw import Draw
+from cytomil.bags.fitted import FittedBag, patient_key
 from cytomil.bags.manifest import BagRow, Manifest, fingerprint, read_manifest
 from cytomil.bags.synthetic_cells import SOURCE as SYNTHETIC
 from cytomil.config import own_config
@@ -133,7 +134,7 @@ def pretrain(
     if not processes.is_first:
         processes.barrier()
         return Pretrained(load_bundle(settings.out), ())
-    metadata = run.metadata() | _data_metadata(manifest, rows, identity, len(cells))
+    metadata = run.metadata() | _data_metadata(manifest, rows, identity, len(cells), method.trains)
     engines = stored_engines(settings.out)
     bundle = save_bundle(settings.out, run.encoder, transform, metadata)
     if gone := sorted(set(engines) - set(stored_engines(settings.out))):
@@ -217,7 +218,9 @@ def _finished(settings: PretrainConfig, identity: RunIdentity) -> EncoderBundle 
     return load_bundle(settings.out)
 
 
-def _data_metadata(manifest: Manifest, rows: tuple[BagRow, ...], identity: RunIdentity, n_cells: int) -> dict[str, Any]:
+def _data_metadata(
+    manifest: Manifest, rows: tuple[BagRow, ...], identity: RunIdentity, n_cells: int, trains: bool
+) -> dict[str, Any]:
     infos = [open_bag(manifest.file_of(row)).info for row in rows]
     sources = sorted({info.source.split("/")[0] for info in infos})
     cuttings = {info.cutting for info in infos}
@@ -229,6 +232,10 @@ def _data_metadata(manifest: Manifest, rows: tuple[BagRow, ...], identity: RunId
         "n_cells": n_cells,
         "sources": sources,
         "cutting": None if agreed is None else agreed.to_json(),
+        "fitted_to": [
+            FittedBag(sha256=row.sha256, patient=patient_key(row.patient_id)).to_json()
+            for row in (rows if trains else ())
+        ],
     }
     return {"data": data, "synthetic": sources == [SYNTHETIC]}
 
