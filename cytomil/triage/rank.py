@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from cytomil.bags.cell_folder import MIN_CELLS
-from cytomil.bags.images import open_image
 from cytomil.bags.own_output import mark_own
 from cytomil.encoders.engines import Engine, open_engine, open_same_engine
 from cytomil.errors import (
@@ -26,6 +24,7 @@ from cytomil.errors import (
     why_unreadable,
 )
 from cytomil.features.embedder import Embedder, as_lines, seen_px
+from cytomil.file_manifest import require_signature
 from cytomil.files import sha256_of_file
 from cytomil.mil.ensemble import Assessment, score_shares
 from cytomil.mil.novelty import SlideNovelty
@@ -35,9 +34,12 @@ from cytomil.provenance import now, versions
 from cytomil.slides import CellFinding, Cutting, Resolutions, read_resolutions
 from cytomil.strings import Strings
 from cytomil.text import printable
+from cytomil.triage.audit import AuditLog
 from cytomil.triage.beforehand import work_on
 from cytomil.triage.config import RankConfig
+from cytomil.triage.pictures import GALLERY_PX, gallery_image
 from cytomil.triage.placed import with_places, with_qc
+from cytomil.triage.pseudonyms import HIDDEN_FOLDER, pseudonymise
 from cytomil.triage.result_cache import ResultCache
 from cytomil.triage.sources import CellFolder, Found, SlideSource, discover, open_source
 from cytomil.triage.whole_slide import SlideReading, WholeSlide
@@ -45,7 +47,6 @@ from cytomil.triage.worklist import Call, KeyInstance, SlideResult, Worklist, in
 from cytomil.workers import JobContext, WorkerFailure, open_workers
 
 CACHE_FOLDER = "cache"
-_GALLERY_PX = 96
 _MANY_UNREADABLE = 0.05
 
 
@@ -60,6 +61,10 @@ def rank(
     ``on_slide`` is given the worklist so far after each slide but the last; over Ray it is not called.
     """
     found, ignored = discover(slide_dir, settings.out)
+    if settings.pseudonymise is not None:
+        found = pseudonymise(found, slide_dir, settings.pseudonymise, settings.out)
+    if settings.require_signature is not None:
+        require_signature(settings.model, settings.require_signature)
     model = load_triage_model(settings.model)
     if model.encoder.card.uses_instance_labels:
         raise TriageModelError(
@@ -67,7 +72,7 @@ def rank(
             "ceiling to compare with, not a model to read slides by. Train with a method that learns from slide labels."
         )
     if ignored:
-        listener.note(f"not slides, left alone: {', '.join(ignored)}")
+        listener.note(f"not slides, left alone: {len(ignored) if settings.pseudonymise else ', '.join(ignored)}")
     mark_own(settings.out)
     reading = _reading(model, settings, found, listener)
     engine = open_engine(model.encoder, model.layer.embedded, settings.engine, settings.device, listener.note)
@@ -76,6 +81,8 @@ def rank(
             f"cells are embedded with {engine.key}; the model was fitted to embeddings of {model.card.engine}"
         )
     results: list[SlideResult] = []
+    audit, model_sha256 = AuditLog(settings.out), sha256_of_file(model.path / CARD_NAME)
+    audit.begin(model_sha256, len(found))
 
     def worklist() -> Worklist:
         return _worklist(slide_dir, settings, model, engine.key, results, len(found) - len(results))
@@ -86,6 +93,7 @@ def rank(
         # What was finished before or failed took no time that the others will take.
         (count.step if is_new and units[len(results)] else count.skip)(units[len(results)])
         results.append(result)
+        audit.add(model_sha256, result)
         if on_slide is not None and len(results) < len(found):
             on_slide(worklist())
 
@@ -97,6 +105,9 @@ def rank(
         _not_assessed(one, WorkersError(answer.reason)) if isinstance(answer, WorkerFailure) else answer
         for one, answer in zip(found, answers, strict=True)
     ]
+    if settings.ray_address:
+        for result in results:
+            audit.add(model_sha256, result)
     return worklist()
 
 
@@ -110,15 +121,15 @@ def _worklist(
 ) -> Worklist:
     card = model.card
     return Worklist(
-        folder=printable(str(slide_dir)),
+        folder=HIDDEN_FOLDER if settings.pseudonymise else printable(str(slide_dir)),
         created=now(),
         slides=in_reading_order(results),
         unread=unread,
         threshold=card.thresholds.decision,
         low_threshold=card.thresholds.low,
         model_card=model_card(model) | {"engine": engine_key},
-        # Where the work was done shapes nothing of it.
-        settings=settings.model_dump(mode="json", exclude_none=True, exclude={"ray_address"}),
+        # Where the work was done shapes nothing of it, and where the key file lies is nobody's business.
+        settings=settings.model_dump(mode="json", exclude_none=True, exclude={"ray_address", "pseudonymise"}),
         versions=versions(),
         score_bin_edges=card.score_bin_edges,
         reference_shares=card.reference_shares,
@@ -136,7 +147,8 @@ def _reading(model: TriageModel, settings: RankConfig, found: Sequence[Found], l
     given = read_resolutions(settings.mpp_csv) if settings.mpp_csv else {}
     names = {name for one in found for name in (one.path.name, one.path.stem)}
     if unknown := sorted(set(given) - names):
-        listener.note(f"{settings.mpp_csv} speaks of slides that are not there: {', '.join(unknown)}")
+        which = len(unknown) if settings.pseudonymise else ", ".join(unknown)
+        listener.note(f"{settings.mpp_csv} speaks of slides that are not there: {which}")
     cutting = model.cutting
     if cutting is None and settings.crop_um is not None:
         transform = model.encoder.transform
@@ -316,7 +328,7 @@ class _Ranker:
             n_instances=len(cells.names),
             n_unreadable=len(cells.unreadable),
             mpp=source.mpp,
-            cautions=tuple(self._cautions(source, cells)),
+            cautions=tuple(found.hide(caution) for caution in self._cautions(source, cells)),
             is_unlike=novelty.is_unlike,
             novelty_p=novelty.p_value,
             key_instances=self._key_instances(source, cells),
@@ -357,8 +369,8 @@ class _Ranker:
         top = np.argsort(-scores, kind="stable")[: self._settings.top]
         ids = [cells.names[i] for i in top]
         return tuple(
-            KeyInstance(name, float(scores[i]), _gallery_image(image, name), why=self._why(scores[i], i, cells.novelty))
-            for i, name, image in zip(top, ids, source.images(ids, _GALLERY_PX), strict=True)
+            KeyInstance(name, float(scores[i]), gallery_image(image, name), why=self._why(scores[i], i, cells.novelty))
+            for i, name, image in zip(top, ids, source.images(ids, GALLERY_PX), strict=True)
         )
 
     def _why(self, score: float, cell: int, novelty: SlideNovelty) -> str:
@@ -378,18 +390,10 @@ def _how_unlike(novelty: SlideNovelty) -> str:
 
 
 def _not_assessed(found: Found, error: CytomilError) -> SlideResult:
-    reason = str(error).removeprefix(f"{found.path}: ")
+    reason = found.hide(str(error).removeprefix(f"{found.path}: "))
     return SlideResult(found.name, found.shown_path, Call.NOT_ASSESSED, reason=printable(reason))
 
 
 def _too_few(n: int, unreadable: Sequence[str]) -> str:
     first = f" {len(unreadable)} could not be read (first: {unreadable[0]})" if unreadable else ""
     return f"too few cells: {n or 'none'}, at least {MIN_CELLS} are needed.{first}"
-
-
-def _gallery_image(encoded: bytes, name: str) -> bytes:
-    image = open_image(encoded, name)
-    image.thumbnail((_GALLERY_PX, _GALLERY_PX))
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=75)
-    return buffer.getvalue()
