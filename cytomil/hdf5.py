@@ -145,9 +145,14 @@ class Hdf5File:
             kind: "text", "bytes" (one encoded image per entry), "whole numbers" or "numbers".
             shape: None for an axis of any length.
         """
+        link = self._call(lambda: self._file.get(name, getlink=True))
+        if isinstance(link, h5py.ExternalLink | h5py.SoftLink):
+            raise self.refused(f"takes {name} from elsewhere, which is not followed")
         found = self._call(lambda: self._file.get(name))
         if not isinstance(found, h5py.Dataset):
             raise self.refused(f"lacks {name}")
+        if self._call(lambda: found.external or found.is_virtual):
+            raise self.refused(f"takes {name} from other files, which is not followed")
         has, dtype = self._call(lambda: found.shape), self._call(lambda: found.dtype)
         if has is None or len(has) != len(shape) or any(n not in (None, m) for n, m in zip(shape, has, strict=True)):
             announced = "" if shape[0] is None else f"{shape[0]} instances announced, "

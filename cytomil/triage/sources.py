@@ -141,8 +141,8 @@ class BagSource:
         self.mpp = bag.info.mpp
 
     def fingerprint(self) -> str:
-        """The bag's own SHA-256."""
-        return self._bag.sha256
+        """SHA-256 of the file: the bag's own does not show an exchanged cell."""
+        return self.content_sha256()
 
     def content_sha256(self) -> str:
         """See `SlideSource`."""

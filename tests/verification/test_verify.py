@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from cytomil.app.cli.app import app
 from cytomil.bags.fitted import FittedBag, patient_key
 from cytomil.bags.manifest import read_manifest, write_manifest
-from cytomil.errors import CytomilError, FeatureFileError, NotFoundError, TriageModelError
+from cytomil.errors import CytomilError, FeatureFileError, NotFoundError, SignatureError, TriageModelError
 from cytomil.evaluation.config import EvaluateConfig
 from cytomil.evaluation.run import evaluate
 from cytomil.experiments.runs import read_runs
@@ -29,6 +30,7 @@ from cytomil.triage.config import RankConfig
 from cytomil.triage.rank import rank
 from cytomil.triage.write import write_worklist
 from cytomil.verification import verify
+from tests.test_file_manifest import write_keys
 
 EMBED = {"layer": "z", "orientations": 1, "device": "cpu"}
 FIT = {"aggregator": "knn", "folds": 2, "ensemble": 1}
@@ -207,6 +209,35 @@ def test_bags_that_are_no_longer_there_are_not_missed(copy):
 def test_a_folder_with_nothing_of_cytomils_is_said_to_be_one(tmp_path):
     with pytest.raises(NotFoundError, match="holds no bags"):
         verify(tmp_path, Silent())
+
+
+def ranked(root, public_key):
+    settings = RankConfig(model=root / "model", out=root / "again", top=2, device="cpu", require_signature=public_key)
+    return rank(root / "bags", settings, Silent())
+
+
+def test_a_signed_model_ranks_and_one_that_was_changed_since_does_not(copy, tmp_path):
+    private, public = write_keys(tmp_path, "key", Ed25519PrivateKey.generate())
+    with pytest.raises(SignatureError, match="is not signed"):
+        ranked(copy, public)
+    line = ["verify", str(copy / "model"), "--sign", str(private)]
+    assert CliRunner().invoke(app, line).exit_code == 0
+    assert ranked(copy, public).slides
+    checked = CliRunner().invoke(app, ["verify", str(copy / "model"), "--public-key", str(public)])
+    assert (checked.exit_code, checked.stdout) == (0, "5 files verified\n")
+    engine = copy / "model" / "encoder" / "engines" / "someones"
+    engine.mkdir(parents=True)
+    (engine / "code.bin").write_bytes(b"another engine")
+    with pytest.raises(SignatureError, match="is not among the signed files"):
+        ranked(copy, public)
+    assert CliRunner().invoke(app, ["verify", str(copy / "model"), "--public-key", str(public)]).exit_code == 3
+
+
+def test_a_model_with_findings_is_not_signed(copy, tmp_path):
+    private, _ = write_keys(tmp_path, "key", Ed25519PrivateKey.generate())
+    (copy / "model" / "aggregator.safetensors").write_bytes(b"gone")
+    assert CliRunner().invoke(app, ["verify", str(copy / "model"), "--sign", str(private)]).exit_code == 3
+    assert not (copy / "model" / "manifest.sig").exists()
 
 
 class TestCommandLine:
