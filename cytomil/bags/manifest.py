@@ -168,14 +168,14 @@ def _parse(path: Path, line: dict[str, str], number: int) -> BagRow:
 
 def _check(path: Path, rows: Sequence[BagRow]) -> None:
     seen: set[str] = set()
-    split_of: dict[str, str] = {}
+    first_of: dict[str, BagRow] = {}
     for row in rows:
         if row.bag_id in seen:
             raise BagFileError(f"{path}: bag '{row.bag_id}' is listed twice. Give every slide its own name.")
         seen.add(row.bag_id)
-        other = split_of.setdefault(row.patient_id, row.split) if row.patient_id else row.split
-        if other != row.split:
+        first = first_of.setdefault(row.patient_id, row) if row.patient_id else row
+        if first.split != row.split:
             raise BagFileError(
-                f"{path}: patient '{row.patient_id}' is in both train and test. "
+                f"{path}: bags '{first.bag_id}' ({first.split}) and '{row.bag_id}' ({row.split}) are of one patient. "
                 "Put all slides of a patient into one split."
             )

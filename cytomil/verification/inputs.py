@@ -96,12 +96,16 @@ def _against_bags(path: Path, index: FeatureIndex) -> Iterator[Checked]:
 
 def check_encoder(folder: Path) -> Iterator[Checked]:
     """encoder.json, the weights against it, and the files of each engine."""
-    card = folder / bundle.CARD_NAME
-    encoder, found = attempt(card, partial(load_bundle, folder))
-    yield sealed_json(card, _ENCODER) if encoder is not None else found
+    path = folder / bundle.CARD_NAME
+    card, found = attempt(path, partial(bundle.read_card, folder))
+    if card is None:
+        yield found
+        return
+    yield sealed_json(path, _ENCODER)
+    encoder, found = attempt(folder / bundle.WEIGHTS_NAME, partial(load_bundle, folder))
+    yield found
     if encoder is None:
         return
-    yield Checked(folder / bundle.WEIGHTS_NAME)
     for name in stored_engines(folder):
         yield from _engine(encoder, folder / bundle.ENGINES_FOLDER / name)
 
