@@ -66,7 +66,10 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 @dataclass
 class Checkpoint:
-    """Everything that changes during training, after ``epoch`` complete epochs."""
+    """Everything that changes during training, after ``epoch`` complete epochs.
+
+    ``threads`` is PyTorch's number of threads on a processor, which changes the last bits of weights; 0 if unknown.
+    """
 
     epoch: int
     model: dict[str, Any]
@@ -74,6 +77,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     loss_scale: dict[str, Any]
     history: list[dict[str, Any]]
+    threads: int = 0
 
 
 _ENTRIES = {"identity", *Checkpoint.__dataclass_fields__}
@@ -130,7 +134,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         sha256 = content.pop("sha256", None)  # None: an earlier version wrote it
-        if content.keys() != _ENTRIES or sha256 not in (None, _sha256_of(content)):
+        is_known = _ENTRIES - {"threads"} <= content.keys() <= _ENTRIES
+        if not is_known or sha256 not in (None, _sha256_of(content)):
             raise ValueError("its checksum does not match")
     except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -42,7 +42,14 @@ from cytomil.training.cells import (
     open_cell_cache,
     write_cell_cache,
 )
-from cytomil.training.checkpoint import LIBRARIES, TRAINING_VERSION, RunIdentity, checkpoint_path, load_checkpoint
+from cytomil.training.checkpoint import (
+    LIBRARIES,
+    TRAINING_VERSION,
+    Checkpoint,
+    RunIdentity,
+    checkpoint_path,
+    load_checkpoint,
+)
 from cytomil.training.config import PretrainConfig
 from cytomil.training.instance_label_access import read_training_instance_labels
 from cytomil.training.memory import measured_memory, require_disk, require_memory
@@ -119,7 +126,7 @@ def pretrain(
             "Use a later --layer for embed, or lower --frozen-stages."
         )
     if checkpoint:
-        listener.note(f"resuming after epoch {checkpoint.epoch} of {settings.epochs}")
+        _tell_resumed(checkpoint, settings.epochs, listener.note)
     if method.trains:
         with listener.whole(_work(run, cells, settings, processes)) as count:
             for epoch in range(run.epoch, settings.epochs):
@@ -144,6 +151,16 @@ def pretrain(
     checkpoint_path(settings.out, identity).unlink(missing_ok=True)
     processes.barrier()
     return Pretrained(bundle, cells.problems)
+
+
+def _tell_resumed(checkpoint: Checkpoint, epochs: int, note: Callable[[str], None]) -> None:
+    note(f"resuming after epoch {checkpoint.epoch} of {epochs}")
+    threads = torch.get_num_threads()
+    if checkpoint.threads not in (0, threads):
+        note(
+            f"so far with {checkpoint.threads} threads, now with {threads}: the weights will differ from those of an unbroken "
+            f"run. Set OMP_NUM_THREADS={checkpoint.threads} for the same weights."
+        )
 
 
 def _start(settings: PretrainConfig, method: type[Method], note: Callable[[str], None]) -> Start:

@@ -42,3 +42,12 @@ def test_another_value_in_a_readable_file_is_refused(written, part):
     torch.save(content, path)
     with pytest.raises(ResumeError, match=r"damaged \(its checksum does not match\).*Delete it"):
         load_checkpoint(out, IDENTITY, insist=False)
+
+
+def test_a_checkpoint_without_threads_and_checksum_is_read(written):
+    out, _ = written
+    path = checkpoint_path(out, IDENTITY)
+    content = torch.load(path, weights_only=True)
+    del content["sha256"], content["threads"]
+    torch.save(content, path)
+    assert load_checkpoint(out, IDENTITY, insist=True).threads == 0
