@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 DEMO_SLIDES := data/new-slides
 # The tests use all extras but tensorrt, which needs an NVIDIA driver even to import.
 comma := ,
-EXTRAS := dvc,surgery,int8,ncnn,efficientnet-lite,ray
+EXTRAS := dvc,surgery,int8,ncnn,efficientnet-lite,ray,signature
 
 .PHONY: demo test test-long test-all test-lowest coverage lint lock bench clean
 

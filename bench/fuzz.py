@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from bench.fuzz_targets import readers, seeds
 from bench.mutate import make_files
@@ -46,12 +47,12 @@ def measure(options: argparse.Namespace) -> Measured:
     table = Table.of(*rows)
     if found:
         raise SystemExit("\n".join([table.markdown(), *found, f"The inputs are in {root}."]))
-    total = sum(int(row["executions"]) for row in rows)
+    total = sum(row["executions"] for row in rows)
     text = f"{total:,} executions, {options.seconds} s for each reader, seed {options.seed}."
     return Measured({str(row["reader"]): row for row in rows}, (text, table))
 
 
-def _fuzz(name: str, corpus: Path, seconds: int, seed: int) -> dict[str, object]:
+def _fuzz(name: str, corpus: Path, seconds: int, seed: int) -> dict[str, Any]:
     line = [sys.executable, "-m", "bench.fuzz_targets", name, str(corpus), f"-max_total_time={seconds}"]
     line += [f"-timeout={_HANG_S}", f"-rss_limit_mb={_MEMORY_MB}", f"-seed={seed}", "-print_final_stats=1"]
     line += [f"-artifact_prefix={corpus.parent}/found-{name.replace(' ', '-')}-"]

@@ -113,12 +113,16 @@ def seeds(made: Path) -> Iterator[tuple[str, bytes]]:
         "features.csv": "features/features.csv",
         "encoder card": "encoder/encoder.json",
         "triage card": "model/triage.json",
-        "weights": "encoder/weights.safetensors",
+        "weights": "encoder/encoder.safetensors",
     }.items():
         for found in sorted(made.glob(file)):
             yield name, found.read_bytes()
     yield "labels.csv", b"slide,label,patient,split,mpp\na,1,p1,train,0.25\nb,0,p2,test,\n"
     yield "resolutions", b"slide,mpp\na.svs,0.25\nb,0.5\n"
+    texts = dict.fromkeys(("name", "engine", "precision", "weights_sha256", "device"), "cpu")
+    tables = {key: {"a": "b"} for key in ("machine", "versions", "files")} | {"agreement": {"h": {"cosine": 1.0}}}
+    numbers = {"image_size": 64, "images_per_second": 9.5, "eager_images_per_second": 3.5, "layers": ["h"]}
+    yield "engine card", json.dumps({"schema": "cytomil.engine/2"} | texts | tables | numbers).encode()
     yield "feedback", b"slide,instance_id,verdict\na,x1y2,abnormal\nb,x3y4,normal\n"
     yield "params.yaml", b"pretrain:\n  epochs: 3\n  method: simclr\nprofiles:\n  big:\n    pretrain: {epochs: 9}\n"
     yield "evaluation", b'{"schema": "cytomil.evaluation/1", "seed": 0, "judge": "own", "name": "x", "bags": []}'

@@ -73,12 +73,20 @@ class TriageModelError(CytomilError):
     """A triage model is incomplete or damaged."""
 
 
+class SignatureError(CytomilError):
+    """A model is not signed with the required key, or the key cannot be used."""
+
+
 class ReviewError(CytomilError):
     """A slide, a cell or a triage folder cannot be shown for review."""
 
 
 class ReviewLogError(CytomilError):
     """The review log cannot be written or read, or does not accept an entry."""
+
+
+class AuditLogError(CytomilError):
+    """The audit log of rank cannot be written or read."""
 
 
 class EvaluationError(CytomilError):

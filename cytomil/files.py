@@ -119,11 +119,24 @@ def safe_name(name: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name).strip('._')[:60]}-{digest}"
 
 
+def relative_path(path: Path, folder: Path) -> str:
+    """``path`` relative to ``folder``, with forward slashes; "" if they are on different drives."""
+    try:
+        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    except ValueError:
+        return ""
+
+
 def write_json(path: Path, document: Any) -> None:
     """Write ``document`` as indented JSON. Raises ValueError for NaN or infinity, which JSON does not have."""
+    write_text(path, json_text(document))
+
+
+def json_text(document: Any) -> str:
+    """The text of a JSON file as `write_json` writes it."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     # A path that is not UTF-8 contains lone surrogates, which must be escaped in JSON.
-    write_text(path, _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def sealed(document: dict[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,13 @@ def reading_hdf5(path: Path, error: type[CytomilError], what: str, verb: str) ->
     if not path.is_file():
         raise error(f"{path} does not exist. Make {what} with `cytomil {verb}`.")
     again = f"Make it again with `cytomil {verb}`."
+    require_sealed(path, error, again)
+    with open_hdf5(path, error, again) as file:
+        yield file
+
+
+def require_sealed(path: Path, error: type[CytomilError], cure: str) -> None:
+    """Raise ``error`` unless the checksum before the content is right. ``cure`` ends the message."""
     try:
         if _is_locked(path):
             raise error(f"{path} is in use by another program. Wait until that has finished, and run this again.")
@@ -59,9 +66,7 @@ def reading_hdf5(path: Path, error: type[CytomilError], what: str, verb: str) ->
     except OSError as problem:
         raise error(f"{path}: {why_unreadable(path, problem)}") from None
     if fault:
-        raise error(f"{path} {fault}. {again}")
-    with open_hdf5(path, error, again) as file:
-        yield file
+        raise error(f"{path} {fault}. {cure}")
 
 
 @contextmanager
@@ -139,9 +144,14 @@ class Hdf5File:
             kind: "text", "bytes" (one encoded image per entry), "whole numbers" or "numbers".
             shape: None for an axis of any length.
         """
+        link = self._call(lambda: self._file.get(name, getlink=True))
+        if isinstance(link, h5py.ExternalLink | h5py.SoftLink):
+            raise self.refused(f"takes {name} from elsewhere, which is not followed")
         found = self._call(lambda: self._file.get(name))
         if not isinstance(found, h5py.Dataset):
             raise self.refused(f"lacks {name}")
+        if self._call(lambda: found.external or found.is_virtual):
+            raise self.refused(f"takes {name} from other files, which is not followed")
         has, dtype = self._call(lambda: found.shape), self._call(lambda: found.dtype)
         if has is None or len(has) != len(shape) or any(n not in (None, m) for n, m in zip(shape, has, strict=True)):
             announced = "" if shape[0] is None else f"{shape[0]} instances announced, "

@@ -20,7 +20,7 @@ _NOTES = frozenset(
         ".csv", ".tsv", ".xls", ".xlsx", ".xlsm", ".xlsb", ".ods", ".doc", ".docx", ".odt", ".rtf", ".ppt", ".pptx",
         ".odp", ".pdf", ".txt", ".md", ".rst", ".html", ".htm", ".log", ".url", ".lnk",
         # What programs note beside images: settings, annotations, checksums
-        ".json", ".xml", ".yaml", ".yml", ".toml", ".ini", ".geojson", ".ndpa", ".qpproj", ".qpdata", ".xmp",
+        ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".ini", ".geojson", ".ndpa", ".qpproj", ".qpdata", ".xmp",
         ".md5", ".sha1", ".sha256", ".dvc", ".py", ".sh", ".ipynb",
     }
 )  # fmt: skip

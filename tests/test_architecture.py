@@ -28,8 +28,9 @@ EVALUATE = MIL | {"mil"}
 EXPERIMENTS = EVALUATE | {"evaluation"}
 TRIAGE = EXPERIMENTS
 REVIEW = TRIAGE | {"triage"}
-API = REVIEW
-APP = API | {"api", "experiments", "review"}
+VERIFICATION = REVIEW | {"review"}
+API = VERIFICATION
+APP = API | {"api", "experiments", "review", "verification"}
 MAY_IMPORT = {
     "base": set(),
     "workers": WORKERS,
@@ -44,6 +45,7 @@ MAY_IMPORT = {
     "experiments": EXPERIMENTS,
     "triage": TRIAGE,
     "review": REVIEW,
+    "verification": VERIFICATION,
     "api": API,
     "app": APP,
 }

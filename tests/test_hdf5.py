@@ -169,3 +169,23 @@ def test_damage_that_shows_only_on_reading_is_the_files_fault(tmp_path):
     seal_hdf5(path)
     with pytest.raises(BagFileError, match=r"z\.h5 does not hold what it should"), reading(path) as file:
         file.dataset("numbers", "numbers", (1000,)).read()
+
+
+@pytest.mark.parametrize("how", ["external link", "soft link", "external storage", "virtual"])
+def test_content_of_another_file_is_never_read(tmp_path, how):
+    secret, path = tmp_path / "secret", tmp_path / "a.h5"
+    with h5py.File(secret, "w") as file:
+        file["numbers"] = np.arange(100)
+    with writing_hdf5(path) as file:
+        if how == "external link":
+            file["numbers"] = h5py.ExternalLink(str(secret), "numbers")
+        elif how == "soft link":
+            file["numbers"] = h5py.SoftLink("/elsewhere")
+        elif how == "external storage":
+            file.create_dataset("numbers", (100,), "u1", external=[(str(secret), 0, 100)])
+        else:
+            layout = h5py.VirtualLayout((100,), "i8")
+            layout[:] = h5py.VirtualSource(str(secret), "numbers", (100,))
+            file.create_virtual_dataset("numbers", layout)
+    with pytest.raises(BagFileError, match=r"takes numbers from .*which is not followed"):
+        read(path)

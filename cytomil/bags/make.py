@@ -29,7 +29,7 @@ from cytomil.bags.patients import PatientDraw, patients_cells
 from cytomil.bags.synthetic_cells import SOURCE as SYNTHETIC
 from cytomil.bags.synthetic_cells import synthetic_abnormal, synthetic_normal
 from cytomil.errors import NotFoundError, SettingsError, require_replaceable
-from cytomil.files import replacing_folder, write_json
+from cytomil.files import replacing_folder, write_json_card
 from cytomil.progress import Listener
 from cytomil.provenance import now, versions
 
@@ -54,7 +54,7 @@ def make_bags(settings: MakeBagsConfig, listener: Listener) -> MadeBags:
             "warnings": made.warnings,
             "left_out": [[problem.where, problem.reason] for problem in made.problems],
         }
-        write_json(folder / RECORD_NAME, record)
+        write_json_card(folder / RECORD_NAME, record)
     shutil.rmtree(unfinished(settings.out), ignore_errors=True)
     return made
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from cytomil.bags.bag_file import Bag, open_bag
+from cytomil.bags.bag_file import Bag, content_sha256, open_bag
 from cytomil.errors import BagFileError, require_file
 from cytomil.files import sha256_of_json, write_text
 from cytomil.tables import csv_text
@@ -16,6 +16,7 @@ from cytomil.text import from_text_cell, is_file_name, is_inside, printable
 MANIFEST_NAME = "bags.csv"
 SPLITS = ("train", "test")
 _NAMES = ("bag_id", "path", "patient_id")
+_SEAL = "checksum"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class BagRow:
     n_instances: int
     witness_rate: float | None
     sha256: str
+
+
+_COLUMNS = tuple(field.name for field in fields(BagRow))
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,17 @@ def open_listed(manifest: Manifest, row: BagRow) -> Bag:
     return bag
 
 
+def open_unaltered(manifest: Manifest, row: BagRow) -> Bag:
+    """As `open_listed`, and read all cells to check that they are those that the row's hash is of."""
+    bag = open_listed(manifest, row)
+    if content_sha256(bag) != row.sha256:
+        raise BagFileError(
+            f"{bag.path} is not the bag that {MANIFEST_NAME} lists (altered or exchanged). Make the bags again with "
+            "`cytomil make-bags`."
+        )
+    return bag
+
+
 def fingerprint(rows: Iterable[BagRow]) -> str:
     """SHA-256 over the content of a set of bags. It does not depend on where the bags lie."""
     return sha256_of_json(sorted((row.bag_id, row.sha256, row.label, row.split) for row in rows))
@@ -73,10 +88,21 @@ def write_manifest(folder: Path, rows: Sequence[BagRow]) -> None:
     """Write bags.csv. Raises `BagFileError` if a patient is in both splits or a bag_id occurs twice."""
     path = folder / MANIFEST_NAME
     _check(path, rows)
-    lines = (
-        asdict(row) | {"witness_rate": "" if row.witness_rate is None else f"{row.witness_rate:.6g}"} for row in rows
-    )
-    write_text(path, csv_text([field.name for field in fields(BagRow)], lines, _NAMES))
+    write_text(path, manifest_text(rows))
+
+
+def manifest_text(rows: Sequence[BagRow]) -> str:
+    """The content of bags.csv. Each row has a checksum over its values and the number of rows."""
+    return csv_text([*_COLUMNS, _SEAL], (_cells(row) | {_SEAL: _seal(row, len(rows))} for row in rows), _NAMES)
+
+
+def _cells(row: BagRow) -> dict[str, str]:
+    rate = "" if row.witness_rate is None else f"{row.witness_rate:.6g}"
+    return {name: str(value) for name, value in asdict(row).items()} | {"witness_rate": rate}
+
+
+def _seal(row: BagRow, n_rows: int) -> str:
+    return sha256_of_json([_cells(row), n_rows])[:16]
 
 
 def read_manifest(folder: Path, made_by: str = "cytomil make-bags") -> Manifest:
@@ -84,22 +110,33 @@ def read_manifest(folder: Path, made_by: str = "cytomil make-bags") -> Manifest:
 
     Raises:
         NotFoundError: there is no bags.csv.
-        BagFileError: a column is missing, a label is neither 0 nor 1, a split is unknown, a bag_id occurs twice, or a
-            patient is in both splits.
+        BagFileError: a column is missing, a label is neither 0 nor 1, a split is unknown, a bag_id occurs
+            twice, a patient is in both splits, or a row does not match its checksum. Tables without checksums are read.
     """
     path = require_file(folder / MANIFEST_NAME, made_by)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            missing = [field.name for field in fields(BagRow) if field.name not in (reader.fieldnames or ())]
+            header = list(reader.fieldnames or ())
+            missing = [name for name in _COLUMNS if name not in header]
             if missing:
                 raise BagFileError(f"{path} lacks the columns {', '.join(missing)}. Make it again with `{made_by}`.")
-            rows = tuple(_parse(path, line, number) for number, line in enumerate(reader, start=2))
+            # Tables from elsewhere may lack checksums and have other columns, but one of make-bags has them at its end.
+            if _SEAL not in header and len(header) > len(_COLUMNS) and tuple(header[: len(_COLUMNS)]) == _COLUMNS:
+                raise BagFileError(f"{path}: its first line is damaged. Make it again with `{made_by}`.")
+            lines = list(reader)
+            rows = tuple(_parse(path, line, number) for number, line in enumerate(lines, start=2))
     except (UnicodeDecodeError, csv.Error) as error:
         raise BagFileError(f"{path} is not a CSV file in UTF-8 ({error}). Make it again with `{made_by}`.") from None
     if not rows:
         raise BagFileError(f"{path} lists no bags. Make it again with `{made_by}`.")
     _check(path, rows)
+    for number, (row, line) in enumerate(zip(rows, lines, strict=True), start=2):
+        if _SEAL in header and line[_SEAL] != _seal(row, len(rows)):
+            raise BagFileError(
+                f"{path}, line {number}: edited or damaged. To change a label, patient or split, correct the labels file "
+                f"and run `{made_by}` again."
+            )
     return Manifest(folder, rows)
 
 
@@ -131,14 +168,14 @@ def _parse(path: Path, line: dict[str, str], number: int) -> BagRow:
 
 def _check(path: Path, rows: Sequence[BagRow]) -> None:
     seen: set[str] = set()
-    split_of: dict[str, str] = {}
+    first_of: dict[str, BagRow] = {}
     for row in rows:
         if row.bag_id in seen:
             raise BagFileError(f"{path}: bag '{row.bag_id}' is listed twice. Give every slide its own name.")
         seen.add(row.bag_id)
-        other = split_of.setdefault(row.patient_id, row.split) if row.patient_id else row.split
-        if other != row.split:
+        first = first_of.setdefault(row.patient_id, row) if row.patient_id else row
+        if first.split != row.split:
             raise BagFileError(
-                f"{path}: patient '{row.patient_id}' is in both train and test. "
+                f"{path}: bags '{first.bag_id}' ({first.split}) and '{row.bag_id}' ({row.split}) are of one patient. "
                 "Put all slides of a patient into one split."
             )

@@ -90,7 +90,7 @@ def unlike(slide: LabelledSlide, other: LabelledSlide) -> str:
     """How label and patient of a copy differ from the original, as an appendix to the reason for leaving it out."""
     found = [f"label {other.label}, here {slide.label}"] if other.label != slide.label else []
     if other.patient_id != slide.patient_id:
-        found.append(f"patient '{other.patient_id}', here '{slide.patient_id}'")
+        found.append("another patient")  # unnamed: the message stays in make-bags.json
     return f". WARNING: the original differs ({'; '.join(found)}). Correct the labels file" if found else ""
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cytomil import cards
+from cytomil.bags.fitted import FittedBag
 from cytomil.cards import Card, Count, Flag, Number, Text
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.encoders.transform import CellTransform
@@ -34,6 +35,7 @@ class TrainingData(Card):
     """The bags that an encoder was trained on. Values that a card does not have are 0, "" or ().
 
     ``cutting`` is how their cells were cut out of slides; None if they were single images or were cut in several ways.
+    ``fitted_to`` lists them for methods that train.
     """
 
     fingerprint: Text = ""
@@ -41,6 +43,7 @@ class TrainingData(Card):
     n_cells: Count = 0
     sources: tuple[Text, ...] = ()
     cutting: Cutting | None = None
+    fitted_to: tuple[FittedBag, ...] = ()
 
 
 class Normalisation(Card):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from cytomil.bags.fitted import patient_key
 from cytomil.bags.manifest import Manifest, fingerprint
 from cytomil.cards import Card, Count, Flag, Fraction, Number, Text
 from cytomil.encoders.bundle import StartWeightsCard, TrainingData
@@ -51,10 +52,14 @@ class Prediction:
 
 
 class RecordedBag(Card):
-    """The figures of one test bag; None if a figure is not defined."""
+    """The figures of one test bag; None if a figure is not defined.
+
+    ``patient_key`` stands for the patient (`cytomil.bags.fitted.patient_key`). Older records have ``patient_id`` instead.
+    """
 
     bag_id: Text
     patient_id: Text = ""
+    patient_key: Text = ""
     label: Literal[0, 1]
     probability: Fraction
     called_positive: Flag
@@ -204,7 +209,7 @@ def make_record(
         "held_out": {key: fitted["held_out"][key] for key in ("auroc", "f1", "log_loss")},
         "encoder_sha256": model.encoder.sha256,
         "encoder": {key: plain.get(key) for key in _ENCODER_KEYS} | {"settings": card.settings},
-        "data": plain.get("data", {}),
+        "data": {key: value for key, value in plain.get("data", {}).items() if key != "fitted_to"},
         "fit_mil_settings": model.card.settings,
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
@@ -223,7 +228,7 @@ def _bag(prediction: Prediction, threshold: float) -> dict[str, Any]:
         }
     return {
         "bag_id": prediction.bag_id,
-        "patient_id": prediction.patient_id,
+        "patient_key": patient_key(prediction.patient_id),
         "label": prediction.label,
         "probability": prediction.probability,
         "called_positive": prediction.probability >= threshold,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cytomil.bags.fitted import Fitted
 from cytomil.bags.instance_labels import read_instance_labels
 from cytomil.bags.manifest import Manifest, open_listed, read_manifest
 from cytomil.errors import CytomilError, FeatureFileError, SettingsError, TriageModelError
@@ -24,13 +25,16 @@ from cytomil.evaluation.record import RECORD_NAME, Prediction, make_record
 from cytomil.evaluation.redrawn import RedrawnMetrics, redrawn_metrics
 from cytomil.features.cache import Features
 from cytomil.features.embedder import preparation_sha256
-from cytomil.features.index import read_index
-from cytomil.files import write_json, write_text
+from cytomil.features.index import IndexRow, read_index
+from cytomil.features.origin import require_agreement
+from cytomil.files import sha256_of_file, write_json, write_json_card, write_text
 from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import draw_of, training_bags
 from cytomil.mil.triage_model import TriageModel, load_triage_model
 from cytomil.progress import Listener, Problem
 from cytomil.tables import csv_text
+
+_PLOTS = ("roc.csv", "roc.png", "pr.csv", "pr.png", "recall_by_k.csv", "recall_by_k.png", "training.png")
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,11 @@ def measure(settings: EvaluateConfig, listener: Listener) -> Measured:
         raise SettingsError("permutations and sites are for the control. Add --control.")
     if settings.sites and not settings.permutations:
         raise SettingsError("sites are for permuted labels. Add --permutations 10.")
-    opened = read_index(settings.features).open(settings.split)
+    index = read_index(settings.features)
+    require_agreement(index)
+    opened = index.open(settings.split)
     model = load_triage_model(settings.model)
+    _require_unseen(settings, model, [row for row, _ in opened])
     key = opened[0][1].key
     # Cards of models from versions without engines have no engine.
     fitted_with = (
@@ -137,6 +144,18 @@ def measure(settings: EvaluateConfig, listener: Listener) -> Measured:
     record = make_record(settings, model, manifest, predictions, bag, instance, intervals, redrawn, control)
     problems += control.problems if control else ()
     return Measured(model, tuple(predictions), bag, instance, record, tuple(problems), redrawn, control)
+
+
+def _require_unseen(settings: EvaluateConfig, model: TriageModel, rows: Sequence[IndexRow]) -> None:
+    """Raise `TriageModelError` if a test bag or its patient had a part in fitting the model or its encoder."""
+    for what, bags in (("model", model.card.fitted_to), ("encoder", model.encoder.card.data.fitted_to)):
+        fitted = Fitted(bags)
+        for row in rows:
+            if row.split == "test" and (seen := fitted.seen(row.bag_sha256, row.patient_id)):
+                raise TriageModelError(
+                    f"{settings.features}: bag '{row.bag_id}' is a test bag, but {seen} had a part in fitting the {what} in "
+                    f"{settings.model}. Fit again without it, or measure on training bags with --split train."
+                )
 
 
 def _control(settings: EvaluateConfig, model: TriageModel, manifest: Manifest, listener: Listener) -> Control:
@@ -239,6 +258,8 @@ def _write(out: Path, measured: Measured) -> None:
         }
         for p in predictions
     ]
-    write_text(out / "predictions.csv", csv_text(tuple(predicted[0]), predicted))
+    write_text(out / "predictions.csv", csv_text(tuple(predicted[0]), predicted, ("bag_id",)))
     write_json(out / "metrics.json", measured.record["metrics"])
-    write_json(out / RECORD_NAME, measured.record)
+    written = ("metrics.json", "predictions.csv", *(f"plots/{name}" for name in _PLOTS))
+    files = {name: sha256_of_file(out / name) for name in written}
+    write_json_card(out / RECORD_NAME, measured.record | {"files": files})

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cytomil.bags.fitted import patient_key
 from cytomil.evaluation.record import EvaluationRecord, RecordedBag, RecordedRedrawn
 
 Counts = np.ndarray
@@ -44,7 +45,7 @@ def units_of(bags: Sequence[RecordedBag]) -> list[tuple[str, int]]:
 
 def unit_of(bag: RecordedBag) -> str:
     """The unit that the bootstrap draws as a whole, because slides of one patient are not independent."""
-    return bag.patient_id or f"bag:{bag.bag_id}"
+    return bag.patient_key or patient_key(bag.patient_id) or f"bag:{bag.bag_id}"
 
 
 def by_unit(bags: Sequence[RecordedBag]) -> list[list[RecordedBag]]:

@@ -13,7 +13,7 @@ from cytomil.cards import Card, Count, Fraction, Text, as_card
 from cytomil.encoders.bundle import TrainingData
 from cytomil.errors import EvaluationError, NotFoundError
 from cytomil.evaluation.record import RECORD_NAME, SCHEMA, EvaluationRecord
-from cytomil.files import read_json
+from cytomil.files import SEAL, is_sealed, read_json
 
 GRID_NAME = "grid.yaml"
 RUN_SCHEMA = "cytomil.run/1"
@@ -129,6 +129,8 @@ def _read(file: Path) -> dict[str, Any] | None:
     known = isinstance(document, dict) and document.get("schema") in (SCHEMA, RUN_SCHEMA)
     if not known and file.name == RECORD_NAME:
         raise EvaluationError(f"{file} was written by another version of cytomil. Run `cytomil evaluate` again.")
+    if known and (SEAL in document or "files" in document) and not is_sealed(document):
+        raise EvaluationError(f"{file} was altered or damaged: its checksum does not match. {_REMEDY}")
     return document if known else None
 
 

@@ -242,7 +242,8 @@ def _tex(text: str) -> str:
 
 def csv_of(table: Table) -> str:
     """One line per judge, method, witness rate and metric. Values are fractions, and blank if undefined."""
-    return csv_text(_COLUMNS, (row for entry in table.entries.values() for row in _csv_rows(table, entry)))
+    rows = (row for entry in table.entries.values() for row in _csv_rows(table, entry))
+    return csv_text(_COLUMNS, rows, ("judge", "method"))
 
 
 def _csv_rows(table: Table, entry: Entry) -> Iterator[dict[str, str]]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cytomil.bags.bag_file import Bag
-from cytomil.bags.manifest import BagRow, Manifest, open_listed, read_manifest
+from cytomil.bags.manifest import BagRow, Manifest, open_listed, open_unaltered, read_manifest
 from cytomil.encoders.bundle import load_bundle
 from cytomil.encoders.engines import open_engine, open_same_engine
 from cytomil.encoders.stages import layer_of
@@ -23,6 +23,7 @@ from cytomil.features.cells import CellBlock, bag_blocks
 from cytomil.features.config import EmbedConfig
 from cytomil.features.embedder import Embedder
 from cytomil.features.index import FeatureIndex, IndexRow, write_index
+from cytomil.features.origin import write_embed_record
 from cytomil.progress import Count, Listener, Problem, Work, require_disk_space
 from cytomil.threads import ahead
 from cytomil.workers import JobContext, WorkerFailure, open_workers
@@ -86,6 +87,7 @@ def embed(settings: EmbedConfig, listener: Listener) -> Embedded:
             done += [indexed for indexed in [_index_row(row, path)] if indexed.n_instances]
     if not n_done:
         raise BagFileError(f"none of the {len(rows)} bags in {settings.bags} could be embedded: {problems[0].reason}")
+    write_embed_record(settings.out, settings.bags, settings.encoder, bundle.sha256)
     write_index(FeatureIndex(settings.out, tuple(done)))
     return Embedded(settings.out, n_done - n_kept, n_kept, n_instances, str(layer), engine.key, tuple(problems))
 
@@ -165,7 +167,7 @@ def _embed_bags(
 ) -> Iterator[_Outcome]:
     def begin(row: BagRow) -> tuple[BagRow, _Begun | BagFileError | None]:
         try:
-            bag = open_listed(manifest, row)
+            bag = open_unaltered(manifest, row)
             if is_valid(settings.out / f"{row.bag_id}.h5", embedder.key(row.sha256)):
                 return row, None
             blocks = bag_blocks(bag, embedder.preparation, settings.batch_size, settings.workers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from cytomil.errors import FeatureFileError, require_file
 from cytomil.features.cache import Features, open_features
 from cytomil.files import sha256_of_json, write_text
 from cytomil.tables import csv_text
-from cytomil.text import is_inside
+from cytomil.text import from_text_cell, is_inside
 
 INDEX_NAME = "features.csv"
+_NAMES = ("bag_id", "path", "patient_id")
 _SEAL = "checksum"
 
 
@@ -53,15 +55,9 @@ class FeatureIndex:
                 f"{self.folder} has no features of split '{split}'. Run `cytomil embed` on these bags. If bags.csv has none "
                 "of this split, see make-bags.json for what was left out."
             )
-        opened = [(row, open_features(self.folder / row.path)) for row in rows]
+        opened = [(row, self.open_row(row)) for row in rows]
         first = opened[0][1]
         for row, features in opened:
-            listed = (row.bag_id, row.bag_sha256, row.n_instances)
-            if (features.bag_id, features.key.bag_sha256, len(features)) != listed:
-                raise FeatureFileError(
-                    f"{self.folder / row.path} does not match its row in {INDEX_NAME}: `cytomil embed` was interrupted, or "
-                    "ran twice at once in this folder. Run `cytomil embed` again."
-                )
             if _made_by(features) != _made_by(first):
                 raise FeatureFileError(
                     f"{self.folder}: encoder, layer, engine or number of orientations differ between {row.path} and "
@@ -71,6 +67,17 @@ class FeatureIndex:
                 raise FeatureFileError(f"{self.folder / row.path} holds no cells. Remove this bag, or embed it again.")
         return opened
 
+    def open_row(self, row: IndexRow) -> Features:
+        """Open the cache of a row. Raises `FeatureFileError` if it is damaged or does not match its row."""
+        features = open_features(self.folder / row.path)
+        listed = (row.bag_id, row.bag_sha256, row.n_instances)
+        if (features.bag_id, features.key.bag_sha256, len(features)) != listed:
+            raise FeatureFileError(
+                f"{self.folder / row.path} does not match its row in {INDEX_NAME}: `cytomil embed` was interrupted, or "
+                "ran twice at once in this folder. Run `cytomil embed` again."
+            )
+        return features
+
 
 def _made_by(features: Features) -> tuple[str, ...]:
     key = features.key
@@ -79,9 +86,13 @@ def _made_by(features: Features) -> tuple[str, ...]:
 
 def write_index(index: FeatureIndex) -> None:
     """Write features.csv."""
+    write_text(index.folder / INDEX_NAME, index_text(index.rows))
+
+
+def index_text(rows: Sequence[IndexRow]) -> str:
+    """The content of features.csv."""
     columns = [*(field.name for field in fields(IndexRow)), _SEAL]
-    lines = (asdict(row) | {_SEAL: row.seal(len(index.rows))} for row in index.rows)
-    write_text(index.folder / INDEX_NAME, csv_text(columns, lines))
+    return csv_text(columns, (asdict(row) | {_SEAL: row.seal(len(rows))} for row in rows), _NAMES)
 
 
 def read_index(folder: Path) -> FeatureIndex:
@@ -97,9 +108,9 @@ def read_index(folder: Path) -> FeatureIndex:
             lines = list(csv.DictReader(file))
         rows = tuple(
             IndexRow(
-                line["bag_id"],
-                line["path"],
-                line["patient_id"],
+                from_text_cell(line["bag_id"]),
+                from_text_cell(line["path"]),
+                from_text_cell(line["patient_id"]),
                 line["split"],
                 int(line["label"]),
                 int(line["n_instances"]),
@@ -112,7 +123,7 @@ def read_index(folder: Path) -> FeatureIndex:
             for number, (row, line) in enumerate(zip(rows, lines, strict=True), 2)
             if row.seal(len(rows)) != line[_SEAL]
         ]
-    except (UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+    except (UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError, AttributeError) as error:
         raise FeatureFileError(f"{path} is damaged ({error}). Make it again with `cytomil embed`.") from None
     if edited:
         raise FeatureFileError(

@@ -9,11 +9,14 @@ import numpy as np
 import torch
 
 from cytomil.bags.draw import Draw
+from cytomil.bags.fitted import FittedBag, patient_key
 from cytomil.encoders.bundle import load_bundle
 from cytomil.errors import FeatureFileError, SettingsError, require_replaceable
 from cytomil.features.cache import Features
 from cytomil.features.embedder import preparation_sha256, stored_layer
 from cytomil.features.index import IndexRow, read_index
+from cytomil.features.origin import require_agreement
+from cytomil.files import relative_path
 from cytomil.mil.aggregators.registry import find_aggregator, own_config, require_score
 from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.mil.config import FitMilConfig
@@ -62,14 +65,17 @@ def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
             first.
         NotFoundError: there are no features, no encoder or no feedback.
         TableError: the feedback is not a table of verdicts.
-        FeatureFileError: features are damaged, of another encoder, or of too few patients.
+        FeatureFileError: features are damaged, of another encoder or of too few patients, or contradict their bags.csv.
+        BagFileError: that bags.csv is damaged.
         EncoderBundleError: the encoder is damaged.
         TriageModelError: the model that was written cannot be read back.
     """
     require_score(settings.aggregator, settings.instance_score)
     own = own_config(settings.aggregator, settings.options)
     require_replaceable(settings.out, CARD_NAME, OWN_FILES)
-    opened = read_index(settings.features).open("train")
+    index = read_index(settings.features)
+    require_agreement(index)
+    opened = index.open("train")
     encoder = load_bundle(settings.encoder)
     key = opened[0][1].key
     made_with = preparation_sha256(stored_layer(key.layer), encoder.transform.sha256)
@@ -115,6 +121,8 @@ def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
         cutting=encoder.card.data.cutting,
         limits=(*_LIMITS, *_feedback_limit(learnt), *encoder.caveats, _novelty_limit(novelty)),
         feedback=learnt,
+        features=relative_path(settings.features, settings.out),
+        fitted_to=tuple(FittedBag(sha256=row.bag_sha256, patient=patient_key(row.patient_id)) for row, _ in opened),
     )
     return save_triage_model(settings.out, encoder, ensemble, novelty, facts)
 

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cytomil import file_manifest
+from cytomil.bags.fitted import FittedBag
 from cytomil.cards import Card, Count, Flag, Fraction, Number, Text, read_card
 from cytomil.encoders import bundle
 from cytomil.encoders.bundle import EncoderBundle, keep_engines, load_bundle, save_bundle
@@ -25,6 +27,7 @@ from cytomil.errors import (
 )
 from cytomil.features.config import group_of_turns
 from cytomil.features.embedder import preparation_sha256, stored_layer
+from cytomil.file_manifest import write_file_manifest
 from cytomil.files import put_back, replacing_folder, sha256_of_file, write_json_card
 from cytomil.layer import Layer
 from cytomil.mil.aggregators.registry import find_aggregator
@@ -41,7 +44,13 @@ WEIGHTS_NAME = "aggregator.safetensors"
 ENCODER_FOLDER = "encoder"
 FEW_BAGS = 30
 _CHANCE = 0.5
-OWN_FILES = (CARD_NAME, WEIGHTS_NAME, *(f"{ENCODER_FOLDER}/{name}" for name in bundle.OWN_FILES))
+OWN_FILES = (
+    CARD_NAME,
+    WEIGHTS_NAME,
+    file_manifest.NAME,
+    file_manifest.SIGNATURE_NAME,
+    *(f"{ENCODER_FOLDER}/{name}" for name in bundle.OWN_FILES),
+)
 
 
 class AggregatorFacts(Card):
@@ -131,7 +140,8 @@ class TriageFacts(Card):
     ``epochs_chosen`` is None for aggregators without epochs. ``cutting``: how the training cells were cut out of slides;
     None if they were single images. ``reference_shares`` are the fractions of normal training cells between two of the
     ``score_bin_edges``. ``limits`` are sentences for a reader. ``feedback`` is None for models that did not learn from
-    readers' verdicts.
+    readers' verdicts. ``features`` is the folder of the training features, relative to the model's. ``fitted_to`` lists the
+    training bags; both are empty for models older than these.
     """
 
     made: Text
@@ -153,6 +163,8 @@ class TriageFacts(Card):
     cutting: Cutting | None
     limits: tuple[Text, ...]
     feedback: FeedbackFacts | None = None
+    features: Text = ""
+    fitted_to: tuple[FittedBag, ...] = ()
 
     @model_validator(mode="after")
     def _bins_fit(self) -> TriageFacts:
@@ -224,6 +236,9 @@ def save_triage_model(
             **facts.to_json(),
         }
         write_json_card(folder / CARD_NAME, card)
+        # Without engines: `cytomil compile` may replace them, and each has its own record of hashes.
+        encoder_files = (f"{ENCODER_FOLDER}/{name}" for name in (bundle.CARD_NAME, bundle.WEIGHTS_NAME))
+        write_file_manifest(folder, [folder / name for name in (CARD_NAME, WEIGHTS_NAME, *encoder_files)])
     return load_triage_model(path)
 
 

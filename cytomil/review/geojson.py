@@ -80,12 +80,21 @@ def _centre(feature: dict[str, object]) -> np.ndarray:
         raise TypeError("an object has no outline")
     places = geometry["coordinates"]
     if geometry["type"] == "Point":
-        return np.array(places[:2], float)
+        return _checked(np.array(places[:2], float))
     if geometry["type"] == "MultiPolygon":
         places = places[0]
     ring = np.array(places[0], float)
+    if ring.ndim != 2:
+        raise ValueError("an outline is not a list of points")
     # A closed ring repeats its first corner.
-    return np.asarray(ring[:-1].mean(axis=0) if len(ring) > 1 and (ring[0] == ring[-1]).all() else ring.mean(axis=0))
+    corners = ring[:-1] if len(ring) > 1 and (ring[0] == ring[-1]).all() else ring
+    return _checked(corners[:, :2].mean(axis=0))
+
+
+def _checked(centre: np.ndarray) -> np.ndarray:
+    if centre.shape != (2,) or not np.isfinite(centre).all():
+        raise ValueError("an object has no place")
+    return centre
 
 
 def _verdict(name: str) -> CellVerdict | None:

@@ -1,30 +1,20 @@
-"""The review log: who judged what and when, one JSON object per line, only ever appended to.
-
-Every line holds the SHA-256 of the line before it. A line that was changed or removed later therefore shows.
-"""
+"""The review log: who judged what and when, one JSON object per line; see `cytomil.chained_log`."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import threading
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 
+from cytomil.chained_log import ChainedEntry, ChainedLog
 from cytomil.errors import ReviewLogError
-from cytomil.provenance import now
 
 NAME = "review.jsonl"
 INITIALS = r"^[A-Za-z0-9À-ÿ]{1,8}$"
 MAX_REMARK = 4000
-_FIRST = "0" * 64
-_PATIENCE_S = 10.0
-_MAX_LINE_BYTES = 1 << 16
 
 
 class CellVerdict(StrEnum):
@@ -55,7 +45,7 @@ class Action(StrEnum):
     UNDO = "undo"
 
 
-class Entry(BaseModel):
+class Entry(ChainedEntry):
     """One line of the log.
 
     Args:
@@ -74,10 +64,6 @@ class Entry(BaseModel):
         previous: SHA-256 of the line before.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    n: int = Field(ge=1)
-    time: str
     reader: str = Field(pattern=INITIALS)
     action: Action
     slide: str
@@ -88,7 +74,6 @@ class Entry(BaseModel):
     score: float | None = None
     rank: int | None = None
     of: int | None = None
-    previous: str
 
     @model_validator(mode="after")
     def _value_is_known(self) -> Self:
@@ -101,16 +86,11 @@ class Entry(BaseModel):
         return self
 
 
-class ReviewLog:
-    """The log in ``folder``. Several processes may append to it; each line is on disk before `append` returns."""
+class ReviewLog(ChainedLog[Entry]):
+    """The log in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / NAME
-        self._here = threading.RLock()
-        self._lock = FileLock(folder / f".{NAME}.lock", thread_local=False)
-        self._entries: list[Entry] = []
-        self._faults: list[str] = []
-        self._read_bytes, self._n_lines, self._last_line = 0, 0, _FIRST
+        super().__init__(folder / NAME, Entry, ReviewLogError)
 
     def append(self, reader: str, action: Action, slide: str, **more: Any) -> Entry:
         """Append one entry, numbered and dated here. ``more`` are further fields of `Entry`.
@@ -118,71 +98,7 @@ class ReviewLog:
         Raises:
             ReviewLogError: a field is not allowed, or the disk does not take the line.
         """
-        try:
-            with self._here, self._lock.acquire(timeout=_PATIENCE_S):
-                return self._append({"reader": reader, "action": action, "slide": slide, **more})
-        except Timeout:
-            raise ReviewLogError(f"{self.path} is locked by another program. Try again.") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ReviewLogError(f"{'.'.join(map(str, first['loc'])) or 'entry'}: {first['msg']}.") from None
-        except OSError as error:
-            raise ReviewLogError(f"{self.path} cannot be written ({error.strerror or error}).") from None
-
-    def _append(self, fields: dict[str, Any]) -> Entry:
-        rest = self._read_on()
-        previous = _sha256(rest) if rest else self._last_line
-        number = max((entry.n for entry in self._entries), default=0)
-        entry = Entry(n=number + 1, time=now(), previous=previous, **fields)
-        line = entry.model_dump_json(exclude_defaults=True).encode() + b"\n"
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            # What a full disk or a power cut left of a line stays, on a line of its own.
-            _write_all(descriptor, b"\n" + line if rest else line)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        self._read_on()
-        return entry
-
-    def entries(self) -> list[Entry]:
-        """All entries, oldest first. Incomplete lines are passed over; `faults` lists them.
-
-        Raises:
-            ReviewLogError: the log cannot be read.
-        """
-        with self._here:
-            self._read_on()
-            return list(self._entries)
-
-    def faults(self) -> list[str]:
-        """One sentence per line that is incomplete, or does not follow from the line before it."""
-        with self._here:
-            rest = self._read_on()
-            return [*self._faults, *([f"{self.path}: the last line is incomplete"] if rest else [])]
-
-    def _read_on(self) -> bytes:
-        """Read the lines appended since the last time; returns what stands after the last line end."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._read_bytes)
-                *lines, rest = file.read().split(b"\n")
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            raise ReviewLogError(f"{self.path} cannot be read ({error.strerror or error}).") from None
-        for line in lines:
-            self._n_lines += 1
-            entry = _parsed(line)
-            if entry is None:
-                self._faults.append(f"{self.path}, line {self._n_lines}, is incomplete or not an entry")
-            else:
-                if entry.previous != self._last_line:
-                    self._faults.append(f"{self.path}, line {self._n_lines}: a line before it was changed or removed")
-                self._entries.append(entry)
-            self._last_line = _sha256(line)
-            self._read_bytes += len(line) + 1
-        return rest
+        return self.append_fields({"reader": reader, "action": action, "slide": slide, **more})
 
 
 class Judgements(BaseModel):
@@ -225,21 +141,3 @@ def require_log_folder(folder: Path) -> None:
     """Raise `ReviewLogError` where nothing can be written into ``folder``."""
     if not os.access(folder, os.W_OK):
         raise ReviewLogError(f"{folder} cannot be written. The review is kept there: check its permissions.")
-
-
-def _parsed(line: bytes) -> Entry | None:
-    if len(line) > _MAX_LINE_BYTES:
-        return None
-    try:
-        return Entry.model_validate(json.loads(line))
-    except (ValueError, RecursionError):
-        return None
-
-
-def _sha256(line: bytes) -> str:
-    return hashlib.sha256(line).hexdigest()
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]

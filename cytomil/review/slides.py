@@ -17,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cytomil.bags.images import open_image
 from cytomil.bags.slide_dir import list_slide_dir
 from cytomil.errors import CytomilError, NotFoundError, ReviewError
-from cytomil.files import read_json
+from cytomil.files import SEAL, is_sealed, read_json
 from cytomil.slides import Cutting, Handles, Resolutions
 from cytomil.triage.pictures import jpeg
 from cytomil.triage.sources import Found, SlideSource, open_source
 from cytomil.triage.whole_slide import SlideReading
-from cytomil.triage.write import SCHEMA
+from cytomil.triage.write import FILES_KEY, SCHEMA
 
 TILE_PX = 256
 CELL_PX = 320
@@ -116,6 +116,8 @@ class Triage:
             raise NotFoundError(f"{path} does not exist. Rank a folder of slides first: `cytomil rank SLIDE_DIR`.")
         try:
             document = read_json(path)
+            if (SEAL in document or FILES_KEY in document) and not is_sealed(document):
+                raise ValueError("its checksum does not match: it was altered or damaged")
             self._document = _Document.model_validate(document | {"schema_": document["schema"]})
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)

@@ -11,18 +11,17 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from cytomil.bags.bag_file import Bag, content_sha256
+from cytomil.bags.bag_file import Bag
 from cytomil.bags.draw import ALL, Draw
-from cytomil.bags.manifest import BagRow, Manifest, open_listed
+from cytomil.bags.manifest import BagRow, Manifest, open_unaltered
 from cytomil.encoders.transform import CellTransform, decode_cells
 from cytomil.errors import BagFileError, CytomilError
 from cytomil.files import replacing, sha256_of_json
-from cytomil.hdf5 import open_hdf5
+from cytomil.hdf5 import open_hdf5, require_sealed, writing_hdf5
 from cytomil.progress import Listener, Problem
 
 _BLOCK = 64
@@ -104,11 +103,7 @@ def fill_cells(
     filled = 0
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for number, row in enumerate(listener.track(rows, "decoding cells", unit="bags")):
-            bag = open_listed(manifest, row)
-            if content_sha256(bag) != row.sha256:
-                raise BagFileError(
-                    f"{bag.path} is not the bag that bags.csv lists (altered or exchanged). Make the bags again."
-                )
+            bag = open_unaltered(manifest, row)
             for block, unreadable in _decoded(bag, row.bag_id, draw, transform, pool):
                 pixels[filled : filled + len(block)] = block
                 bags.append(torch.full((len(block),), number))
@@ -152,7 +147,7 @@ def assemble(
     return cells
 
 
-SCHEMA = "cytomil.cells/2"
+SCHEMA = "cytomil.cells/3"
 
 
 def cell_cache_path(out: Path, data: str, transform: CellTransform, draw: Draw = ALL) -> Path:
@@ -173,7 +168,7 @@ def write_cell_cache(
     Memory holds a few blocks of cells at a time.
     """
     shape = (count(rows, draw), transform.image_size, transform.image_size, 3)
-    with replacing(path) as partial, h5py.File(partial, "w") as file:
+    with replacing(path) as partial, writing_hdf5(partial) as file:
         pixels = file.create_dataset("pixels", shape, np.uint8)  # not chunked: open_cell_cache maps it
         bag, problems = fill_cells(pixels, manifest, rows, transform, listener, draw)
         file["bag"] = bag.numpy()
@@ -184,6 +179,7 @@ def write_cell_cache(
 def open_cell_cache(path: Path, manifest: Manifest, rows: tuple[BagRow, ...]) -> TrainingCells:
     """Map the cells of these bags in ``path``. Raises `CytomilError` if the file is damaged."""
     remedy = "Delete it; the next run writes it again."
+    require_sealed(path, CytomilError, remedy)
     with open_hdf5(path, CytomilError, remedy) as file:
         file.require_schema(SCHEMA, "a file of decoded cells")
         stored = file.dataset("pixels", "whole numbers", (None, None, None, 3))

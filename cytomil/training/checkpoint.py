@@ -7,12 +7,14 @@ fingerprint of settings, data, `TRAINING_VERSION` and libraries, so that a run n
 from __future__ import annotations
 
 import glob
+import hashlib
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cytomil.errors import ResumeError
 from cytomil.files import replacing, sha256_of_json
@@ -64,7 +66,10 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 @dataclass
 class Checkpoint:
-    """Everything that changes during training, after ``epoch`` complete epochs."""
+    """Everything that changes during training, after ``epoch`` complete epochs.
+
+    ``threads`` is PyTorch's number of threads on a processor, which changes the last bits of weights; 0 if unknown.
+    """
 
     epoch: int
     model: dict[str, Any]
@@ -72,6 +77,21 @@ class Checkpoint:
     optimizer: dict[str, Any]
     loss_scale: dict[str, Any]
     history: list[dict[str, Any]]
+    threads: int = 0
+
+
+_ENTRIES = {"identity", *Checkpoint.__dataclass_fields__}
+# What PyTorch raises for a damaged file, and what a file that holds something else leads to.
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    pickle.UnpicklingError,
+)
 
 
 def checkpoint_path(out: Path, identity: RunIdentity) -> Path:
@@ -81,8 +101,9 @@ def checkpoint_path(out: Path, identity: RunIdentity) -> Path:
 
 def save_checkpoint(path: Path, identity: RunIdentity, checkpoint: Checkpoint) -> None:
     """Write the checkpoint completely or not at all. It replaces the previous one."""
+    content = {"identity": vars(identity), **vars(checkpoint)}
     with replacing(path) as partial:
-        torch.save({"identity": vars(identity), **vars(checkpoint)}, partial)
+        torch.save({**content, "sha256": _sha256_of(content)}, partial)
 
 
 def load_checkpoint(out: Path, identity: RunIdentity, insist: bool) -> Checkpoint | None:
@@ -111,7 +132,35 @@ def load_checkpoint(out: Path, identity: RunIdentity, insist: bool) -> Checkpoin
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        sha256 = content.pop("sha256", None)  # None: an earlier version wrote it
+        is_known = _ENTRIES - {"threads"} <= content.keys() <= _ENTRIES
+        if not is_known or sha256 not in (None, _sha256_of(content)):
+            raise ValueError("its checksum does not match")
+    except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ResumeError(f"{path} is damaged ({reason}). Delete it and start again.") from None
+    return content
+
+
+def _sha256_of(content: Any) -> str:
+    """SHA-256 over all tensors and values of a checkpoint, in their order."""
+    digest = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        if isinstance(part, Tensor):
+            digest.update(repr((part.dtype, part.shape)).encode())
+            digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        elif isinstance(part, dict):
+            for key, value in part.items():
+                digest.update(repr(key).encode())
+                add(value)
+        elif isinstance(part, list | tuple):
+            digest.update(f"{len(part)} entries".encode())
+            for value in part:
+                add(value)
+        else:
+            digest.update(repr(part).encode())
+
+    add(content)
+    return digest.hexdigest()

@@ -12,6 +12,7 @@ import torch
 
 from cytomil.bags.bag_file import open_bag
 from cytomil.bags.draw import Draw
+from cytomil.bags.fitted import FittedBag, patient_key
 from cytomil.bags.manifest import BagRow, Manifest, fingerprint, read_manifest
 from cytomil.bags.synthetic_cells import SOURCE as SYNTHETIC
 from cytomil.config import own_config
@@ -41,7 +42,14 @@ from cytomil.training.cells import (
     open_cell_cache,
     write_cell_cache,
 )
-from cytomil.training.checkpoint import LIBRARIES, TRAINING_VERSION, RunIdentity, checkpoint_path, load_checkpoint
+from cytomil.training.checkpoint import (
+    LIBRARIES,
+    TRAINING_VERSION,
+    Checkpoint,
+    RunIdentity,
+    checkpoint_path,
+    load_checkpoint,
+)
 from cytomil.training.config import PretrainConfig
 from cytomil.training.instance_label_access import read_training_instance_labels
 from cytomil.training.memory import measured_memory, require_disk, require_memory
@@ -118,7 +126,7 @@ def pretrain(
             "Use a later --layer for embed, or lower --frozen-stages."
         )
     if checkpoint:
-        listener.note(f"resuming after epoch {checkpoint.epoch} of {settings.epochs}")
+        _tell_resumed(checkpoint, settings.epochs, listener.note)
     if method.trains:
         with listener.whole(_work(run, cells, settings, processes)) as count:
             for epoch in range(run.epoch, settings.epochs):
@@ -133,7 +141,7 @@ def pretrain(
     if not processes.is_first:
         processes.barrier()
         return Pretrained(load_bundle(settings.out), ())
-    metadata = run.metadata() | _data_metadata(manifest, rows, identity, len(cells))
+    metadata = run.metadata() | _data_metadata(manifest, rows, identity, len(cells), method.trains)
     engines = stored_engines(settings.out)
     bundle = save_bundle(settings.out, run.encoder, transform, metadata)
     if gone := sorted(set(engines) - set(stored_engines(settings.out))):
@@ -143,6 +151,16 @@ def pretrain(
     checkpoint_path(settings.out, identity).unlink(missing_ok=True)
     processes.barrier()
     return Pretrained(bundle, cells.problems)
+
+
+def _tell_resumed(checkpoint: Checkpoint, epochs: int, note: Callable[[str], None]) -> None:
+    note(f"resuming after epoch {checkpoint.epoch} of {epochs}")
+    threads = torch.get_num_threads()
+    if checkpoint.threads not in (0, threads):
+        note(
+            f"so far with {checkpoint.threads} threads, now with {threads}: the weights will differ from those of an unbroken "
+            f"run. Set OMP_NUM_THREADS={checkpoint.threads} for the same weights."
+        )
 
 
 def _start(settings: PretrainConfig, method: type[Method], note: Callable[[str], None]) -> Start:
@@ -217,7 +235,9 @@ def _finished(settings: PretrainConfig, identity: RunIdentity) -> EncoderBundle 
     return load_bundle(settings.out)
 
 
-def _data_metadata(manifest: Manifest, rows: tuple[BagRow, ...], identity: RunIdentity, n_cells: int) -> dict[str, Any]:
+def _data_metadata(
+    manifest: Manifest, rows: tuple[BagRow, ...], identity: RunIdentity, n_cells: int, trains: bool
+) -> dict[str, Any]:
     infos = [open_bag(manifest.file_of(row)).info for row in rows]
     sources = sorted({info.source.split("/")[0] for info in infos})
     cuttings = {info.cutting for info in infos}
@@ -229,6 +249,10 @@ def _data_metadata(manifest: Manifest, rows: tuple[BagRow, ...], identity: RunId
         "n_cells": n_cells,
         "sources": sources,
         "cutting": None if agreed is None else agreed.to_json(),
+        "fitted_to": [
+            FittedBag(sha256=row.sha256, patient=patient_key(row.patient_id)).to_json()
+            for row in (rows if trains else ())
+        ],
     }
     return {"data": data, "synthetic": sources == [SYNTHETIC]}
 

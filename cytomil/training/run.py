@@ -219,6 +219,7 @@ class Run:
             self.step.optimizer.state_dict(),
             self.step.loss_scale.state_dict(),
             self.history,
+            torch.get_num_threads() if self.device.type == "cpu" else 0,
         )
 
     def _restore(self, checkpoint: Checkpoint) -> None:

@@ -33,6 +33,13 @@ class RankConfig(Config):
     workers: int = Field(0, ge=0, description="threads that find, crop and decode cells; 0: one per core")
     batch_size: int = Field(256, ge=1, description="cells per forward pass")
     engine: EngineName = "auto"
+    pseudonymise: Path | None = Field(
+        None,
+        description="key file: slides appear under pseudonyms only; made if missing, with a table of names beside it",
+    )
+    require_signature: Path | None = Field(
+        None, description="public key, PEM file: refuse a triage model that is not signed with its private key"
+    )
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     ray_address: str = Field(
         "", description="distribute over Ray: 'local', or HOST:PORT of a running cluster; empty: no Ray"

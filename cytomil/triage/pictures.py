@@ -11,11 +11,14 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cytomil.bags.images import open_image
 from cytomil.slides import Cells, Slide, qc_thumbnail
 
 REPORT_PX = 480  # with 24 cells a slide, 500 slides stay under 60 MB in one file
 FILE_PX = 1200
 CONTEXT_PX = 320
+GALLERY_PX = 96
+_GALLERY_QUALITY = 75
 _CONTEXT_CROPS = 5
 _HEATMAP_BLOCK_PX = 8
 _HIGHEST_SCORE = 30.0
@@ -34,6 +37,13 @@ def png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def gallery_image(encoded: bytes, name: str) -> bytes:
+    """An encoded cell image as a small JPEG. ``name`` begins the message of the error where it cannot be decoded."""
+    image = open_image(encoded, name)
+    image.thumbnail((GALLERY_PX, GALLERY_PX))
+    return jpeg(image, _GALLERY_QUALITY)
 
 
 def marked_thumbnail(slide: Slide, cells: Cells, top: Sequence[int]) -> Image.Image:

@@ -46,7 +46,7 @@ def write_report(worklist: Worklist, path: Path, *, split_images: bool = False) 
     if not split_images:
         files.write_text(path, render_report(worklist))
         return
-    folder = path.with_name(f"{path.stem}_files")
+    folder = pictures_folder(path)
     with files.replacing_folder(folder) as partial:
 
         def store(image: bytes) -> str:
@@ -57,6 +57,11 @@ def write_report(worklist: Worklist, path: Path, *, split_images: bool = False) 
 
         page = _render(worklist, store, img_src="'self' file: data:")
     files.write_text(path, page)
+
+
+def pictures_folder(report: Path) -> Path:
+    """Where the pictures of a report lie that does not hold them itself."""
+    return report.with_name(f"{report.stem}_files")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -67,16 +68,31 @@ class SlideSource(Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """One slide of the folder. ``name`` is what the worklist calls it; ``parts`` are the files of a slide of several."""
+    """One slide of the folder. ``parts`` are the files of a slide of several. ``pseudonym`` is "" if the name is shown."""
 
-    name: str
+    real_name: str
     path: Path
     parts: tuple[Path, ...] = ()
+    pseudonym: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the worklist calls it."""
+        return self.pseudonym or self.real_name
 
     @property
     def shown_path(self) -> str:
-        """The path as text that any file can hold, whatever bytes are in it."""
-        return printable(str(self.path))
+        """The path as text that any file can hold, whatever bytes are in it; the pseudonym where there is one."""
+        return self.pseudonym or printable(str(self.path))
+
+    def hide(self, text: str) -> str:
+        """The text, with the slide's path, file names and name replaced by its pseudonym where there is one."""
+        if not self.pseudonym:
+            return text
+        names = {str(self.path), self.path.name, self.path.stem, self.real_name, *(part.name for part in self.parts)}
+        for name in sorted(map(printable, names), key=len, reverse=True):
+            text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", self.pseudonym, text)
+        return text
 
 
 def discover(folder: Path, out: Path | None = None) -> tuple[list[Found], list[str]]:
@@ -133,8 +149,8 @@ class BagSource:
         self.mpp = bag.info.mpp
 
     def fingerprint(self) -> str:
-        """The bag's own SHA-256."""
-        return self._bag.sha256
+        """SHA-256 of the file: the bag's own does not show an exchanged cell."""
+        return self.content_sha256()
 
     def content_sha256(self) -> str:
         """See `SlideSource`."""

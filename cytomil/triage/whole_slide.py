@@ -186,10 +186,15 @@ def _seal(key: str, cells: Cells) -> str:
 
 
 def _read_cells(path: Path, key: str) -> Cells | None:
+    kept = kept_cells(path)
+    return kept[1] if kept is not None and kept[0] == key else None
+
+
+def kept_cells(path: Path) -> tuple[str, Cells] | None:
+    """The key and the cells of a slide in a cache of `rank`. None if the file is damaged."""
     try:
         with np.load(path, allow_pickle=False) as kept:
-            cells = Cells(kept["centres"], kept["radii"], kept["at_edge"])
-            is_known = str(kept["key"]) == key and str(kept["seal"]) == _seal(key, cells)
-            return cells if is_known else None
+            key, cells = str(kept["key"]), Cells(kept["centres"], kept["radii"], kept["at_edge"])
+            return (key, cells) if str(kept["seal"]) == _seal(key, cells) else None
     except Exception:  # a damaged archive fails in many ways; whatever it is, the cells are looked for again
         return None

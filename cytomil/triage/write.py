@@ -7,13 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cytomil.files import write_bytes, write_json
+from cytomil.files import sha256_of_file, write_bytes, write_json_card
 from cytomil.tables import csv_text
 from cytomil.text import ENCODING
-from cytomil.triage.report import write_report
+from cytomil.triage.report import pictures_folder, write_report
 from cytomil.triage.worklist import SlideResult, Worklist
 
 SCHEMA = "cytomil.triage/1"
+WORKLIST_NAME = "triage.json"
+CSV_NAME = "triage.csv"
+REPORT_NAME = "report.html"
+FILES_KEY = "files_sha256"
+"""Key of triage.json: the hash of each file that was written with it."""
 _MOST_BYTES_IN_ONE_FILE = 55_000_000  # of pictures; the page around them adds a tenth
 _SECONDS_BETWEEN = 5.0
 CSV_COLUMNS = (
@@ -36,11 +41,14 @@ def write_worklist(worklist: Worklist, out: Path, split_images: bool = False) ->
 
     With ``split_images``, or where they would make one file too heavy to open, the report's pictures lie beside it.
     """
-    write_bytes(out / "triage.csv", csv_text(CSV_COLUMNS, _rows(worklist), _FROM_OUTSIDE).encode(ENCODING))
-    write_json(out / "triage.json", to_document(worklist))
+    write_bytes(out / CSV_NAME, csv_text(CSV_COLUMNS, _rows(worklist), _FROM_OUTSIDE).encode(ENCODING))
     split = split_images or _bytes_of_pictures(worklist) > _MOST_BYTES_IN_ONE_FILE
-    write_report(worklist, out / "report.html", split_images=split)
-    return out / "report.html"
+    write_report(worklist, out / REPORT_NAME, split_images=split)
+    written = [out / CSV_NAME, out / REPORT_NAME, *(pictures_folder(out / REPORT_NAME).glob("*") if split else ())]
+    written += [out / file for slide in worklist.slides for file in slide.files.values()]
+    hashes = {file.relative_to(out).as_posix(): sha256_of_file(file) for file in sorted(set(written))}
+    write_json_card(out / WORKLIST_NAME, to_document(worklist) | {FILES_KEY: hashes})
+    return out / REPORT_NAME
 
 
 class GrowingReport:

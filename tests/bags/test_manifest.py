@@ -91,8 +91,8 @@ class TestRoundTrip:
     def test_an_unknown_witness_rate_is_blank(self, tmp_path):
         write_manifest(tmp_path, [row("a", rate=None), row("b", rate=0.0), row("c", rate=1 / 3)])
         lines = (tmp_path / MANIFEST_NAME).read_text().splitlines()
-        assert lines[0] == HEADER
-        assert [line.split(",")[-2] for line in lines[1:]] == ["", "0", "0.333333"]
+        assert lines[0] == f"{HEADER},checksum"
+        assert [line.split(",")[-3] for line in lines[1:]] == ["", "0", "0.333333"]
         assert [r.witness_rate for r in read_manifest(tmp_path).rows] == [None, 0.0, pytest.approx(1 / 3, abs=1e-6)]
 
     def test_columns_in_another_order_and_extra_ones(self, tmp_path):
@@ -111,15 +111,37 @@ class TestRoundTrip:
         assert manifest.file_of(rows[0]) == tmp_path / "a.h5"
 
 
+class TestChecksums:
+    @pytest.mark.parametrize(("old", "new"), [(",train,0,", ",train,1,"), ("a.h5", "b.h5"), (",0.5,", ",0.4,")])
+    def test_an_edited_row_is_refused(self, tmp_path, old, new):
+        write_manifest(tmp_path, [row("a", rate=0.5), row("c", "q", "test")])
+        path = tmp_path / MANIFEST_NAME
+        path.write_text(path.read_text().replace(old, new, 1))
+        with pytest.raises(BagFileError, match=r"line 2: edited or damaged.*cytomil make-bags"):
+            read_manifest(tmp_path)
+
+    def test_a_missing_row_and_a_damaged_header_are_refused(self, tmp_path):
+        write_manifest(tmp_path, [row("a"), row("b"), row("c")])
+        path = tmp_path / MANIFEST_NAME
+        content = path.read_text()
+        path.write_text("".join(content.splitlines(keepends=True)[:-1]))
+        with pytest.raises(BagFileError, match="edited or damaged"):
+            read_manifest(tmp_path)
+        for old, new in (("checksum", "checksvm"), ("checksum\n", "checksum\v")):
+            path.write_text(content.replace(old, new))
+            with pytest.raises(BagFileError, match="first line is damaged"):
+                read_manifest(tmp_path)
+
+
 class TestLeakage:
     def test_a_patient_in_two_splits_is_not_written(self, tmp_path):
-        with pytest.raises(BagFileError, match="patient 'p' is in both train and test"):
+        with pytest.raises(BagFileError, match=r"'a' \(train\) and 'b' \(test\) are of one patient"):
             write_manifest(tmp_path, [row("a", "p"), row("b", "p", "test")])
         assert list(tmp_path.iterdir()) == []
 
     def test_a_patient_in_two_splits_is_not_read(self, tmp_path):
         message = refusal(tmp_path, "a,a.h5,p,train,0,10,0,x", "b,b.h5,q,test,0,10,0,x", "c,c.h5,p,test,1,10,0.1,x")
-        assert "patient 'p' is in both train and test" in message
+        assert "'a' (train) and 'c' (test) are of one patient" in message
 
     def test_unknown_patients_are_not_one_patient(self, tmp_path):
         write_manifest(tmp_path, [row("a", ""), row("b", "", "test")])

@@ -305,7 +305,7 @@ class TestLeakage:
         made = make(slides)
         assert problems_of(made) == {
             "s3": "a byte-identical copy of the train slide s1; left out. WARNING: the original differs "
-            "(patient 'p1', here 'p3'). Correct the labels file"
+            "(another patient). Correct the labels file"
         }
         assert {row.bag_id for row in made.rows} == {"s1", "s2", "s4"}
         (slides / "s3" / "Thumbs.db").write_bytes(b"litter")

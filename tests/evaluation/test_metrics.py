@@ -28,7 +28,18 @@ from cytomil.evaluation.metrics import (
     review_until_first,
 )
 
-BAG_KEYS = {"n_bags", "n_positive", "threshold", "f1", "auroc", "auprc", "sensitivity", "specificity", "brier", "undefined"}
+BAG_KEYS = {
+    "n_bags",
+    "n_positive",
+    "threshold",
+    "f1",
+    "auroc",
+    "auprc",
+    "sensitivity",
+    "specificity",
+    "brier",
+    "undefined",
+}
 INSTANCE_FIGURES = {
     "recall_at_k",
     "recall_at_1pct",

@@ -147,3 +147,15 @@ def test_entries_name_slide_and_model(tmp_path):
     (line,) = log.path.read_text().splitlines()
     kept = json.loads(line)
     assert (kept["slide_sha256"], kept["model_sha256"], kept["previous"]) == ("1" * 64, "2" * 64, "0" * 64)
+
+
+def test_a_last_line_that_was_changed_shows_and_a_log_without_hashes_is_read(tmp_path):
+    log = ReviewLog(tmp_path)
+    judge(log, "c1", "abnormal")
+    content = log.path.read_text()
+    log.path.write_text(content.replace("abnormal", "normal"))
+    assert any("line 1, was changed" in fault for fault in ReviewLog(tmp_path).faults())
+    document = json.loads(content)
+    del document["sha256"]
+    log.path.write_text(json.dumps(document) + "\n")
+    assert ReviewLog(tmp_path).faults() == []

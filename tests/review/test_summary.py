@@ -111,7 +111,25 @@ def test_an_object_where_no_cell_is_counts_as_unknown(triage):
     assert (len(found.verdicts), found.unknown) == (1, 1)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"features": 3}', '{"features": [{"properties": {}}]}', "[" * 9000])
+def outline(kind, coordinates):
+    return json.dumps([{"type": "Feature", "geometry": {"type": kind, "coordinates": coordinates}, "properties": {}}])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[1]",
+        "{}",
+        '{"features": 3}',
+        '{"features": [{"properties": {}}]}',
+        "[" * 9000,
+        outline("Polygon", [[1, 2]]),
+        outline("Polygon", [[[1], [2]]]),
+        outline("Point", [1]),
+        outline("Point", [1, 2]).replace("2", "1e999"),
+    ],
+)
 def test_what_is_no_geojson_is_one_line(triage, text):
     path = triage / "back.geojson"
     path.write_text(text)

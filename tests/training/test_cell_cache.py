@@ -46,7 +46,16 @@ def test_other_bags_or_another_transform_have_another_file(tmp_path):
 def test_a_damaged_file_is_one_clear_line(written):
     path, manifest, rows = written
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(CytomilError, match=r"does not hold what it should.*Delete it"):
+    with pytest.raises(CytomilError, match=r"truncated or damaged.*Delete it"):
+        open_cell_cache(path, manifest, rows)
+
+
+def test_a_flipped_pixel_is_one_clear_line(written):
+    path, manifest, rows = written
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CytomilError, match=r"damaged.*Delete it"):
         open_cell_cache(path, manifest, rows)
 
 

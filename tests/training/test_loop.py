@@ -127,6 +127,19 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(bags, tmp_
     assert weights(tmp_path / "broken") == weights(tmp_path / "unbroken")
 
 
+def test_resuming_with_another_number_of_threads_is_said(bags, tmp_path, monkeypatch):
+    wanted = settings(bags, tmp_path / "e")
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(wanted, Silent(), interrupt)
+    told = []
+    listener = Silent()
+    listener.note = told.append
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 3)
+    pretrain(wanted, listener)
+    assert any(f"so far with {threads} threads, now with {threads + 3}" in line for line in told)
+
+
 @pytest.mark.long
 def test_a_killed_process_resumes_to_the_weights_of_an_unbroken_one(bags, tmp_path):
     def command(out, *more):
@@ -203,6 +216,7 @@ def test_a_checkpoint_older_than_versions_is_one_clear_line(bags, tmp_path):
     (kept,) = (tmp_path / "checkpoints").glob("*.pt")
     content = torch.load(kept, weights_only=True)
     content["identity"]["code"] = content["identity"].pop("made_by")
+    del content["sha256"]
     torch.save(content, kept.with_name("e-0123456789abcdef.pt"))
     kept.unlink()
     with pytest.raises(ResumeError, match="of an earlier version of cytomil"):

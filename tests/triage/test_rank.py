@@ -17,6 +17,7 @@ from cytomil.errors import NotFoundError, TriageModelError
 from cytomil.features.config import EmbedConfig
 from cytomil.features.embed import embed
 from cytomil.features.embedder import Embedder
+from cytomil.files import is_sealed
 from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import fit_mil
 from cytomil.mil.triage_model import load_triage_model
@@ -228,6 +229,9 @@ def test_files_on_disk_agree_with_the_worklist_whatever_the_names(road, slides, 
     worklist = rank(slides, settings(road, tmp_path / "out", top=3), Silent())
     report = write_worklist(worklist, tmp_path / "out")
     document = json.loads((tmp_path / "out" / "triage.json").read_text())
+    assert set(document.pop("files_sha256")) == {"report.html", "triage.csv"}
+    assert is_sealed(json.loads((tmp_path / "out" / "triage.json").read_text()))
+    del document["sha256_of_this"]
     assert document == json.loads(json.dumps(to_document(worklist)))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "triage.csv").read_text(encoding="utf-8-sig"))))
     assert [from_text_cell(row["slide"]) for row in rows] == [slide.slide for slide in worklist.slides]

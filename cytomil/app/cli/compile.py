@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import ClassVar
 
 from cytomil.app.cli.console import RichListener, console, finish, plain_errors, print_table
@@ -59,4 +58,4 @@ def compile_(
             f"Stored in {settings.encoder / 'engines' / record.name}; embed and rank take the fastest one.",
             soft_wrap=True,
         )
-    finish({"gain": record.gain, **asdict(record)}, (), as_json)
+    finish({"gain": record.gain, **record.to_json()}, (), as_json)

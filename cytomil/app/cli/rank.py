@@ -63,7 +63,7 @@ def rank(
         for weakness in worklist.weaknesses:
             print_warning(weakness.title, weakness.text)
         columns = ("#", "slide", "prob.", "call", "cells", "look at")
-        print_table(f"worklist of {slide_dir}", columns, rows, right=("#", "prob.", "cells"))
+        print_table(f"worklist of {worklist.folder}", columns, rows, right=("#", "prob.", "cells"))
         for line in _thresholds(worklist):
             console.print(line, soft_wrap=True)
         console.print(f"the model on training slides held out: {worklist.held_out}", soft_wrap=True)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
+from cytomil.cards import Card, Count, Number, Text, read_card
 from cytomil.encoders.bundle import ENGINE_CARD_NAME, EncoderBundle
 from cytomil.encoders.engines.engine import Backend, CompiledForm
 from cytomil.encoders.engines.registry import load_backend
 from cytomil.errors import EngineError, SettingsError
-from cytomil.files import read_json_card, sha256_of_file, sha256_of_json, write_json_card
+from cytomil.files import sha256_of_file, sha256_of_json, write_json_card
 from cytomil.layer import Layer
 
 SCHEMA = "cytomil.engine/2"
 
 
-@dataclass(frozen=True)
-class EngineRecord:
+class EngineRecord(Card):
     """The content of engine.json.
 
     Args:
@@ -40,20 +40,20 @@ class EngineRecord:
         facts: further metadata.
     """
 
-    name: str
-    engine: str
-    precision: str
-    weights_sha256: str
-    image_size: int
-    device: str
-    machine: dict[str, str]
-    versions: dict[str, str]
-    files: dict[str, str]
-    layers: list[str]
-    agreement: dict[str, dict[str, float]]
-    images_per_second: float
-    eager_images_per_second: float
-    facts: dict[str, Any] = field(default_factory=dict)
+    name: Text
+    engine: Text
+    precision: Text
+    weights_sha256: Text
+    image_size: Count
+    device: Text
+    machine: dict[str, Text]
+    versions: dict[str, Text]
+    files: dict[str, Text]
+    layers: list[Text]
+    agreement: dict[str, dict[str, Number]]
+    images_per_second: Number
+    eager_images_per_second: Annotated[Number, Field(gt=0)]
+    facts: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -67,18 +67,12 @@ class EngineRecord:
 
     def write(self, folder: Path) -> None:
         """Write engine.json into ``folder``."""
-        write_json_card(folder / ENGINE_CARD_NAME, {"schema": SCHEMA} | asdict(self))
+        write_json_card(folder / ENGINE_CARD_NAME, {"schema": SCHEMA} | self.to_json())
 
 
 def read_record(folder: Path) -> EngineRecord:
     """Read engine.json. Raises `EngineError` if it is missing, damaged, or of another schema."""
-    card = read_json_card(folder / ENGINE_CARD_NAME, SCHEMA, EngineError, "cytomil compile")
-    try:
-        return EngineRecord(**{name: card[name] for name in EngineRecord.__dataclass_fields__})
-    except KeyError as error:
-        raise EngineError(
-            f"{folder / ENGINE_CARD_NAME} is damaged (it lacks {error}). Run `cytomil compile` again."
-        ) from None
+    return read_card(folder / ENGINE_CARD_NAME, EngineRecord, SCHEMA, EngineError, "cytomil compile")
 
 
 def require_valid(record: EngineRecord, folder: Path, bundle: EncoderBundle, device: torch.device) -> None:

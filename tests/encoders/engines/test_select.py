@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -186,7 +185,7 @@ def test_an_unknown_device_is_still_refused(compiled):
 
 def test_another_compiled_form_has_another_key(compiled):
     record = read_record(compiled / "engines" / NAME)
-    other = dataclasses.replace(record, files=record.files | {"encoder.bin": "0"})
+    other = record.model_copy(update={"files": record.files | {"encoder.bin": "0"}})
     assert record.key != other.key
     assert record.name == other.name == NAME
 
