@@ -42,7 +42,7 @@ def measure(options: argparse.Namespace) -> Measured:
             folder = root / name
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"seed-{i}").write_bytes(content)
-            rows = [_fuzz(name, root / name, options.seconds, options.seed) for name in options.readers]
+        rows = [_fuzz(name, root / name, options.seconds, options.seed) for name in options.readers]
     found = [f"{row['reader']}: {finding}" for row in rows if (finding := row.pop("finding"))]
     table = Table.of(*rows)
     if found:
