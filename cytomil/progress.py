@@ -123,15 +123,15 @@ class Forecast:
     """A range of estimates in seconds, from the fastest to the slowest timed part.
 
     Args:
-        least: min total time, including the time so far.
-        most: max total time, including the time so far.
+        shortest: min total time, including the time so far.
+        longest: max total time, including the time so far.
         left: max remaining time.
         fastest: min time per unit.
         slowest: max time per unit.
     """
 
-    least: float
-    most: float
+    shortest: float
+    longest: float
     left: float
     fastest: float
     slowest: float

@@ -90,7 +90,7 @@ def read_table(path: Path, columns: Sequence[Column], made_by: str) -> list[Row]
     UTF-8, or UTF-16 with its byte order mark. Lines without any value are passed over, as spreadsheets leave them behind.
 
     Raises:
-        NotFoundError: the file is not there; ``made_by`` says where it comes from.
+        NotFoundError: the file does not exist. ``made_by`` is the command that makes it.
         TableError: the file is no such table, lacks a required column, has an unknown one or two of one meaning, or
             a line has more values than there are columns.
     """

@@ -15,7 +15,7 @@ def test_an_even_pace_is_no_range():
 
 def test_the_range_is_from_the_fastest_to_the_slowest_stretch():
     expected = forecast([Stretch(2, 10), Stretch(4, 10), Stretch(3, 10)], elapsed=9, left=100)
-    assert expected == Forecast(least=29, most=49, left=40, fastest=0.2, slowest=0.4)
+    assert expected == Forecast(shortest=29, longest=49, left=40, fastest=0.2, slowest=0.4)
 
 
 @pytest.mark.parametrize("stretches", [[], [Stretch(2, 1)] * 2, [Stretch(29, 1)]])
@@ -76,11 +76,11 @@ def test_whatever_the_steps_the_range_holds_their_mean(steps, left, warm_up):
     mean = timed / sum(one.units for one in pace.stretches)
     assert expected.fastest <= mean * (1 + 1e-9)
     assert mean <= expected.slowest * (1 + 1e-9)
-    assert now <= expected.least <= expected.most
-    assert expected.most == pytest.approx(now + expected.left)
+    assert now <= expected.shortest <= expected.longest
+    assert expected.longest == pytest.approx(now + expected.left)
     assert pace.left(now) >= 0
     if left == 0:
-        assert expected.least == expected.most == now
+        assert expected.shortest == expected.longest == now
 
 
 @given(st.integers(1, 1000), st.floats(0.01, 100), st.integers(1, 10_000))
@@ -91,5 +91,5 @@ def test_an_even_run_is_foreseen_exactly(units, pace_s, left):
         now += pace_s * units
         pace.step(units, now)
     expected = pace.forecast()
-    assert expected.least == pytest.approx(pace_s * pace.total)
-    assert expected.most == pytest.approx(pace_s * pace.total)
+    assert expected.shortest == pytest.approx(pace_s * pace.total)
+    assert expected.longest == pytest.approx(pace_s * pace.total)

@@ -75,7 +75,7 @@ def near(losses):
     return pytest.approx(losses, rel=0.1, abs=0.03)
 
 
-def least_cosine(a, b):
+def min_cosine(a, b):
     return float(torch.cosine_similarity(torch.as_tensor(a).float(), torch.as_tensor(b).float()).min())
 
 
@@ -89,7 +89,7 @@ def test_eager_gives_what_it_gives_on_a_processor(trained, layer):
     ours, theirs = (
         open_engine(bundle, Layer.parse(layer), "eager", device, print).embed(noise(70)) for device in (GPU, "cpu")
     )
-    assert least_cosine(ours, theirs) > 0.9999
+    assert min_cosine(ours, theirs) > 0.9999
 
 
 def test_what_torch_compile_makes_agrees_with_eager(trained, tmp_path):
@@ -97,7 +97,7 @@ def test_what_torch_compile_makes_agrees_with_eager(trained, tmp_path):
     form = CompiledForm("torch-compile", encoder, (layer,), 32, "float32", torch.device(GPU), tmp_path)
     compiled = start_engine(load_backend("torch-compile"), form, layer, "key")
     eager = EagerEngine(encoder, Layer("h"), torch.device(GPU))
-    assert least_cosine(compiled.embed(noise(300)), eager.embed(noise(300))) > 0.9999
+    assert min_cosine(compiled.embed(noise(300)), eager.embed(noise(300))) > 0.9999
 
 
 @pytest.mark.parametrize(("precision", "named"), [("float32", "float32"), ("bf16", "bfloat16"), ("float16", "float16")])

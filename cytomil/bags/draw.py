@@ -9,21 +9,21 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Draw:
-    """At most ``most`` cells per bag, drawn without replacement by ``seed`` and the bag's id. 0: all cells."""
+    """At most ``max_cells`` cells per bag, drawn without replacement by ``seed`` and the bag's id. 0: all cells."""
 
-    most: int = 0
+    max_cells: int = 0
     seed: int = 0
 
     def count(self, n: int) -> int:
         """How many of ``n`` cells are drawn."""
-        return min(n, self.most) if self.most else n
+        return min(n, self.max_cells) if self.max_cells else n
 
     def places(self, bag_id: str, n: int) -> np.ndarray:
         """Indices of the drawn cells among a bag's ``n`` cells, in ascending order, int64 (`count`,)."""
         if self.count(n) == n:
             return np.arange(n)
         rng = np.random.default_rng([self.seed, *bag_id.encode()])
-        return np.sort(rng.choice(n, self.most, replace=False))
+        return np.sort(rng.choice(n, self.max_cells, replace=False))
 
 
 ALL = Draw()

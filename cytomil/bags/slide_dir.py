@@ -114,10 +114,10 @@ class SlideEntry:
 
 @dataclass(frozen=True)
 class SlideDir:
-    """``slides`` in order of name, and ``aside``: the printable names of other entries (notes, parts, own output)."""
+    """``slides`` in order of name, and ``ignored``: the printable names of other entries (notes, parts, own output)."""
 
     slides: tuple[SlideEntry, ...]
-    aside: tuple[str, ...] = field(default=())
+    ignored: tuple[str, ...] = field(default=())
 
 
 def list_slide_dir(folder: Path, outputs: Collection[Path] = ()) -> SlideDir:
@@ -132,24 +132,24 @@ def list_slide_dir(folder: Path, outputs: Collection[Path] = ()) -> SlideDir:
     parts = {part for entry in entries for part in companions_of(entry)}
     series = dicom_series(entry for entry in entries if is_dicom_file(entry))
     in_series = {part: one for one in series for part in one.parts}
-    slides, aside = [], []
+    slides, ignored = [], []
     for entry in entries:
         if entry in in_series:
             one = in_series[entry]
             if one.file == entry:
                 slides.append(SlideEntry(printable(entry.name), entry, one.parts))
             else:
-                aside.append(entry)
+                ignored.append(entry)
         elif entry in parts or (is_note(entry.name) and not entry.is_dir()):
-            aside.append(entry)
+            ignored.append(entry)
         elif entry.is_dir():
             if entry.name in own or is_own_output(entry) or Path(os.path.realpath(entry)) in written:
-                aside.append(entry)
+                ignored.append(entry)
             else:
                 slides += _slides_of_folder(entry)
         else:
             slides.append(SlideEntry(printable(entry.name), entry))
-    return SlideDir(tuple(sorted(slides, key=lambda slide: slide.name)), tuple(printable(one.name) for one in aside))
+    return SlideDir(tuple(sorted(slides, key=lambda slide: slide.name)), tuple(printable(one.name) for one in ignored))
 
 
 def _slides_of_folder(folder: Path) -> list[SlideEntry]:

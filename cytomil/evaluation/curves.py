@@ -12,7 +12,7 @@ from cytomil.evaluation.metrics import (
     bags_with_witness,
     checked_probabilities,
     expected_recall,
-    instances_in_share,
+    n_in_fraction,
 )
 
 # The first tenth is ten times finer, because early recall matters most to a reviewer with little time.
@@ -70,7 +70,7 @@ def pr_curve_points(probabilities: ArrayLike, labels: ArrayLike) -> list[dict[st
 def recall_by_k_points(bags: Sequence[ScoredBag]) -> list[dict[str, float]]:
     """Mean recall of witnesses by the fraction of each bag that is reviewed. No rows without a usable bag.
 
-    Bags are chosen as in `instance_metrics`, and cells are counted as in `recall_at_share`. The rows at 1, 5, 10 and 40 %
+    Bags are chosen as in `instance_metrics`, and cells are counted as in `recall_at_fraction`. The rows at 1, 5, 10 and 40 %
     therefore equal those figures.
 
     Args:
@@ -88,7 +88,7 @@ def recall_by_k_points(bags: Sequence[ScoredBag]) -> list[dict[str, float]]:
         return []
     recalls, randoms = [], []
     for scores, witness in usable:
-        counts = [instances_in_share(witness.size, share) for share in SHARES_REVIEWED]
+        counts = [n_in_fraction(witness.size, share) for share in SHARES_REVIEWED]
         recalls.append(expected_recall(scores, witness, counts))
         randoms.append(np.asarray(counts) / witness.size)
     columns = zip(SHARES_REVIEWED, np.mean(recalls, axis=0), np.mean(randoms, axis=0), strict=True)

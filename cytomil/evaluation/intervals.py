@@ -15,8 +15,8 @@ from cytomil.evaluation.metrics import (
     bags_with_witness,
     instance_auroc,
     instance_average_precision,
+    recall_at_fraction,
     recall_at_k,
-    recall_at_share,
 )
 from cytomil.mil.intervals import (
     Interval,
@@ -71,8 +71,13 @@ def instance_intervals(bags: Sequence[ScoredBag], k: int | None = None) -> Bound
     """
     usable, _ = bags_with_witness(bags)
     values: dict[str, list[float | None]] = {
-        "recall_at_k": [recall_at_share(*bag, DEFAULT_SHARE) if k is None else recall_at_k(*bag, k) for bag in usable],
-        **{f"recall_at_{share}pct": [recall_at_share(*bag, share / 100) for bag in usable] for share in (1, 5, 10, 40)},
+        "recall_at_k": [
+            recall_at_fraction(*bag, DEFAULT_SHARE) if k is None else recall_at_k(*bag, k) for bag in usable
+        ],
+        **{
+            f"recall_at_{share}pct": [recall_at_fraction(*bag, share / 100) for bag in usable]
+            for share in (1, 5, 10, 40)
+        },
         "average_precision": [instance_average_precision(*bag) for bag in usable],
         "auroc": [instance_auroc(*bag) for bag in usable],
     }

@@ -98,7 +98,7 @@ def recall_at_k(scores: ArrayLike, instance_labels: ArrayLike, k: int) -> float:
     return float(expected_recall(checked_scores, witness, [k])[0])
 
 
-def recall_at_share(scores: ArrayLike, instance_labels: ArrayLike, share: float) -> float:
+def recall_at_fraction(scores: ArrayLike, instance_labels: ArrayLike, share: float) -> float:
     """Fraction of the bag's witnesses in its top `share`: `recall_at_k` at k = ceil(share * N).
 
     Args:
@@ -112,10 +112,10 @@ def recall_at_share(scores: ArrayLike, instance_labels: ArrayLike, share: float)
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, not {share}")
     checked_scores, witness = _checked_bag(scores, instance_labels)
-    return float(expected_recall(checked_scores, witness, [instances_in_share(witness.size, share)])[0])
+    return float(expected_recall(checked_scores, witness, [n_in_fraction(witness.size, share)])[0])
 
 
-def instances_in_share(n_instances: int, share: float) -> int:
+def n_in_fraction(n_instances: int, share: float) -> int:
     """Number of instances in the fraction `share` (0..1) of a bag of `n_instances`, rounded up."""
     # 0.07 * 100 is 7.000000000000001 in floating point, which ceil alone would turn into 8.
     return math.ceil(round(share * n_instances, 9))
@@ -251,11 +251,13 @@ def instance_metrics(bags: Sequence[ScoredBag], k: int | None = None) -> Instanc
         _check_k(k)
     usable, left_out = bags_with_witness(bags)
     values: dict[str, list[float | None]] = {
-        "recall_at_k": [recall_at_share(*bag, DEFAULT_SHARE) if k is None else recall_at_k(*bag, k) for bag in usable],
-        "recall_at_1pct": [recall_at_share(*bag, 0.01) for bag in usable],
-        "recall_at_5pct": [recall_at_share(*bag, 0.05) for bag in usable],
-        "recall_at_10pct": [recall_at_share(*bag, 0.10) for bag in usable],
-        "recall_at_40pct": [recall_at_share(*bag, 0.40) for bag in usable],
+        "recall_at_k": [
+            recall_at_fraction(*bag, DEFAULT_SHARE) if k is None else recall_at_k(*bag, k) for bag in usable
+        ],
+        "recall_at_1pct": [recall_at_fraction(*bag, 0.01) for bag in usable],
+        "recall_at_5pct": [recall_at_fraction(*bag, 0.05) for bag in usable],
+        "recall_at_10pct": [recall_at_fraction(*bag, 0.10) for bag in usable],
+        "recall_at_40pct": [recall_at_fraction(*bag, 0.40) for bag in usable],
         "average_precision": [instance_average_precision(*bag) for bag in usable],
         "auroc": [instance_auroc(*bag) for bag in usable],
         "review_until_first": [review_until_first(*bag) for bag in usable],

@@ -21,7 +21,13 @@ from cytomil.evaluation.config import EvaluateConfig
 from cytomil.evaluation.control import Control
 from cytomil.evaluation.curves import recall_by_k_points
 from cytomil.evaluation.intervals import Bounds
-from cytomil.evaluation.metrics import BagMetrics, InstanceMetrics, bags_with_witness, instance_auroc, recall_at_share
+from cytomil.evaluation.metrics import (
+    BagMetrics,
+    InstanceMetrics,
+    bags_with_witness,
+    instance_auroc,
+    recall_at_fraction,
+)
 from cytomil.evaluation.redrawn import RedrawnMetrics
 from cytomil.provenance import now, versions
 
@@ -222,8 +228,8 @@ def _bag(prediction: Prediction, threshold: float) -> dict[str, Any]:
     figures: dict[str, float | None] = dict.fromkeys(("recall_at_5pct", "recall_at_40pct", "auroc"))
     for bag in usable:
         figures = {
-            "recall_at_5pct": recall_at_share(*bag, 0.05),
-            "recall_at_40pct": recall_at_share(*bag, 0.40),
+            "recall_at_5pct": recall_at_fraction(*bag, 0.05),
+            "recall_at_40pct": recall_at_fraction(*bag, 0.40),
             "auroc": instance_auroc(*bag),
         }
     return {

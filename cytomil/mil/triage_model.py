@@ -267,7 +267,9 @@ def load_triage_model(path: Path) -> TriageModel:
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise TriageModelError(f"{path} does not hold what its {CARD_NAME} describes ({str(error)[:300]}).") from None
     if encoder.sha256 != card.encoder_sha256:
-        raise TriageModelError(f"the encoder inside {path} is not the one {CARD_NAME} speaks of. Fit again.")
+        raise TriageModelError(
+            f"the encoder inside {path} is not the one that {CARD_NAME} names. Fit again with `cytomil fit-mil`."
+        )
     try:
         made_with = preparation_sha256(stored_layer(card.layer), encoder.transform.sha256)
     except FeatureFileError as error:

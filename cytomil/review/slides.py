@@ -168,12 +168,14 @@ class ShownSlide:
 
     @cached_property
     def path(self) -> Path:
-        """Where the slide lies. Raises `ReviewError` where it is not there any more."""
+        """Where the slide lies. Raises `ReviewError` if it no longer exists."""
         path = Path(self.slide.path)
         for place in (path, self._folder.parent / path):
             if place.exists():
                 return place
-        raise ReviewError(f"{path} is not there any more. Start `cytomil review` where `cytomil rank` was started.")
+        raise ReviewError(
+            f"{path} no longer exists. Start `cytomil review` in the folder in which `cytomil rank` was started."
+        )
 
     @property
     def is_whole(self) -> bool:

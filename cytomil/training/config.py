@@ -30,7 +30,7 @@ class PretrainConfig(Config):
     cells_per_bag: int = Field(2000, ge=0, description="cells per bag used for training, sampled with the seed; 0: all")
     epochs: int = Field(10, ge=1, description="passes over the training cells")
     warmup_epochs: float = Field(1, ge=0, description="epochs of linear warm-up before the cosine schedule")
-    batch_size: int = Field(64, ge=4, description="cells per step, half from each side")
+    batch_size: int = Field(64, ge=4, description="cells per step, half of them from negative bags")
     learning_rate: float | None = Field(
         None, gt=0, description="peak learning rate of SGD; none: 0.06, or 0.01 when training starts from weights"
     )

@@ -142,9 +142,9 @@ class SlideApart:
         """See `SlideSource`."""
         return self._of_source(methodcaller("content_sha256"))
 
-    def images(self, instance_ids: list[str], least_px: int) -> list[bytes]:
+    def images(self, instance_ids: list[str], min_px: int) -> list[bytes]:
         """See `SlideSource`."""
-        return self._of_source(methodcaller("images", instance_ids, least_px))
+        return self._of_source(methodcaller("images", instance_ids, min_px))
 
     def blocks(self, preparation: Preparation, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
         """See `SlideSource`. One block is read ahead."""

@@ -68,7 +68,7 @@ class Ranking:
         process = ReadingProcess()
         model = load_triage_model(self.settings.model)
         if model.card != self.card:
-            raise TriageModelError(f"{self.settings.model} is not the same on all machines. Share it between them.")
+            raise TriageModelError(f"{self.settings.model} differs between machines. Use one shared folder.")
         engine = open_same_engine(
             model.encoder, model.layer.embedded, self.engine, self.engine_key, self.settings.device
         )

@@ -74,7 +74,7 @@ _MANY_AT_EDGE = 0.2
 def _caution_of_edge(n_at_edge: int, n_found: int) -> list[str]:
     if n_at_edge <= _MANY_AT_EDGE * n_found:
         return []
-    return [f"{n_at_edge} of {n_found} cells lie at the edge of what was scanned and were left out: read them yourself"]
+    return [f"{n_at_edge} of {n_found} cells lie at the edge of the scanned area and were left out: read them yourself"]
 
 
 def with_places(

@@ -144,7 +144,7 @@ def _reading(model: TriageModel, settings: RankConfig, found: Sequence[Found], l
     names = {name for one in found for name in (one.path.name, one.path.stem)}
     if unknown := sorted(set(given) - names):
         which = len(unknown) if settings.pseudonymise else ", ".join(unknown)
-        listener.note(f"{settings.mpp_csv} speaks of slides that are not there: {which}")
+        listener.note(f"{settings.mpp_csv} names slides that do not exist: {which}")
     cutting = model.cutting
     if cutting is None and settings.crop_um is not None:
         transform = model.encoder.transform

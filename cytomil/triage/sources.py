@@ -61,8 +61,8 @@ class SlideSource(Protocol):
         """Decode the cells block by block, in ``workers`` threads (0: one per core) on which the blocks do not depend."""
         ...
 
-    def images(self, instance_ids: list[str], least_px: int) -> list[bytes]:
-        """The encoded images of these cells, ``least_px`` wide or more where they can be cut anew."""
+    def images(self, instance_ids: list[str], min_px: int) -> list[bytes]:
+        """The encoded images of these cells, ``min_px`` wide or more where they can be cut anew."""
         ...
 
 
@@ -109,13 +109,13 @@ def discover(folder: Path, out: Path | None = None) -> tuple[list[Found], list[s
             f"{folder} holds no slides. Put one sub-folder of cell images, one bag file (.h5) "
             "or one whole slide per slide in it."
         )
-    return [Found(slide.name, slide.path, slide.parts) for slide in listed.slides], list(listed.aside)
+    return [Found(slide.name, slide.path, slide.parts) for slide in listed.slides], list(listed.ignored)
 
 
 def open_source(found: Found, reading: SlideReading) -> SlideSource:
     """Open one entry. Raises a `CytomilError` that says why it cannot be read."""
     if not found.path.exists():
-        raise SlideUnreadableError(why_unreadable(found.path, FileNotFoundError(2, "it is not there any more")))
+        raise SlideUnreadableError(why_unreadable(found.path, FileNotFoundError(2, "it no longer exists")))
     if found.path.is_dir():
         return CellFolder(found.path)
     if not found.path.is_file():
@@ -160,7 +160,7 @@ class BagSource:
         """See `SlideSource`."""
         return bag_blocks(self._bag, preparation, batch_size, workers)
 
-    def images(self, instance_ids: list[str], least_px: int) -> list[bytes]:
+    def images(self, instance_ids: list[str], min_px: int) -> list[bytes]:
         """See `SlideSource`."""
         wanted = set(instance_ids)
         position = {name: i for i, name in enumerate(self._bag.instance_ids) if name in wanted}
@@ -224,7 +224,7 @@ class CellFolder:
     def _left_out_piece(self) -> EncodedCells:
         return EncodedCells([], np.empty((0, 2), int), [], list(self._left_out))
 
-    def images(self, instance_ids: list[str], least_px: int) -> list[bytes]:
+    def images(self, instance_ids: list[str], min_px: int) -> list[bytes]:
         """See `SlideSource`."""
         return [read_encoded(self._files[name], name) for name in instance_ids]
 

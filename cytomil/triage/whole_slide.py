@@ -136,14 +136,14 @@ class WholeSlide:
         self._cells = Cells.joined(parts)
         _write_cells(kept, key, self._cells)
 
-    def images(self, instance_ids: list[str], least_px: int) -> list[bytes]:
-        """The crops of these cells, cut again at ``least_px`` pixels or more for a person to look at."""
+    def images(self, instance_ids: list[str], min_px: int) -> list[bytes]:
+        """The crops of these cells, cut again at ``min_px`` pixels or more for a person to look at."""
         cells = self.cells()
         wanted = set(instance_ids)
         named = ((cell_id(x, y), i) for i, (x, y) in enumerate(cells.centres))
         position = {name: i for name, i in named if name in wanted}
         chosen = [position[name] for name in instance_ids]
-        sharp = replace(self.cutting, crop_px=max(self.cutting.crop_px, least_px))
+        sharp = replace(self.cutting, crop_px=max(self.cutting.crop_px, min_px))
         with self.open() as slide:
             return [instance.image for instance in cut_cells(slide, cells[chosen], sharp)]
 

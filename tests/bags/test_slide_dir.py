@@ -15,16 +15,16 @@ def touch(root, *names):
 
 def names(folder, *outputs):
     listed = list_slide_dir(folder, outputs)
-    return [slide.name for slide in listed.slides], list(listed.aside)
+    return [slide.name for slide in listed.slides], list(listed.ignored)
 
 
 def test_slides_notes_and_litter(tmp_path):
     touch(tmp_path, "a.svs", "b.tif", "c/1.png", "d.h5", "what.xyz", "labels.xlsx", "notes.txt")
     touch(tmp_path, "Thumbs.db", "desktop.ini", "__MACOSX/c/1.png", "~$labels.xlsx", ".DS_Store", "@eaDir/a.svs/t.jpg")
     (tmp_path / "gone.svs").symlink_to(tmp_path / "nowhere.svs")
-    slides, aside = names(tmp_path)
+    slides, ignored = names(tmp_path)
     assert slides == ["a.svs", "b.tif", "c", "d.h5", "gone.svs", "what.xyz"]
-    assert aside == ["labels.xlsx", "notes.txt"]
+    assert ignored == ["labels.xlsx", "notes.txt"]
 
 
 def test_parts_of_a_slide_are_no_slides(tmp_path):
@@ -33,9 +33,9 @@ def test_parts_of_a_slide_are_no_slides(tmp_path):
         "[Virtual Microscope Specimen]\nImageFile=h-1.jpg\nImageFile(1,0)=h-2.jpg\nOptimisationFile=h.opt\n"
         "MacroImage=h_macro.jpg\nNoLayers=1\n"
     )
-    slides, aside = names(tmp_path)
+    slides, ignored = names(tmp_path)
     assert slides == ["h.vms", "m.mrxs", "other.jpg"]
-    assert aside == ["h-1.jpg", "h-2.jpg", "h.opt", "h_macro.jpg", "m"]
+    assert ignored == ["h-1.jpg", "h-2.jpg", "h.opt", "h_macro.jpg", "m"]
 
 
 def test_what_cytomil_wrote_is_no_slide_under_any_name(tmp_path):

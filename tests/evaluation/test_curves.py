@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cytomil.evaluation.curves import SHARES_REVIEWED, pr_curve_points, recall_by_k_points, roc_curve_points
-from cytomil.evaluation.metrics import bag_metrics, instance_metrics, recall_at_share
+from cytomil.evaluation.metrics import bag_metrics, instance_metrics, recall_at_fraction
 
 steady = settings(derandomize=True, deadline=None, max_examples=60, database=None)
 both_classes = st.lists(st.tuples(st.integers(0, 10), st.integers(0, 1)), max_size=30).map(
@@ -97,7 +97,7 @@ def test_recall_by_k_never_falls_and_random_is_what_a_constant_score_gives() -> 
 
 def test_random_is_the_mean_of_shuffled_scores() -> None:
     random, labels = np.random.default_rng(0), random_bag(4, 50)[1]
-    shuffled = [recall_at_share(random.permutation(50), labels, 0.25) for _ in range(3000)]
+    shuffled = [recall_at_fraction(random.permutation(50), labels, 0.25) for _ in range(3000)]
     row = next(row for row in recall_by_k_points([(np.arange(50), labels)]) if row["share_reviewed"] == 0.25)
     assert row["random"] == pytest.approx(np.mean(shuffled), abs=0.01)
 

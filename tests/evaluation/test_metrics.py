@@ -22,9 +22,9 @@ from cytomil.evaluation.metrics import (
     instance_auroc,
     instance_average_precision,
     instance_metrics,
-    instances_in_share,
+    n_in_fraction,
+    recall_at_fraction,
     recall_at_k,
-    recall_at_share,
     review_until_first,
 )
 
@@ -165,8 +165,8 @@ def test_one_witness_among_many_equals_its_rank() -> None:
     labels = np.zeros(10_000, dtype=int)
     labels[9_899] = 1  # 101st from the top
     assert review_until_first(scores, labels) == 101
-    assert recall_at_share(scores, labels, 0.01) == 0.0
-    assert recall_at_share(scores, labels, 0.0101) == 1.0
+    assert recall_at_fraction(scores, labels, 0.01) == 0.0
+    assert recall_at_fraction(scores, labels, 0.0101) == 1.0
 
 
 # Properties
@@ -192,7 +192,7 @@ def test_order_of_instances_and_scale_of_scores_are_immaterial(
     random.shuffle(order)  # type: ignore[attr-defined]
     figures = [
         lambda s, y: recall_at_k(s, y, k),
-        lambda s, y: recall_at_share(s, y, 0.4),
+        lambda s, y: recall_at_fraction(s, y, 0.4),
         review_until_first,
         instance_average_precision,
         instance_auroc,
@@ -216,10 +216,10 @@ def test_order_of_instances_and_scale_of_scores_are_immaterial(
     ],
 )
 def test_share_is_rounded_up_but_not_by_binary_fractions(n: int, share: float, expected: int) -> None:
-    assert instances_in_share(n, share) == expected
+    assert n_in_fraction(n, share) == expected
     if share:
         scores, labels = np.arange(n), np.arange(n) % 2 == 0
-        assert recall_at_share(scores, labels, share) == recall_at_k(scores, labels, expected)
+        assert recall_at_fraction(scores, labels, share) == recall_at_k(scores, labels, expected)
 
 
 # Faulty input
@@ -247,7 +247,7 @@ def test_recall_refuses(scores: list[float], labels: list[int], k: float, messag
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, math.nan])
 def test_share_out_of_range_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="share"):
-        recall_at_share([0.1], [1], share)
+        recall_at_fraction([0.1], [1], share)
 
 
 @pytest.mark.parametrize("figure", [review_until_first, instance_average_precision])
@@ -354,8 +354,8 @@ def test_means_are_those_of_the_single_bags(many: list[tuple[list[float], list[i
     found = instance_metrics(many, k)
     assert found.k == k
     assert found.recall_at_k == pytest.approx(np.mean([recall_at_k(*bag, k) for bag in many]))
-    assert found.recall_at_5pct == pytest.approx(np.mean([recall_at_share(*bag, 0.05) for bag in many]))
-    assert found.recall_at_40pct == pytest.approx(np.mean([recall_at_share(*bag, 0.4) for bag in many]))
+    assert found.recall_at_5pct == pytest.approx(np.mean([recall_at_fraction(*bag, 0.05) for bag in many]))
+    assert found.recall_at_40pct == pytest.approx(np.mean([recall_at_fraction(*bag, 0.4) for bag in many]))
     assert found.review_until_first == pytest.approx(np.mean([review_until_first(*bag) for bag in many]))
     defined = [area for bag in many if (area := instance_auroc(*bag)) is not None]
     assert found.auroc == (pytest.approx(np.mean(defined)) if defined else None)

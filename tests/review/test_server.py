@@ -73,7 +73,7 @@ def test_a_slide_that_is_gone_says_so_and_ends_nothing(client, triage):
     slides = triage.parent / "slides"
     (slides / "smear.tif").unlink()
     told = client.ask(f"/api/slides/{SMEAR}?reader=AB").json()
-    assert "is not there any more" in told["fault"]
+    assert "no longer exists" in told["fault"]
     assert client.ask(f"/api/slides/{SMEAR}/tiles/0/0/0").status == 404
     assert client.ask(f"/api/slides/{CELLS}").status == 200
 

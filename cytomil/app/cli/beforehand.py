@@ -18,9 +18,9 @@ def told_beforehand(work: Work, expected: Forecast) -> list[str]:
     """Lines of 80 columns or less; none where less than some twenty seconds are left."""
     if expected.left < _WORTH_TELLING_S:
         return []
-    length = f"about {_between(expected.least, expected.most)} for {work.total:,} {work.unit}"
+    length = f"about {_between(expected.shortest, expected.longest)} for {work.total:,} {work.unit}"
     lines = _joined([length, _pace(expected), *_needs(work)])
-    if work.without_gpu and expected.most > _WORTH_A_GPU_S:
+    if work.without_gpu and expected.longest > _WORTH_A_GPU_S:
         lines.append(_NO_GPU)
     return lines
 

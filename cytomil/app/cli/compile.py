@@ -44,7 +44,7 @@ def compile_(
         rows = [
             (
                 name,
-                f"{figures['least_cosine']:.6f}",
+                f"{figures['min_cosine']:.6f}",
                 f"{figures['mean_cosine']:.6f}",
                 f"{figures['top_overlap']:.3f}",
             )

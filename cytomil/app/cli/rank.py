@@ -68,7 +68,7 @@ def rank(
             console.print(line, soft_wrap=True)
         console.print(f"the model on training slides held out: {worklist.held_out}", soft_wrap=True)
         if n_at_edge := sum(slide.n_at_edge for slide in worklist.slides):
-            console.print(f"{n_at_edge:,} cells at the edge of what was scanned were left out.")
+            console.print(f"{n_at_edge:,} cells at the edge of the scanned area were left out.")
         console.print(f"report: {report}", soft_wrap=True)
         console.print("Decision support, not a diagnosis.", style="bold")
         if worklist.synthetic:

@@ -22,12 +22,12 @@ def agreement(eager: np.ndarray, other: np.ndarray) -> dict[str, float]:
     All are NaN, which `refusal` refuses, if the other's embeddings are not finite.
     """
     if not np.isfinite(other).all():
-        return {"cells": len(eager)} | dict.fromkeys(("least_cosine", "mean_cosine", "top_overlap"), math.nan)
+        return {"cells": len(eager)} | dict.fromkeys(("min_cosine", "mean_cosine", "top_overlap"), math.nan)
     norms = np.linalg.norm(eager, axis=1) * np.linalg.norm(other, axis=1)
     cosines = (eager * other).sum(1, dtype=np.float64) / np.maximum(norms, np.finfo(np.float32).tiny)
     return {
         "cells": len(eager),
-        "least_cosine": float(cosines.min()),
+        "min_cosine": float(cosines.min()),
         "mean_cosine": float(cosines.mean()),
         "top_overlap": top_overlap(eager, other),
     }
@@ -42,8 +42,8 @@ def refusal(figures: dict[str, float], precision: str) -> str:
             return f"top-5 % overlap {figures['top_overlap']:.3f}, the minimum is {MIN_OVERLAP_INT8}"
         return ""
     minimum = MIN_COSINE_BF16 if precision == "bf16" else MIN_COSINE_FLOAT
-    if not figures["least_cosine"] >= minimum:
-        return f"min cosine {figures['least_cosine']:.6f}, the minimum is {minimum}"
+    if not figures["min_cosine"] >= minimum:
+        return f"min cosine {figures['min_cosine']:.6f}, the minimum is {minimum}"
     return ""
 
 

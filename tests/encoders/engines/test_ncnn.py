@@ -63,7 +63,7 @@ def test_its_record_names_its_files_and_both_libraries(bundle):
     record = read_record(bundle.path / "engines" / "ncnn-float32")
     assert set(record.files) == {"encoder.param", "encoder.bin"}
     assert set(record.versions) == {"ncnn", "pnnx"}
-    assert record.agreement["h"]["least_cosine"] > 0.9999
+    assert record.agreement["h"]["min_cosine"] > 0.9999
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_other_networks_with_and_without_projector(bags_folder, tmp_path, pixels
         engine = open_engine(made, Layer(layer), "ncnn", "cpu", silence)
         assert engine.dim == encoder.dim_of(layer)
         assert engine.embed(pixels[:3]).shape == (3, engine.dim)
-        assert record.agreement[layer]["least_cosine"] > 0.9999
+        assert record.agreement[layer]["min_cosine"] > 0.9999
 
 
 def test_an_efficientnets_inner_stages(bags_folder, tmp_path):

@@ -194,6 +194,6 @@ def test_on_a_gpu_it_agrees_with_eager(make_encoder, bags_folder, tmp_path, prec
     pytest.importorskip("torch_tensorrt")
     folder = make_encoder(tmp_path / "encoder").path
     line = CompileConfig(encoder=folder, bags=bags_folder, engine="tensorrt", precision=precision, layer="z", cells=48)
-    assert compile_engine(line, Silent()).agreement["z"]["least_cosine"] >= 0.999
+    assert compile_engine(line, Silent()).agreement["z"]["min_cosine"] >= 0.999
     engine = open_engine(load_bundle(folder), Layer("z"), f"tensorrt-{precision}", "cuda", print)
     assert engine.name == f"tensorrt-{precision}"
