@@ -347,6 +347,23 @@ def test_cells_kept_on_disk_are_told_with_it(bags, tmp_path):
     assert on_disk.work.disk - in_memory.work.disk == 6 * 16 * 3 * 16**2
 
 
+def test_a_resumed_run_first_gives_the_records_of_the_epochs_before(bags, tmp_path):
+    records = []
+
+    def stop(record):
+        records.append(record)
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(settings(bags, tmp_path / "encoder"), Silent(), stop)
+    again = []
+    pretrain(settings(bags, tmp_path / "encoder"), Silent(), again.append)
+    assert [record["epoch"] for record in again] == [1, 2, 3]
+    for before, now in zip(records, again[:2], strict=True):
+        assert now == {name: value for name, value in before.items() if name != "images_per_second"}
+
+
 def test_a_resumed_run_counts_what_is_left(bags, tmp_path):
     def stop(record):
         raise KeyboardInterrupt
