@@ -14,11 +14,13 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.fault_commands import COMMANDS, COMPILE, Command, contents, make_inputs
-from bench.forked import Forks
+from bench.forked import Ended, Forks
 from bench.tables import Measured, Table
 
 FORMER, NEW, BETWEEN = "former", "new", "between"
@@ -143,14 +145,13 @@ class Trial:
             operation: number of the file operation, from 1.
             seconds: used if ``operation`` is None.
         """
-        shutil.copytree(self.starts[which], self.work)
-        try:
+        with self.working(which):
             at = {"kill_at": operation} if operation else {"kill_after": seconds}
-            if not self.forks.run(self.command.line, self.work, **at).is_killed:
+            if not self.run(**at).is_killed:
                 return None
             place = f"operation {operation}" if operation else f"{seconds:.3f} s"
             kind, faults = self.judged(which)
-            again = self.forks.run(self.command.line, self.work)
+            again = self.run()
             kinds = [kind]
             if again.status:
                 kinds.append(DIFFERS)
@@ -163,8 +164,19 @@ class Trial:
                 kinds.append(DIFFERS)
                 faults.append(f"differs: {', '.join(other)}")
             return Outcome(tuple(dict.fromkeys(kinds)), place, tuple(faults))
+
+    @contextmanager
+    def working(self, which: int) -> Iterator[None]:
+        """Fill the working folder with one of the starts, and remove it afterwards."""
+        shutil.copytree(self.starts[which], self.work)
+        try:
+            yield
         finally:
             shutil.rmtree(self.work)
+
+    def run(self, **options: Any) -> Ended:
+        """Run the command in the working folder. ``options`` are those of `bench.forked.Order`."""
+        return self.forks.run(self.command.line, self.work, **options)
 
     def judged(self, which: int) -> tuple[str, list[str]]:
         """Whether the output is the former one, the new one or between them, and one line for each fault."""

@@ -59,12 +59,16 @@ def measure(options: argparse.Namespace) -> Measured:
 
 
 def sizes(trial: Trial, n: int, is_disk: bool) -> Iterator[int]:
-    """``n`` numbers of bytes: free on the disk, evenly up to three times what is written; or for the largest file."""
-    before = trial.before[1]
-    written = [len(content) for name, content in trial.unbroken[1].items() if before.get(name) != content]
-    most = 3 * sum(map(_on_disk, written)) if is_disk else max(written)
+    """``n`` numbers of bytes: free on the disk, up to six times the output; or for the largest file."""
+    before, output = trial.before[1], trial.command.output
+    written = [
+        len(content)
+        for name, content in trial.unbroken[1].items()
+        if name.startswith(output) or before.get(name) != content
+    ]
+    most = 6 * sum(map(_on_disk, written)) if is_disk else max(written)
     for number in range(n):
-        yield _on_disk(most * number // n) if is_disk else max(256, most * (number + 1) // (n + 1))
+        yield _on_disk(int(most * (number / (n - 1)) ** 2)) if is_disk else max(16, most * (number + 1) // (n + 1))
 
 
 def attempt(trial: Trial, size: int, is_disk: bool) -> tuple[str, str]:
@@ -77,10 +81,11 @@ def attempt(trial: Trial, size: int, is_disk: bool) -> tuple[str, str]:
             if is_disk:
                 _fill(trial.work, size)
             limit: dict[str, Any] = {} if is_disk else {"largest_file": size}
-            ended = trial.forks.run(trial.command.line, trial.work, ends_quickly=False, **limit)
+            ended = trial.run(ends_quickly=False, **limit)
             (trial.work / _FILLER).unlink(missing_ok=True)
             kind, faults = trial.judged(1)
-            left = sorted(name for name in contents(trial.work) if ".partial" in name or name.endswith(".lock"))
+            new = contents(trial.work).keys() - trial.before[1].keys()
+            left = sorted(name for name in new if ".partial" in name or name.endswith(".lock"))
             return _outcome(ended, kind, faults, left)
     finally:
         shutil.rmtree(trial.work, ignore_errors=True)

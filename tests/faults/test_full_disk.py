@@ -3,28 +3,25 @@
 import pytest
 
 from bench.fault_commands import COMMANDS
-from bench.faults import Trial
 from bench.full_disk import DONE, REFUSED, attempt, can_mount, sizes
 
 
-def outcomes(forks, inputs, command, root, n, is_disk):
-    trial = Trial.prepare(forks, command, inputs, root)
+def outcomes(trial, n, is_disk):
     found = [attempt(trial, size, is_disk) for size in sizes(trial, n, is_disk)]
     assert [fault for _, fault in found if fault] == []
-    return [kind for kind, _ in found]
+    return {kind for kind, _ in found}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_a_command_that_cannot_write_ends_in_one_line_that_names_its_output(forks, inputs, command, tmp_path):
-    kinds = outcomes(forks, inputs, command, tmp_path, 3, is_disk=False)
-    assert set(kinds) <= {REFUSED, DONE}
+def test_a_command_that_cannot_write_ends_in_one_line_that_names_its_output(trial, command):
+    kinds = outcomes(trial(command), 2, is_disk=False)
+    assert kinds <= {REFUSED, DONE}
     assert REFUSED in kinds
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_on_a_small_disk(forks, inputs, command, tmp_path):
+def test_on_a_small_disk(trial, command, tmp_path):
     if not can_mount(tmp_path / "tried"):
         pytest.skip("this user cannot mount a disk")
-    kinds = outcomes(forks, inputs, command, tmp_path / "runs", 8, is_disk=True)
-    assert {REFUSED, DONE} == set(kinds)
+    assert outcomes(trial(command), 8, is_disk=True) == {REFUSED, DONE}

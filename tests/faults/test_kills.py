@@ -5,22 +5,22 @@ import random
 import pytest
 
 from bench.fault_commands import COMMANDS, COMPILE
-from bench.faults import BETWEEN, FORMER, NEW, Trial
+from bench.faults import BETWEEN, FORMER, NEW
 
 
-def killed(forks, inputs, command, root, n, seed=0):
-    outcomes = list(Trial.prepare(forks, command, inputs, root).kills(n, random.Random(seed)))
+def kill(trial, n, seed):
+    outcomes = list(trial.kills(n, random.Random(seed)))
     assert [line for outcome in outcomes for line in outcome.faults] == []
     assert len(outcomes) == n
     assert all(outcome.kinds[0] in (FORMER, NEW, BETWEEN) for outcome in outcomes)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_a_killed_command_leaves_whole_files_and_its_rerun_equals_an_unbroken_run(forks, inputs, command, tmp_path):
-    killed(forks, inputs, command, tmp_path, 3)
+def test_a_killed_command_leaves_whole_files_and_its_rerun_equals_an_unbroken_run(trial, command):
+    kill(trial(command), 3, seed=0)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("command", (*COMMANDS, COMPILE), ids=lambda command: command.name)
-def test_many_kills(forks, inputs, command, tmp_path):
-    killed(forks, inputs, command, tmp_path, 12, seed=1)
+def test_many_kills(trial, command):
+    kill(trial(command), 12, seed=1)

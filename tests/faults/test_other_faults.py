@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from bench.fault_commands import COMMANDS, contents
-from bench.faults import Trial
+from bench.faults import NEW
 from bench.forked import Order
 
 BY_NAME = {command.name: command for command in COMMANDS}
@@ -38,25 +38,25 @@ def test_an_input_that_vanishes_while_it_is_read_is_named(forks, work, name, van
 
 @pytest.mark.parametrize("name", ["make-bags --labels", "embed", "rank"])
 @pytest.mark.parametrize("clock", [-400 * 86_400.0, 400 * 86_400.0], ids=["back", "ahead"])
-def test_a_killed_run_goes_on_after_the_clock_was_set(forks, inputs, tmp_path, name, clock):
-    trial = Trial.prepare(forks, BY_NAME[name], inputs, tmp_path)
-    shutil.copytree(trial.starts[1], trial.work)
-    assert forks.run(trial.command.line, trial.work, kill_at=trial.operations[1] // 2).is_killed
-    ended = forks.run(trial.command.line, trial.work, clock=clock)
-    assert ended.status == 0, ended.output
-    assert contents(trial.work) == trial.unbroken[1]
+def test_a_killed_run_goes_on_after_the_clock_was_set(trial, name, clock):
+    trial = trial(BY_NAME[name])
+    with trial.working(1):
+        assert trial.run(kill_at=trial.operations[1] // 2).is_killed
+        ended = trial.run(clock=clock)
+        assert ended.status == 0, ended.output
+        assert contents(trial.work) == trial.unbroken[1]
 
 
 @pytest.mark.parametrize("name", ["make-bags", "embed", "fit-mil", "evaluate", "rank"])
-def test_two_processes_with_one_output_leave_the_output_of_one(forks, inputs, tmp_path, name):
-    trial = Trial.prepare(forks, BY_NAME[name], inputs, tmp_path)
-    shutil.copytree(inputs, trial.work)
-    orders = [Order(line, str(trial.work)) for line in (trial.command.former, trial.command.line)]
-    ended = forks.run_together(orders)
-    assert 0 in [one.status for one in ended]
-    for one in ended:
-        assert one.status == 0 or (one.status == 1 and "is being written by" in one.output), one.output
-    again = forks.run(trial.command.line, trial.work)
-    assert again.status == 0, again.output
-    assert contents(trial.work).keys() == trial.unbroken[1].keys()
-    assert trial.judged(1) == ("new", [])
+def test_two_processes_with_one_output_leave_the_output_of_one(trial, forks, name):
+    trial = trial(BY_NAME[name])
+    with trial.working(0):
+        ended = forks.run_together(
+            [Order(line, str(trial.work)) for line in (trial.command.former, trial.command.line)]
+        )
+        assert 0 in [one.status for one in ended]
+        for one in ended:
+            assert one.status == 0 or (one.status == 1 and "is being written by" in one.output), one.output
+        again = trial.run()
+        assert again.status == 0, again.output
+        assert trial.judged(1) == (NEW, [])
