@@ -198,11 +198,11 @@ class Trial:
 
 
 def _part(files: dict[str, bytes], output: str) -> dict[str, bytes]:
-    """The files of the output, without temporary ones, which the next run removes, and locks."""
+    """The files of the output, without temporary ones, which the next run removes, locks and empty folders."""
     return {
         name: content
         for name, content in files.items()
-        if (name == output or name.startswith(f"{output}/"))
+        if (name == output or (name.startswith(f"{output}/") and not name.endswith("/")))
         and not Path(name).name.startswith(".")
         and "/." not in name
     }

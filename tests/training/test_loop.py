@@ -378,7 +378,7 @@ def test_a_resumed_run_counts_what_is_left(bags, tmp_path):
 def test_too_little_disk_for_checkpoints_ends_it_before_the_first_step(bags, tmp_path, monkeypatch):
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10_000))
     told = Counting()
-    with pytest.raises(SettingsError, match=r"checkpoints and encoder need .* GB of disk"):
+    with pytest.raises(SettingsError, match=r"checkpoints and encoder need .* MB of disk"):
         pretrain(settings(bags, tmp_path / "encoder"), told)
     assert told.work is None
 
