@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +12,6 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from cytomil import files
 from cytomil.errors import CytomilError, NotFoundError, require_file, require_folder, require_replaceable
 from cytomil.files import (
     host,
@@ -132,29 +130,6 @@ class TestReplacingFolder:
         assert names_in(path) == {"sub"}
         assert (path / "sub" / "new.txt").read_text() == "new"
         assert names_in(tmp_path) == {"out"}
-
-    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="renameat2 is of Linux")
-    def test_there_is_a_folder_at_every_moment(self, tmp_path, monkeypatch):
-        path = tmp_path / "out"
-        path.mkdir()
-        inode = path.stat().st_ino
-        renamed, seen = [], []
-        monkeypatch.setattr(os, "rename", lambda *names: renamed.append(names))
-        monkeypatch.setattr(shutil, "rmtree", lambda folder, **_: seen.append((folder.stat().st_ino, path.is_dir())))
-        with replacing_folder(path) as partial:
-            (partial / "new.txt").write_text("new")
-        assert renamed == []
-        assert seen == [(inode, True)]
-        assert names_in(path) == {"new.txt"}
-
-    def test_is_replaced_by_two_renames_where_the_system_has_no_exchange(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
-        self.test_success_replaces_the_folder_whole(tmp_path)
-
-    def test_exchange_that_the_system_refuses_changes_nothing(self, tmp_path):
-        (tmp_path / "a").mkdir()
-        assert not files._exchange(tmp_path / "a", tmp_path / "missing")
-        assert names_in(tmp_path) == {"a"}
 
     def test_exception_leaves_the_old_folder_and_nothing_else(self, tmp_path):
         path = tmp_path / "out"

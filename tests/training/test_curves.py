@@ -23,3 +23,16 @@ def test_without_dvclive_nothing_is_written(tmp_path, monkeypatch):
     with Curves(tmp_path / "live") as live:
         live.log({"epoch": 1, "loss": 2.0})
     assert not (tmp_path / "live").exists()
+
+
+def test_full_disk_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("dvclive.live")
+    live = Curves(tmp_path / "live")
+
+    def fail():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(live, "_start", fail)
+    with pytest.raises(OSError) as full:
+        live.log({"epoch": 1})
+    assert full.value.filename == str(tmp_path / "live")
