@@ -176,7 +176,7 @@ def test_content_of_another_file_is_never_read(tmp_path, how):
     secret, path = tmp_path / "secret", tmp_path / "a.h5"
     with h5py.File(secret, "w") as file:
         file["numbers"] = np.arange(100)
-    with writing_hdf5(path) as file:
+    with writing_hdf5(path) as (file, _):
         if how == "external link":
             file["numbers"] = h5py.ExternalLink(str(secret), "numbers")
         elif how == "soft link":
