@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import hashlib
 import json
@@ -19,11 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from cytomil.errors import CytomilError
+from cytomil.full_disk import naming_full_disk
 from cytomil.limits import progress
 
 SEAL = "sha256_of_this"
 _FORGOTTEN_S = 12 * 3600
 _RENAMES_S = 60
+_HERE = -100  # AT_FDCWD: relative paths start at the working folder
+_EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 _ours: set[str] = set()
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -35,17 +39,18 @@ def replacing(path: Path) -> Iterator[Path]:
     If the body raises an error, the temporary file is removed and ``path`` is unchanged. Temporary files of killed
     processes are removed first.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    partial = _partial(path)
-    try:
-        yield partial
-        sync(partial)
-        partial.replace(path)
-        sync(path.parent)
-    finally:
-        _ours.discard(partial.name)
-        partial.unlink(missing_ok=True)
+    with naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        partial = _partial(path)
+        try:
+            yield partial
+            sync(partial)
+            partial.replace(path)
+            sync(path.parent)
+        finally:
+            _ours.discard(partial.name)
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -55,25 +60,46 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     If ``path`` is a link to a folder, that folder is replaced and the link is kept.
     """
     path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    partial = _partial(path)
-    partial.mkdir()
-    try:
-        yield partial
-        for child in partial.rglob("*"):
-            sync(child)
-        if path.exists():
-            old = partial.with_name(partial.name.removesuffix(".partial") + ".old.partial")
-            path.rename(old)
-            partial.rename(path)
-            shutil.rmtree(old)
-        else:
-            partial.rename(path)
-        sync(path.parent)
-    finally:
-        _ours.discard(partial.name)
-        shutil.rmtree(partial, ignore_errors=True)
+    with naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        partial = _partial(path)
+        partial.mkdir()
+        try:
+            yield partial
+            for child in partial.rglob("*"):
+                sync(child)
+            _put_in_place(partial, path)
+            sync(path.parent)
+        finally:
+            _ours.discard(partial.name)
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    """Rename ``partial`` to ``path``. If there is a folder already, ``partial`` is then that one, or is removed."""
+    if not path.exists():
+        partial.rename(path)
+    elif not _exchange(partial, path):
+        # Between the two renames there is no folder. `put_back` restores the previous one if the process is killed there.
+        old = partial.with_name(partial.name.removesuffix(".partial") + ".old.partial")
+        path.rename(old)
+        partial.rename(path)
+        shutil.rmtree(old)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange the names of two folders in one step. Returns False, and changes nothing, where that is not possible.
+
+    Linux and macOS can do it on most local file systems, but not on NFS.
+    """
+    if os.name != "posix":
+        return False
+    system = ctypes.CDLL(None)
+    names = os.fsencode(first), os.fsencode(second)
+    if hasattr(system, "renameat2"):
+        return bool(system.renameat2(_HERE, names[0], _HERE, names[1], _EXCHANGE) == 0)
+    return hasattr(system, "renamex_np") and bool(system.renamex_np(*names, _EXCHANGE) == 0)
 
 
 def put_back(path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from cytomil.errors import CytomilError, why_unreadable
 from cytomil.files import sha256_of_file
+from cytomil.full_disk import enduring
 
 try:
     import fcntl
@@ -28,10 +29,13 @@ _SEAL = b"cytomil sha256 %s\n"
 
 
 @contextmanager
-def writing_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Create ``path``; when the body is done, its checksum is put before it."""
-    with h5py.File(path, "w", userblock_size=SEAL_BYTES) as file:
-        yield file
+def writing_hdf5(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+    """Create ``path``; when the body is done, its checksum is put before it.
+
+    Yields the file, and a function that raises `OSError` if it could not be written so far. Call it after each block.
+    """
+    with enduring(path) as content, h5py.File(content, "w", userblock_size=SEAL_BYTES) as file:
+        yield file, content.require_written
     seal_hdf5(path)
 
 

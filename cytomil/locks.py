@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from cytomil.errors import CytomilError, FolderInUseError
+from cytomil.full_disk import is_full
 from cytomil.provenance import now
 
 PATIENCE_S = 5.0
@@ -25,6 +26,8 @@ def output_folder(
     path: Path, note: Callable[[str], None], *, replaced: bool, patience_s: float = PATIENCE_S
 ) -> Iterator[None]:
     """Hold the lock of the folder ``path`` while a command writes there; a process may hold one folder's several times.
+
+    ``path`` may also be a file that is replaced whole.
 
     The lock is the file ``.NAME.lock`` beside the folder. The kernel releases it when the process dies, and the file is
     removed when the command ends. Where no lock can be had, ``note`` is told and the work goes on without.
@@ -82,15 +85,15 @@ def _require_writable(folder: Path) -> None:
 
 
 def _unwritable(folder: Path, error: OSError) -> str:
-    return (
-        f"{folder} cannot be written ({error.strerror or error}). Check its permissions, or name another output folder."
-    )
+    cure = "Free space on its disk" if is_full(error) else "Check its permissions"
+    return f"{folder} cannot be written ({error.strerror or error}). {cure}, or name another output folder."
 
 
 def _acquire(path: Path, note: Callable[[str], None], patience_s: float) -> FileLock | None:
     def sign(descriptor: int) -> None:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()} since {now()}".encode(), 0)
+        with suppress(OSError):  # a full disk; the lock holds without a name in it
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()} since {now()}".encode(), 0)
 
     try:
         # Whoever may write beside the folder may take its lock, though another user made the file.

@@ -210,6 +210,6 @@ def require_disk_space(needed: int, what: str, folder: Path, cure: str) -> None:
     free = shutil.disk_usage(existing).free
     if needed > 0.95 * free:
         raise SettingsError(
-            f"{what} need {needed / 1e9:.1f} GB of disk; {free / 1e9:.1f} GB are free at {folder}. "
+            f"{what} need {needed / 1e6:,.0f} MB of disk; {free / 1e6:,.0f} MB are free at {folder}. "
             f"{cure}, or name another disk with --out."
         )

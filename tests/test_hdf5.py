@@ -16,7 +16,7 @@ from cytomil.hdf5 import SEAL_BYTES, reading_hdf5, seal_hdf5, writing_hdf5
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("hdf5") / "a.h5"
-    with writing_hdf5(path) as file:
+    with writing_hdf5(path) as (file, _):
         file["numbers"] = np.arange(100)
     return path
 
@@ -98,7 +98,7 @@ def test_no_permission_is_told(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
     path = tmp_path_factory.mktemp("mixed") / "m.h5"
-    with writing_hdf5(path) as file:
+    with writing_hdf5(path) as (file, _):
         file["numbers"] = np.arange(6).reshape(3, 2)
         file["names"] = np.array(["ä", "b"], h5py.string_dtype("utf-8"))
         file.create_group("folder")
@@ -160,7 +160,7 @@ def test_a_mistake_in_the_code_that_reads_is_not_the_files_fault(mixed, mistake)
 
 def test_damage_that_shows_only_on_reading_is_the_files_fault(tmp_path):
     path = tmp_path / "z.h5"
-    with writing_hdf5(path) as file:
+    with writing_hdf5(path) as (file, _):
         file.create_dataset("numbers", data=np.zeros(1000), chunks=(1000,), compression="gzip")
     content = bytearray(path.read_bytes())
     packed = content.index(b"\x78\x5e")  # the head of what gzip's level 4 wrote
@@ -176,7 +176,7 @@ def test_content_of_another_file_is_never_read(tmp_path, how):
     secret, path = tmp_path / "secret", tmp_path / "a.h5"
     with h5py.File(secret, "w") as file:
         file["numbers"] = np.arange(100)
-    with writing_hdf5(path) as file:
+    with writing_hdf5(path) as (file, _):
         if how == "external link":
             file["numbers"] = h5py.ExternalLink(str(secret), "numbers")
         elif how == "soft link":

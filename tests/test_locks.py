@@ -154,3 +154,16 @@ class TestUnwritable:
             output_folder(tmp_path / "file" / "out", ignore, replaced=False),
         ):
             pytest.fail("the work began")
+
+    def test_full_disk_is_named_with_its_cure(self, tmp_path, monkeypatch):
+        def refuse(**_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(locks.tempfile, "TemporaryFile", refuse)
+        with (
+            pytest.raises(
+                CytomilError, match=r"cannot be written \(No space left on device\)\. Free space on its disk"
+            ),
+            output_folder(tmp_path / "out", ignore, replaced=True),
+        ):
+            pytest.fail("the work began")

@@ -98,7 +98,7 @@ def write_bag(path: Path, info: BagInfo, instances: Iterable[Instance]) -> tuple
     digest = _start_digest(info)
     n = 0
     with replacing(path) as partial:
-        with writing_hdf5(partial) as file:
+        with writing_hdf5(partial) as (file, require_written):
             images = file.create_dataset(
                 "images", (0,), h5py.vlen_dtype(np.uint8), maxshape=(None,), chunks=(CHUNK_CELLS,)
             )
@@ -119,6 +119,7 @@ def write_bag(path: Path, info: BagInfo, instances: Iterable[Instance]) -> tuple
                 coords[n:] = [i.coords for i in block]
                 labels[n:] = [i.label for i in block]
                 n += len(block)
+                require_written()
             file.attrs.update(
                 {
                     "schema": SCHEMA,

@@ -158,7 +158,9 @@ def keep_engines(source: Path, folder: Path) -> None:
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a damaged engine cannot run
         if made_for == weights_sha256 and not copied.exists():
-            shutil.copytree(engine, copied)
+            copied.mkdir(parents=True)
+            for file in engine.iterdir():
+                shutil.copy2(file, copied)
 
 
 def read_card(path: Path) -> EncoderCard:

@@ -150,7 +150,7 @@ def write_features(
         groups: as in `Features`.
     """
     with replacing(path) as partial:
-        with writing_hdf5(partial) as file:
+        with writing_hdf5(partial) as (file, require_written):
             values = file.create_dataset(
                 "features", (0, dim), key.dtype, maxshape=(None, dim), chunks=(CHUNK_CELLS, dim)
             )
@@ -162,6 +162,7 @@ def write_features(
                 for dataset, content in ((values, block.values), (coords, block.coords), (ids, block.instance_ids)):
                     dataset.resize(n + len(block.instance_ids), axis=0)
                     dataset[n:] = content
+                require_written()
 
             # Each block is written while the next one is computed.
             with ThreadPoolExecutor(1) as writer:

@@ -168,7 +168,7 @@ def write_cell_cache(
     Memory holds a few blocks of cells at a time.
     """
     shape = (count(rows, draw), transform.image_size, transform.image_size, 3)
-    with replacing(path) as partial, writing_hdf5(partial) as file:
+    with replacing(path) as partial, writing_hdf5(partial) as (file, _):
         pixels = file.create_dataset("pixels", shape, np.uint8)  # not chunked: open_cell_cache maps it
         bag, problems = fill_cells(pixels, manifest, rows, transform, listener, draw)
         file["bag"] = bag.numpy()

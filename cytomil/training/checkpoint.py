@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cytomil.errors import ResumeError
 from cytomil.files import replacing, sha256_of_json
+from cytomil.full_disk import enduring
 
 TRAINING_VERSION = 1
 """Raise it with every change that gives other weights, losses or draws from the same settings and bags.
@@ -102,8 +103,8 @@ def checkpoint_path(out: Path, identity: RunIdentity) -> Path:
 def save_checkpoint(path: Path, identity: RunIdentity, checkpoint: Checkpoint) -> None:
     """Write the checkpoint completely or not at all. It replaces the previous one."""
     content = {"identity": vars(identity), **vars(checkpoint)}
-    with replacing(path) as partial:
-        torch.save({**content, "sha256": _sha256_of(content)}, partial)
+    with replacing(path) as partial, enduring(partial) as file:
+        torch.save({**content, "sha256": _sha256_of(content)}, file)
 
 
 def load_checkpoint(out: Path, identity: RunIdentity, insist: bool) -> Checkpoint | None:

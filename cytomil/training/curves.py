@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cytomil.full_disk import naming_full_disk
+
 
 def has_dvclive() -> bool:
     """Whether DVCLive is installed. Its extra is ``cytomil[dvc]``."""
@@ -17,11 +19,11 @@ def has_dvclive() -> bool:
 class Curves:
     """A DVCLive run in ``folder``.
 
-    It also works outside a DVC or git repository. Without DVCLive, nothing is written.
+    It replaces an earlier one. It also works outside a DVC or git repository. Without DVCLive, nothing is written.
     """
 
-    def __init__(self, folder: Path, resume: bool) -> None:
-        self._folder, self._resume = folder, resume
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._live: Any = None
 
     def __enter__(self) -> Curves:
@@ -31,23 +33,25 @@ class Curves:
         """Log one epoch's numbers. ``record`` is the training loop's record of the epoch."""
         if not has_dvclive():
             return
-        live = self._live or self._start()
-        live.step = record["epoch"]
-        for name, value in record.items():
-            if name != "epoch":
-                live.log_metric(name, value)
-        live.make_summary()
+        with naming_full_disk(self._folder):
+            live = self._live or self._start()
+            live.step = record["epoch"]
+            for name, value in record.items():
+                if name != "epoch":
+                    live.log_metric(name, value)
+            live.make_summary()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live:
-            self._live.end()
+            with naming_full_disk(self._folder):
+                self._live.end()
 
     def _start(self) -> Any:
         # DVCLive warns about a missing repository. Users without DVC need no repository.
         logging.getLogger("dvclive").setLevel(logging.ERROR)
         from dvclive.live import Live
 
-        self._live = Live(str(self._folder), save_dvc_exp=False, dvcyaml=None, resume=self._resume)
+        self._live = Live(str(self._folder), save_dvc_exp=False, dvcyaml=None)
         return self._live

@@ -84,7 +84,8 @@ def pretrain(
     Args:
         settings: of the run.
         listener: shows progress and notes.
-        on_epoch: receives one record per epoch: losses, chance level, state of the embeddings, gradients, speed.
+        on_epoch: receives one record per epoch: losses, chance level, state of the embeddings, gradients, speed. A run that
+            continues first gives the records of the epochs before, which have no speed.
         resume: raise an error if the interrupted run had other settings or data, and keep a finished run as it is.
         processes: if there are several (see `cytomil.training.processes.training_processes`), each calls this function with
             the same arguments and reads the same files. Only the first one writes.
@@ -96,6 +97,7 @@ def pretrain(
         ResumeError: with ``resume``, the interrupted run had other settings or data; or its checkpoint is damaged.
         DivergedError: a loss became NaN or infinite.
     """
+    tell = on_epoch or (lambda record: None)
     method = load_method(settings.method)
     own = own_config("method", settings.method, method.Config, settings.options, PretrainConfig.model_fields)
     settings = settings.model_copy(update={"options": {settings.method: own.model_dump(mode="json")}})
@@ -127,17 +129,15 @@ def pretrain(
         )
     if checkpoint:
         _tell_resumed(checkpoint, settings.epochs, listener.note)
+        for record in checkpoint.history:
+            tell(record)
     if method.trains:
         with listener.whole(_work(run, cells, settings, processes)) as count:
             for epoch in range(run.epoch, settings.epochs):
-                record = run.train_epoch(epoch, listener, count)
-                if on_epoch:
-                    on_epoch(record)
+                tell(run.train_epoch(epoch, listener, count))
     if not method.trains:
         listener.note("measuring the embeddings of up to 1,000 cells")
-        record = run.examine_untrained()
-        if on_epoch:
-            on_epoch(record)
+        tell(run.examine_untrained())
     if not processes.is_first:
         processes.barrier()
         return Pretrained(load_bundle(settings.out), ())

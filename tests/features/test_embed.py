@@ -343,7 +343,7 @@ class TestToldBeforehand:
     def test_too_little_disk_ends_it_before_it_starts(self, run, tmp_path, monkeypatch):
         monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10_000))
         told = Counting()
-        with pytest.raises(SettingsError, match=r"features need 0\.0 GB of disk; .*another disk with --out"):
+        with pytest.raises(SettingsError, match=r"features need 1 MB of disk; .*another disk with --out"):
             run(listener=told)
         assert told.work is None
         assert not list(tmp_path.rglob("*.h5"))

@@ -109,6 +109,11 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others(bags, tmp
     assert weights(tmp_path / "a") != weights(tmp_path / "c")
 
 
+def trained_now(records):
+    """The epochs that this run trained. Those of the interrupted run come without their speed."""
+    return [record["epoch"] for record in records if "images_per_second" in record]
+
+
 @pytest.mark.parametrize("method", ["slam-ags", "weakly-supervised", "moco-v3", "its2clr", "dsvdd"])
 def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(bags, tmp_path, method):
     pretrain(settings(bags, tmp_path / "unbroken", method=method), Silent())
@@ -121,9 +126,9 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(bags, tmp_
     with pytest.raises(KeyboardInterrupt):
         pretrain(broken, Silent(), stop_after_two)
     assert not (tmp_path / "broken").exists()
-    epochs = []
-    pretrain(broken, Silent(), lambda record: epochs.append(record["epoch"]), resume=True)
-    assert epochs == [3]
+    records = []
+    pretrain(broken, Silent(), records.append, resume=True)
+    assert trained_now(records) == [3]
     assert weights(tmp_path / "broken") == weights(tmp_path / "unbroken")
 
 
@@ -205,9 +210,9 @@ def test_another_state_of_the_source_keeps_a_checkpoint_and_another_training_ver
         with pytest.raises(ResumeError, match=f"training version {TRAINING_VERSION} → {TRAINING_VERSION + 1}"):
             pretrain(settings(bags, tmp_path / "e"), Silent(), resume=True)
     monkeypatch.setattr("cytomil.provenance.code_fingerprint", lambda *_: "0" * 64)
-    epochs = []
-    pretrain(settings(bags, tmp_path / "e"), Silent(), lambda record: epochs.append(record["epoch"]), resume=True)
-    assert epochs == [2, 3]
+    records = []
+    pretrain(settings(bags, tmp_path / "e"), Silent(), records.append, resume=True)
+    assert trained_now(records) == [2, 3]
 
 
 def test_a_checkpoint_older_than_versions_is_one_clear_line(bags, tmp_path):
@@ -347,6 +352,23 @@ def test_cells_kept_on_disk_are_told_with_it(bags, tmp_path):
     assert on_disk.work.disk - in_memory.work.disk == 6 * 16 * 3 * 16**2
 
 
+def test_a_resumed_run_first_gives_the_records_of_the_epochs_before(bags, tmp_path):
+    records = []
+
+    def stop(record):
+        records.append(record)
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(settings(bags, tmp_path / "encoder"), Silent(), stop)
+    again = []
+    pretrain(settings(bags, tmp_path / "encoder"), Silent(), again.append)
+    assert [record["epoch"] for record in again] == [1, 2, 3]
+    for before, now in zip(records, again[:2], strict=True):
+        assert now == {name: value for name, value in before.items() if name != "images_per_second"}
+
+
 def test_a_resumed_run_counts_what_is_left(bags, tmp_path):
     def stop(record):
         raise KeyboardInterrupt
@@ -361,7 +383,7 @@ def test_a_resumed_run_counts_what_is_left(bags, tmp_path):
 def test_too_little_disk_for_checkpoints_ends_it_before_the_first_step(bags, tmp_path, monkeypatch):
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10_000))
     told = Counting()
-    with pytest.raises(SettingsError, match=r"checkpoints and encoder need .* GB of disk"):
+    with pytest.raises(SettingsError, match=r"checkpoints and encoder need .* MB of disk"):
         pretrain(settings(bags, tmp_path / "encoder"), told)
     assert told.work is None
 

@@ -29,6 +29,7 @@ from rich.text import Text
 
 from cytomil.app.cli.beforehand import duration, told_beforehand
 from cytomil.errors import CytomilError, EndedElsewhereError
+from cytomil.full_disk import is_full
 from cytomil.progress import Count, Pace, Problem, Work
 from cytomil.text import printable
 
@@ -66,7 +67,8 @@ def plain_errors(kept: str = "Nothing was changed.") -> Iterator[None]:
     except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         _fail(f"{error.filename}: {error.strerror}. Check the path and its permissions.", 1)
     except OSError as error:
-        _fail(f"{error.filename or 'disk'}: {error.strerror or error}.", 1)
+        cure = " Free space on its disk, or name another output folder." if is_full(error) else ""
+        _fail(f"{error.filename or 'disk'}: {error.strerror or error}.{cure}", 1)
 
 
 def _fail(message: str, status: int) -> None:
@@ -222,6 +224,10 @@ def finish(document: dict[str, Any], problems: Sequence[Problem], as_json: bool,
     if as_json:
         listed = [{"which": problem.where, "why": problem.reason} for problem in problems]
         # In ASCII, which every encoding of a terminal holds.
-        sys.stdout.write(json.dumps(document | {"left_out": listed}, indent=2, default=str) + "\n")
+        try:
+            sys.stdout.write(json.dumps(document | {"left_out": listed}, indent=2, default=str) + "\n")
+            sys.stdout.flush()
+        except OSError as error:
+            _fail(f"standard output cannot be written ({error.strerror or error}). All other output is complete.", 1)
     if problems and not accept_left_out:
         raise typer.Exit(SOME_LEFT_OUT)

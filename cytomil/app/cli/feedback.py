@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cytomil.app.cli.console import console, finish, plain_errors, print_table
+from cytomil.app.cli.console import RichListener, console, finish, plain_errors, print_table
 from cytomil.app.cli.options import AsJson
 from cytomil.errors import ReviewError
+from cytomil.locks import output_folder
 from cytomil.progress import Problem
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def feedback(
     as_json: AsJson = False,
 ) -> None:
     """Summarise a review: precision at the top, agreement, time; write the verdicts that fit-mil can use."""
-    with plain_errors():
+    with plain_errors(), output_folder(out, RichListener().note, replaced=True):
         from cytomil.files import write_bytes
         from cytomil.review.log import NAME, ReviewLog
         from cytomil.review.slides import Triage

@@ -41,7 +41,9 @@ def make_bags(
         if fingerprint is not None:
             from cytomil.bags.inputs import write_fingerprint
 
-            inputs = write_fingerprint(fingerprint, settings, RichListener())
+            listener = RichListener()
+            with output_folder(fingerprint, listener.note, replaced=True):
+                inputs = write_fingerprint(fingerprint, settings, listener)
             console.print(
                 f"{inputs['files']} files, {inputs['bytes']:,} bytes; {inputs['sha256'][:12]} in {fingerprint}"
             )

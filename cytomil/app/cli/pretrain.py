@@ -69,11 +69,11 @@ def pretrain(
                 listener.note(
                     "no training curves for DVC: pip install 'cytomil[dvc]'. The encoder's card has the figures."
                 )
-            curves = stack.enter_context(Curves(settings.out.parent / "dvclive" / settings.out.name, resume))
+            curves = stack.enter_context(Curves(settings.out.parent / "dvclive" / settings.out.name))
 
             def on_epoch(record: dict[str, Any]) -> None:
                 curves.log(record)
-                if record["epoch"]:
+                if "images_per_second" in record:
                     console.print(_line(record, settings.epochs), soft_wrap=True)
 
             done = run(settings, listener, on_epoch, resume, processes)

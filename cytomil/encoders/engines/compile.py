@@ -11,7 +11,14 @@ from statistics import median
 import numpy as np
 
 from cytomil.bags.manifest import open_listed, read_manifest
-from cytomil.encoders.bundle import ENGINES_FOLDER, EncoderBundle, load_bundle, pick_device, stored_engines
+from cytomil.encoders.bundle import (
+    ENGINES_FOLDER,
+    WEIGHTS_NAME,
+    EncoderBundle,
+    load_bundle,
+    pick_device,
+    stored_engines,
+)
 from cytomil.encoders.engines.agreement import MIN_CELLS, agreement, refusal
 from cytomil.encoders.engines.config import CompileConfig
 from cytomil.encoders.engines.eager import EagerEngine
@@ -22,6 +29,7 @@ from cytomil.encoders.stages import layer_of
 from cytomil.encoders.transform import CellTransform, decode_cells
 from cytomil.errors import BagFileError, EngineError, EngineRefusedError
 from cytomil.files import replacing_folder, sha256_of_file
+from cytomil.full_disk import is_full, require_free
 from cytomil.progress import Listener
 from cytomil.provenance import code_fingerprint, now
 
@@ -104,8 +112,13 @@ def compile_by_default(encoder: Path, bags: Path, seed: int, device: str, listen
     try:
         return compile_engine(settings, listener)
     except (EngineError, BagFileError) as error:
-        listener.note(f"No engine was compiled: {error} embed and rank run eager, several times slower.")
-        return None
+        why = str(error)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        why = f"{error.filename}: {error.strerror}."
+    listener.note(f"No engine was compiled: {why} embed and rank run eager, several times slower.")
+    return None
 
 
 def _compile(settings: CompileConfig, backend: Backend, precision: str, listener: Listener) -> EngineRecord:
@@ -117,6 +130,8 @@ def _compile(settings: CompileConfig, backend: Backend, precision: str, listener
     calibration, held_back = _drawn(settings, bundle, backend.calibration_cells(precision))
     name = backend.stored_name(backend.name, precision)
     with replacing_folder(settings.encoder / ENGINES_FOLDER / name) as folder:
+        # Libraries that write an engine do not say that the disk is full. It takes as much space as the weights.
+        require_free(folder, (bundle.path / WEIGHTS_NAME).stat().st_size)
         listener.note(f"compiling {name}; this can take a minute or more")
         form = CompiledForm(name, bundle.encoder, layers, bundle.transform.image_size, precision, device, folder)
         with one_line_errors(f"{name} cannot be compiled"):

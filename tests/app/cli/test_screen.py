@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import typer
 
 from cytomil.app.cli import app as cli
-from cytomil.app.cli.console import finish, print_table
+from cytomil.app.cli.console import finish, plain_errors, print_table
 from cytomil.progress import Problem
 
 
@@ -89,3 +90,29 @@ def test_libraries_warnings_stay_off_the_screen():
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True, text=True)
     assert (shown.stdout, shown.stderr) == ("ignore\n", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (OSError(28, "No space left on device", "data/bags"), "data/bags: No space left on device. Free space on"),
+        (OSError(5, "Input/output error", "data/bags"), "data/bags: Input/output error.\n"),
+    ],
+)
+def test_an_error_of_the_disk_names_the_file_and_a_full_disk_the_cure(error, shown, capsys):
+    with pytest.raises(typer.Exit) as ended, plain_errors():
+        raise error
+    assert ended.value.exit_code == 1
+    assert capsys.readouterr().err.startswith(f"error: {shown}")
+
+
+def test_standard_output_that_cannot_be_written_is_one_line(capsys, monkeypatch):
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(typer.Exit) as ended:
+        finish({"found": 1}, (), as_json=True)
+    assert ended.value.exit_code == 1
+    assert "standard output cannot be written (No space left on device)" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from cytomil import full_disk
 from cytomil.bags.bag_file import open_bag
 from cytomil.encoders.architecture import Encoder, resolve_architecture
 from cytomil.encoders.bundle import load_bundle, save_bundle
@@ -279,6 +280,16 @@ def test_a_finished_encoder_is_compiled_for_a_processor_alone(make_encoder, bags
     record = compile_by_default(bundle.path, bags_folder, 0, "cpu", listener)
     assert stored(bundle.path) == [record.name]
     assert record.layers == [str(default_layer(bundle.encoder))]
+
+
+def test_full_disk_is_said_and_does_no_harm(make_encoder, bags_folder, tmp_path, monkeypatch):
+    bundle, listener = make_encoder(tmp_path / "encoder"), Noting()
+    genuine = full_disk.shutil.disk_usage
+    monkeypatch.setattr(full_disk.shutil, "disk_usage", lambda path: genuine(path)._replace(free=1000))
+    assert compile_by_default(bundle.path, bags_folder, 0, "cpu", listener) is None
+    (line,) = listener.notes
+    assert "engines" in line and "No space left on device. embed and rank run eager" in line
+    assert stored(bundle.path) == []
 
 
 def test_one_that_cannot_be_compiled_is_said_and_does_no_harm(make_encoder, bags_folder, tmp_path, monkeypatch):
