@@ -20,7 +20,7 @@ CHUNK_CELLS = 256  # measured: python -m bench hdf5
 _CHUNK_ROWS = 1024
 _BLOCK = 8192
 # Measured bytes beside the arrays: the overhead of HDF5 per file, and the name of each cell.
-_BYTES_A_FILE = 18_000
+_BYTES_A_FILE = 15_000
 _BYTES_A_NAME = 36
 _STRING = h5py.string_dtype("utf-8")
 

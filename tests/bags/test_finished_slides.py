@@ -11,12 +11,13 @@ import pytest
 import tifffile
 from PIL import Image, ImageDraw
 
-from cytomil.bags import open_bag
+from cytomil.bags import labelled_slides, open_bag
 from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.finished_slides import files_of, unfinished
 from cytomil.bags.make import make_bags
 from cytomil.bags.whole_slides import ReadingSlides
 from cytomil.progress import Silent
+from cytomil.workers.job import InProcess
 
 LABELS = "slide,label,split\ns1,0,train\ns2,1,train\ns3,0,test\nf1,1,test\nf2,0,train\n"
 
@@ -46,8 +47,10 @@ def slides(tmp_path, make_slide_folders):
 
 @pytest.fixture
 def read(monkeypatch):
-    """The slides that this process reads, by name."""
+    """The slides that are read, by name. They are read in this process, which can count them."""
     names = []
+    workers = labelled_slides.open_workers
+    monkeypatch.setattr(labelled_slides, "open_workers", lambda to, n: workers(to, n) if n > 1 else InProcess())
     finish = ReadingSlides._finish
 
     def noting(self, cores, one):
