@@ -7,7 +7,7 @@ DEMO_SLIDES := data/new-slides
 comma := ,
 EXTRAS := dvc,surgery,int8,ncnn,efficientnet-lite,ray,signature
 
-.PHONY: demo test test-long test-all test-lowest coverage lint lock bench clean
+.PHONY: demo test test-long test-all test-lowest coverage mutation lint lock bench clean
 
 demo: $(VENV)/.demo-installed
 	PATH="$(BIN):$$PATH" dvc repro
@@ -30,6 +30,12 @@ test-all: test test-long
 COVERED := training.losses training.surgery training.methods mil evaluation features
 coverage: $(VENV)/.test-installed
 	$(PYTEST) -m "not long" --cov-branch $(COVERED:%=--cov=cytomil.%) --cov-report=term:skip-covered
+
+# Changes losses, surgery, metrics and thresholds one place after the other, and lists the changes that no test notices.
+mutation: $(VENV)/.test-installed
+	"$(BIN)/python" -m pip install --quiet --group robustness
+	PYTHONPATH="$(CURDIR)/mutants" OMP_NUM_THREADS=1 "$(BIN)/mutmut" run --max-children 2
+	"$(BIN)/mutmut" results
 
 # The fast tests with the lowest versions that pyproject.toml allows, in an environment apart.
 test-lowest: pyproject.toml
