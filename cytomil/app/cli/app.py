@@ -14,7 +14,20 @@ import typer
 
 from cytomil import __version__
 from cytomil.app.cli import compile as compile_command
-from cytomil.app.cli import doctor, embed, evaluate, feedback, fit_mil, init, make_bags, pretrain, rank, review, verify
+from cytomil.app.cli import (
+    doctor,
+    embed,
+    evaluate,
+    feedback,
+    fit_mil,
+    init,
+    make_bags,
+    pretrain,
+    rank,
+    review,
+    validate,
+    verify,
+)
 from cytomil.app.cli.console import console
 from cytomil.app.cli.options import EngineCommand
 from cytomil.threads import let_waiting_threads_sleep
@@ -43,6 +56,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("rank", cls=EngineCommand)(rank.rank)
 app.command("review")(review.review)
 app.command("feedback")(feedback.feedback)
+app.command("validate")(validate.validate)
 app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
