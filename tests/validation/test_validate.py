@@ -68,7 +68,7 @@ def slides(road, local, tmp_path):
 
 
 def settings(road, out, **changed):
-    return RankConfig(model=road / "model", out=out, **changed)
+    return RankConfig(model=road / "model", out=out, top=2, device="cpu", engine="eager", **changed)
 
 
 def run(road, slides, out, **changed):

@@ -13,8 +13,8 @@ from pathlib import Path
 import typer
 
 from cytomil import __version__
-from cytomil.app.cli import compile as compile_command
 from cytomil.app.cli import (
+    compare,
     doctor,
     embed,
     evaluate,
@@ -28,6 +28,7 @@ from cytomil.app.cli import (
     validate,
     verify,
 )
+from cytomil.app.cli import compile as compile_command
 from cytomil.app.cli.console import console
 from cytomil.app.cli.options import EngineCommand
 from cytomil.threads import let_waiting_threads_sleep
@@ -53,6 +54,7 @@ app.command("compile", cls=compile_command.CompileCommand, context_settings=_OTH
 app.command("embed", cls=EngineCommand)(embed.embed)
 app.command("fit-mil", cls=fit_mil.FitMilCommand, context_settings=_OTHER_FLAGS)(fit_mil.fit_mil)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("rank", cls=EngineCommand)(rank.rank)
 app.command("review")(review.review)
 app.command("feedback")(feedback.feedback)
