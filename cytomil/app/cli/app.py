@@ -40,7 +40,7 @@ app = typer.Typer(
     name="cytomil",
     epilog="An option takes precedence over the environment (CYTOMIL_PRETRAIN__EPOCHS=20), then params.yaml, then the "
     "default that the command's --help shows. Exit status: 0 done; 1 the input is at fault; 2 wrong usage; 3 done, but "
-    "some slides or cells could not be used, or verify found a fault; 70 a fault of cytomil itself.",
+    "some slides, cells or runs could not be used, or verify found a fault; 70 a fault of cytomil itself.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
