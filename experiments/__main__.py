@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 from cytomil.errors import CytomilError
+from cytomil.experiments.planned import do_run, is_done
 from cytomil.experiments.runs import Cell
 from cytomil.progress import Silent
 from cytomil.threads import let_waiting_threads_sleep
 from experiments.grid import Grid, read_grid
-from experiments.run import is_done, run_cell
 
 
 def main() -> int:
@@ -73,10 +73,10 @@ def _bags(grid: Grid, cell: Cell) -> int:
 
 def _run(grid: Grid, cell: Cell) -> int:
     name = grid.name_of(cell)
-    if is_done(grid, cell):
+    if is_done(grid.planned(cell)):
         print(f"{name}: done before", file=sys.stderr)
         return 0
-    record = run_cell(grid, cell, Silent())
+    record = do_run(grid.planned(cell), Silent())
     if record["failed"]:
         print(f"{name}: failed: {record['failed']}", file=sys.stderr)
         return 1

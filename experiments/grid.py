@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,10 @@ import yaml
 
 from cytomil.app.settings import Settings, load
 from cytomil.errors import SettingsError, require_file
+from cytomil.experiments.planned import PlannedRun, Stages
 from cytomil.experiments.runs import GRID_NAME, Cell
-from cytomil.files import sha256_of_json
 
 _KEYS = {"params", "profile", "methods", "variants", "witness_rates", "seeds", "aggregators", "work"}
-_TRAINS_NOTHING = {
-    *("bags", "out", "features", "encoder", "model", "name", "table", "against"),
-    *("device", "workers", "cache", "ray_address"),
-}
 
 
 @dataclass(frozen=True)
@@ -84,18 +81,13 @@ class Grid:
         }
         return load(options, self.params, self.profile)
 
-    def identity_of(self, cell: Cell) -> str:
-        """Names what shapes a cell's result, but for its bags and the code: a record of another identity is run again.
+    def planned(self, cell: Cell) -> PlannedRun:
+        """The run of a cell."""
+        return PlannedRun(cell, self.bags_of(cell), self.record_of(cell), partial(self._stages_of, cell))
 
-        Only what the grid's params file states counts, and it states all that there is: so neither a new setting in
-        cytomil nor another default calls a finished run anything but finished.
-        """
-        stated = self.settings_of(cell).model_dump(mode="json", exclude_unset=True)
-        sections = {
-            name: {key: value for key, value in stated.get(name, {}).items() if key not in _TRAINS_NOTHING}
-            for name in ("pretrain", "embed", "fit_mil", "evaluate")
-        }
-        return sha256_of_json({"settings": sections, "aggregators": self.aggregators})
+    def _stages_of(self, cell: Cell) -> Stages:
+        settings = self.settings_of(cell)
+        return Stages(settings.pretrain, settings.embed, settings.fit_mil, settings.evaluate, self.aggregators)
 
 
 def read_grid(folder: Path) -> Grid:

@@ -28,9 +28,10 @@ EVALUATE = MIL | {"mil"}
 EXPERIMENTS = EVALUATE | {"evaluation"}
 TRIAGE = EXPERIMENTS
 REVIEW = TRIAGE | {"triage"}
-VERIFICATION = REVIEW | {"review"}
+VALIDATION = REVIEW
+VERIFICATION = REVIEW | {"review", "validation"}
 API = VERIFICATION
-APP = API | {"api", "experiments", "review", "verification"}
+APP = API | {"api", "experiments", "review", "validation", "verification"}
 MAY_IMPORT = {
     "base": set(),
     "workers": WORKERS,
@@ -45,6 +46,7 @@ MAY_IMPORT = {
     "experiments": EXPERIMENTS,
     "triage": TRIAGE,
     "review": REVIEW,
+    "validation": VALIDATION,
     "verification": VERIFICATION,
     "api": API,
     "app": APP,

@@ -168,10 +168,19 @@ def _in_blocks(ids: Hdf5Dataset) -> Strings:
 
 def content_sha256(bag: Bag) -> str:
     """SHA-256 of what training sees of a bag, computed from the file. It equals ``bag.sha256`` unless the file changed."""
-    digest = _start_digest(bag.info)
-    for start in range(0, len(bag), 256):
-        for i, image in enumerate(bag.images(start, start + 256), start=start):
-            _update_digest(digest, bag.instance_ids[i], bag.coords[i], image)
+    cells = (
+        Instance(bag.instance_ids[i], image, tuple(bag.coords[i]))
+        for start in range(0, len(bag), 256)
+        for i, image in enumerate(bag.images(start, start + 256), start=start)
+    )
+    return sha256_of_cells(bag.info, cells)
+
+
+def sha256_of_cells(info: BagInfo, instances: Iterable[Instance]) -> str:
+    """The SHA-256 of the bag that `write_bag` would make of these cells. Nothing is written."""
+    digest = _start_digest(info)
+    for instance in instances:
+        _update_digest(digest, instance.instance_id, instance.coords, instance.image)
     return digest.hexdigest()
 
 

@@ -84,6 +84,12 @@ def fingerprint(rows: Iterable[BagRow]) -> str:
     return sha256_of_json(sorted((row.bag_id, row.sha256, row.label, row.split) for row in rows))
 
 
+def witness_rate_of(manifest: Manifest) -> float | None:
+    """The witness rate that all positive bags of known rate have; None if there is no such rate."""
+    rates = {row.witness_rate for row in manifest.rows if row.label and row.witness_rate is not None}
+    return rates.pop() if len(rates) == 1 else None
+
+
 def write_manifest(folder: Path, rows: Sequence[BagRow]) -> None:
     """Write bags.csv. Raises `BagFileError` if a patient is in both splits or a bag_id occurs twice."""
     path = folder / MANIFEST_NAME

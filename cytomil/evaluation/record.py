@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from cytomil.bags.fitted import patient_key
-from cytomil.bags.manifest import Manifest, fingerprint
+from cytomil.bags.manifest import Manifest, fingerprint, witness_rate_of
 from cytomil.cards import Card, Count, Flag, Fraction, Number, Text
 from cytomil.encoders.bundle import StartWeightsCard, TrainingData
 from cytomil.evaluation.config import EvaluateConfig
@@ -185,7 +185,6 @@ def make_record(
     """The content of evaluate.json. Fractions are 0 to 1. A figure that is not defined is None."""
     card, plain = model.encoder.card, model.encoder.card.to_json()
     fitted = model.card.to_json()
-    rates = {row.witness_rate for row in manifest.rows if row.label and row.witness_rate is not None}
     scored = [prediction.scored for prediction in predictions if prediction.scored is not None]
     recall = {row["share_reviewed"]: row["recall"] for row in recall_by_k_points(scored)}
     metrics = {
@@ -207,7 +206,7 @@ def make_record(
         "judge": model.card.aggregator.name,
         "aggregator": fitted["aggregator"],
         "seed": card.settings.get("seed", 0),
-        "witness_rate": rates.pop() if len(rates) == 1 else None,
+        "witness_rate": witness_rate_of(manifest),
         "bags_fingerprint": fingerprint(manifest.rows),
         "metrics": metrics,
         "recall_by_share": {str(share): recall[share] for share in _CURVE_SHARES if share in recall},

@@ -34,7 +34,10 @@ from cytomil.mil.triage_model import TriageModel, load_triage_model
 from cytomil.progress import Listener, Problem
 from cytomil.tables import csv_text
 
-_PLOTS = ("roc.csv", "roc.png", "pr.csv", "pr.png", "recall_by_k.csv", "recall_by_k.png", "training.png")
+_PLOTS = (
+    *(f"{name}.{kind}" for name in ("roc", "pr", "calibration", "recall_by_k") for kind in ("csv", "png")),
+    "training.png",
+)
 
 
 @dataclass(frozen=True)

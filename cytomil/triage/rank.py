@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -36,17 +36,22 @@ CACHE_FOLDER = "cache"
 
 
 def rank(
-    slide_dir: Path, settings: RankConfig, listener: Listener, on_slide: Callable[[Worklist], None] | None = None
+    slide_dir: Path,
+    settings: RankConfig,
+    listener: Listener,
+    on_slide: Callable[[Worklist], None] | None = None,
+    only: Collection[str] | None = None,
 ) -> Worklist:
     """Assess every slide in ``slide_dir``. A slide that cannot be assessed is in the worklist, with the reason.
 
     Finished slides are kept under ``settings.out``, so that a second or an interrupted run reads none of them again; there
     too go each whole slide's heat map, GeoJSON, QC picture and, if asked for, cells. Raises `NotFoundError` where the
     folder holds no slides, `TriageModelError` where the model cannot be used, `SettingsError` for a faulty ``mpp_csv``.
-    ``on_slide`` is given the worklist so far after each slide but the last; over Ray it is not called.
+    ``on_slide`` is given the worklist so far after each slide but the last; over Ray it is not called. With ``only``,
+    slides of other names are left alone.
     """
     with ReadingProcess() as process:  # first, because it starts while the model is loaded
-        return _rank(slide_dir, settings, listener, on_slide, process)
+        return _rank(slide_dir, settings, listener, on_slide, only, process)
 
 
 def _rank(
@@ -54,9 +59,12 @@ def _rank(
     settings: RankConfig,
     listener: Listener,
     on_slide: Callable[[Worklist], None] | None,
+    only: Collection[str] | None,
     process: ReadingProcess,
 ) -> Worklist:
     found, ignored = discover(slide_dir, settings.out)
+    if only is not None:
+        found = [one for one in found if one.real_name in only]
     if settings.pseudonymise is not None:
         found = pseudonymise(found, slide_dir, settings.pseudonymise, settings.out)
     if settings.require_signature is not None:

@@ -15,6 +15,8 @@ from cytomil.triage.audit import AuditLog
 from cytomil.triage.rank import CACHE_FOLDER
 from cytomil.triage.whole_slide import kept_cells
 from cytomil.triage.write import FILES_KEY, WORKLIST_NAME
+from cytomil.validation.write import FILES_KEY as VALIDATION_FILES_KEY
+from cytomil.validation.write import RECORD_NAME as VALIDATION_NAME
 from cytomil.verification.checked import Checked, has_seal, sealed_json
 
 
@@ -36,6 +38,11 @@ def check_worklist(folder: Path) -> Iterator[Checked]:
             yield Checked(log.path)
             for fault in log.faults():
                 yield Checked(log.path, f"{fault.removeprefix(f'{log.path}')}. Restore it from a backup.".lstrip(":, "))
+
+
+def check_validation(folder: Path) -> Iterator[Checked]:
+    """validation.json, and the page and pictures that were written with it."""
+    yield from _record_with_files(folder, VALIDATION_NAME, VALIDATION_FILES_KEY, "cytomil validate")
 
 
 def _record_with_files(folder: Path, name: str, key: str, made_by: str) -> Iterator[Checked]:

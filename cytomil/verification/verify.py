@@ -18,9 +18,10 @@ from cytomil.file_manifest import require_signature
 from cytomil.mil import triage_model
 from cytomil.progress import Listener, Problem
 from cytomil.triage.write import CSV_NAME, REPORT_NAME
+from cytomil.validation.write import RECORD_NAME as VALIDATION_NAME
 from cytomil.verification.checked import Checked, attempt
 from cytomil.verification.inputs import check_bags, check_encoder, check_features, check_model
-from cytomil.verification.results import check_reports, check_worklist
+from cytomil.verification.results import check_reports, check_validation, check_worklist
 
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[[Path], Iterator[Checked]]], ...] = (
     ((MANIFEST_NAME, MADE_NAME), check_bags),
@@ -29,6 +30,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[Path], Iterator[Checked]]], ...]
     ((triage_model.WEIGHTS_NAME,), check_model),
     ((EVALUATED_NAME,), check_reports),
     ((CSV_NAME, REPORT_NAME), check_worklist),
+    ((VALIDATION_NAME,), check_validation),
 )
 """Files by which a kind of folder is known, any of them, and its check. A triage model and a worklist share triage.json."""
 
@@ -42,7 +44,7 @@ class Verified:
 
 
 def verify(folder: Path, listener: Listener, public_key: Path | None = None) -> Verified:
-    """Check every folder of bags, features, encoder, triage model, reports or worklist in ``folder`` and below.
+    """Check every folder of bags, features, encoder, triage model, reports, worklist or validation in ``folder`` and below.
 
     Hidden folders are passed over. With ``public_key``, every triage model must be signed with that key. Nothing is written.
 
@@ -52,7 +54,9 @@ def verify(folder: Path, listener: Listener, public_key: Path | None = None) -> 
     require_folder(folder, "cytomil init")
     found = [(place, check) for place in _folders(folder) for check in _checks_of(place)]
     if not found:
-        raise NotFoundError(f"{folder} holds no bags, features, encoder, triage model, reports or worklist of cytomil.")
+        raise NotFoundError(
+            f"{folder} holds no bags, features, encoder, triage model, reports, worklist or validation of cytomil."
+        )
     files: set[Path] = set()
     findings: dict[Problem, None] = {}
     for place, check in listener.track(found, "verifying", unit="folders"):

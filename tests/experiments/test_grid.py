@@ -18,7 +18,7 @@ def test_every_cell_of_the_grids_kept_here_has_settings(name, monkeypatch):
     cells = grid.cells
     assert len({grid.record_of(cell) for cell in cells}) == len(cells)
     assert len({grid.bags_of(cell) for cell in cells}) == len(grid.witness_rates) * len(grid.seeds)
-    assert len({grid.identity_of(cell) for cell in cells}) == len(grid.methods) * len(grid.seeds)
+    assert len({grid.planned(cell).stages().identity for cell in cells}) == len(grid.methods) * len(grid.seeds)
     for cell in cells:
         settings = grid.settings_of(cell)
         assert (settings.make_bags.witness_rate, settings.make_bags.seed) == (cell.witness_rate, cell.seed)
@@ -37,7 +37,7 @@ def test_methods_share_bags_and_nothing_else(tiny_grid):
     other = Cell("weakly-supervised", 0.25, 0)
     assert grid.bags_of(CELL) == grid.bags_of(other)
     assert grid.work_of(CELL) != grid.work_of(other)
-    assert grid.identity_of(CELL) != grid.identity_of(other)
+    assert grid.planned(CELL).stages().identity != grid.planned(other).stages().identity
 
 
 def test_a_variant_is_a_method_with_settings_of_its_own(tiny_grid):
@@ -56,24 +56,24 @@ def test_a_variant_may_be_a_whole_recipe(tiny_grid):
     assert (settings.pretrain.method, settings.embed.layer, settings.fit_mil.aggregator) == ("simclr", "h", "mean")
     assert settings.embed.out == settings.fit_mil.features == grid.work_of(cell) / "features"
     assert grid.settings_of(CELL).embed.layer == "z"
-    assert grid.identity_of(cell) != grid.identity_of(CELL)
+    assert grid.planned(cell).stages().identity != grid.planned(CELL).stages().identity
 
 
 @pytest.mark.parametrize(
     "section, key, value", [("pretrain", "epochs", 2), ("fit_mil", "folds", 3), ("embed", "layer", "h")]
 )
 def test_what_shapes_a_result_shapes_its_identity(tiny_grid, params, section, key, value):
-    before = tiny_grid().identity_of(CELL)
+    before = tiny_grid().planned(CELL).stages().identity
     changed = params | {section: params[section] | {key: value}}
-    assert tiny_grid(params=changed).identity_of(CELL) != before
-    assert tiny_grid(aggregators=["pamil", "mean"]).identity_of(CELL) != before
-    assert tiny_grid().identity_of(CELL) == before
+    assert tiny_grid(params=changed).planned(CELL).stages().identity != before
+    assert tiny_grid(aggregators=["pamil", "mean"]).planned(CELL).stages().identity != before
+    assert tiny_grid().planned(CELL).stages().identity == before
 
 
 def test_where_things_lie_and_who_does_the_work_do_not(tiny_grid, params, tmp_path):
-    before = tiny_grid().identity_of(CELL)
+    before = tiny_grid().planned(CELL).stages().identity
     stated = params | {"pretrain": params["pretrain"] | {"cache": "disk"}}
-    assert tiny_grid(params=stated, work=str(tmp_path / "elsewhere")).identity_of(CELL) == before
+    assert tiny_grid(params=stated, work=str(tmp_path / "elsewhere")).planned(CELL).stages().identity == before
 
 
 @pytest.mark.parametrize("text", ["methods: [a]", "- 1", "methods: {", "params: p\nsseeds: [1]"])

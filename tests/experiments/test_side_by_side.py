@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from cytomil.errors import CytomilError
+from cytomil.experiments.planned import is_done
 from experiments.__main__ import main
-from experiments.run import is_done
 from experiments.side_by_side import run_all
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ def test_every_cell_is_run_and_those_that_fail_are_named(tiny_grid, monkeypatch,
     assert main() == 1
     assert "no-such-method" in capsys.readouterr().err
     done, failed = grid.cells
-    assert is_done(grid, done)
+    assert is_done(grid.planned(done))
     assert "no-such-method" in json.loads(grid.record_of(failed).read_text())["failed"]
     before = grid.record_of(done).read_bytes()
     assert run_all(grid, 1) == [failed]

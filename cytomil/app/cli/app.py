@@ -13,8 +13,22 @@ from pathlib import Path
 import typer
 
 from cytomil import __version__
+from cytomil.app.cli import (
+    compare,
+    doctor,
+    embed,
+    evaluate,
+    feedback,
+    fit_mil,
+    init,
+    make_bags,
+    pretrain,
+    rank,
+    review,
+    validate,
+    verify,
+)
 from cytomil.app.cli import compile as compile_command
-from cytomil.app.cli import doctor, embed, evaluate, feedback, fit_mil, init, make_bags, pretrain, rank, review, verify
 from cytomil.app.cli.console import console
 from cytomil.app.cli.options import EngineCommand
 from cytomil.threads import let_waiting_threads_sleep
@@ -26,7 +40,7 @@ app = typer.Typer(
     name="cytomil",
     epilog="An option takes precedence over the environment (CYTOMIL_PRETRAIN__EPOCHS=20), then params.yaml, then the "
     "default that the command's --help shows. Exit status: 0 done; 1 the input is at fault; 2 wrong usage; 3 done, but "
-    "some slides or cells could not be used, or verify found a fault; 70 a fault of cytomil itself.",
+    "some slides, cells or runs could not be used, or verify found a fault; 70 a fault of cytomil itself.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -40,9 +54,11 @@ app.command("compile", cls=compile_command.CompileCommand, context_settings=_OTH
 app.command("embed", cls=EngineCommand)(embed.embed)
 app.command("fit-mil", cls=fit_mil.FitMilCommand, context_settings=_OTHER_FLAGS)(fit_mil.fit_mil)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("rank", cls=EngineCommand)(rank.rank)
 app.command("review")(review.review)
 app.command("feedback")(feedback.feedback)
+app.command("validate")(validate.validate)
 app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)

@@ -61,7 +61,7 @@ def evaluate(
     with plain_errors():
         settings = load(options, params, profile).evaluate
         if settings.table:
-            _show_tables(settings, as_json, accept_left_out)
+            show_tables(settings, as_json, accept_left_out)
             return
         from cytomil.evaluation.run import evaluate as run
 
@@ -152,7 +152,8 @@ def _interval(figure: CrossValidated) -> str:
     return f"{figure.auroc:.2f} [{figure.interval[0]:.2f}, {figure.interval[1]:.2f}]"
 
 
-def _show_tables(settings: EvaluateConfig, as_json: bool, accept_left_out: bool) -> None:
+def show_tables(settings: EvaluateConfig, as_json: bool, accept_left_out: bool) -> None:
+    """Print the main table of the runs in ``settings.table``, and write all tables and figures."""
     from cytomil.experiments.write_tables import write_tables
 
     with output_folder(settings.out, RichListener().note, replaced=False):

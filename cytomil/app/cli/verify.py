@@ -15,7 +15,10 @@ from cytomil.text import printable
 
 def verify(
     folder: Annotated[
-        Path, typer.Argument(help="folder of bags, features, encoder, triage model, reports or worklist, or above them")
+        Path,
+        typer.Argument(
+            help="folder of bags, features, encoder, triage model, reports, worklist or validation, or above"
+        ),
     ] = Path(),
     public_key: Annotated[
         Path | None, typer.Option(help="PEM file: triage models must be signed with its private key")
