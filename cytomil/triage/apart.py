@@ -85,6 +85,10 @@ class ReadingProcess:
         self.run(found.path, partial(_open, found, reading, Path.cwd()))
         return SlideApart(self, found)
 
+    def forgive(self, path: Path) -> None:
+        """Try the slide at ``path`` again, even if it ended the process before: its file is another one."""
+        self._harmful.pop(path, None)
+
     def run(self, path: Path, request: Callable[[_Served], Any]) -> Any:
         """The result of ``request`` in the process, about the slide at ``path``.
 

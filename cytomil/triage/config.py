@@ -40,6 +40,8 @@ class RankConfig(Config):
     require_signature: Path | None = Field(
         None, description="public key, PEM file: refuse a triage model that is not signed with its private key"
     )
+    watch: bool = Field(False, description="go on, and rank slides as they arrive, until Ctrl-C")
+    watch_s: float = Field(10, ge=0.1, le=3600, description="seconds between two looks at the folder, with --watch")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     ray_address: str = Field(
         "", description="distribute over Ray: 'local', or HOST:PORT of a running cluster; empty: no Ray"

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from cytomil.bags.own_output import mark_own
-from cytomil.encoders.engines import open_engine
+from cytomil.encoders.engines import Engine, open_engine
 from cytomil.errors import (
     TriageModelError,
     WorkersError,
@@ -35,11 +35,16 @@ from cytomil.workers import WorkerFailure, open_workers
 CACHE_FOLDER = "cache"
 
 
+OnSlide = Callable[[Worklist], None]
+_NOT_IN_WORKLIST = {"ray_address", "pseudonymise", "watch", "watch_s"}
+"""Settings that shape nothing of a worklist, and the key file, whose place is nobody's business."""
+
+
 def rank(
     slide_dir: Path,
     settings: RankConfig,
     listener: Listener,
-    on_slide: Callable[[Worklist], None] | None = None,
+    on_slide: OnSlide | None = None,
     only: Collection[str] | None = None,
 ) -> Worklist:
     """Assess every slide in ``slide_dir``. A slide that cannot be assessed is in the worklist, with the reason.
@@ -51,68 +56,103 @@ def rank(
     slides of other names are left alone.
     """
     with ReadingProcess() as process:  # first, because it starts while the model is loaded
-        return _rank(slide_dir, settings, listener, on_slide, only, process)
+        found, ignored = discover(slide_dir, settings.out)
+        if only is not None:
+            found = [one for one in found if one.real_name in only]
+        if settings.pseudonymise is not None:
+            found = pseudonymise(found, slide_dir, settings.pseudonymise, settings.out)
+        session = RankSession(slide_dir, settings, listener, process)
+        if ignored:
+            listener.note(f"not slides, left alone: {len(ignored) if settings.pseudonymise else ', '.join(ignored)}")
+        session.note_unknown_slides(found)
+        return session.worklist(session.assess(found, on_slide=on_slide))
 
 
-def _rank(
-    slide_dir: Path,
-    settings: RankConfig,
-    listener: Listener,
-    on_slide: Callable[[Worklist], None] | None,
-    only: Collection[str] | None,
-    process: ReadingProcess,
-) -> Worklist:
-    found, ignored = discover(slide_dir, settings.out)
-    if only is not None:
-        found = [one for one in found if one.real_name in only]
-    if settings.pseudonymise is not None:
-        found = pseudonymise(found, slide_dir, settings.pseudonymise, settings.out)
-    if settings.require_signature is not None:
-        require_signature(settings.model, settings.require_signature)
-    model = load_triage_model(settings.model)
+class RankSession:
+    """A triage model and its engine, loaded once to assess slides of ``slide_dir`` in one or several passes.
+
+    Raises `SignatureError`, `TriageModelError` or `EngineError` where the model cannot be used, and `TableError` for a
+    faulty ``mpp_csv``.
+    """
+
+    def __init__(self, slide_dir: Path, settings: RankConfig, listener: Listener, process: ReadingProcess) -> None:
+        self._slide_dir, self._settings, self._listener, self._process = slide_dir, settings, listener, process
+        if settings.require_signature is not None:
+            require_signature(settings.model, settings.require_signature)
+        self._model = load_triage_model(settings.model)
+        _require_learnt_from_slide_labels(self._model, settings.model)
+        mark_own(settings.out)
+        self._reading = _reading(self._model, settings, listener)
+        self._engine = _engine(self._model, settings, listener)
+        self._model_sha256 = sha256_of_file(self._model.path / CARD_NAME)
+        self._audit = AuditLog(settings.out)
+
+    def note_unknown_slides(self, found: Sequence[Found]) -> None:
+        """Tell the listener which slides of ``mpp_csv`` are not among ``found``."""
+        names = {name for one in found for name in (one.path.name, one.path.stem)}
+        if unknown := sorted(set(self._reading.resolutions.by_slide) - names):
+            which = len(unknown) if self._settings.pseudonymise else ", ".join(unknown)
+            self._listener.note(f"{self._settings.mpp_csv} names slides that do not exist: {which}")
+
+    def assess(
+        self,
+        found: Sequence[Found],
+        kept: Sequence[SlideResult] = (),
+        n_waiting: int = 0,
+        on_slide: OnSlide | None = None,
+    ) -> list[SlideResult]:
+        """The results of ``found``, in the same order. They are appended to the audit log, and ``kept`` are not.
+
+        ``on_slide`` is given the worklist of the results so far and ``kept`` after each slide but the last. ``n_waiting``
+        more slides are counted as unread in it.
+        """
+        settings, audit = self._settings, self._audit
+        audit.begin(self._model_sha256, len(found) + len(kept))
+        results: list[SlideResult] = []
+        work, units = work_on(found, self._process)
+
+        def take(result: SlideResult, is_new: bool) -> None:
+            # What was finished before or failed took no time that the others will take.
+            (count.step if is_new and units[len(results)] else count.skip)(units[len(results)])
+            results.append(result)
+            audit.add(self._model_sha256, result)
+            if on_slide is not None and len(results) < len(found):
+                on_slide(self.worklist([*kept, *results], len(found) - len(results) + n_waiting))
+
+        loaded = (self._model, self._engine, self._process)
+        job = Ranking(settings, self._reading, self._model.card, self._engine.name, self._engine.key, loaded, take)
+        # Over Ray slides are counted where they come back, and nothing is taken.
+        with nullcontext(Uncounted()) if settings.ray_address else self._listener.whole(work) as count:
+            answers = open_workers(settings.ray_address).map(job, found, self._listener, "reading slides", "slides")
+        results[:] = [
+            not_assessed(one, WorkersError(answer.reason)) if isinstance(answer, WorkerFailure) else answer
+            for one, answer in zip(found, answers, strict=True)
+        ]
+        if settings.ray_address:
+            for result in results:
+                audit.add(self._model_sha256, result)
+        return results
+
+    def worklist(self, results: Sequence[SlideResult], n_unread: int = 0) -> Worklist:
+        """The worklist of ``results``, of a folder in which ``n_unread`` more slides are not read yet."""
+        return _worklist(self._slide_dir, self._settings, self._model, self._engine.key, results, n_unread)
+
+
+def _require_learnt_from_slide_labels(model: TriageModel, path: Path) -> None:
     if model.encoder.card.uses_instance_labels:
         raise TriageModelError(
-            f"{settings.model} was shown instance labels when its encoder was trained ({model.encoder.card.method}): a "
+            f"{path} was shown instance labels when its encoder was trained ({model.encoder.card.method}): a "
             "ceiling to compare with, not a model to read slides by. Train with a method that learns from slide labels."
         )
-    if ignored:
-        listener.note(f"not slides, left alone: {len(ignored) if settings.pseudonymise else ', '.join(ignored)}")
-    mark_own(settings.out)
-    reading = _reading(model, settings, found, listener)
+
+
+def _engine(model: TriageModel, settings: RankConfig, listener: Listener) -> Engine:
     engine = open_engine(model.encoder, model.layer.embedded, settings.engine, settings.device, listener.note)
     if model.card.engine not in (None, engine.key):
         listener.note(
             f"cells are embedded with {engine.key}; the model was fitted to embeddings of {model.card.engine}"
         )
-    results: list[SlideResult] = []
-    audit, model_sha256 = AuditLog(settings.out), sha256_of_file(model.path / CARD_NAME)
-    audit.begin(model_sha256, len(found))
-
-    def worklist() -> Worklist:
-        return _worklist(slide_dir, settings, model, engine.key, results, len(found) - len(results))
-
-    work, units = work_on(found, process)
-
-    def take(result: SlideResult, is_new: bool) -> None:
-        # What was finished before or failed took no time that the others will take.
-        (count.step if is_new and units[len(results)] else count.skip)(units[len(results)])
-        results.append(result)
-        audit.add(model_sha256, result)
-        if on_slide is not None and len(results) < len(found):
-            on_slide(worklist())
-
-    job = Ranking(settings, reading, model.card, engine.name, engine.key, (model, engine, process), take)
-    # Over Ray slides are counted where they come back, and nothing is taken.
-    with nullcontext(Uncounted()) if settings.ray_address else listener.whole(work) as count:
-        answers = open_workers(settings.ray_address).map(job, found, listener, "reading slides", "slides")
-    results[:] = [
-        not_assessed(one, WorkersError(answer.reason)) if isinstance(answer, WorkerFailure) else answer
-        for one, answer in zip(found, answers, strict=True)
-    ]
-    if settings.ray_address:
-        for result in results:
-            audit.add(model_sha256, result)
-    return worklist()
+    return engine
 
 
 def _worklist(
@@ -132,8 +172,7 @@ def _worklist(
         threshold=card.thresholds.decision,
         low_threshold=card.thresholds.low,
         model_card=model_card(model) | {"engine": engine_key},
-        # Where the work was done shapes nothing of it, and where the key file lies is nobody's business.
-        settings=settings.model_dump(mode="json", exclude_none=True, exclude={"ray_address", "pseudonymise"}),
+        settings=settings.model_dump(mode="json", exclude_none=True, exclude=_NOT_IN_WORKLIST),
         versions=versions(),
         score_bin_edges=card.score_bin_edges,
         reference_shares=card.reference_shares,
@@ -147,12 +186,8 @@ def _worklist(
     )
 
 
-def _reading(model: TriageModel, settings: RankConfig, found: Sequence[Found], listener: Listener) -> SlideReading:
+def _reading(model: TriageModel, settings: RankConfig, listener: Listener) -> SlideReading:
     given = read_resolutions(settings.mpp_csv) if settings.mpp_csv else {}
-    names = {name for one in found for name in (one.path.name, one.path.stem)}
-    if unknown := sorted(set(given) - names):
-        which = len(unknown) if settings.pseudonymise else ", ".join(unknown)
-        listener.note(f"{settings.mpp_csv} names slides that do not exist: {which}")
     cutting = model.cutting
     if cutting is None and settings.crop_um is not None:
         transform = model.encoder.transform

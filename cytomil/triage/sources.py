@@ -95,16 +95,17 @@ class Found:
         return text
 
 
-def discover(folder: Path, out: Path | None = None) -> tuple[list[Found], list[str]]:
+def discover(folder: Path, out: Path | None = None, may_be_empty: bool = False) -> tuple[list[Found], list[str]]:
     """The slides in a folder, by name, and the names of entries that are no slides; see `cytomil.bags.slide_dir`.
 
-    ``out`` is where the worklist goes, and no slide. Raises `NotFoundError` where there is no slide at all.
+    ``out`` is where the worklist goes, and no slide. Raises `NotFoundError` where there is no such folder, or no slide in it
+    and it is not one that ``may_be_empty``.
     """
     if not folder.is_dir():
         state = "is a file, not a folder" if folder.exists() else "does not exist"
         raise NotFoundError(f"{folder} {state}. Name a folder that holds slides.")
     listed = list_slide_dir(folder, [] if out is None else [out])
-    if not listed.slides:
+    if not (listed.slides or may_be_empty):
         raise NotFoundError(
             f"{folder} holds no slides. Put one sub-folder of cell images, one bag file (.h5) "
             "or one whole slide per slide in it."

@@ -143,3 +143,11 @@ def test_three_hostile_slides_among_ten_sound_ones(road, bag_of_cells, tmp_path)
     assert refused == {"zeroed.h5", "zeroed-copy.h5", "declares.h5"}
     assert len(listed) == 13
     assert all(listed[name]["reason"] for name in refused)
+
+
+def test_a_slide_that_ended_the_process_is_tried_again_once_it_is_forgiven(process, tmp_path):
+    for request in (abort, answer):
+        with pytest.raises(SlideUnreadableError, match="its reader stopped"):
+            process.run(tmp_path / "slide.svs", request)
+    process.forgive(tmp_path / "slide.svs")
+    assert process.run(tmp_path / "slide.svs", answer) == 42
