@@ -261,9 +261,11 @@ def rank(
     from cytomil.triage.write import GrowingReport, write_worklist
 
     config = configured("rank", RankConfig, {**settings, "model": Path(model), "out": Path(out)})
+    if config.watch:
+        raise SettingsError("function 'rank' does not watch a folder. Use the command `cytomil rank --watch`.")
     listener = listener_for(progress)
     growing = GrowingReport(config.out, config.split_images)
     with output_folder(config.out, listener.note, replaced=False):
         worklist = run(Path(slides), config, listener, growing.add)
-        write_worklist(worklist, config.out, config.split_images)
+        write_worklist(worklist, config.out, config.split_images, config.summaries)
     return worklist

@@ -94,7 +94,7 @@ def unlike(slide: LabelledSlide, other: LabelledSlide) -> str:
     return f". WARNING: the original differs ({'; '.join(found)}). Correct the labels file" if found else ""
 
 
-_OWN_FOLDERS = frozenset({"cache", "cells", "geojson", "heatmaps", "images", "made-from", "qc"})
+_OWN_FOLDERS = frozenset({"cache", "cells", "geojson", "heatmaps", "images", "made-from", "qc", "summaries"})
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class RankConfig(Config):
         False, description="also write the position and score of every cell, one CSV per whole slide"
     )
     split_images: bool = Field(False, description="store the report's pictures in a folder beside it")
+    summaries: bool = Field(False, description="also write one page to print per slide, into the folder summaries")
     workers: int = Field(0, ge=0, description="threads that find, crop and decode cells; 0: one per core")
     batch_size: int = Field(256, ge=1, description="cells per forward pass")
     engine: EngineName = "auto"

@@ -36,7 +36,7 @@ CACHE_FOLDER = "cache"
 
 
 OnSlide = Callable[[Worklist], None]
-_NOT_IN_WORKLIST = {"ray_address", "pseudonymise", "watch", "watch_s"}
+_NOT_IN_WORKLIST = {"ray_address", "pseudonymise", "watch", "watch_s", "summaries"}
 """Settings that shape nothing of a worklist, and the key file, whose place is nobody's business."""
 
 

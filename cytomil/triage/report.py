@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
-from functools import cache
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cytomil import files
 from cytomil.triage import pictures as score_chart
+from cytomil.triage.page import (
+    data_uri,
+    environment,
+    part,
+    probability_text,
+    source_hash,
+    storable,
+    without_unusable_numbers,
+)
 from cytomil.triage.pictures import ScoreChart
 from cytomil.triage.worklist import Call, SlideResult, Worklist, in_reading_order
 
-_TEMPLATES = "templates"
 _FILE_KINDS = {
     "heatmap": "map of high scores",
     "geojson": "all cells, for QuPath",
     "cells_csv": "all cells, as a table",
     "qc_picture": "quality check, larger",
+    "summary": "summary on one page, to print",
 }
-_UNCOUNTED = 1_000_000  # beyond it a score is only said to be beyond it
 
 
 def render_report(worklist: Worklist) -> str:
     """The worklist as one HTML document with its pictures inside."""
-    return _render(worklist, _data_uri, img_src="data:")
+    return _render(worklist, data_uri, img_src="data:")
 
 
 def write_report(worklist: Worklist, path: Path, *, split_images: bool = False) -> None:
@@ -81,18 +83,18 @@ class _View:
 
 
 def _render(worklist: Worklist, source: Callable[[bytes], str], img_src: str) -> str:
-    slides = in_reading_order([_without_unusable_numbers(slide) for slide in worklist.slides])
+    slides = in_reading_order([without_unusable_numbers(slide) for slide in worklist.slides])
     chart = score_chart.make_chart(
         worklist.score_bin_edges, worklist.reference_shares, [slide.score_shares for slide in slides]
     )
-    style, script = _part("report.css"), _part("report.js")
+    style, script = part("report.css"), part("report.js")
     policy = (
-        f"default-src 'none'; img-src {img_src}; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        f"default-src 'none'; img-src {img_src}; style-src '{source_hash(style)}'; script-src '{source_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     thresholds = (worklist.low_threshold, worklist.threshold)
     page = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             worklist=worklist,
@@ -106,23 +108,11 @@ def _render(worklist: Worklist, source: Callable[[bytes], str], img_src: str) ->
             script=Markup(script),
             source=source,
             file_kinds=_FILE_KINDS,
-            probability=lambda value: _probability(value, thresholds),
+            probability=lambda value: probability_text(value, thresholds),
             score_unit=worklist.score_meaning.removeprefix("× "),
         )
     )
-    # A file name that is not UTF-8 arrives as lone surrogates, which no file can hold: it is shown as \udcfc.
-    return page.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _without_unusable_numbers(slide: SlideResult) -> SlideResult:
-    """A slide whose probability is missing or not a number from 0 to 1 counts as not assessed, whatever its call."""
-    if slide.call is Call.NOT_ASSESSED:
-        return slide if slide.reason else replace(slide, reason="No reason was recorded.")
-    if slide.probability is not None and 0 <= slide.probability <= 1:
-        return slide
-    given = "no probability" if slide.probability is None else f"{slide.probability}, which is not a probability"
-    reason = f"The model gave {given}; its call, “{slide.call.value}”, is not used."
-    return replace(slide, call=Call.NOT_ASSESSED, probability=None, reason=reason)
+    return storable(page)
 
 
 def _view(order: int, slide: SlideResult, chart: ScoreChart | None) -> _View:
@@ -139,106 +129,3 @@ def _view(order: int, slide: SlideResult, chart: ScoreChart | None) -> _View:
         curve=chart.path(slide.score_shares) if chart else "",
         rare=chart.rare_scores(slide.score_shares) if chart else None,
     )
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("cytomil.triage", _TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "threshold": _threshold,
-        "times": _times,
-        "percent": _percent,
-        "plain": _plain,
-        "local_time": _local_time,
-    }
-    environment.tests |= {"finite": _is_finite, "listing": _is_listing, "records": _is_records}
-    return environment
-
-
-def _part(name: str) -> str:
-    """The style sheet or script as it stands in the page: with the line ends that a browser hashes."""
-    loader = _environment().loader
-    assert loader is not None
-    source, _, _ = loader.get_source(_environment(), name)
-    return "\n".join(source.splitlines())
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _data_uri(image: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(image).decode()
-
-
-def _threshold(value: float) -> str:
-    two = f"{value:.2f}"
-    return two if abs(float(two) - value) < 1e-9 else f"{value:.3f}"
-
-
-def _probability(value: float, thresholds: Sequence[float]) -> str:
-    """Two digits, or as many as it takes not to look as if on the other side of a threshold; never 0.00 or 1.00."""
-    for digits in range(2, 7):
-        end = 10.0**-digits
-        if value > 1 - end and max(thresholds) <= 1 - end:
-            return f"> {1 - end:.{digits}f}"
-        if value < end and min(thresholds) >= end:
-            return f"< {end:.{digits}f}"
-        text = f"{value:.{digits}f}"
-        sides = [(float(text) >= float(_threshold(t))) == (value >= t) for t in thresholds]
-        if all(sides) and 0 < float(text) < 1:
-            break
-    return text
-
-
-def _local_time(moment: str) -> str:
-    """An ISO 8601 moment by this machine's clock, with its distance from UTC; whatever else as it is."""
-    try:
-        read = datetime.fromisoformat(moment)
-    except ValueError:
-        return moment
-    return moment if read.tzinfo is None else read.astimezone().strftime("%Y-%m-%d %H:%M (UTC%z)")
-
-
-def _times(score: float) -> str:
-    if not math.isfinite(score):
-        return "not known"
-    if score > _UNCOUNTED:
-        return f"more than {_UNCOUNTED:,} ×"
-    return f"{score:,.0f} ×" if score >= 9.95 else f"{score:.2g} ×"
-
-
-def _percent(share: float) -> str:
-    if share <= 0:
-        return "none"
-    if share < 1e-4:
-        return "under 0.01 %"
-    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.2g} %"
-
-
-def _plain(value: object) -> str:
-    if value is None or value == "":
-        return "not recorded"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float) and math.isfinite(value):
-        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
-    return str(value)
-
-
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _is_listing(value: object) -> bool:
-    return isinstance(value, list | tuple | set | frozenset)
-
-
-def _is_records(value: Any) -> bool:
-    return _is_listing(value) and len(value) > 0 and all(isinstance(item, Mapping) for item in value)

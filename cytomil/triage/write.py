@@ -11,6 +11,7 @@ from cytomil.files import sha256_of_file, write_bytes, write_json_card
 from cytomil.tables import csv_text
 from cytomil.text import ENCODING
 from cytomil.triage.report import pictures_folder, write_report
+from cytomil.triage.summary import write_summaries
 from cytomil.triage.worklist import SlideResult, Worklist
 
 SCHEMA = "cytomil.triage/1"
@@ -36,11 +37,14 @@ CSV_COLUMNS = (
 _FROM_OUTSIDE = ("slide", "look_at", "reason", "cautions", "path")
 
 
-def write_worklist(worklist: Worklist, out: Path, split_images: bool = False) -> Path:
+def write_worklist(worklist: Worklist, out: Path, split_images: bool = False, summaries: bool = False) -> Path:
     """Write the three files into ``out``; returns the report's path.
 
-    With ``split_images``, or where they would make one file too heavy to open, the report's pictures lie beside it.
+    With ``split_images``, or where they would make one file too heavy to open, the report's pictures lie beside it. With
+    ``summaries`` each slide has a page of its own too; see `cytomil.triage.summary`.
     """
+    if summaries:
+        worklist = write_summaries(worklist, out)
     write_bytes(out / CSV_NAME, csv_text(CSV_COLUMNS, _rows(worklist), _FROM_OUTSIDE).encode(ENCODING))
     split = split_images or _bytes_of_pictures(worklist) > _MOST_BYTES_IN_ONE_FILE
     write_report(worklist, out / REPORT_NAME, split_images=split)

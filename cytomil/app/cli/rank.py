@@ -67,7 +67,7 @@ def _ranked(slide_dir: Path, settings: RankConfig) -> Worklist:
     listener = RichListener()
     with output_folder(settings.out, listener.note, replaced=False):
         worklist = run(slide_dir, settings, listener, growing.add)
-        report = write_worklist(worklist, settings.out, settings.split_images)
+        report = write_worklist(worklist, settings.out, settings.split_images, settings.summaries)
     _show(worklist, report)
     return worklist
 
@@ -91,10 +91,10 @@ def _watched(slide_dir: Path, settings: RankConfig) -> Worklist | None:
             with closing(watch(slide_dir, settings, listener, on_slide)) as worklists:
                 for worklist in worklists:
                     last = worklist
-                    _show(worklist, write_worklist(worklist, settings.out, settings.split_images))
+                    _show(worklist, write_worklist(worklist, settings.out, settings.split_images, settings.summaries))
         except KeyboardInterrupt:
             if last is not None:
-                report = write_worklist(last, settings.out, settings.split_images)
+                report = write_worklist(last, settings.out, settings.split_images, settings.summaries)
                 console.print(f"Stopped. The worklist is complete as far as slides were read: {report}", soft_wrap=True)
     return last
 
