@@ -38,6 +38,10 @@ class RankConfig(Config):
         None,
         description="key file: slides appear under pseudonyms only; made if missing, with a table of names beside it",
     )
+    patients: Path | None = Field(
+        None,
+        description="CSV of slide,patient,accession: a patient's slides are shown together, under these identifiers",
+    )
     require_signature: Path | None = Field(
         None, description="public key, PEM file: refuse a triage model that is not signed with its private key"
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from cytomil.bags.own_output import mark_own
 from cytomil.encoders.engines import Engine, open_engine
 from cytomil.errors import (
+    SettingsError,
     TriageModelError,
     WorkersError,
 )
@@ -26,6 +28,7 @@ from cytomil.triage.assess import Ranking, not_assessed
 from cytomil.triage.audit import AuditLog
 from cytomil.triage.beforehand import work_on
 from cytomil.triage.config import RankConfig
+from cytomil.triage.patients import PatientTable, group, read_patients
 from cytomil.triage.pseudonyms import HIDDEN_FOLDER, pseudonymise
 from cytomil.triage.sources import Found, discover
 from cytomil.triage.whole_slide import SlideReading
@@ -55,6 +58,7 @@ def rank(
     ``on_slide`` is given the worklist so far after each slide but the last; over Ray it is not called. With ``only``,
     slides of other names are left alone.
     """
+    require_names_shown_or_hidden(settings)
     with ReadingProcess() as process:  # first, because it starts while the model is loaded
         found, ignored = discover(slide_dir, settings.out)
         if only is not None:
@@ -68,15 +72,22 @@ def rank(
         return session.worklist(session.assess(found, on_slide=on_slide))
 
 
+def require_names_shown_or_hidden(settings: RankConfig) -> None:
+    """Raise `SettingsError` where patients would be shown and slides hidden."""
+    if settings.patients is not None and settings.pseudonymise is not None:
+        raise SettingsError("--patients shows patients, and --pseudonymise hides slides. Leave out one of them.")
+
+
 class RankSession:
     """A triage model and its engine, loaded once to assess slides of ``slide_dir`` in one or several passes.
 
     Raises `SignatureError`, `TriageModelError` or `EngineError` where the model cannot be used, and `TableError` for a
-    faulty ``mpp_csv``.
+    faulty ``mpp_csv`` or ``patients``.
     """
 
     def __init__(self, slide_dir: Path, settings: RankConfig, listener: Listener, process: ReadingProcess) -> None:
         self._slide_dir, self._settings, self._listener, self._process = slide_dir, settings, listener, process
+        self._patients = read_patients(settings.patients) if settings.patients else PatientTable({})
         if settings.require_signature is not None:
             require_signature(settings.model, settings.require_signature)
         self._model = load_triage_model(settings.model)
@@ -88,7 +99,9 @@ class RankSession:
         self._audit = AuditLog(settings.out)
 
     def note_unknown_slides(self, found: Sequence[Found]) -> None:
-        """Tell the listener which slides of ``mpp_csv`` are not among ``found``."""
+        """Tell the listener which slides of ``mpp_csv`` and ``patients`` are not among ``found``."""
+        if unlisted := self._patients.unknown([one.name for one in found]):
+            self._listener.note(f"{self._settings.patients} names slides that do not exist: {', '.join(unlisted)}")
         names = {name for one in found for name in (one.path.name, one.path.stem)}
         if unknown := sorted(set(self._reading.resolutions.by_slide) - names):
             which = len(unknown) if self._settings.pseudonymise else ", ".join(unknown)
@@ -135,7 +148,8 @@ class RankSession:
 
     def worklist(self, results: Sequence[SlideResult], n_unread: int = 0) -> Worklist:
         """The worklist of ``results``, of a folder in which ``n_unread`` more slides are not read yet."""
-        return _worklist(self._slide_dir, self._settings, self._model, self._engine.key, results, n_unread)
+        made = _worklist(self._slide_dir, self._settings, self._model, self._engine.key, results, n_unread)
+        return replace(made, patients=group(made.slides, self._patients))
 
 
 def _require_learnt_from_slide_labels(model: TriageModel, path: Path) -> None:

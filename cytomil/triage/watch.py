@@ -14,7 +14,7 @@ from cytomil.slides.multi_file import companions_of
 from cytomil.triage.apart import ReadingProcess
 from cytomil.triage.config import RankConfig
 from cytomil.triage.pseudonyms import pseudonymise
-from cytomil.triage.rank import OnSlide, RankSession
+from cytomil.triage.rank import OnSlide, RankSession, require_names_shown_or_hidden
 from cytomil.triage.sources import Found, discover
 from cytomil.triage.worklist import SlideResult, Worklist
 
@@ -90,6 +90,7 @@ def watch(
     """
     if settings.ray_address:
         raise SettingsError("--watch does not work over Ray. Leave out --ray-address.")
+    require_names_shown_or_hidden(settings)
     folder = WatchedFolder(slide_dir, settings.out)
     look: Look | None = folder.look()
     told = ""

@@ -97,6 +97,41 @@ def _first_sentence(text: str) -> str:
 
 
 @dataclass(frozen=True)
+class Patient:
+    """The patient of a slide, as the user named it, and the accession number; "" if none was given."""
+
+    name: str
+    accession: str = ""
+
+
+@dataclass(frozen=True)
+class PatientSlides:
+    """A patient's slides in reading order, and their highest call; `Call.NOT_ASSESSED` if no slide was assessed.
+
+    ``accessions`` are by slide, "" where none was given. ``n_not_assessed`` is the number of slides without a call.
+    """
+
+    patient: str
+    slides: tuple[str, ...]
+    accessions: dict[str, str]
+    call: Call
+    n_not_assessed: int
+
+    @property
+    def said(self) -> str:
+        """What to read beside each slide of the patient, such as "same patient: 2 other slides, highest call: review"."""
+        n = len(self.slides) - 1
+        if n == 0:
+            return "no other slide of this patient"
+        missing = (
+            f"; {self.n_not_assessed} not assessed"
+            if self.n_not_assessed and self.call is not Call.NOT_ASSESSED
+            else ""
+        )
+        return f"same patient: {n} other slide{'s' * (n != 1)}, highest call: {self.call.value}{missing}"
+
+
+@dataclass(frozen=True)
 class Worklist:
     """A folder of slides in the order in which to read them.
 
@@ -105,7 +140,7 @@ class Worklist:
     negative training bags. ``model_card`` is what the triage model says of itself, for a reader; ``synthetic``, ``collapsed``
     and ``score_meaning`` are what the report acts on. ``weaknesses`` is what a reader must know of the model before any call,
     ``held_out`` how well it did on training slides held out. ``unread`` is how many slides of the folder are still to be
-    read.
+    read. ``patients`` is empty unless the user gave them; the one with the most urgent slide comes first.
     """
 
     folder: str
@@ -126,6 +161,11 @@ class Worklist:
     synthetic: bool = False
     collapsed: bool = False
     score_meaning: str = "× the average cell"
+    patients: tuple[PatientSlides, ...] = ()
+
+    def patient_of(self, slide: str) -> PatientSlides | None:
+        """The patient of the slide of this name; None if not given."""
+        return next((one for one in self.patients if slide in one.accessions), None)
 
     @property
     def all_assessed(self) -> bool:

@@ -12,7 +12,7 @@ from cytomil.tables import csv_text
 from cytomil.text import ENCODING
 from cytomil.triage.report import pictures_folder, write_report
 from cytomil.triage.summary import write_summaries
-from cytomil.triage.worklist import SlideResult, Worklist
+from cytomil.triage.worklist import PatientSlides, SlideResult, Worklist
 
 SCHEMA = "cytomil.triage/1"
 WORKLIST_NAME = "triage.json"
@@ -34,7 +34,9 @@ CSV_COLUMNS = (
     "cautions",
     "path",
 )
-_FROM_OUTSIDE = ("slide", "look_at", "reason", "cautions", "path")
+PATIENT_COLUMNS = ("patient", "accession", "same_patient")
+"""Further columns, if the user gave patients."""
+_FROM_OUTSIDE = ("slide", "look_at", "reason", "cautions", "path", "patient", "accession")
 
 
 def write_worklist(worklist: Worklist, out: Path, split_images: bool = False, summaries: bool = False) -> Path:
@@ -45,7 +47,8 @@ def write_worklist(worklist: Worklist, out: Path, split_images: bool = False, su
     """
     if summaries:
         worklist = write_summaries(worklist, out)
-    write_bytes(out / CSV_NAME, csv_text(CSV_COLUMNS, _rows(worklist), _FROM_OUTSIDE).encode(ENCODING))
+    columns = (*CSV_COLUMNS, *PATIENT_COLUMNS) if worklist.patients else CSV_COLUMNS
+    write_bytes(out / CSV_NAME, csv_text(columns, _rows(worklist), _FROM_OUTSIDE).encode(ENCODING))
     split = split_images or _bytes_of_pictures(worklist) > _MOST_BYTES_IN_ONE_FILE
     write_report(worklist, out / REPORT_NAME, split_images=split)
     written = [out / CSV_NAME, out / REPORT_NAME, *(pictures_folder(out / REPORT_NAME).glob("*") if split else ())]
@@ -105,7 +108,11 @@ def to_document(worklist: Worklist) -> dict[str, Any]:
             "low_priority_below_range": worklist.low_threshold_range,
         },
         "model_weaknesses": [{"title": one.title, "text": one.text} for one in worklist.weaknesses],
-        "slides": [_slide(rank, slide) for rank, slide in enumerate(worklist.slides, start=1)],
+        "slides": [
+            _slide(rank, slide) | (_patient(worklist, slide) if worklist.patients else {})
+            for rank, slide in enumerate(worklist.slides, start=1)
+        ],
+        **({"patients": [_patient_slides(one) for one in worklist.patients]} if worklist.patients else {}),
         "model_card": worklist.model_card,
         "settings": worklist.settings,
         "versions": worklist.versions,
@@ -146,6 +153,23 @@ def _slide(rank: int, slide: SlideResult) -> dict[str, Any]:
     }
 
 
+def _patient(worklist: Worklist, slide: SlideResult) -> dict[str, str]:
+    """The columns of the slide's patient, empty where it is not known."""
+    patient = worklist.patient_of(slide.slide)
+    if patient is None:
+        return dict.fromkeys(PATIENT_COLUMNS, "")
+    return {"patient": patient.patient, "accession": patient.accessions[slide.slide], "same_patient": patient.said}
+
+
+def _patient_slides(patient: PatientSlides) -> dict[str, Any]:
+    return {
+        "patient": patient.patient,
+        "call": patient.call.value,
+        "n_not_assessed": patient.n_not_assessed,
+        "slides": list(patient.slides),
+    }
+
+
 def _rows(worklist: Worklist) -> Iterator[dict[str, Any]]:
     for rank, slide in enumerate(worklist.slides, start=1):
         probability = "" if slide.probability is None or slide.is_unlike else f"{slide.probability:.4f}"
@@ -160,4 +184,5 @@ def _rows(worklist: Worklist) -> Iterator[dict[str, Any]]:
             "reason": slide.reason,
             "cautions": "; ".join(slide.cautions),
             "path": slide.path,
+            **_patient(worklist, slide),
         }
