@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
@@ -127,6 +128,24 @@ class Judgements(BaseModel):
                 continue
             found.last = entry.n
         return found
+
+
+def of_other_versions(entries: Sequence[Entry], sha256_of: Mapping[str, str]) -> list[Entry]:
+    """The entries of slides whose content was another one. ``sha256_of``: name of a slide → its content now, "" if unknown.
+
+    A new model makes no other version: a cell of the same slide stays the same cell.
+    """
+    return [
+        entry
+        for entry in entries
+        if entry.slide_sha256 and sha256_of.get(entry.slide) and entry.slide_sha256 != sha256_of[entry.slide]
+    ]
+
+
+def of_these_versions(entries: Sequence[Entry], sha256_of: Mapping[str, str]) -> list[Entry]:
+    """All entries but those of `of_other_versions`."""
+    others_of = {entry.n for entry in of_other_versions(entries, sha256_of)}
+    return [entry for entry in entries if entry.n not in others_of]
 
 
 def others(entries: list[Entry], reader: str, slide: str) -> dict[str, Judgements]:

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cytomil.errors import CytomilError, ReviewError, ReviewLogError
-from cytomil.review.log import Action, Judgements, ReviewLog, others
+from cytomil.review.log import Action, Judgements, ReviewLog, of_other_versions, of_these_versions, others
 from cytomil.review.slides import TILE_PX, ShownSlide, Triage
 
 HOST = "127.0.0.1"
@@ -156,7 +156,7 @@ def _reader(values: Mapping[str, Any]) -> str:
 
 
 def _worklist(triage: Triage, log: ReviewLog, values: Mapping[str, Any], _: Any) -> Response:
-    entries, reader = log.entries(), _reader(values)
+    entries, reader = of_these_versions(log.entries(), triage.sha256_of), _reader(values)
     slides = []
     for number, slide in enumerate(triage.slides):
         own = Judgements.of(entries, reader, slide.slide)
@@ -183,11 +183,24 @@ def _slide(triage: Triage, log: ReviewLog, values: Mapping[str, Any], _: Any) ->
             told["pyramid"] = {"width": size.width, "height": size.height, "max_level": size.max_level, "tile": TILE_PX}
         except ReviewError as error:
             told["fault"] = str(error)
-    return _json(told | _judgements(log, _reader(values), slide.slide))
+    told["earlier"] = _earlier(triage, log, _reader(values), slide.slide)
+    return _json(told | _judgements(triage, log, _reader(values), slide.slide))
 
 
-def _judgements(log: ReviewLog, reader: str, slide: str) -> dict[str, Any]:
-    entries = log.entries()
+def _earlier(triage: Triage, log: ReviewLog, reader: str, slide: str) -> str:
+    """What the reader said of another version of the slide's file, as one line; "" if nothing."""
+    own = Judgements.of(of_other_versions(log.entries(), triage.sha256_of), reader, slide)
+    if not (own.cells or own.verdict or own.remark):
+        return ""
+    verdict = f"; slide: {own.verdict.value}" if own.verdict else ""
+    return (
+        f"You judged another version of this slide's file (cells: {len(own.cells)}{verdict}). "
+        "Those judgements stay in the log and do not count for this version."
+    )
+
+
+def _judgements(triage: Triage, log: ReviewLog, reader: str, slide: str) -> dict[str, Any]:
+    entries = of_these_versions(log.entries(), triage.sha256_of)
     return {
         "own": Judgements.of(entries, reader, slide).model_dump(),
         "others": {name: one.model_dump(exclude={"last"}) for name, one in others(entries, reader, slide).items()},
@@ -232,15 +245,15 @@ def _act(triage: Triage, log: ReviewLog, values: Mapping[str, Any], body: Any) -
     if action is Action.CELL:
         fields = _of_cell(triage.shown(triage.slides.index(slide)), str(body.get("cell", "")))
     if action is Action.UNDO:
-        last = Judgements.of(log.entries(), reader, slide.slide).last
+        last = Judgements.of(of_these_versions(log.entries(), triage.sha256_of), reader, slide.slide).last
         if last is None:
-            return _json(_judgements(log, reader, slide.slide))
+            return _json(_judgements(triage, log, reader, slide.slide))
         fields = {"of": last}
     if action in (Action.CELL, Action.SLIDE, Action.REMARK):
         fields["value"] = str(body.get("value", ""))
     named = {"slide_sha256": slide.sha256, "model_sha256": triage.model_sha256}
     log.append(reader, action, slide.slide, **named, **fields)
-    return _json(_judgements(log, reader, slide.slide))
+    return _json(_judgements(triage, log, reader, slide.slide))
 
 
 def _of_cell(shown: ShownSlide, cell: str) -> dict[str, Any]:

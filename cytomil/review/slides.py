@@ -135,6 +135,11 @@ class Triage:
         return self._document.created
 
     @property
+    def sha256_of(self) -> dict[str, str]:
+        """SHA-256 of each slide's content when it was ranked, by name; "" if the slide could not be read."""
+        return {slide.slide: slide.sha256 for slide in self.slides}
+
+    @property
     def model_sha256(self) -> str:
         """SHA-256 of the card of the model that ranked."""
         return str(self._document.model_card.get("model_sha256", ""))

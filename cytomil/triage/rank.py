@@ -37,7 +37,6 @@ from cytomil.workers import WorkerFailure, open_workers
 
 CACHE_FOLDER = "cache"
 
-
 OnSlide = Callable[[Worklist], None]
 _NOT_IN_WORKLIST = {"ray_address", "pseudonymise", "watch", "watch_s", "summaries"}
 """Settings that shape nothing of a worklist, and the key file, whose place is nobody's business."""

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cytomil.review.log import ReviewLog
+from cytomil.review.log import Action, ReviewLog
+from cytomil.review.slides import Triage
+from tests.serving import serving
 
-from .conftest import N_CELLS, N_KEYS, SECRET, TOKEN
+from .conftest import N_CELLS, N_KEYS, SECRET, TOKEN, Client
 
 SMEAR, CELLS = 1, 2
 
@@ -235,3 +237,51 @@ def test_a_geojson_outside_of_the_folder_is_not_read(triage, tmp_path):
     (triage / "triage.json").write_text(json.dumps(document))
     with pytest.raises(ReviewError, match="outside"):
         _ = Triage(triage).shown(SMEAR).cells
+
+
+def rerank(triage, **changed):
+    """Change what triage.json says of the smear, or of the model."""
+    document = json.loads((triage / "triage.json").read_text())
+    for key, value in changed.items():
+        where = document["model_card"] if key == "model_sha256" else document["slides"][SMEAR]
+        where[key] = value
+    (triage / "triage.json").write_text(json.dumps(document))
+
+
+def judged_before(triage):
+    """A reader's judgement of a key cell and of the slide, by the server's own fields."""
+    shown, log = Triage(triage), ReviewLog(triage)
+    slide = shown.slides[SMEAR]
+    cell = slide.key_instances[0].instance_id
+    named = {"slide_sha256": slide.sha256, "model_sha256": shown.model_sha256}
+    log.append("AB", Action.CELL, slide.slide, cell=cell, value="abnormal", **named)
+    log.append("AB", Action.SLIDE, slide.slide, value="positive", **named)
+    return cell
+
+
+def test_judgements_outlive_a_new_model(triage):
+    cell = judged_before(triage)
+    rerank(triage, model_sha256="e" * 64)
+    with serving(triage, TOKEN) as port:
+        client = Client(port, TOKEN)
+        told = client.ask(f"/api/slides/{SMEAR}?reader=AB").json()
+    assert (told["own"]["cells"], told["own"]["verdict"], told["earlier"]) == ({cell: "abnormal"}, "positive", "")
+
+
+def test_judgements_of_another_version_of_the_slide_are_told_and_do_not_count(triage):
+    cell = judged_before(triage)
+    rerank(triage, sha256="d" * 64)
+    with serving(triage, TOKEN) as port:
+        client = Client(port, TOKEN)
+        told = client.ask(f"/api/slides/{SMEAR}?reader=AB").json()
+        (listed,) = [one for one in client.ask("/api/worklist?reader=AB").json()["slides"] if one["number"] == SMEAR]
+        other = client.ask(f"/api/slides/{SMEAR}?reader=CD").json()
+        undone = client.act("AB", "undo").json()
+        judged = client.act("AB", "cell", cell=cell, value="normal").json()
+    assert (told["own"]["cells"], told["own"]["verdict"]) == ({}, None)
+    assert told["earlier"].startswith("You judged another version of this slide's file (cells: 1; slide: positive).")
+    assert (listed["judged"], listed["verdict"]) == (0, None)
+    assert other["earlier"] == ""
+    assert undone["own"]["cells"] == {}
+    assert judged["own"]["cells"] == {cell: "normal"}
+    assert len(ReviewLog(triage).entries()) == 3

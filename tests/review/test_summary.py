@@ -173,3 +173,18 @@ def test_a_damaged_log_is_told_and_costs_no_other_line(triage, tmp_path):
     assert status == 3, said
     assert "line 2" in said
     assert len(read_feedback(tmp_path / "f.csv").cells["smear.tif"]) == 1
+
+
+def test_verdicts_on_another_version_of_a_slide_are_listed_and_left_out(triage, tmp_path):
+    log, shown = ReviewLog(triage), Triage(triage)
+    cells = shown.shown(SMEAR).cells
+    present, before = {"slide_sha256": shown.slides[SMEAR].sha256}, {"slide_sha256": "d" * 64}
+    log.append("AB", Action.CELL, "smear.tif", cell=cells.ids[0], value="normal", **before)
+    status, said = run(triage, "--out", tmp_path / "f.csv")
+    assert (status, "no verdicts on cells of the present version yet" in said) == (1, True)
+    log.append("AB", Action.CELL, "smear.tif", cell=cells.ids[1], value="abnormal", **present)
+    status, said = run(triage, "--out", tmp_path / "f.csv")
+    assert status == 3
+    assert "1 verdicts" in said
+    assert "another version of its file does not count" in said
+    assert cells.ids[0] not in (tmp_path / "f.csv").read_text(encoding="utf-8-sig")

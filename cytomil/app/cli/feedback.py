@@ -35,20 +35,32 @@ def feedback(
     """Summarise a review: precision at the top, agreement, time; write the verdicts that fit-mil can use."""
     with plain_errors(), output_folder(out, RichListener().note, replaced=True):
         from cytomil.files import write_bytes
-        from cytomil.review.log import NAME, ReviewLog
+        from cytomil.review.log import NAME, ReviewLog, of_other_versions, of_these_versions
         from cytomil.review.slides import Triage
         from cytomil.review.summary import agreements, summarise, verdicts
         from cytomil.tables import csv_text
         from cytomil.text import ENCODING
 
         shown, log = Triage(triage), ReviewLog(triage)
-        entries = log.entries()
+        entries = of_these_versions(log.entries(), shown.sha256_of)
         problems = [Problem(NAME, fault) for fault in log.faults()]
+        earlier = [
+            one for one in summarise(of_other_versions(log.entries(), shown.sha256_of)) if one.judged or one.verdict
+        ]
+        problems += [
+            Problem(
+                one.slide, f"what {one.reader} said of another version of its file does not count (cells: {one.judged})"
+            )
+            for one in earlier
+        ]
         found = verdicts(entries)
         for path in geojson or ():
             found = _with_classes(found, path, shown, problems)
         if not found:
-            raise ReviewError(f"{triage} has no verdicts on cells yet. Review it first: `cytomil review {triage}`.")
+            which = " of the present version" if earlier else ""
+            raise ReviewError(
+                f"{triage} has no verdicts on cells{which} yet. Review it first: `cytomil review {triage}`."
+            )
         summaries, agreed = summarise(entries), agreements(entries)
         rows = [
             (

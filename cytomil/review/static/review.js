@@ -79,7 +79,7 @@ async function openSlide(number) {
   facts.push(`${slide.n_cells.toLocaleString("en")} cells`);
   $("slide-name").textContent = slide.slide;
   $("slide-facts").textContent = facts.join(" · ");
-  $("cautions").replaceChildren(...[slide.reason, slide.fault, ...slide.cautions].filter(Boolean).map(item));
+  $("cautions").replaceChildren(...[slide.reason, slide.fault, slide.earlier, ...slide.cautions].filter(Boolean).map(item));
   $("remark").value = slide.own.remark;
   showPyramid(slide.pyramid, number);
   drawKeys();
