@@ -62,7 +62,7 @@ def test_ctrl_c_ends_it_with_a_whole_worklist_and_its_status(road, tmp_path, is_
     wait_until(lambda: len(json.loads((out / "triage.json").read_text())["slides"]) == 1 + is_damaged)
     document, told = stop(process)
     assert process.returncode == status, told
-    assert "Waiting for new slides; Ctrl-C ends." in told
+    assert "Waiting until copied completely: a.h5; Ctrl-C ends." in told
     assert "Stopped. The worklist is complete" in told
     written = json.loads((out / "triage.json").read_text())
     assert is_sealed(written)
