@@ -96,6 +96,8 @@ class _Run:
                 return
             except Exception as error:  # results() raises it in the calling thread
                 answer = Raised(error)
+            if isinstance(answer, Raised):
+                self._waiting.clear()  # an item that is begun now would be killed before its end
             self._answers.put((index, answer))
 
     def _start_process(self) -> ChildProcess:
