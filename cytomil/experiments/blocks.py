@@ -153,6 +153,10 @@ def _notes(table: Table, judge: str, rows: tuple[tuple[tuple[str, ...], ...], ..
             f"mean ± sd of the {what} over {len(table.seeds)} seeds; "
             f"[{LEVEL:.0%} bootstrap interval over seeds (if there are several), and patients or bags]"
         )
+    if differs and (n := shown.count("[")) > 1:
+        notes.append(
+            f"{n} comparisons: even if no method differed, {1 - LEVEL:.0%} of such intervals would exclude zero"
+        )
     if _without_width(shown):
         notes.append(
             "an interval of zero width: every draw from so few bags gave this figure, which does not make it certain"

@@ -92,6 +92,15 @@ def test_marks_and_paper_stand_in_the_table_and_are_explained(small_grid):
         assert mark in notes
 
 
+def test_tables_of_differences_warn_of_several_comparisons(write_reports, make_record):
+    names = ("simclr", "slam-ags", "supcon")
+    blocks = make_blocks(table_of(write_reports([make_record(name, seed=s) for name in names for s in (0, 1)])))
+    warned = {block.title: any("2 comparisons" in note for note in block.notes) for block in blocks}
+    assert {title for title, is_warned in warned.items() if is_warned} == {
+        title for title in warned if "points more than" in title
+    }
+
+
 def test_a_method_of_which_every_run_failed_is_failed(make_record, tmp_path):
     cell = {"name": "its2clr", "witness_rate": 0.1, "seed": 0}
     run = {"schema": "cytomil.run/1", "cell": cell, "failed": "why", "evaluations": []}
