@@ -7,7 +7,7 @@ DEMO_SLIDES := data/new-slides
 comma := ,
 EXTRAS := dvc,surgery,int8,ncnn,efficientnet-lite,ray,signature
 
-.PHONY: demo test test-long test-all test-lowest coverage mutation lint lock bench clean
+.PHONY: demo test test-long test-nightly test-all test-lowest coverage mutation lint lock bench clean
 
 demo: $(VENV)/.demo-installed
 	PATH="$(BIN):$$PATH" dvc repro
@@ -19,17 +19,21 @@ demo: $(VENV)/.demo-installed
 PYTEST = OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n 2
 
 test: lint
-	$(PYTEST) -m "not long"
+	$(PYTEST) -m "not long and not nightly"
 
 test-long: lint
 	$(PYTEST) -m long
 
 test-all: test test-long
 
+# More kills of every command, and disks that are really full.
+test-nightly: lint
+	$(PYTEST) -m nightly
+
 # The parts whose results a figure rests on: which branches the fast tests take.
 COVERED := training.losses training.surgery training.methods mil evaluation features
 coverage: $(VENV)/.test-installed
-	$(PYTEST) -m "not long" --cov-branch $(COVERED:%=--cov=cytomil.%) --cov-report=term:skip-covered
+	$(PYTEST) -m "not long and not nightly" --cov-branch $(COVERED:%=--cov=cytomil.%) --cov-report=term:skip-covered
 
 # Changes losses, surgery, metrics and thresholds one place after the other, and lists the changes that no test notices.
 mutation: $(VENV)/.test-installed
@@ -44,7 +48,7 @@ test-lowest: pyproject.toml
 	$(VENV)-lowest/bin/uv pip compile --quiet --resolution lowest-direct --group dev $(foreach extra,$(subst $(comma), ,$(EXTRAS)),--extra $(extra)) \
 	  --no-annotate --no-header --output-file .constraints-lowest.txt pyproject.toml
 	$(VENV)-lowest/bin/python -m pip install --quiet --constraint .constraints-lowest.txt --group dev --editable ".[$(EXTRAS)]"
-	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -n 2 -m "not long"
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -n 2 -m "not long and not nightly"
 
 lint: $(VENV)/.test-installed
 	"$(BIN)/ruff" check .

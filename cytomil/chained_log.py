@@ -75,7 +75,10 @@ class ChainedLog(Generic[E]):
             first = error.errors()[0]
             raise self._error(f"{'.'.join(map(str, first['loc'])) or 'entry'}: {first['msg']}.") from None
         except OSError as error:
-            raise self._error(f"{self.path} cannot be written ({error.strerror or error}).") from None
+            raise self._error(
+                f"{self.path} cannot be written ({error.strerror or error}). Check its disk and permissions, or name another "
+                "output folder."
+            ) from None
 
     def _append(self, fields: dict[str, Any]) -> E:
         rest = self._read_on()

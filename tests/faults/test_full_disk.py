@@ -19,7 +19,7 @@ def test_a_command_that_cannot_write_ends_in_one_line_that_names_its_output(tria
     assert REFUSED in kinds
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_on_a_small_disk(trial, command, tmp_path):
     if not can_mount(tmp_path / "tried"):

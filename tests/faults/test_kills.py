@@ -20,7 +20,7 @@ def test_a_killed_command_leaves_whole_files_and_its_rerun_equals_an_unbroken_ru
     kill(trial(command), 2 if command.name == "evaluate" else 3, seed=0)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.parametrize("command", (*COMMANDS, COMPILE), ids=lambda command: command.name)
 def test_many_kills(trial, command):
     kill(trial(command), 12, seed=1)
