@@ -35,7 +35,7 @@ class _Limits:
             with self._lock:
                 self._renew_at, self._until = used + _RENEWED_EVERY_S, max(self._until, used + seconds)
                 if resource is not None:
-                    _lower_soft_limit(resource.RLIMIT_CPU, int(self._until) + 1)
+                    _set_soft_limit(resource.RLIMIT_CPU, int(self._until) + 1)
         now = time.monotonic()
         if now >= self._sign_at:
             self._sign_at = now + SIGNS_EVERY_S
@@ -49,9 +49,9 @@ def impose(on_sign: Callable[[], None]) -> None:
     """Limit this process from now on. ``on_sign`` is called with `progress`, at most every `SIGNS_EVERY_S` seconds."""
     _imposed[:] = [_Limits(on_sign)]
     if resource is not None:
-        _lower_soft_limit(resource.RLIMIT_CORE, 0)  # a core dump would hold pictures of a patient's cells
+        _set_soft_limit(resource.RLIMIT_CORE, 0)  # a core dump would hold pictures of a patient's cells
         if hasattr(resource, "RLIMIT_DATA"):
-            _lower_soft_limit(resource.RLIMIT_DATA, MEMORY_BYTES)
+            _set_soft_limit(resource.RLIMIT_DATA, MEMORY_BYTES)
     progress()
 
 
@@ -65,6 +65,6 @@ def progress(allowed_s: float = 0.0) -> None:
         limits.renew(CPU_S + allowed_s)
 
 
-def _lower_soft_limit(kind: int, value: int) -> None:
+def _set_soft_limit(kind: int, value: int) -> None:
     _, hard = resource.getrlimit(kind)
     resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))

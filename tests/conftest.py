@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -20,6 +21,12 @@ hypothesis_settings.load_profile("cytomil")
 os.environ.setdefault("CYTOMIL_PRETRAIN__ENGINE", "none")
 
 IMAGE_SIZE = 24
+
+
+def pytest_configure():
+    """Where the tests run in the background, SIGINT is ignored, and the commands that tests interrupt would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -119,7 +118,7 @@ class ReadingProcess:
         if not self._is_new:
             return None
         self._is_new = False
-        return child.send(pickle.dumps((0, Reading())))
+        return child.start(Reading(), cores=0)
 
 
 class SlideApart:

@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from cytomil.triage.worklist import Call, SlideResult
+from cytomil.triage.worklist import Call, SlideResult, Worklist
 
 _TEMPLATES = "templates"
 _UNCOUNTED = 1_000_000  # beyond it a score is only said to be beyond it
@@ -54,6 +54,23 @@ def environment() -> Environment:
     }
     made.tests |= {"finite": _is_finite, "listing": _is_listing, "records": _is_records}
     return made
+
+
+def render(template: str, worklist: Worklist, **more: Any) -> str:
+    """A page of ``worklist``. ``more`` is what the template shows besides the worklist, calls, probabilities and scores."""
+    thresholds = (worklist.low_threshold, worklist.threshold)
+    page = (
+        environment()
+        .get_template(template)
+        .render(
+            worklist=worklist,
+            calls=list(Call),
+            probability=lambda value: probability_text(value, thresholds),
+            score_unit=worklist.score_meaning.removeprefix("× "),
+            **more,
+        )
+    )
+    return storable(page)
 
 
 def part(name: str) -> str:

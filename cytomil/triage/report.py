@@ -13,15 +13,7 @@ from markupsafe import Markup
 
 from cytomil import files
 from cytomil.triage import pictures as score_chart
-from cytomil.triage.page import (
-    data_uri,
-    environment,
-    part,
-    probability_text,
-    source_hash,
-    storable,
-    without_unusable_numbers,
-)
+from cytomil.triage.page import data_uri, part, render, source_hash, without_unusable_numbers
 from cytomil.triage.pictures import ScoreChart
 from cytomil.triage.worklist import Call, SlideResult, Worklist, in_reading_order
 
@@ -92,27 +84,19 @@ def _render(worklist: Worklist, source: Callable[[bytes], str], img_src: str) ->
         f"default-src 'none'; img-src {img_src}; style-src '{source_hash(style)}'; script-src '{source_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    thresholds = (worklist.low_threshold, worklist.threshold)
-    page = (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            worklist=worklist,
-            views=[_view(order, slide, chart) for order, slide in enumerate(slides, 1)],
-            counts=Counter(slide.call for slide in slides),
-            calls=list(Call),
-            chart=chart,
-            frame=score_chart,
-            policy=policy,
-            style=Markup(style),
-            script=Markup(script),
-            source=source,
-            file_kinds=_FILE_KINDS,
-            probability=lambda value: probability_text(value, thresholds),
-            score_unit=worklist.score_meaning.removeprefix("× "),
-        )
+    return render(
+        "report.html.j2",
+        worklist,
+        views=[_view(order, slide, chart) for order, slide in enumerate(slides, 1)],
+        counts=Counter(slide.call for slide in slides),
+        chart=chart,
+        frame=score_chart,
+        policy=policy,
+        style=Markup(style),
+        script=Markup(script),
+        source=source,
+        file_kinds=_FILE_KINDS,
     )
-    return storable(page)
 
 
 def _view(order: int, slide: SlideResult, chart: ScoreChart | None) -> _View:

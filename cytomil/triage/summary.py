@@ -8,15 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from cytomil.files import replacing_folder, safe_name
-from cytomil.triage.page import (
-    data_uri,
-    environment,
-    part,
-    probability_text,
-    source_hash,
-    storable,
-    without_unusable_numbers,
-)
+from cytomil.triage.page import data_uri, part, render, source_hash, without_unusable_numbers
 from cytomil.triage.worklist import Call, SlideResult, Worklist
 
 FOLDER = "summaries"
@@ -50,23 +42,13 @@ def render_summary(worklist: Worklist, slide: SlideResult) -> str:
     """The summary of one slide of ``worklist`` as one HTML document with its pictures inside."""
     slide = without_unusable_numbers(slide)
     style = part("summary.css")
-    thresholds = (worklist.low_threshold, worklist.threshold)
-    page = (
-        environment()
-        .get_template("summary.html.j2")
-        .render(
-            worklist=worklist,
-            slide=slide,
-            cells=slide.key_instances[:_MOST_CELLS],
-            calls=list(Call),
-            meaning=_UNLIKE if slide.is_unlike and slide.call is Call.REVIEW else _MEANINGS[slide.call],
-            policy=(
-                f"default-src 'none'; img-src data:; style-src '{source_hash(style)}'; base-uri 'none'; form-action 'none'"
-            ),
-            style=Markup(style),
-            source=data_uri,
-            probability=lambda value: probability_text(value, thresholds),
-            score_unit=worklist.score_meaning.removeprefix("× "),
-        )
+    return render(
+        "summary.html.j2",
+        worklist,
+        slide=slide,
+        cells=slide.key_instances[:_MOST_CELLS],
+        meaning=_UNLIKE if slide.is_unlike and slide.call is Call.REVIEW else _MEANINGS[slide.call],
+        policy=f"default-src 'none'; img-src data:; style-src '{source_hash(style)}'; base-uri 'none'; form-action 'none'",
+        style=Markup(style),
+        source=data_uri,
     )
-    return storable(page)

@@ -52,6 +52,10 @@ class ChildProcess:
         """The process id."""
         return self._process.pid
 
+    def start(self, job: Any, cores: int) -> Any:
+        """Load a job with so many cores (0: all). Returns the notes of the job, or as `run`."""
+        return self.send(pickle.dumps((cores, job)))
+
     def run(self, item: Any) -> Any:
         """The result of one item, `Raised`, or `WorkerFailure` if the process has ended or gives no sign."""
         return self.send(pickle.dumps(item))

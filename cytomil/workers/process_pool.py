@@ -5,7 +5,6 @@ Threads would block each other, because much of the work on a slide holds Python
 
 from __future__ import annotations
 
-import pickle
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -46,7 +45,7 @@ class _Run:
 
     def __init__(self, job: Any, items: Sequence[Any], n: int, listener: Listener) -> None:
         self._items, self._listener = items, listener
-        self._setup = pickle.dumps((max(1, usable_cores() // max(1, n)), job))
+        self._job, self._cores = job, max(1, usable_cores() // max(1, n))
         self._waiting = deque(range(len(items)))
         self._answers: SimpleQueue[tuple[int, Any]] = SimpleQueue()
         self._lock = threading.Lock()
@@ -106,7 +105,7 @@ class _Run:
                 raise _ClosedError
             process = ChildProcess()
             self._processes.append(process)
-        notes = process.send(self._setup)
+        notes = process.start(self._job, self._cores)
         if isinstance(notes, Raised):
             raise notes.error
         if isinstance(notes, WorkerFailure):

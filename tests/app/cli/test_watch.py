@@ -22,14 +22,6 @@ def road(shared):
     return shared.folder("road", make_road)
 
 
-@pytest.fixture(autouse=True)
-def interruptible():
-    """Where the tests run in the background, SIGINT is ignored, and children would inherit that."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def start(folder, road, out):
     line = [sys.executable, "-m", "cytomil", "rank", folder, "--model", road / "model", "--out", out]
     line += ["--watch", "--watch-s", "0.2", "--device", "cpu", "--json"]
