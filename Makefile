@@ -38,6 +38,7 @@ coverage: $(VENV)/.test-installed
 # Changes losses, surgery, metrics and thresholds one place after the other, and lists the changes that no test notices.
 mutation: $(VENV)/.test-installed
 	"$(BIN)/python" -m pip install --quiet --group robustness
+	mkdir -p mutants  # Python ignores a folder that did not exist when it started
 	PYTHONPATH="$(CURDIR)/mutants" OMP_NUM_THREADS=1 "$(BIN)/mutmut" run --max-children 2
 	"$(BIN)/mutmut" results
 
