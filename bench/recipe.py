@@ -80,7 +80,7 @@ RECIPES = {
     "bf16": Recipe(precision="bf16"),
     "with morphology": Recipe(layer="morphology"),
     "dsvdd": Recipe(("--method", "dsvdd"), layer="z", trained=True),
-    "droc": Recipe(("--method", "droc"), layer="z", trained=True),
+    "droc": Recipe(("--method", "droc", "--epochs", "3"), layer="z", trained=True),
     "slam-ags on top": Recipe(("--method", "slam-ags"), trained=True),
 }
 
