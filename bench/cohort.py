@@ -78,7 +78,7 @@ def write_cohort(root: Path, n_bags: int, size: int, fraction: float) -> tuple[i
     from cytomil.encoders.bundle import save_bundle
     from cytomil.encoders.transform import CellTransform
     from cytomil.features.cache import EmbeddedBlock, FeatureKey, write_features
-    from cytomil.features.embedder import preparation_sha256, stored_layer
+    from cytomil.features.embed import preparation_sha256, stored_layer
     from cytomil.features.index import FeatureIndex, IndexRow, write_index
 
     torch.manual_seed(0)

@@ -98,7 +98,7 @@ def score(root: str, n: int) -> dict[str, float]:
     from cytomil.features.cache import FeatureKey, open_features, write_features
     from cytomil.mil.bags import Standardiser, TrainingBag
     from cytomil.mil.config import InstanceScore
-    from cytomil.mil.ensemble import Ensemble, Member
+    from cytomil.mil.cross_validate import Ensemble, Member
     from cytomil.mil.novelty import fit_novelty
     from cytomil.mil.pamil import PAMIL
 

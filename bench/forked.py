@@ -169,7 +169,7 @@ class _Watch:
 
 
 def _serve() -> None:
-    from cytomil import provenance
+    from cytomil import cards as provenance
 
     provenance.now = lambda: RECORDED_MOMENT  # before others import it by name
     for name in _IMPORTED:

@@ -36,13 +36,13 @@ def readers() -> dict[str, tuple[str, Reader]]:
     from cytomil.features.index import read_index
     from cytomil.litter import foreign_content
     from cytomil.mil import triage_model
-    from cytomil.mil.feedback import read_feedback
-    from cytomil.review.geojson import read_classes
+    from cytomil.mil.bags import read_feedback
+    from cytomil.pixels import read_tiff_pages
     from cytomil.review.log import ReviewLog
     from cytomil.review.slides import CellPoints, Triage
+    from cytomil.review.summary import read_classes
     from cytomil.slides import read_resolutions
-    from cytomil.slides.multi_file import companions_of
-    from cytomil.tiff import read_tiff_pages
+    from cytomil.slides.resolution import companions_of
 
     cells = CellPoints(["a", "b"], np.array([[10, 10, 5, 1], [40, 40, 5, 2]], np.float32))
 

@@ -58,10 +58,10 @@ def inference(root: Path, options: argparse.Namespace) -> dict[str, float]:
     from cytomil.encoders.bundle import load_bundle
     from cytomil.encoders.engines import open_engine
     from cytomil.encoders.engines.compile import compile_engine
-    from cytomil.encoders.engines.config import CompileConfig
+    from cytomil.encoders.engines.registry import CompileConfig
     from cytomil.encoders.stages import layer_of
     from cytomil.errors import EngineError
-    from cytomil.features.embedder import embed_in_orientations
+    from cytomil.features.embed import embed_in_orientations
     from cytomil.mil.config import FitMilConfig
     from cytomil.mil.fit import fit_mil
     from cytomil.progress import Silent

@@ -25,7 +25,7 @@ from cytomil.encoders.bundle import load_bundle, save_bundle
 from cytomil.encoders.engines import open_engine
 from cytomil.encoders.stages import default_layer
 from cytomil.encoders.transform import CellTransform, decode_cells, decode_cells_for
-from cytomil.features.embedder import embed_in_orientations
+from cytomil.features.embed import embed_in_orientations
 from cytomil.morphology.measure import N_DESCRIPTORS, SIDE, describe
 
 _CROP = 0.8

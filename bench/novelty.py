@@ -86,7 +86,7 @@ def _embedder(bundle: Any) -> Callable[[Sequence[bytes]], np.ndarray]:
     from cytomil.encoders.engines import open_engine
     from cytomil.encoders.stages import layer_of
     from cytomil.features.cells import EncodedCells, feed
-    from cytomil.features.embedder import Embedder, embed_in_orientations
+    from cytomil.features.embed import Embedder, embed_in_orientations
 
     layer = layer_of("morphology", bundle.encoder)
     engine = open_engine(bundle, layer.embedded, "eager", "cpu", lambda _: None)

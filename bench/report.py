@@ -18,7 +18,7 @@ from PIL import Image
 
 from bench.tables import Measured, Table
 from bench.timing import Spread
-from cytomil.mil.ensemble import SCORE_BIN_EDGES
+from cytomil.mil.cross_validate import SCORE_BIN_EDGES
 from cytomil.triage.report import write_report
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult, Worklist
 

@@ -24,7 +24,7 @@ from cytomil.files import sha256_of_file, write_json
 from cytomil.review.server import HOST
 from cytomil.review.slides import TILE_PX
 from cytomil.slides import Cells, open_slide
-from cytomil.triage.placed import write_geojson
+from cytomil.triage.whole_slide import write_geojson
 from cytomil.triage.worklist import Call, SlideResult, Worklist
 from cytomil.triage.write import to_document
 

@@ -71,7 +71,7 @@ def _measure(options: argparse.Namespace, root: Path) -> tuple[dict[str, float],
     from cytomil.encoders.bundle import load_bundle
     from cytomil.encoders.engines import open_engine
     from cytomil.encoders.stages import layer_of
-    from cytomil.features.embedder import embed_in_orientations
+    from cytomil.features.embed import embed_in_orientations
     from cytomil.progress import Silent
     from cytomil.triage.config import RankConfig
     from cytomil.triage.rank import rank

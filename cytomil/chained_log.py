@@ -16,9 +16,9 @@ from typing import Any, Generic, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cytomil.cards import now
 from cytomil.errors import CytomilError
 from cytomil.files import sha256_of_json
-from cytomil.provenance import now
 
 _FIRST = "0" * 64
 _PATIENCE_S = 10.0

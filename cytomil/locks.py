@@ -11,9 +11,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from cytomil.cards import now
 from cytomil.errors import CytomilError, FolderInUseError
 from cytomil.full_disk import is_full
-from cytomil.provenance import now
 
 PATIENCE_S = 5.0
 """Seconds that a command waits for another one to end."""

@@ -56,7 +56,7 @@ def _all(grid: Grid, jobs: int) -> int:
 
 
 def _inputs(grid: Grid) -> int:
-    from cytomil.bags.inputs import write_fingerprint
+    from cytomil.bags.make import write_fingerprint
 
     write_fingerprint(grid.work / "inputs.json", grid.settings_of(grid.cells[0]).make_bags, Silent())
     return 0

@@ -1,4 +1,4 @@
-"""Factories that every room's tests share: tiny bags, class folders, an untrained encoder and its features."""
+"""Factories that all tests share: tiny bags, class folders, an untrained encoder and its features."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def bags_copy(bags_folder, tmp_path):
 def make_encoder():
     """``make_encoder(folder, seed=0, image_size=24, projection_dim=16, **facts)``: the saved bundle of an untrained encoder.
 
-    Its encoder.json holds what pretrain writes there and what the higher rooms read. The network is timm's smallest
+    Its encoder.json holds what pretrain writes there and what the higher packages read. The network is timm's smallest
     ResNet, since two hundred tests write, hash and read one: 1.5 MB, where a ResNet-18 has 46 MB.
     """
     import torch

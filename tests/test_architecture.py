@@ -1,4 +1,4 @@
-"""The rule of the house: a lower room never imports a higher one, and heavy things wait until they are needed."""
+"""A lower package never imports a higher one, and heavy things wait until they are needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cytomil.encoders.engines.registry import ENGINES
 
 PACKAGE = Path(cytomil.__file__).parent
 
-# What each room may import, besides itself. "base" are the modules that lie in no room.
+# What each package may import, besides itself. "base" are the modules of cytomil itself.
 BASE = {"base"}
 WORKERS = SLIDES = MORPHOLOGY = BASE
 BAGS = BASE | {"slides", "workers"}
@@ -70,7 +70,7 @@ def module_name(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     """``cytomil.bags.make`` → bags; ``cytomil.files`` → base; ``cytomil.__main__`` starts the command line."""
     parts = module.split(".")
     if parts[1:2] == ["__main__"]:
@@ -127,43 +127,43 @@ def test_the_reader_of_imports_sees_every_form():
     ]
 
 
-def test_every_room_has_its_place_in_the_order():
-    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
-    assert rooms == set(MAY_IMPORT) - {"base"}
+def test_every_package_has_its_place_in_the_order():
+    packages = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert packages == set(MAY_IMPORT) - {"base"}
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_a_lower_room_never_imports_a_higher_one(room):
-    allowed = MAY_IMPORT[room] | {room}
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_lower_package_never_imports_a_higher_one(package):
+    allowed = MAY_IMPORT[package] | {package}
     wrong = [
         f"{one.of} imports {one.name}"
         for one in own_imports()
-        if room_of(one.of) == room and room_of(one.name) not in allowed
+        if package_of(one.of) == package and package_of(one.name) not in allowed
     ]
     assert wrong == []
 
 
 def test_only_the_command_line_knows_typer_and_rich():
-    assert {room_of(module) for module in importers_of("typer", "rich", "click")} == {"app"}
+    assert {package_of(module) for module in importers_of("typer", "rich", "click")} == {"app"}
 
 
 def test_only_the_application_knows_the_settings_and_yaml():
     modules = {one.of for one in own_imports() if one.name.startswith("cytomil.app")}
-    assert {room_of(module) for module in modules} <= {"app"}
+    assert {package_of(module) for module in modules} <= {"app"}
     # A grid is a YAML file too.
-    assert {room_of(module) for module in importers_of("yaml")} == {"app", "experiments"}
+    assert {package_of(module) for module in importers_of("yaml")} == {"app", "experiments"}
 
 
 def test_training_cannot_see_instance_labels():
     imports = [one for one in own_imports() if "instance_labels" in one.name.split(".")]
-    readers = {one.of for one in imports if room_of(one.of) not in READERS_OF_INSTANCE_LABELS}
+    readers = {one.of for one in imports if package_of(one.of) not in READERS_OF_INSTANCE_LABELS}
     assert readers == {INSTANCE_LABEL_ACCESS}
     assert all(one.lazy for one in imports if one.of == INSTANCE_LABEL_ACCESS)
     assert "cytomil.bags" not in {one.of for one in imports}
 
 
-def test_the_door_to_instance_labels_is_used_in_one_place_under_its_condition():
-    door = "read_training_instance_labels"
+def test_the_access_to_instance_labels_is_used_in_one_place_under_its_condition():
+    access = "read_training_instance_labels"
     assert {one.of for one in own_imports() if one.name.startswith(f"{INSTANCE_LABEL_ACCESS}.")} == {
         "cytomil.training.loop"
     }
@@ -174,12 +174,12 @@ def test_the_door_to_instance_labels_is_used_in_one_place_under_its_condition():
         if isinstance(branch, ast.If) and ast.unparse(branch.test) == "method.uses_instance_labels"
         for node in branch.body
     ]
-    calls = [node for node in ast.walk(loop) if isinstance(node, ast.Call) and ast.unparse(node.func) == door]
+    calls = [node for node in ast.walk(loop) if isinstance(node, ast.Call) and ast.unparse(node.func) == access]
     assert len(calls) == 1
     assert any(calls[0] in list(ast.walk(node)) for node in guarded)
 
 
-def test_no_other_room_reads_the_instance_labels_past_their_module():
+def test_no_other_package_reads_the_instance_labels_past_their_module():
     hidden = {"instance_label", "instance_source"}
     readers = {
         file.relative_to(PACKAGE).as_posix()
@@ -192,17 +192,17 @@ def test_no_other_room_reads_the_instance_labels_past_their_module():
 
 def test_only_the_workers_know_ray_and_it_waits_until_it_is_used():
     assert importers_of("ray", only_eager=True) == set()
-    assert {room_of(module) for module in importers_of("ray")} == {"workers"}
+    assert {package_of(module) for module in importers_of("ray")} == {"workers"}
 
 
 def test_timm_waits_until_one_of_its_models_is_asked_for():
     assert importers_of("timm", only_eager=True) == set()
-    assert importers_of("timm") == {f"cytomil.encoders.{name}" for name in ("backbones", "obtain", "published")}
+    assert importers_of("timm") == {f"cytomil.encoders.{name}" for name in ("architecture", "obtain", "published")}
 
 
 def test_dvc_waits_until_it_is_used():
     assert importers_of("dvc", "dvclive", only_eager=True) == set()
-    assert importers_of("dvclive") == {"cytomil.training.curves"}
+    assert importers_of("dvclive") == {"cytomil.app.cli.pretrain"}
 
 
 def test_no_file_but_a_backends_own_asks_which_backend_it_has():
@@ -219,7 +219,7 @@ def test_no_file_but_a_backends_own_asks_which_backend_it_has():
 
 
 def test_backends_wait_until_one_is_chosen():
-    loaded = loaded_by("import cytomil.encoders.engines.config")
+    loaded = loaded_by("import cytomil.encoders.engines.registry")
     assert "cytomil.encoders.engines.registry" in loaded
     assert {"cytomil.encoders.engines.engine", "cytomil.encoders.engines.openvino", "torch"} & loaded == set()
 

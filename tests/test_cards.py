@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as how
 from hypothesis import strategies as st
 
-from cytomil.bags.finished_slides import FinishedSlide, FinishedSlides
-from cytomil.bags.made import CARDS_FOLDER
+from cytomil.bags.manifest import CARDS_FOLDER
+from cytomil.bags.whole_slides import FinishedSlide, FinishedSlides
 from cytomil.encoders.bundle import CARD_NAME as ENCODER_CARD
 from cytomil.encoders.bundle import EncoderCard, load_bundle, read_card
 from cytomil.errors import CytomilError, EncoderBundleError, EvaluationError, TriageModelError

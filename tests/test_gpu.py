@@ -14,8 +14,7 @@ from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.make import make_bags
 from cytomil.encoders.bundle import WEIGHTS_NAME, load_bundle, read_card
 from cytomil.encoders.engines import open_engine
-from cytomil.encoders.engines.eager import EagerEngine
-from cytomil.encoders.engines.engine import CompiledForm, start_engine
+from cytomil.encoders.engines.engine import CompiledForm, EagerEngine, start_engine
 from cytomil.encoders.engines.registry import load_backend
 from cytomil.features.config import EmbedConfig
 from cytomil.features.embed import embed

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytomil.strings import Strings
+from cytomil.bags.bag_file import Strings
 
 _TEXTS = st.lists(st.text(st.characters(), max_size=8), max_size=20)
 

@@ -8,7 +8,7 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytomil.tiff import pages_of_full_size, read_tiff_pages
+from cytomil.pixels import pages_of_full_size, read_tiff_pages
 
 
 def written(**options):

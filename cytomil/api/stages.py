@@ -5,17 +5,70 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cytomil.api.bags import Bags
-from cytomil.api.encoder import Encoder
-from cytomil.api.model import Model
-from cytomil.api.settings import configured, listener_for
+from cytomil.api.cells import Bags
+from cytomil.api.models import Encoder, Model, configured, listener_for
 from cytomil.errors import SettingsError
 from cytomil.locks import output_folder
+from cytomil.registry import METHODS
 
 if TYPE_CHECKING:
     from cytomil.evaluation.run import Evaluated
     from cytomil.features.embed import Embedded
+    from cytomil.mil.aggregators.base import Aggregator
+    from cytomil.training.methods import Method
     from cytomil.triage.worklist import Worklist
+
+
+def methods() -> tuple[str, ...]:
+    """The names of the pretraining methods: cytomil's own, then those of other installed packages.
+
+    >>> import cytomil
+    >>> "slam-ags" in cytomil.methods()
+    True
+    """
+    return METHODS.names()
+
+
+def aggregators() -> tuple[str, ...]:
+    """The names of the aggregators and one-class scorers: cytomil's own, then those of other installed packages.
+
+    >>> import cytomil
+    >>> "self-paced" in cytomil.aggregators()
+    True
+    """
+    from cytomil.mil.aggregators.registry import AGGREGATORS
+
+    return AGGREGATORS.names()
+
+
+def get_method(name: str) -> type[Method]:
+    """The class of a pretraining method, to use it or to derive another from it.
+
+    Raises:
+        SettingsError: there is no such method, or the package that brings it does not load.
+
+    >>> import cytomil
+    >>> cytomil.get_method("simclr").__name__
+    'SimCLR'
+    """
+    from cytomil.training.methods import load_method
+
+    return load_method(name)
+
+
+def get_aggregator(name: str) -> type[Aggregator]:
+    """The class of an aggregator.
+
+    Raises:
+        SettingsError: there is no such aggregator, or the package that brings it does not load.
+
+    >>> import cytomil
+    >>> cytomil.get_aggregator("pamil").__name__
+    'PAMIL'
+    """
+    from cytomil.mil.aggregators.registry import find_aggregator
+
+    return find_aggregator(name)
 
 
 def make_bags(source: str | Path, out: str | Path, *, progress: bool = False, **settings: Any) -> Bags:

@@ -18,7 +18,7 @@ from pydantic_settings import SettingsError as SourceError
 
 from cytomil.bags.config import MakeBagsConfig
 from cytomil.config import why_refused
-from cytomil.encoders.engines.config import CompileConfig
+from cytomil.encoders.engines.registry import CompileConfig
 from cytomil.errors import SettingsError
 from cytomil.evaluation.config import EvaluateConfig
 from cytomil.features.config import EmbedConfig

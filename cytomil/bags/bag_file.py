@@ -1,17 +1,15 @@
-"""The bag file: one slide's cells, still encoded, in one HDF5 file.
-
-A `Bag` has no instance labels, so that training code cannot see them. Evaluation reads them with
-`cytomil.bags.instance_labels.read_instance_labels`.
-"""
+"""The bag file: one slide's cells, still encoded, in one HDF5 file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import h5py
 import numpy as np
@@ -19,8 +17,58 @@ import numpy as np
 from cytomil.errors import BagFileError, SettingsError
 from cytomil.files import replacing
 from cytomil.hdf5 import Hdf5Dataset, Hdf5File, reading_hdf5, writing_hdf5
-from cytomil.slides.crops import Cutting
-from cytomil.strings import Strings
+from cytomil.slides.find import Cutting
+
+
+class Strings(Sequence[str]):
+    """A sequence of strings as one block of UTF-8 text: 8 bytes per string and its own letters, where a list needs some 70.
+
+    Reading an entry makes a new string. `extend` adds at the end; nothing else changes a sequence.
+    """
+
+    def __init__(self, strings: Iterable[str] = ()) -> None:
+        self._text = bytearray()
+        self._ends = array("q", [0])
+        self.extend(strings)
+
+    def extend(self, strings: Iterable[str]) -> None:
+        """Add strings at the end."""
+        for one in strings:
+            self._text += one.encode("utf-8", "surrogatepass")
+            self._ends.append(len(self._text))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, place: int | slice) -> str | tuple[str, ...]:
+        if isinstance(place, slice):
+            return tuple(self._at(i) for i in range(*place.indices(len(self))))
+        i = place + len(self) if place < 0 else place
+        if not 0 <= i < len(self):
+            raise IndexError(f"place {place} of {len(self)} strings")
+        return self._at(i)
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._at, range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Strings):
+            return self._text == other._text and self._ends == other._ends
+        return isinstance(other, list | tuple) and len(self) == len(other) and all(map(str.__eq__, self, other))
+
+    def __hash__(self) -> int:
+        return hash((bytes(self._text), self._ends.tobytes()))
+
+    def __repr__(self) -> str:
+        return f"Strings({list(self)!r})"
+
+    def _at(self, i: int) -> str:
+        return self._text[self._ends[i] : self._ends[i + 1]].decode("utf-8", "surrogatepass")
+
 
 SCHEMA = "cytomil.bag/1"
 UNKNOWN = -1
@@ -243,3 +291,25 @@ def _blocks(instances: Iterable[Instance], size: int) -> Iterator[list[Instance]
             block = []
     if block:
         yield block
+
+
+@dataclass(frozen=True)
+class Draw:
+    """At most ``max_cells`` cells per bag, drawn without replacement by ``seed`` and the bag's id. 0: all cells."""
+
+    max_cells: int = 0
+    seed: int = 0
+
+    def count(self, n: int) -> int:
+        """How many of ``n`` cells are drawn."""
+        return min(n, self.max_cells) if self.max_cells else n
+
+    def places(self, bag_id: str, n: int) -> np.ndarray:
+        """Indices of the drawn cells among a bag's ``n`` cells, in ascending order, int64 (`count`,)."""
+        if self.count(n) == n:
+            return np.arange(n)
+        rng = np.random.default_rng([self.seed, *bag_id.encode()])
+        return np.sort(rng.choice(n, self.max_cells, replace=False))
+
+
+ALL = Draw()

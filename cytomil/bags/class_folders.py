@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cytomil.bags.bag_file import BagInfo, Instance, write_bag
-from cytomil.bags.cell_folder import list_cell_files
-from cytomil.bags.images import read_image
+from cytomil.bags.images import list_cell_files, read_image
 from cytomil.bags.manifest import BagRow
 from cytomil.errors import ImageUnreadableError, NotEnoughCellsError, NotFoundError
 from cytomil.litter import is_litter

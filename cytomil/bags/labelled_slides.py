@@ -3,27 +3,81 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cytomil.bags.bag_file import Bag, BagInfo, Instance, open_bag, write_bag
-from cytomil.bags.cell_folder import MIN_CELLS
 from cytomil.bags.config import MakeBagsConfig
-from cytomil.bags.copies import copies
-from cytomil.bags.finished_slides import FinishedSlide, FinishedSlides, files_of, key_of, put, unfinished
-from cytomil.bags.made import MadeBags
-from cytomil.bags.manifest import SPLITS, BagRow
+from cytomil.bags.images import MIN_CELLS
+from cytomil.bags.manifest import SPLITS, BagRow, MadeBags
 from cytomil.bags.patients import LabelledSlide, label_words, read_labels
 from cytomil.bags.slide_dir import SharedCells, list_slide_dir, split_by_patient, unlike
-from cytomil.bags.whole_slides import ReadingSlides, SlideToRead, candidates, cell_source, locate
+from cytomil.bags.whole_slides import (
+    FinishedSlide,
+    FinishedSlides,
+    ReadingSlides,
+    SlideToRead,
+    candidates,
+    cell_source,
+    files_of,
+    key_of,
+    locate,
+    put,
+    unfinished,
+)
 from cytomil.errors import BagFileError, NotFoundError, TableError
+from cytomil.files import sha256_of_file
 from cytomil.progress import Listener, Problem
 from cytomil.slides import Cutting, Resolutions, read_resolutions
 from cytomil.tables import composed
 from cytomil.threads import usable_cores
 from cytomil.workers import WorkerFailure, open_workers
+
+
+def copies(places: Mapping[str, Path]) -> dict[str, str]:
+    """Map the name of each slide that is a copy of an earlier one to the earlier one's name.
+
+    ``places`` maps names to slide files or folders of cell images; the first of several copies is the original. In a
+    folder, the bytes of the images are compared, not their names. Files are read only if all their sizes are equal.
+    """
+    first: dict[str, str] = {}
+    filled = {name: place for name, place in places.items() if next(_files_of(place), None)}
+    for group in _alike(filled, _sizes):
+        if len(group) > 1:
+            for same in _alike({name: places[name] for name in group}, _contents):
+                first |= dict.fromkeys(same[1:], same[0])
+    return first
+
+
+def _alike(places: Mapping[str, Path], key: Callable[[Path], Hashable]) -> list[list[str]]:
+    groups: dict[Hashable, list[str]] = defaultdict(list)
+    for name, place in places.items():
+        groups[key(place)].append(name)
+    return list(groups.values())
+
+
+def _sizes(place: Path) -> Hashable:
+    return place.is_dir(), tuple(sorted(file.stat().st_size for file in _files_of(place)))
+
+
+def _contents(place: Path) -> Hashable:
+    try:
+        return tuple(sorted(map(sha256_of_file, _files_of(place))))
+    except OSError:
+        return place  # a slide that cannot be read is no copy; it is reported when its bag is made
+
+
+def _files_of(place: Path) -> Iterator[Path]:
+    """The files of a slide, including the companion folder of an .mrxs file."""
+    if place.is_file():
+        yield place
+    folder = place.with_suffix("") if place.suffix.lower() == ".mrxs" else place
+    if folder.is_dir():
+        yield from sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+
 
 _CELLS_AT_ONCE = 256
 _WORTH_A_PROCESS = 4_000_000

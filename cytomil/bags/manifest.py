@@ -1,15 +1,18 @@
-"""bags.csv, the manifest: lists the bags of a folder with their labels, patients and splits."""
+"""bags.csv, the manifest of a folder of bags, and the other names and records of `make-bags`."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from cytomil.bags.bag_file import Bag, content_sha256, open_bag
+from cytomil.cards import Card, Text
 from cytomil.errors import BagFileError, require_file
 from cytomil.files import sha256_of_json, write_text
+from cytomil.progress import Problem
 from cytomil.tables import csv_text
 from cytomil.text import from_text_cell, is_file_name, is_inside, printable
 
@@ -185,3 +188,49 @@ def _check(path: Path, rows: Sequence[BagRow]) -> None:
                 f"{path}: bags '{first.bag_id}' ({first.split}) and '{row.bag_id}' ({row.split}) are of one patient. "
                 "Put all slides of a patient into one split."
             )
+
+
+RECORD_NAME = "make-bags.json"
+QC_FOLDER = "qc"
+CARDS_FOLDER = "made-from"
+
+
+@dataclass(frozen=True)
+class MadeBags:
+    """The bags that make-bags wrote, the files it left out, and its messages."""
+
+    folder: Path
+    rows: tuple[BagRow, ...]
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+class FittedBag(Card):
+    """A training bag: the ``sha256`` of its content, and the `patient_key` of its patient, "" if unknown."""
+
+    sha256: Text
+    patient: Text = ""
+
+
+def patient_key(patient_id: str) -> str:
+    """A hash that stands for a patient, 32 hexadecimal digits; "" if the patient is unknown.
+
+    It is no secret: who can guess the id can compute the hash too.
+    """
+    return hashlib.sha256(f"cytomil patient {patient_id}".encode()).hexdigest()[:32] if patient_id else ""
+
+
+class Fitted:
+    """Finds bags again among those that something was fitted to."""
+
+    def __init__(self, bags: Iterable[FittedBag]) -> None:
+        bags = tuple(bags)
+        self._bags = {bag.sha256 for bag in bags}
+        self._patients = {bag.patient for bag in bags if bag.patient}
+
+    def seen(self, sha256: str, patient_id: str) -> str:
+        """What of a bag had a part in fitting: "it", "its patient", or "" for neither."""
+        if sha256 in self._bags:
+            return "it"
+        return "its patient" if patient_key(patient_id) in self._patients else ""

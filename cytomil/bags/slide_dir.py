@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cytomil.bags.own_output import is_own_output
 from cytomil.bags.patients import LabelledSlide
 from cytomil.errors import BagFileError, NotFoundError
-from cytomil.litter import is_litter, is_note
-from cytomil.slides.multi_file import companions_of, dicom_series, is_dicom_file
+from cytomil.litter import is_litter, is_note, is_own_output
+from cytomil.slides.resolution import companions_of, dicom_series, is_dicom_file
 from cytomil.text import printable
 
 

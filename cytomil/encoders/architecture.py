@@ -2,16 +2,166 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import resnet18, resnet50
 
-from cytomil.encoders.backbones import is_resnet, make_backbone, wants_image_size
 from cytomil.errors import SettingsError
+
+_RESNETS = {"resnet18": resnet18, "resnet50": resnet50}
+# torchvision's ImageNet weights were trained with these.
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network without its classifier, with random weights: pixels (N, 3, S, S) → (N, ``dim``).
+
+    Args:
+        network: the network.
+        dim: length of its output.
+        mean: channel means that its published weights were trained with.
+        std: channel standard deviations that its published weights were trained with.
+        classifiers: prefixes of the removed layers.
+        library: the library of the network.
+    """
+
+    network: nn.Module
+    dim: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classifiers: tuple[str, ...]
+    library: str
+
+
+def is_resnet(name: str) -> bool:
+    """Whether this is a ResNet of torchvision, which takes any image size and can have the small stem."""
+    return name in _RESNETS
+
+
+def wants_image_size(name: str) -> bool:
+    """Whether the network is built for one image size, like a vision transformer.
+
+    Raises:
+        SettingsError: the name is unknown.
+    """
+    return not is_resnet(name) and bool(_timm_config(name).fixed_input_size)
+
+
+def make_backbone(name: str, stem: str = "standard", image_size: int | None = None) -> Backbone:
+    """Build a network by name. ``stem`` is for ResNets only, ``image_size`` for networks that `wants_image_size`.
+
+    Raises:
+        SettingsError: the name is unknown, or the network cannot be built for the size.
+    """
+    return _resnet(name, stem) if is_resnet(name) else _from_timm(name, image_size)
+
+
+def require_image_size(name: str, network: nn.Module, dim: int, image_size: int) -> None:
+    """Run the network once. Raises `SettingsError` unless it gives ``dim`` numbers per cell of ``image_size`` pixels."""
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    side = patch[0] if isinstance(patch, tuple) else patch
+    if isinstance(side, int) and image_size % side:
+        below = max(side, image_size // side * side)
+        # The network would silently cut off a partial patch.
+        raise SettingsError(
+            f"{name} cuts cells into patches of {side} px, and {image_size} px is not a multiple of it. "
+            f"Use --image-size {below} or {below + side}; {_trained_at(name)}."
+        )
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            shape = tuple(network(torch.zeros(2, 3, image_size, image_size)).shape)
+    except (RuntimeError, AssertionError, ValueError, IndexError, AttributeError) as error:
+        raise SettingsError(
+            f"{name} does not run on cells of {image_size} px ({_first_line(error)}). "
+            f"Use another --image-size; {_trained_at(name)}."
+        ) from None
+    finally:
+        network.train(was_training)
+    if shape != (2, dim):
+        raise SettingsError(
+            f"{name} gives shape {shape[1:]} for a cell, not one embedding of {dim}. Use another --arch."
+        )
+
+
+def stage_of_parameters(name: str, network: nn.Module) -> dict[str, int]:
+    """The stage of each parameter by name, counted from 1; 0 is the stem. Empty if the stages are not known."""
+    parameters = [parameter for parameter, _ in network.named_parameters()]
+    if is_resnet(name):
+        firsts = [parameter.split(".")[0] for parameter in parameters]
+        numbers = [int(first.removeprefix("layer")) if first.startswith("layer") else 0 for first in firsts]
+        return dict(zip(parameters, numbers, strict=True))
+    group_matcher = getattr(network, "group_matcher", None)
+    if group_matcher is None:
+        return {}
+    from timm.models import group_parameters
+
+    groups = group_parameters(network, group_matcher(coarse=True), reverse=True)
+    return {parameter: int(groups[parameter]) for parameter in parameters}
+
+
+def _resnet(name: str, stem: str) -> Backbone:
+    network = _RESNETS[name](weights=None)
+    dim = network.fc.in_features
+    network.fc = nn.Identity()
+    if stem == "small":
+        network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=2, padding=1, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+        network.maxpool = nn.Identity()
+    return Backbone(network, dim, _IMAGENET_MEAN, _IMAGENET_STD, ("fc.",), "torchvision")
+
+
+def _from_timm(name: str, image_size: int | None) -> Backbone:
+    config = _timm_config(name)
+    import timm
+
+    sized: dict[str, Any] = {"img_size": image_size} if image_size and config.fixed_input_size else {}
+    try:
+        # pretrained=False: only `cytomil.encoders.start` loads weights.
+        network: Any = timm.create_model(name, pretrained=False, num_classes=0, **sized)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise SettingsError(
+            f"timm cannot build {name} for cells of {image_size} px ({_first_line(error)}). "
+            f"Use another --image-size; {_trained_at(name)}."
+        ) from None
+    dim = getattr(network, "head_hidden_size", None) or network.num_features
+    classifier = config.classifier or ()
+    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    return Backbone(network, dim, config.mean, config.std, tuple(f"{one}." for one in names), "timm")
+
+
+def _timm_config(name: str) -> Any:
+    import timm
+
+    # timm would download from a name that begins with hf-hub:.
+    config = timm.get_pretrained_cfg(name.partition(".")[0]) if timm.is_model(name) and ":" not in name else None
+    if config is None:
+        near = difflib.get_close_matches(name, [*_RESNETS, *timm.list_models()], n=1)
+        meant = f" Did you mean '{near[0]}'?" if near else ""
+        raise SettingsError(
+            f"there is no arch '{name}'. Available: {', '.join(_RESNETS)}, and what timm.list_models() shows.{meant}"
+        )
+    return config
+
+
+def _trained_at(name: str) -> str:
+    if is_resnet(name):
+        return "its published weights were trained at 224"
+    return f"its published weights were trained at {_timm_config(name).input_size[-1]}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:120] if lines else type(error).__name__
+
 
 _MOMENTUM = 0.1
 

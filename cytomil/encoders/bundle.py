@@ -14,13 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cytomil import cards
-from cytomil.bags.fitted import FittedBag
+from cytomil.bags.manifest import FittedBag
 from cytomil.cards import Card, Count, Flag, Number, Text
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import EncoderBundleError, SettingsError, require_folder, require_replaceable
 from cytomil.files import put_back, replacing_folder, sha256_of_file, write_json_card
-from cytomil.slides.crops import Cutting
+from cytomil.slides.find import Cutting
 from cytomil.weights import save_weights
 
 SCHEMA = "cytomil.encoder/1"
@@ -28,7 +28,7 @@ WEIGHTS_NAME = "encoder.safetensors"
 CARD_NAME = "encoder.json"
 ENGINES_FOLDER = "engines"
 ENGINE_CARD_NAME = "engine.json"
-OWN_FILES = (CARD_NAME, WEIGHTS_NAME, f"{ENGINES_FOLDER}/*")
+OWN_FILES: tuple[str, ...] = (CARD_NAME, WEIGHTS_NAME, f"{ENGINES_FOLDER}/*")
 
 
 class TrainingData(Card):

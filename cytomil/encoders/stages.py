@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from cytomil.encoders.architecture import Architecture, Encoder
-from cytomil.encoders.backbones import is_resnet, stage_of_parameters
+from cytomil.encoders.architecture import Architecture, Encoder, is_resnet, stage_of_parameters
 from cytomil.errors import SettingsError
 from cytomil.layer import Layer, resolve_layer
 

@@ -11,8 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cytomil.encoders.architecture import Architecture, Encoder, resolve_architecture
-from cytomil.encoders.backbones import Backbone, is_resnet, make_backbone, require_image_size
+from cytomil.encoders.architecture import (
+    Architecture,
+    Backbone,
+    Encoder,
+    is_resnet,
+    make_backbone,
+    require_image_size,
+    resolve_architecture,
+)
 from cytomil.encoders.obtain import Obtained, by_order, from_efficientnet_pytorch, obtain, read_state
 from cytomil.encoders.published import DINOBLOOM_SAW, NONE, Published, find_published, is_published, refuse_unknown
 from cytomil.errors import SettingsError, WeightsFileError

@@ -10,23 +10,32 @@ from typing import Any
 
 import numpy as np
 
-from cytomil.bags.fitted import Fitted
 from cytomil.bags.instance_labels import read_instance_labels
-from cytomil.bags.manifest import Manifest, open_listed, read_manifest
+from cytomil.bags.manifest import Fitted, Manifest, open_listed, read_manifest
 from cytomil.errors import CytomilError, FeatureFileError, SettingsError, TriageModelError
-from cytomil.evaluation.calibration import calibration_points
 from cytomil.evaluation.config import EvaluateConfig
-from cytomil.evaluation.control import Control, permuted_labels, read_sites, without_witnesses
-from cytomil.evaluation.curves import pr_curve_points, recall_by_k_points, roc_curve_points
-from cytomil.evaluation.intervals import Bounds, bag_intervals, instance_intervals
+from cytomil.evaluation.control import (
+    Control,
+    RedrawnMetrics,
+    permuted_labels,
+    read_sites,
+    redrawn_metrics,
+    without_witnesses,
+)
+from cytomil.evaluation.intervals import Bounds, bag_intervals, calibration_points, instance_intervals
 from cytomil.evaluation.metrics import BagMetrics, InstanceMetrics, bag_metrics, instance_metrics
 from cytomil.evaluation.plots import plot_calibration, plot_pr, plot_recall_by_k, plot_roc, plot_training, save_png
-from cytomil.evaluation.record import RECORD_NAME, Prediction, make_record
-from cytomil.evaluation.redrawn import RedrawnMetrics, redrawn_metrics
+from cytomil.evaluation.record import (
+    RECORD_NAME,
+    Prediction,
+    make_record,
+    pr_curve_points,
+    recall_by_k_points,
+    roc_curve_points,
+)
 from cytomil.features.cache import Features
-from cytomil.features.embedder import preparation_sha256
-from cytomil.features.index import IndexRow, read_index
-from cytomil.features.origin import require_agreement
+from cytomil.features.embed import preparation_sha256
+from cytomil.features.index import IndexRow, read_index, require_agreement
 from cytomil.files import sha256_of_file, write_json, write_json_card, write_text
 from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import draw_of, training_bags

@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cytomil.experiments.bootstrap import LEVEL, Estimate
-from cytomil.experiments.metrics import METRICS, Metric
+from cytomil.experiments.bootstrap import LEVEL, METRICS, Estimate, Metric
 from cytomil.experiments.runs import OWN
 from cytomil.experiments.tables import DONE, SOURCE, TITLES, Entry, Table, published
 

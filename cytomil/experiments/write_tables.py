@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cytomil.evaluation.config import EvaluateConfig
 from cytomil.evaluation.plots import DASHED, GREY, new_figure, save_png, save_svg, style
 from cytomil.experiments.blocks import CEILING, Block, format_rate, make_blocks, title_of
-from cytomil.experiments.bootstrap import Estimate
-from cytomil.experiments.metrics import METRICS
+from cytomil.experiments.bootstrap import METRICS, Estimate
 from cytomil.experiments.runs import Runs, read_runs
 from cytomil.experiments.tables import Entry, Table, make_table, published
 from cytomil.files import write_text

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from cytomil.config import Config
-from cytomil.encoders.engines.config import EngineName
+from cytomil.encoders.engines.registry import EngineName
 from cytomil.layer import known_layer
 
 

@@ -8,30 +8,42 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 
-from cytomil.bags.draw import Draw
-from cytomil.bags.fitted import FittedBag, patient_key
+from cytomil.bags.bag_file import Draw
+from cytomil.bags.manifest import FittedBag, patient_key
+from cytomil.cards import now, versions
 from cytomil.encoders.bundle import load_bundle
 from cytomil.errors import FeatureFileError, SettingsError, require_replaceable
 from cytomil.features.cache import Features
-from cytomil.features.embedder import preparation_sha256, stored_layer
-from cytomil.features.index import IndexRow, read_index
-from cytomil.features.origin import require_agreement
+from cytomil.features.embed import preparation_sha256, stored_layer
+from cytomil.features.index import IndexRow, read_index, require_agreement
 from cytomil.files import relative_path
 from cytomil.mil.aggregators.registry import find_aggregator, own_config, require_score
-from cytomil.mil.bags import Standardiser, TrainingBag
+from cytomil.mil.bags import (
+    ABNORMAL,
+    NO_FEEDBACK,
+    NOT_ABNORMAL,
+    UNKNOWN,
+    Feedback,
+    Standardiser,
+    TrainingBag,
+    read_feedback,
+)
 from cytomil.mil.config import FitMilConfig
 from cytomil.mil.cross_validate import (
+    SCORE_BIN_EDGES,
+    Ensemble,
     HeldOut,
+    Member,
     fit_side_by_side,
     member_seed,
     n_members,
     of_judged,
     over_folds,
+    reference_evidence,
     require_two_patients,
+    score_shares,
     training_epochs,
 )
-from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, reference_evidence, score_shares
-from cytomil.mil.feedback import ABNORMAL, NO_FEEDBACK, NOT_ABNORMAL, UNKNOWN, Feedback, read_feedback
 from cytomil.mil.intervals import auroc_interval, n_independent
 from cytomil.mil.novelty import UNLIKE_BELOW, Novelty, fit_novelty
 from cytomil.mil.thresholds import Thresholds, choose_thresholds
@@ -47,7 +59,6 @@ from cytomil.mil.triage_model import (
     save_triage_model,
 )
 from cytomil.progress import Listener
-from cytomil.provenance import now, versions
 
 _LIMITS = (
     "It knows only the kinds of cells, stains and scanners of its training slides.",

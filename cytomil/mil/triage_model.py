@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cytomil import file_manifest
-from cytomil.bags.fitted import FittedBag
+from cytomil.bags.manifest import FittedBag
 from cytomil.cards import Card, Count, Flag, Fraction, Number, Text, read_card
 from cytomil.encoders import bundle
 from cytomil.encoders.bundle import EncoderBundle, keep_engines, load_bundle, save_bundle
@@ -26,16 +26,16 @@ from cytomil.errors import (
     require_folder,
 )
 from cytomil.features.config import group_of_turns
-from cytomil.features.embedder import preparation_sha256, stored_layer
+from cytomil.features.embed import preparation_sha256, stored_layer
 from cytomil.file_manifest import write_file_manifest
 from cytomil.files import put_back, replacing_folder, sha256_of_file, write_json_card
 from cytomil.layer import Layer
 from cytomil.mil.aggregators.registry import find_aggregator
 from cytomil.mil.bags import Standardiser
 from cytomil.mil.config import InstanceScore
-from cytomil.mil.ensemble import Ensemble, Member
+from cytomil.mil.cross_validate import Ensemble, Member
 from cytomil.mil.novelty import Novelty
-from cytomil.slides.crops import Cutting
+from cytomil.slides.find import Cutting
 from cytomil.weights import save_weights
 
 SCHEMA = "cytomil.triage-model/2"
@@ -44,7 +44,7 @@ WEIGHTS_NAME = "aggregator.safetensors"
 ENCODER_FOLDER = "encoder"
 FEW_BAGS = 30
 _CHANCE = 0.5
-OWN_FILES = (
+OWN_FILES: tuple[str, ...] = (
     CARD_NAME,
     WEIGHTS_NAME,
     file_manifest.NAME,

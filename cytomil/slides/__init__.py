@@ -10,11 +10,9 @@
 OpenSlide, SciPy and scikit-image are imported when first used.
 """
 
-from cytomil.slides.crops import Cutting, iter_crops
-from cytomil.slides.find import CellFinding, find_cells, iter_cells, require_enough_cells
-from cytomil.slides.multi_file import companions_of
+from cytomil.slides.find import CellFinding, Cutting, find_cells, iter_cells, iter_crops, require_enough_cells
 from cytomil.slides.open import SLIDE_SUFFIXES, WHOLE_SLIDE_ONLY_SUFFIXES, Handles, Slide, is_slide_file, open_slide
-from cytomil.slides.resolution import Resolutions, read_resolutions
+from cytomil.slides.resolution import Resolutions, companions_of, read_resolutions
 from cytomil.slides.tiles import Cells, qc_thumbnail
 
 __all__ = [

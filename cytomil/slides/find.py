@@ -1,22 +1,32 @@
-"""Find the cells of a whole slide, tile by tile, with bounded memory."""
+"""Find the cells of a whole slide, tile by tile with bounded memory, and cut them out at the model's resolution."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from cytomil.errors import NoCellsError, SettingsError
-from cytomil.slides.detect import BLOCK_PX, detect, has_foreground, margin_px
 from cytomil.slides.open import Handles, Slide
 from cytomil.slides.resolution import is_scanned, reaches_unscanned, with_background
-from cytomil.slides.tiles import OVERLAP_DIAMETERS, Cells, Tile, join_tiles, tiles_of
+from cytomil.slides.tiles import (
+    BLOCK_PX,
+    OVERLAP_DIAMETERS,
+    Cells,
+    Tile,
+    detect,
+    has_foreground,
+    join_tiles,
+    margin_px,
+    tiles_of,
+)
 from cytomil.threads import ahead
 
 T = TypeVar("T")
@@ -160,3 +170,66 @@ def _low_power_foreground(
     width, height = (max(1, int(n * detection_mpp / low_mpp)) for n in size)
     scale = detection_mpp / slide.mpp
     return has_foreground(slide.read(corner[0] * scale, corner[1] * scale, width, height, low_mpp))
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How cells are found and cut out.
+
+    Args:
+        crop_um: side of a crop, in µm.
+        crop_px: side of a crop, in pixels.
+        diameter_um: expected diameter of a cell, in µm.
+        min_cells: a slide with fewer cells is not used.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    crop_um: float
+    crop_px: int
+    diameter_um: float = CellFinding.diameter_um
+    min_cells: int = CellFinding.min_cells
+
+    def __post_init__(self) -> None:
+        if not 1.0 <= self.crop_um <= 1000.0:
+            raise SettingsError(f"crop_um is {self.crop_um}; give a crop's side between 1 and 1000 µm.")
+        if not 8 <= self.crop_px <= 1024:
+            raise SettingsError(f"crop_px is {self.crop_px}; give a crop's side between 8 and 1024 px.")
+        _ = self.finding
+
+    @property
+    def mpp(self) -> float:
+        """Micrometres per pixel of a crop. It does not depend on the slide."""
+        return self.crop_um / self.crop_px
+
+    @property
+    def finding(self) -> CellFinding:
+        """How cells are found."""
+        return CellFinding(diameter_um=self.diameter_um, min_cells=self.min_cells)
+
+    def to_json(self) -> dict[str, Any]:
+        """The form stored in bag files, encoder.json and triage.json."""
+        return asdict(self)
+
+
+def iter_crops(
+    slide: Slide, cells: Cells, *, crop_um: float, crop_px: int
+) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
+    """Yield one crop per cell, centred on the cell, in the order of ``cells``.
+
+    A crop shows ``crop_um`` µm per side at any resolution of the slide. It is white outside the slide, which crops of
+    `Cells.whole` do not touch. One crop is in memory at a time. The order of `Cells` keeps neighbours together, so they
+    profit from OpenSlide's cache of decoded tiles.
+
+    Yields:
+        (x, y, image): level-0 px of the crop's top-left corner, negative beyond the slide's border, and RGB uint8
+        (crop_px, crop_px, 3).
+
+    Raises:
+        SlideUnreadableError: the slide is damaged.
+    """
+    half = crop_um / slide.mpp / 2
+    for centre_x, centre_y in cells.centres:
+        x, y = round(centre_x - half), round(centre_y - half)
+        yield x, y, slide.read(x, y, crop_px, crop_px, crop_um / crop_px)

@@ -21,8 +21,7 @@ from PIL import Image
 from cytomil.errors import PictureError, PixelsNotSquareError, ResolutionError, SlideUnreadableError, why_unreadable
 from cytomil.limits import progress
 from cytomil.litter import SNIFFED_BYTES, foreign_content, is_dicom, is_litter
-from cytomil.pixels import PICTURE_SUFFIXES, read_picture
-from cytomil.tiff import TiffPage, pages_of_full_size, read_tiff_pages
+from cytomil.pixels import PICTURE_SUFFIXES, TiffPage, pages_of_full_size, read_picture, read_tiff_pages
 
 WHOLE_SLIDE_SUFFIXES = frozenset(
     {".svs", ".ndpi", ".vms", ".vmu", ".mrxs", ".scn", ".bif", ".svslide", ".czi", ".dcm", ".tif", ".tiff"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cytomil.bags.draw import ALL, Draw
+from cytomil.bags.bag_file import ALL, Draw
 from cytomil.bags.manifest import BagRow, Manifest
 from cytomil.errors import BagFileError
 from cytomil.training.cells import TrainingCells

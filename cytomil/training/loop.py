@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from cytomil.bags.bag_file import open_bag
-from cytomil.bags.draw import Draw
-from cytomil.bags.fitted import FittedBag, patient_key
-from cytomil.bags.manifest import BagRow, Manifest, fingerprint, read_manifest
+from cytomil.bags.bag_file import Draw, open_bag
+from cytomil.bags.manifest import BagRow, FittedBag, Manifest, fingerprint, patient_key, read_manifest
 from cytomil.bags.synthetic_cells import SOURCE as SYNTHETIC
+from cytomil.cards import library_versions
 from cytomil.config import own_config
 from cytomil.encoders.bundle import (
     CARD_NAME,
@@ -32,14 +31,16 @@ from cytomil.encoders.transform import CellTransform
 from cytomil.errors import SettingsError, require_replaceable
 from cytomil.files import sha256_of_json
 from cytomil.progress import Listener, Problem, Work, require_disk_space
-from cytomil.provenance import library_versions
 from cytomil.training.cells import (
     TrainingCells,
     bytes_needed,
     cell_cache_path,
     count,
     load_training_cells,
+    measured_memory,
     open_cell_cache,
+    require_disk,
+    require_memory,
     write_cell_cache,
 )
 from cytomil.training.checkpoint import (
@@ -52,7 +53,6 @@ from cytomil.training.checkpoint import (
 )
 from cytomil.training.config import PretrainConfig
 from cytomil.training.instance_label_access import read_training_instance_labels
-from cytomil.training.memory import measured_memory, require_disk, require_memory
 from cytomil.training.methods import Method, load_method, require_consent
 from cytomil.training.processes import OneProcess, Processes
 from cytomil.training.run import Run

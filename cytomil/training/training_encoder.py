@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cytomil.encoders.architecture import Architecture, Encoder
-from cytomil.encoders.engines.eager import to_unit_range
+from cytomil.encoders.engines.engine import to_unit_range
 from cytomil.encoders.stages import default_frozen_stages, early_parameters
 from cytomil.errors import SettingsError
 from cytomil.training.processes import Processes

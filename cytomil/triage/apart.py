@@ -19,12 +19,10 @@ from cytomil.errors import CytomilError, SlideUnreadableError, why_unreadable
 from cytomil.features.cells import CellBlock, Preparation
 from cytomil.limits import MEMORY_BYTES, progress
 from cytomil.threads import ahead
-from cytomil.triage.placed import with_places, with_qc
 from cytomil.triage.sources import CellFolder, Found, SlideSource, n_cells, open_source
-from cytomil.triage.whole_slide import SlideReading, WholeSlide
+from cytomil.triage.whole_slide import SlideReading, WholeSlide, with_places, with_qc
 from cytomil.triage.worklist import SlideResult
-from cytomil.workers.child_process import ChildProcess
-from cytomil.workers.job import JobContext, Raised, WorkerFailure
+from cytomil.workers.local import ChildProcess, JobContext, Raised, WorkerFailure
 
 _S_PER_CELL = 1e-4  # writing a cell's outline and score takes some 20 µs
 _DAMAGED = "The file is damaged, or made to do harm. Copy it again from the scanner."
@@ -175,7 +173,7 @@ class SlideApart:
         return self._of_source(partial(_placed, result, names, scores, out, cells_csv))
 
     def with_qc(self, result: SlideResult, out: Path) -> SlideResult:
-        """See `cytomil.triage.placed.with_qc`. The result is unchanged if the slide is not a whole slide."""
+        """See `cytomil.triage.whole_slide.with_qc`. The result is unchanged if the slide is not a whole slide."""
         return self._of_source(partial(_with_qc, result, out))
 
     def _of_source(self, function: Callable[[SlideSource], Any]) -> Any:

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from cytomil.bags.cell_folder import MIN_CELLS
+from cytomil.bags.bag_file import Strings
+from cytomil.bags.images import MIN_CELLS
 from cytomil.encoders.engines import Engine, open_same_engine
 from cytomil.errors import CytomilError, NoCellsError, TriageModelError
-from cytomil.features.embedder import Embedder, as_lines
-from cytomil.mil.ensemble import Assessment, score_shares
+from cytomil.features.embed import Embedder, as_lines
+from cytomil.mil.cross_validate import Assessment, score_shares
 from cytomil.mil.novelty import SlideNovelty
 from cytomil.mil.triage_model import TriageCard, TriageModel, load_triage_model
 from cytomil.progress import Listener, Problem
 from cytomil.slides import CellFinding
-from cytomil.strings import Strings
 from cytomil.text import printable
 from cytomil.triage.apart import ReadingProcess, SlideApart
 from cytomil.triage.config import RankConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from cytomil.config import Config
-from cytomil.encoders.engines.config import EngineName
+from cytomil.encoders.engines.registry import EngineName
 
 
 class RankConfig(Config):

@@ -8,32 +8,49 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from cytomil.bags.own_output import mark_own
+import torch
+
+from cytomil.cards import now, versions
 from cytomil.encoders.engines import Engine, open_engine
 from cytomil.errors import (
     SettingsError,
     TriageModelError,
     WorkersError,
 )
-from cytomil.features.embedder import seen_px
+from cytomil.features.embed import seen_px
 from cytomil.file_manifest import require_signature
 from cytomil.files import sha256_of_file
+from cytomil.litter import mark_own
 from cytomil.mil.triage_model import CARD_NAME, TriageModel, load_triage_model, said_auroc, weaknesses
-from cytomil.progress import Listener, Uncounted
-from cytomil.provenance import now, versions
+from cytomil.progress import Listener, Uncounted, Work
 from cytomil.slides import Cutting, Resolutions, read_resolutions
 from cytomil.text import printable
 from cytomil.triage.apart import ReadingProcess
 from cytomil.triage.assess import Ranking, not_assessed
-from cytomil.triage.audit import AuditLog
-from cytomil.triage.beforehand import work_on
 from cytomil.triage.config import RankConfig
-from cytomil.triage.patients import PatientTable, group, read_patients
-from cytomil.triage.pseudonyms import HIDDEN_FOLDER, pseudonymise
+from cytomil.triage.identities import HIDDEN_FOLDER, PatientTable, group, pseudonymise, read_patients
 from cytomil.triage.sources import Found, discover
 from cytomil.triage.whole_slide import SlideReading
 from cytomil.triage.worklist import SlideResult, Worklist, in_reading_order
+from cytomil.triage.write import AuditLog
 from cytomil.workers import WorkerFailure, open_workers
+
+
+def work_on(found: Sequence[Found], process: ReadingProcess) -> tuple[Work, list[int]]:
+    """The work of assessing these slides, and how much of it each is.
+
+    Cells are counted where all slides are bags or folders of cells. A whole slide's are not known before they are looked
+    for: where there are any, these are counted, and what else is there takes little beside them.
+    """
+    cells = [process.n_cells(one) for one in found]
+    without_gpu = not torch.cuda.is_available()
+    counted = [n for n in cells if n is not None]
+    if len(counted) == len(cells):
+        # The first one waits for the engine to start, which takes longer than so few cells.
+        return Work(sum(counted), "cells", warm_up=1, without_gpu=without_gpu), counted
+    units = [int(n is None) for n in cells]
+    return Work(sum(units), "whole slides", without_gpu=without_gpu), units
+
 
 CACHE_FOLDER = "cache"
 

@@ -7,9 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from cytomil.cards import Card, Count, Flag, Fraction, Number, Text
+from cytomil.cards import Card, Count, Flag, Fraction, Number, Text, library_versions
 from cytomil.files import is_sealed, read_json, sha256_of_json, write_json_card
-from cytomil.provenance import library_versions
 from cytomil.triage.sources import Found, SlideSource
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult
 

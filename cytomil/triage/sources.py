@@ -14,8 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from cytomil.bags.bag_file import Bag, open_bag
-from cytomil.bags.cell_folder import list_cell_files
-from cytomil.bags.images import looks_like_field, read_encoded
+from cytomil.bags.images import list_cell_files, looks_like_field, read_encoded
 from cytomil.bags.slide_dir import list_slide_dir
 from cytomil.errors import (
     CytomilError,

@@ -7,13 +7,13 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cytomil.bags.cell_folder import list_cell_files
+from cytomil.bags.images import list_cell_files
 from cytomil.errors import NotFoundError, SettingsError
 from cytomil.progress import Listener
-from cytomil.slides.multi_file import companions_of
+from cytomil.slides.resolution import companions_of
 from cytomil.triage.apart import ReadingProcess
 from cytomil.triage.config import RankConfig
-from cytomil.triage.pseudonyms import pseudonymise
+from cytomil.triage.identities import pseudonymise
 from cytomil.triage.rank import OnSlide, RankSession, require_names_shown_or_hidden
 from cytomil.triage.sources import Found, discover
 from cytomil.triage.worklist import SlideResult, Worklist

@@ -1,4 +1,4 @@
-"""The worklist on disk: triage.csv for a spreadsheet, triage.json for programs, report.html for a person."""
+"""The worklist on disk: triage.csv, triage.json, report.html, and the audit log of rank."""
 
 from __future__ import annotations
 
@@ -7,12 +7,62 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cytomil import __version__
+from cytomil.chained_log import ChainedEntry, ChainedLog
+from cytomil.errors import AuditLogError
 from cytomil.files import sha256_of_file, write_bytes, write_json_card
 from cytomil.tables import csv_text
 from cytomil.text import ENCODING
-from cytomil.triage.report import pictures_folder, write_report
-from cytomil.triage.summary import write_summaries
+from cytomil.triage.report import pictures_folder, write_report, write_summaries
 from cytomil.triage.worklist import PatientSlides, SlideResult, Worklist
+
+NAME = "audit.jsonl"
+
+
+class AuditEntry(ChainedEntry):
+    """One line: of a run if ``slide`` is empty, else of a slide in that run.
+
+    Args:
+        model_sha256: of the triage model's card.
+        cytomil: the version.
+        n_slides: number of slides that the run found.
+        slide: the slide's name in the worklist.
+        slide_sha256: of the slide's content; empty if it was not assessed.
+        call: what the worklist says of it.
+        probability: the model's probability; None if it was not assessed.
+    """
+
+    model_sha256: str
+    cytomil: str = ""
+    n_slides: int = 0
+    slide: str = ""
+    slide_sha256: str = ""
+    call: str = ""
+    probability: float | None = None
+
+
+class AuditLog(ChainedLog[AuditEntry]):
+    """The log in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / NAME, AuditEntry, AuditLogError)
+
+    def begin(self, model_sha256: str, n_slides: int) -> None:
+        """Append the line of a run. Raises `AuditLogError` if it cannot be written."""
+        self.append_fields({"model_sha256": model_sha256, "cytomil": __version__, "n_slides": n_slides})
+
+    def add(self, model_sha256: str, result: SlideResult) -> None:
+        """Append the line of a slide. Raises `AuditLogError` if it cannot be written."""
+        self.append_fields(
+            {
+                "model_sha256": model_sha256,
+                "slide": result.slide,
+                "slide_sha256": result.sha256,
+                "call": result.call.value,
+                "probability": result.probability,
+            }
+        )
+
 
 SCHEMA = "cytomil.triage/1"
 WORKLIST_NAME = "triage.json"
@@ -20,7 +70,7 @@ CSV_NAME = "triage.csv"
 REPORT_NAME = "report.html"
 FILES_KEY = "files_sha256"
 """Key of triage.json: the hash of each file that was written with it."""
-_MOST_BYTES_IN_ONE_FILE = 55_000_000  # of pictures; the page around them adds a tenth
+_MAX_BYTES_IN_ONE_FILE = 55_000_000  # of pictures; the page around them adds a tenth
 _SECONDS_BETWEEN = 5.0
 CSV_COLUMNS = (
     "rank",
@@ -43,13 +93,13 @@ def write_worklist(worklist: Worklist, out: Path, split_images: bool = False, su
     """Write the three files into ``out``; returns the report's path.
 
     With ``split_images``, or where they would make one file too heavy to open, the report's pictures lie beside it. With
-    ``summaries`` each slide has a page of its own too; see `cytomil.triage.summary`.
+    ``summaries`` each slide has a page of its own too; see `cytomil.triage.report`.
     """
     if summaries:
         worklist = write_summaries(worklist, out)
     columns = (*CSV_COLUMNS, *PATIENT_COLUMNS) if worklist.patients else CSV_COLUMNS
     write_bytes(out / CSV_NAME, csv_text(columns, _rows(worklist), _FROM_OUTSIDE).encode(ENCODING))
-    split = split_images or _bytes_of_pictures(worklist) > _MOST_BYTES_IN_ONE_FILE
+    split = split_images or _bytes_of_pictures(worklist) > _MAX_BYTES_IN_ONE_FILE
     write_report(worklist, out / REPORT_NAME, split_images=split)
     written = [out / CSV_NAME, out / REPORT_NAME, *(pictures_folder(out / REPORT_NAME).glob("*") if split else ())]
     written += [out / file for slide in worklist.slides for file in slide.files.values()]

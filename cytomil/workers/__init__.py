@@ -5,8 +5,7 @@ All workers have the same interface, `Workers`.
 
 from __future__ import annotations
 
-from cytomil.workers.job import InProcess, Job, JobContext, WorkerFailure, Workers
-from cytomil.workers.process_pool import ProcessPool
+from cytomil.workers.local import InProcess, Job, JobContext, ProcessPool, WorkerFailure, Workers
 
 __all__ = ["Job", "JobContext", "WorkerFailure", "Workers", "open_workers"]
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import psutil
 
+from cytomil.cards import code_fingerprint
 from cytomil.errors import CytomilError, WorkersError
 from cytomil.progress import Listener
-from cytomil.provenance import code_fingerprint
 from cytomil.threads import usable_cores
-from cytomil.workers.job import MAX_TRIES, Item, Job, JobContext, Notes, Raised, Result, WorkerFailure, failure_reason
+from cytomil.workers.local import MAX_TRIES, Item, Job, JobContext, Notes, Raised, Result, WorkerFailure, failure_reason
 
 
 @contextmanager

@@ -17,8 +17,7 @@ from typing import Any, BinaryIO
 
 from cytomil.errors import CytomilError
 from cytomil.limits import impose, progress
-from cytomil.workers.child_process import Sign
-from cytomil.workers.job import JobContext, Notes, Raised
+from cytomil.workers.local import JobContext, Notes, Raised, Sign
 
 
 def main() -> None:

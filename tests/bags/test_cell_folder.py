@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from cytomil.bags.cell_folder import list_cell_files
-from cytomil.bags.own_output import mark_own
+from cytomil.bags.images import list_cell_files
+from cytomil.litter import mark_own
 
 
 def touch(root, *names):

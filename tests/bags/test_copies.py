@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import shutil
 
-from cytomil.bags.copies import copies
+from cytomil.bags.labelled_slides import copies
 
 
 def places(root, *names):

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytomil.bags.draw import ALL, Draw
+from cytomil.bags.bag_file import ALL, Draw
 
 
 @given(most=st.integers(0, 50), n=st.integers(0, 60), seed=st.integers(0, 5), bag_id=st.text(max_size=5))

@@ -13,11 +13,10 @@ from PIL import Image, ImageDraw
 
 from cytomil.bags import labelled_slides, open_bag
 from cytomil.bags.config import MakeBagsConfig
-from cytomil.bags.finished_slides import files_of, unfinished
 from cytomil.bags.make import make_bags
-from cytomil.bags.whole_slides import ReadingSlides
+from cytomil.bags.whole_slides import ReadingSlides, files_of, unfinished
 from cytomil.progress import Silent
-from cytomil.workers.job import InProcess
+from cytomil.workers.local import InProcess
 
 LABELS = "slide,label,split\ns1,0,train\ns2,1,train\ns3,0,test\nf1,1,test\nf2,0,train\n"
 
@@ -158,12 +157,12 @@ class TestChanges:
         assert read == (["f1"] if finished else [])
 
     def test_the_source_of_cytomil(self, make, read, finished, monkeypatch):
-        monkeypatch.setattr("cytomil.provenance.code_fingerprint", lambda *_: "0" * 64)
+        monkeypatch.setattr("cytomil.cards.code_fingerprint", lambda *_: "0" * 64)
         self.run(make)
         assert read == (["f1"] if finished else [])
 
     def test_the_version_of_the_cells(self, make, read, monkeypatch):
-        monkeypatch.setattr("cytomil.bags.finished_slides.CELLS_VERSION", 10**6)
+        monkeypatch.setattr("cytomil.bags.whole_slides.CELLS_VERSION", 10**6)
         self.run(make)
         assert {"s1", "s2", "s3"} <= set(read)
 

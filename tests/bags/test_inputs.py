@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from cytomil.bags import inputs
+from cytomil.bags import make as inputs
 from cytomil.bags.config import MakeBagsConfig
-from cytomil.bags.inputs import write_fingerprint
+from cytomil.bags.make import write_fingerprint
 from cytomil.errors import NotFoundError
 from cytomil.progress import Silent
 

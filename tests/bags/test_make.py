@@ -9,8 +9,8 @@ from cytomil.bags import open_bag, read_manifest
 from cytomil.bags.bag_file import content_sha256
 from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.instance_labels import read_instance_sources
-from cytomil.bags.made import RECORD_NAME
 from cytomil.bags.make import make_bags
+from cytomil.bags.manifest import RECORD_NAME
 from cytomil.errors import CytomilError, NotEnoughCellsError, NotFoundError, SettingsError
 from cytomil.progress import Silent
 

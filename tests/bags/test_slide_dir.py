@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from cytomil.bags.own_output import mark_own
 from cytomil.bags.slide_dir import list_slide_dir
 from cytomil.files import write_json
+from cytomil.litter import mark_own
 
 
 def touch(root, *names):

@@ -4,7 +4,7 @@ from bench.one_at_a_time import embed_one_at_a_time
 from cytomil.bags.images import open_image
 from cytomil.encoders.bundle import load_bundle
 from cytomil.encoders.engines import open_engine
-from cytomil.features.embedder import embed_in_orientations
+from cytomil.features.embed import embed_in_orientations
 from cytomil.layer import Layer
 
 

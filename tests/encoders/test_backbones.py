@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cytomil.encoders.architecture import Architecture, Encoder, resolve_architecture
-from cytomil.encoders.backbones import make_backbone, require_image_size
+from cytomil.encoders.architecture import Architecture, Encoder, make_backbone, require_image_size, resolve_architecture
 from cytomil.errors import SettingsError
 
 
@@ -108,4 +107,4 @@ def test_the_network_is_left_in_the_mode_it_was_in():
 
 
 def test_torchvision_alone_is_loaded_for_a_resnet():
-    assert importlib.import_module("cytomil.encoders.backbones").make_backbone("resnet18").library == "torchvision"
+    assert importlib.import_module("cytomil.encoders.architecture").make_backbone("resnet18").library == "torchvision"

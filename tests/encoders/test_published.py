@@ -5,7 +5,7 @@ import re
 import pytest
 import timm
 
-from cytomil.encoders.backbones import is_resnet, make_backbone
+from cytomil.encoders.architecture import is_resnet, make_backbone
 from cytomil.encoders.published import PUBLISHED, TimmWeights, find_published, is_published
 from cytomil.errors import SettingsError
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from cytomil.evaluation.metrics import bag_metrics
 from cytomil.evaluation.record import EvaluationRecord
-from cytomil.experiments.bootstrap import estimate, estimate_differences
-from cytomil.experiments.metrics import METRICS, by_unit, units_of
+from cytomil.experiments.bootstrap import METRICS, by_unit, estimate, estimate_differences, units_of
 from cytomil.experiments.runs import Cell, Run
 from tests.evaluation.conftest import record as made_up
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cytomil.evaluation.calibration import MAX_BINS, MIN_BAGS_PER_BIN, brier_interval, calibration_points
+from cytomil.evaluation.intervals import MAX_BINS, MIN_BAGS_PER_BIN, brier_interval, calibration_points
 from cytomil.evaluation.metrics import bag_metrics
 from cytomil.mil.intervals import mean_interval, proportion_interval
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cytomil.evaluation.curves import SHARES_REVIEWED, pr_curve_points, recall_by_k_points, roc_curve_points
 from cytomil.evaluation.metrics import bag_metrics, instance_metrics, recall_at_fraction
+from cytomil.evaluation.record import SHARES_REVIEWED, pr_curve_points, recall_by_k_points, roc_curve_points
 
 steady = settings(derandomize=True, deadline=None, max_examples=60, database=None)
 both_classes = st.lists(st.tuples(st.integers(0, 10), st.integers(0, 1)), max_size=30).map(

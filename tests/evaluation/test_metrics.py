@@ -415,7 +415,7 @@ def test_a_k_below_one_is_refused_without_any_bag() -> None:
 
 def test_importing_stays_quick() -> None:
     code = (
-        "import sys, cytomil.evaluation.metrics, cytomil.evaluation.curves, cytomil.evaluation.plots; "
+        "import sys, cytomil.evaluation.metrics, cytomil.evaluation.record, cytomil.evaluation.plots; "
         "assert not {'sklearn', 'matplotlib', 'torch', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(cytomil.__file__).parents[1])

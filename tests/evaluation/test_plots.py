@@ -13,8 +13,8 @@ from PIL import Image
 
 import cytomil
 from cytomil.evaluation import plots
-from cytomil.evaluation.calibration import calibration_points
-from cytomil.evaluation.curves import pr_curve_points, recall_by_k_points, roc_curve_points
+from cytomil.evaluation.intervals import calibration_points
+from cytomil.evaluation.record import pr_curve_points, recall_by_k_points, roc_curve_points
 
 PROBABILITIES, LABELS = [0.1, 0.4, 0.35, 0.8, 0.7, 0.2], [0, 0, 1, 1, 1, 0]
 QUANTITIES = [

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cytomil.evaluation.redrawn import redrawn_metrics
+from cytomil.evaluation.control import redrawn_metrics
 
 
 def bags(n=4, size=30, witnesses=3, seed=0):

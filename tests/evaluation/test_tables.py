@@ -16,7 +16,7 @@ from cytomil.app.cli.app import app
 from cytomil.errors import EvaluationError, NotFoundError
 from cytomil.evaluation.config import EvaluateConfig
 from cytomil.experiments.blocks import make_blocks
-from cytomil.experiments.metrics import METRICS
+from cytomil.experiments.bootstrap import METRICS
 from cytomil.experiments.runs import Cell, read_runs
 from cytomil.experiments.tables import DONE, FAILED, NOT_RUN, is_near, make_table, published
 from cytomil.experiments.write_tables import csv_of, latex, markdown, plot_by_fraction, plot_by_rate, write_tables

@@ -16,8 +16,7 @@ from cytomil.errors import BagFileError, EncoderBundleError, NotFoundError, Sett
 from cytomil.features import embed as module
 from cytomil.features import open_features
 from cytomil.features.config import EmbedConfig
-from cytomil.features.embed import embed
-from cytomil.features.embedder import Embedder
+from cytomil.features.embed import Embedder, embed
 from cytomil.features.index import INDEX_NAME, read_index
 from cytomil.progress import Silent
 from tests.altered import altering

@@ -10,7 +10,7 @@ from cytomil.encoders.stages import layer_groups, layer_of
 from cytomil.errors import FeatureFileError
 from cytomil.features import open_features
 from cytomil.features.cells import CellBlock
-from cytomil.features.embedder import Embedder
+from cytomil.features.embed import Embedder
 from cytomil.morphology.measure import N_DESCRIPTORS
 from cytomil.progress import Problem
 

@@ -1,7 +1,7 @@
 import pytest
 
 from cytomil.errors import FeatureFileError
-from cytomil.features.embedder import n_described, preparation_sha256, seen_px, stored_layer
+from cytomil.features.embed import n_described, preparation_sha256, seen_px, stored_layer
 from cytomil.layer import Layer
 from cytomil.morphology.measure import N_DESCRIPTORS, SIDE
 
@@ -21,7 +21,7 @@ def test_the_finest_picture_decides_how_finely_cells_are_cut(image_size, seen):
 
 def test_another_description_is_another_preparation_of_described_cells_alone(monkeypatch):
     before = {layer: preparation_sha256(layer, "pixels") for layer in (Layer("z"), DESCRIBED)}
-    monkeypatch.setattr("cytomil.features.embedder.DESCRIPTION", "another")
+    monkeypatch.setattr("cytomil.features.embed.DESCRIPTION", "another")
     after = {layer: preparation_sha256(layer, "pixels") for layer in (Layer("z"), DESCRIBED)}
     assert before[Layer("z")] == after[Layer("z")] == "pixels"
     assert before[DESCRIBED] != after[DESCRIBED]

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cytomil.features.embedder import embed_in_orientations
+from cytomil.features.embed import embed_in_orientations
 
 
 def cells(seed=0, n=3, side=6):

@@ -8,9 +8,8 @@ import torch
 
 from cytomil.errors import CytomilError, SettingsError, TableError
 from cytomil.mil.aggregators.self_paced import SelfPaced
-from cytomil.mil.bags import TrainingBag
+from cytomil.mil.bags import TrainingBag, read_feedback
 from cytomil.mil.config import FitMilConfig
-from cytomil.mil.feedback import read_feedback
 from cytomil.mil.fit import fit_mil
 from cytomil.progress import Silent
 

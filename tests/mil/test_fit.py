@@ -12,14 +12,18 @@ from cytomil.mil import cross_validate as cross_validation
 from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.mil.config import FitMilConfig, InstanceScore
 from cytomil.mil.cross_validate import (
+    SCORE_BIN_EDGES,
+    Ensemble,
+    Member,
     assign_folds,
     cross_validate,
     fit_side_by_side,
     one_thread,
     positive_probability,
+    reference_evidence,
+    score_shares,
     training_epochs,
 )
-from cytomil.mil.ensemble import SCORE_BIN_EDGES, Ensemble, Member, reference_evidence, score_shares
 from cytomil.mil.thresholds import choose_thresholds
 from cytomil.progress import Silent
 

@@ -77,7 +77,7 @@ def test_a_model_of_cells_described_in_another_way_is_refused(
     embed(settings, Silent())
     fit(features, encoder_folder, tmp_path / "model", aggregator="knn")
     fit(features_folder, encoder_folder, tmp_path / "undescribed", aggregator="knn")
-    monkeypatch.setattr("cytomil.features.embedder.DESCRIPTION", "another")
+    monkeypatch.setattr("cytomil.features.embed.DESCRIPTION", "another")
     load_triage_model(tmp_path / "undescribed")
     with pytest.raises(TriageModelError, match="fitted to cells described in another way"):
         load_triage_model(tmp_path / "model")

@@ -6,7 +6,7 @@ from hypothesis.extra import numpy as stn
 from scipy import ndimage as ndi
 from skimage.morphology import convex_hull_image
 
-from cytomil.morphology.hulls import hulls
+from cytomil.morphology.masks import hulls
 
 ROW, COLUMN = np.mgrid[:40, :40]
 some_masks = stn.arrays(np.bool_, (3, 18, 18), elements=st.booleans() | st.just(False))

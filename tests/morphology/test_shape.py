@@ -3,9 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cytomil.morphology.hulls import hulls
-from cytomil.morphology.masks import CellMasks
-from cytomil.morphology.shape import shapes
+from cytomil.morphology.masks import CellMasks, hulls
+from cytomil.morphology.measure import shapes
 
 SIDE = 64
 ROW, COLUMN = np.mgrid[:SIDE, :SIDE]

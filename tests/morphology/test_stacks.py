@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 from scipy import ndimage as ndi
 
-from cytomil.morphology.stacks import MAX_STEPS, depths, dilated, eroded, filled, opened, parts
+from cytomil.morphology.masks import MAX_STEPS, depths, dilated, eroded, filled, opened, parts
 
 some_masks = stn.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=14).flatmap(
     lambda shape: stn.arrays(np.bool_, (shape[0], shape[1], shape[1]))

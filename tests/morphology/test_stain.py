@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cytomil.morphology.masks import CellMasks
-from cytomil.morphology.stain import regions, stains
+from cytomil.morphology.measure import regions, stains
 
 SIDE = 64
 ROW, COLUMN = np.mgrid[:SIDE, :SIDE]

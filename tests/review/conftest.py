@@ -17,7 +17,7 @@ from cytomil.bags.whole_slides import cell_id
 from cytomil.files import sha256_of_file, write_json
 from cytomil.review.server import HOST
 from cytomil.slides import Cells
-from cytomil.triage.placed import write_geojson
+from cytomil.triage.whole_slide import write_geojson
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult, Worklist
 from cytomil.triage.write import to_document
 from tests.serving import serving

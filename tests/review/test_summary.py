@@ -9,11 +9,10 @@ from typer.testing import CliRunner
 
 from cytomil.app.cli.app import app
 from cytomil.errors import ReviewError
-from cytomil.mil.feedback import read_feedback
-from cytomil.review.geojson import read_classes
+from cytomil.mil.bags import read_feedback
 from cytomil.review.log import Action, CellVerdict, ReviewLog
 from cytomil.review.slides import Triage
-from cytomil.review.summary import agreements, summarise, verdicts
+from cytomil.review.summary import agreements, read_classes, summarise, verdicts
 
 SMEAR = 1
 

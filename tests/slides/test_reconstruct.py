@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from skimage.morphology import reconstruction
 
-from cytomil.slides.detect import reconstruct
+from cytomil.slides.tiles import reconstruct
 
 MASKS = hnp.arrays(np.int16, hnp.array_shapes(min_dims=2, max_dims=2, max_side=24), elements=st.integers(0, 300))
 

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cytomil.training.batches import balanced_batches
+from cytomil.training.methods.base import balanced_batches
 
 
 def epoch_batches(is_positive, batch_size, generator):

@@ -5,7 +5,8 @@ from cytomil.bags.manifest import fingerprint, read_manifest
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import CytomilError, SettingsError
 from cytomil.progress import Silent
-from cytomil.training import loop, memory
+from cytomil.training import cells as memory
+from cytomil.training import loop
 from cytomil.training.cells import cell_cache_path, load_training_cells, open_cell_cache, write_cell_cache
 from cytomil.training.config import PretrainConfig
 from cytomil.training.loop import pretrain

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from cytomil.bags.draw import ALL, Draw
+from cytomil.bags.bag_file import ALL, Draw
 from cytomil.bags.manifest import read_manifest
 from cytomil.encoders.transform import CellTransform
 from cytomil.progress import Silent

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cytomil.training import curves
-from cytomil.training.curves import Curves, has_dvclive
+from cytomil.app.cli import pretrain as curves
+from cytomil.app.cli.pretrain import Curves, has_dvclive
 
 
 def test_each_epoch_is_a_point_and_another_run_replaces_them(tmp_path):

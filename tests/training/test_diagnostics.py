@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from cytomil.training.diagnostics import Health, effective_rank, examine, mean_cosine, spread, variation
-from cytomil.training.run import learning_rate_at
+from cytomil.training.run import Health, effective_rank, examine, learning_rate_at, mean_cosine, spread, variation
 
 
 def normal(n, d, seed=0):

@@ -18,12 +18,12 @@ from cytomil.errors import BagFileError, DivergedError, ResumeError, SettingsErr
 from cytomil.files import sha256_of_file
 from cytomil.progress import Silent
 from cytomil.registry import METHODS
+from cytomil.training.cells import measured_memory
 from cytomil.training.checkpoint import TRAINING_VERSION
 from cytomil.training.config import PretrainConfig
 from cytomil.training.loop import pretrain
-from cytomil.training.memory import measured_memory
+from cytomil.training.methods.contrastive import SimCLR
 from cytomil.training.methods.multi_task import SlamAgsConfig
-from cytomil.training.methods.simclr import SimCLR
 from tests.counting import Counting
 
 BAGS = {"bag_size": 16, "train_bags": 6, "test_bags": 2, "cell_size": 24, "difficulty": 0.2, "witness_rate": 0.25}
@@ -209,7 +209,7 @@ def test_another_state_of_the_source_keeps_a_checkpoint_and_another_training_ver
         context.setattr("cytomil.training.loop.TRAINING_VERSION", TRAINING_VERSION + 1)
         with pytest.raises(ResumeError, match=f"training version {TRAINING_VERSION} → {TRAINING_VERSION + 1}"):
             pretrain(settings(bags, tmp_path / "e"), Silent(), resume=True)
-    monkeypatch.setattr("cytomil.provenance.code_fingerprint", lambda *_: "0" * 64)
+    monkeypatch.setattr("cytomil.cards.code_fingerprint", lambda *_: "0" * 64)
     records = []
     pretrain(settings(bags, tmp_path / "e"), Silent(), records.append, resume=True)
     assert trained_now(records) == [2, 3]

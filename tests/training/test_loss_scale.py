@@ -14,7 +14,7 @@ from cytomil.errors import DivergedError
 from cytomil.progress import Silent
 from cytomil.training.config import PretrainConfig
 from cytomil.training.loop import pretrain
-from cytomil.training.methods.simclr import SimCLR
+from cytomil.training.methods.contrastive import SimCLR
 from cytomil.training.processes import OneProcess
 from cytomil.training.step import LossScale, Step
 from cytomil.training.surgery import adaptive_weights

@@ -12,12 +12,11 @@ from jsonschema import validate
 
 from cytomil.errors import SettingsError, TableError
 from cytomil.progress import Silent
-from cytomil.triage import patients as module
+from cytomil.triage import identities as module
 from cytomil.triage.config import RankConfig
-from cytomil.triage.patients import group, read_patients
+from cytomil.triage.identities import group, read_patients
 from cytomil.triage.rank import rank
-from cytomil.triage.report import render_report
-from cytomil.triage.summary import render_summary
+from cytomil.triage.report import render_report, render_summary
 from cytomil.triage.worklist import Call, SlideResult, in_reading_order
 from cytomil.triage.write import to_document, write_worklist
 from tests.triage.test_report import NASTY, Page, worklist

@@ -13,10 +13,9 @@ from cytomil.errors import SettingsError
 from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import fit_mil
 from cytomil.progress import Silent
-from cytomil.triage.audit import AuditLog
 from cytomil.triage.config import RankConfig
 from cytomil.triage.rank import rank
-from cytomil.triage.write import write_worklist
+from cytomil.triage.write import AuditLog, write_worklist
 
 NAMES = ("Miller_Anna-1951", "H23-00412", "broken", "Nobody")
 

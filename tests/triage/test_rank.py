@@ -15,8 +15,7 @@ from cytomil.bags.make import make_bags
 from cytomil.encoders.bundle import load_bundle
 from cytomil.errors import NotFoundError, TriageModelError
 from cytomil.features.config import EmbedConfig
-from cytomil.features.embed import embed
-from cytomil.features.embedder import Embedder
+from cytomil.features.embed import Embedder, embed
 from cytomil.files import is_sealed
 from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import fit_mil
@@ -26,9 +25,8 @@ from cytomil.text import from_text_cell
 from cytomil.training.config import PretrainConfig
 from cytomil.training.loop import pretrain
 from cytomil.triage.apart import ReadingProcess
-from cytomil.triage.beforehand import work_on
 from cytomil.triage.config import RankConfig
-from cytomil.triage.rank import rank
+from cytomil.triage.rank import rank, work_on
 from cytomil.triage.sources import Found
 from cytomil.triage.worklist import Call
 from cytomil.triage.write import to_document, write_worklist
@@ -197,7 +195,7 @@ def test_a_second_run_embeds_nothing_and_says_the_same(road, slides, tmp_path, m
 
     monkeypatch.setattr(Embedder, "embedded", refuse)
     # A comment changes the fingerprint of the source; it must not cost the work of days.
-    monkeypatch.setattr("cytomil.provenance.code_fingerprint", lambda *_: "0" * 64)
+    monkeypatch.setattr("cytomil.cards.code_fingerprint", lambda *_: "0" * 64)
     second = rank(slides, settings(road, tmp_path / "out"), Silent())
     assert second.slides == first.slides
     monkeypatch.setattr("cytomil.triage.result_cache.RESULT_VERSION", 10**6)

@@ -14,7 +14,7 @@ import pytest
 
 from cytomil.files import sha256_of_file
 from cytomil.mil.triage_model import Weakness
-from cytomil.triage.summary import render_summary, write_summaries
+from cytomil.triage.report import render_summary, write_summaries
 from cytomil.triage.write import write_worklist
 from tests.browser import start_chromium
 from tests.triage.test_report import NASTY, SLIDES, UMLAUT, Page, cells, jpeg, worklist

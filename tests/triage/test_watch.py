@@ -8,10 +8,10 @@ import pytest
 from cytomil.bags import read_manifest
 from cytomil.errors import NotFoundError, SettingsError
 from cytomil.progress import Silent
-from cytomil.triage.audit import AuditLog
 from cytomil.triage.rank import rank
 from cytomil.triage.watch import WatchedFolder, watch
 from cytomil.triage.worklist import Call
+from cytomil.triage.write import AuditLog
 from tests.triage.test_rank import make_road, settings
 
 

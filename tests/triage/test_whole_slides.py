@@ -543,7 +543,7 @@ def test_a_report_too_heavy_for_one_file_keeps_its_pictures_beside_it(road, thre
     worklist = rank(three, settings(road, tmp_path / "out"), Silent())
     write_worklist(worklist, tmp_path / "out")
     assert not (tmp_path / "out" / "report_files").exists()
-    monkeypatch.setattr("cytomil.triage.write._MOST_BYTES_IN_ONE_FILE", 1000)
+    monkeypatch.setattr("cytomil.triage.write._MAX_BYTES_IN_ONE_FILE", 1000)
     write_worklist(worklist, tmp_path / "out")
     assert list((tmp_path / "out" / "report_files").iterdir())
 

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import pytest
 
 from cytomil.bags.config import MakeBagsConfig
-from cytomil.bags.fitted import FittedBag, patient_key
 from cytomil.bags.make import make_bags
+from cytomil.bags.manifest import FittedBag, patient_key
 from cytomil.bags.patients import LabelledSlide, read_labels
 from cytomil.errors import TableError
 from cytomil.progress import Silent
 from cytomil.triage.sources import discover
-from cytomil.validation.labelled import TrainingSlides, join
+from cytomil.validation.validate import TrainingSlides, join
 
 
 def model(of_model=(), of_encoder=()):

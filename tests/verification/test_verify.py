@@ -11,8 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from cytomil.app.cli.app import app
-from cytomil.bags.fitted import FittedBag, patient_key
-from cytomil.bags.manifest import read_manifest, write_manifest
+from cytomil.bags.manifest import FittedBag, patient_key, read_manifest, write_manifest
 from cytomil.errors import CytomilError, FeatureFileError, NotFoundError, SignatureError, TriageModelError
 from cytomil.evaluation.config import EvaluateConfig
 from cytomil.evaluation.run import evaluate

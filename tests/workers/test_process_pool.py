@@ -14,7 +14,7 @@ import pytest
 from cytomil.errors import NoCellsError, TriageModelError, WorkersError
 from cytomil.progress import Silent
 from cytomil.workers import WorkerFailure, open_workers
-from cytomil.workers.child_process import ChildProcess
+from cytomil.workers.local import ChildProcess
 from tests.workers.jobs import Square
 
 
@@ -88,7 +88,7 @@ def test_an_interruption_ends_them(tmp_path):
 
 def test_they_end_with_a_process_that_is_killed(tmp_path):
     script = (
-        "import time\nfrom cytomil.workers.child_process import ChildProcess\n"
+        "import time\nfrom cytomil.workers.local import ChildProcess\n"
         "print(ChildProcess().pid, flush=True)\ntime.sleep(600)"
     )
     asking = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=tmp_path)

@@ -14,9 +14,8 @@ from cytomil.locks import output_folder
 from cytomil.progress import Problem
 
 if TYPE_CHECKING:
-    from cytomil.evaluation.control import Control, CrossValidated
+    from cytomil.evaluation.control import Control, CrossValidated, RedrawnMetrics
     from cytomil.evaluation.intervals import Bounds
-    from cytomil.evaluation.redrawn import RedrawnMetrics
 
 FEW_BAGS = 30
 

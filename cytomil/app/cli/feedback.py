@@ -105,8 +105,7 @@ def feedback(
 def _with_classes(found: list[CellsVerdict], path: Path, triage: Triage, problems: list[Problem]) -> list[CellsVerdict]:
     """The verdicts, and those of a GeoJSON file, named as its slide is. Both must agree, or neither is used."""
     from cytomil.files import safe_name
-    from cytomil.review.geojson import read_classes
-    from cytomil.review.summary import CellsVerdict
+    from cytomil.review.summary import CellsVerdict, read_classes
 
     fitting = [
         i for i, one in enumerate(triage.slides) if path.stem in (safe_name(one.slide), one.slide, Path(one.slide).stem)

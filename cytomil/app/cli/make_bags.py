@@ -39,7 +39,7 @@ def make_bags(
     with plain_errors(kept=_KEPT):
         settings = load(options, params, profile).make_bags
         if fingerprint is not None:
-            from cytomil.bags.inputs import write_fingerprint
+            from cytomil.bags.make import write_fingerprint
 
             listener = RichListener()
             with output_folder(fingerprint, listener.note, replaced=True):

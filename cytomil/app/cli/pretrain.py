@@ -1,8 +1,12 @@
-"""cytomil pretrain."""
+"""cytomil pretrain, and its training curves for DVC."""
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,12 +15,60 @@ from cytomil.app.cli.console import RichListener, console, finish, plain_errors,
 from cytomil.app.cli.options import AcceptLeftOut, AsJson, Given, OwnSettings, ParamsFile, Profile, generated
 from cytomil.app.settings import load
 from cytomil.config import Config
+from cytomil.full_disk import naming_full_disk
 from cytomil.locks import output_folder
 from cytomil.progress import Silent
 from cytomil.registry import METHODS
 
 if TYPE_CHECKING:
     from cytomil.encoders.bundle import EncoderCard
+
+
+def has_dvclive() -> bool:
+    """Whether DVCLive is installed. Its extra is ``cytomil[dvc]``."""
+    return find_spec("dvclive") is not None
+
+
+class Curves:
+    """A DVCLive run in ``folder``.
+
+    It replaces an earlier one. It also works outside a DVC or git repository. Without DVCLive, nothing is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._live: Any = None
+
+    def __enter__(self) -> Curves:
+        return self
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Log one epoch's numbers. ``record`` is the training loop's record of the epoch."""
+        if not has_dvclive():
+            return
+        with naming_full_disk(self._folder):
+            live = self._live or self._start()
+            live.step = record["epoch"]
+            for name, value in record.items():
+                if name != "epoch":
+                    live.log_metric(name, value)
+            live.make_summary()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            with naming_full_disk(self._folder):
+                self._live.end()
+
+    def _start(self) -> Any:
+        # DVCLive warns about a missing repository. Users without DVC need no repository.
+        logging.getLogger("dvclive").setLevel(logging.ERROR)
+        from dvclive.live import Live
+
+        self._live = Live(str(self._folder), save_dvc_exp=False, dvcyaml=None)
+        return self._live
+
 
 _CURES = {
     False: "Try a lower --similarity-scale, a lower --learning-rate or --method simclr.",
@@ -55,7 +107,6 @@ def pretrain(
     with plain_errors(kept="Epochs that were finished are kept in a checkpoint. The same line goes on from there."):
         settings = load(options, params, profile).pretrain
         from cytomil.encoders.engines.compile import compile_by_default
-        from cytomil.training.curves import Curves, has_dvclive
         from cytomil.training.loop import pretrain as run
         from cytomil.training.processes import training_processes
 

@@ -69,7 +69,7 @@ def _words(text: str) -> list[str]:
 
 def _show(found: Validation) -> None:
     from cytomil.validation.figures import calls_by_label
-    from cytomil.validation.page import shown_slides, shown_value
+    from cytomil.validation.write import shown_slides, shown_value
 
     for warning in found.warnings:
         print_warning(warning.title, warning.text)

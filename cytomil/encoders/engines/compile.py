@@ -11,6 +11,7 @@ from statistics import median
 import numpy as np
 
 from cytomil.bags.manifest import open_listed, read_manifest
+from cytomil.cards import code_fingerprint, now
 from cytomil.encoders.bundle import (
     ENGINES_FOLDER,
     WEIGHTS_NAME,
@@ -19,19 +20,23 @@ from cytomil.encoders.bundle import (
     pick_device,
     stored_engines,
 )
-from cytomil.encoders.engines.agreement import MIN_CELLS, agreement, refusal
-from cytomil.encoders.engines.config import CompileConfig
-from cytomil.encoders.engines.eager import EagerEngine
-from cytomil.encoders.engines.engine import Backend, CompiledForm, Engine, batch_of, one_line_errors, start_engine
-from cytomil.encoders.engines.record import EngineRecord, machine
-from cytomil.encoders.engines.registry import load_backend
+from cytomil.encoders.engines.engine import (
+    Backend,
+    CompiledForm,
+    EagerEngine,
+    Engine,
+    batch_of,
+    one_line_errors,
+    start_engine,
+)
+from cytomil.encoders.engines.record import MIN_CELLS, EngineRecord, agreement, machine, refusal
+from cytomil.encoders.engines.registry import CompileConfig, load_backend
 from cytomil.encoders.stages import layer_of
 from cytomil.encoders.transform import CellTransform, decode_cells
 from cytomil.errors import BagFileError, EngineError, EngineRefusedError
 from cytomil.files import replacing_folder, sha256_of_file
 from cytomil.full_disk import is_full, require_free
 from cytomil.progress import Listener
-from cytomil.provenance import code_fingerprint, now
 
 
 def training_cells(bags: Path, transform: CellTransform, n: int, minimum: int, seed: int) -> np.ndarray:

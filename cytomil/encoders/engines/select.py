@@ -9,10 +9,17 @@ import numpy as np
 import torch
 
 from cytomil.encoders.bundle import ENGINES_FOLDER, EncoderBundle, pick_device, stored_engines
-from cytomil.encoders.engines.agreement import agreement, refusal
-from cytomil.encoders.engines.eager import EagerEngine
-from cytomil.encoders.engines.engine import Engine, start_engine
-from cytomil.encoders.engines.record import EngineRecord, backend_of, form_of, machine, read_record, require_valid
+from cytomil.encoders.engines.engine import EagerEngine, Engine, start_engine
+from cytomil.encoders.engines.record import (
+    EngineRecord,
+    agreement,
+    backend_of,
+    form_of,
+    machine,
+    read_record,
+    refusal,
+    require_valid,
+)
 from cytomil.encoders.engines.registry import AUTO, EAGER
 from cytomil.errors import EngineError
 from cytomil.layer import Layer

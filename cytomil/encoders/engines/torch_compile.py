@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cytomil.encoders.engines.eager import to_unit_range
-from cytomil.encoders.engines.engine import Backend, CompiledForm, Embed, batch_of, padded
+from cytomil.encoders.engines.engine import Backend, CompiledForm, Embed, batch_of, padded, to_unit_range
 from cytomil.layer import Layer
 
 _GPU_BATCH = 256  # enough to fill a GPU

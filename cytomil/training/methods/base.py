@@ -1,8 +1,8 @@
-"""The interface of pretraining methods, and how one is loaded by its name."""
+"""The interface of pretraining methods, how one is loaded by its name, and the cells of each step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,9 +13,36 @@ from cytomil.config import Config, own_config
 from cytomil.encoders.architecture import Encoder
 from cytomil.errors import SettingsError
 from cytomil.registry import METHODS
-from cytomil.training.batches import balanced_batches
 from cytomil.training.cells import TrainingCells
 from cytomil.training.config import PretrainConfig
+
+
+def balanced_batches(
+    pools: Sequence[Tensor], batch_size: int, generator: torch.Generator, length: int | None = None
+) -> list[Tensor]:
+    """Shuffle the indices of one epoch into steps. Every pool contributes equally to each step.
+
+    Every cell of the largest pool is used exactly once. Smaller pools are reshuffled and repeated until they have
+    contributed as many cells. The sizes of two steps differ by at most one cell per pool.
+
+    Args:
+        pools: index tensors, none of them empty.
+        batch_size: target number of cells per step.
+        generator: source of the shuffling.
+        length: cells taken from each pool; None: the size of the largest pool.
+
+    Returns:
+        One tensor per step. The first pool's cells come first in each.
+    """
+    longest = length or max(map(len, pools))
+    n_steps = max(1, round(longest * len(pools) / batch_size))
+    parts_by_pool = [_shuffled(pool, longest, generator).tensor_split(n_steps) for pool in pools]
+    return [torch.cat(parts) for parts in zip(*parts_by_pool, strict=True)]
+
+
+def _shuffled(pool: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    rounds = -(-n // len(pool))
+    return torch.cat([pool[torch.randperm(len(pool), generator=generator)] for _ in range(rounds)])[:n]
 
 
 @dataclass(frozen=True)

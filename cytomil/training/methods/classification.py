@@ -7,10 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cytomil.encoders.architecture import Encoder
-from cytomil.training.batches import balanced_batches
 from cytomil.training.cells import TrainingCells
 from cytomil.training.config import PretrainConfig
-from cytomil.training.methods.base import Batch, Method
+from cytomil.training.methods.base import Batch, Method, balanced_batches
 
 
 class WeaklySupervised(Method):

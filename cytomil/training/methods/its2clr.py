@@ -10,12 +10,11 @@ from torch import Tensor
 
 from cytomil.encoders.architecture import Encoder
 from cytomil.errors import BagFileError
-from cytomil.training.batches import balanced_batches
 from cytomil.training.cells import TrainingCells
 from cytomil.training.config import PretrainConfig
 from cytomil.training.losses import supcon_loss
-from cytomil.training.methods.base import Batch
-from cytomil.training.methods.simclr import SimCLR
+from cytomil.training.methods.base import Batch, balanced_batches
+from cytomil.training.methods.contrastive import SimCLR
 from cytomil.training.training_encoder import embed_cells
 
 _SHRINKAGE = 0.1

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytomil.app.cli.beforehand import duration, size, told_beforehand
-from cytomil.app.cli.console import RichListener
+from cytomil.app.cli.console import RichListener, duration, size, told_beforehand
 from cytomil.progress import Forecast, Memory, Work
 
 NO_GPU = "No GPU was found. One is used automatically; docs/benchmarks.md has its gain."

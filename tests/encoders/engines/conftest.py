@@ -21,7 +21,7 @@ def short_timing():
 def compiled_folder(make_encoder, bags_folder, shared, short_timing):
     """An untrained encoder's bundle with a float32 engine of OpenVINO, of layers h, z and auto. Read it, never write to it."""
     from cytomil.encoders.engines.compile import compile_engine
-    from cytomil.encoders.engines.config import CompileConfig
+    from cytomil.encoders.engines.registry import CompileConfig
     from cytomil.progress import Silent
 
     def make(root):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.covariance import LedoitWolf
 
-from cytomil.encoders.engines.agreement import agreement, refusal, top_overlap
+from cytomil.encoders.engines.record import agreement, refusal, top_overlap
 
 
 @pytest.fixture

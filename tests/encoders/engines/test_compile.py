@@ -8,13 +8,13 @@ from cytomil import full_disk
 from cytomil.bags.bag_file import open_bag
 from cytomil.encoders.architecture import Encoder, resolve_architecture
 from cytomil.encoders.bundle import load_bundle, save_bundle
-from cytomil.encoders.engines import agreement as agreement_module
 from cytomil.encoders.engines import compile as compile_module
 from cytomil.encoders.engines import open_engine, openvino
+from cytomil.encoders.engines import record as agreement_module
 from cytomil.encoders.engines.compile import compile_by_default, compile_engine, training_cells
-from cytomil.encoders.engines.config import CompileConfig
 from cytomil.encoders.engines.openvino import OpenVino
 from cytomil.encoders.engines.record import read_record
+from cytomil.encoders.engines.registry import CompileConfig
 from cytomil.encoders.stages import default_layer, layer_dim
 from cytomil.encoders.start import resolve_start
 from cytomil.encoders.transform import CellTransform

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cytomil.encoders.bundle import load_bundle
-from cytomil.encoders.engines.eager import EagerEngine, to_unit_range
+from cytomil.encoders.engines.engine import EagerEngine, to_unit_range
 from cytomil.layer import Layer
 
 

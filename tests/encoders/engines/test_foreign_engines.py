@@ -16,8 +16,7 @@ from cytomil.encoders.bundle import load_bundle
 from cytomil.encoders.engines import compile as compile_module
 from cytomil.encoders.engines import open_engine
 from cytomil.encoders.engines.compile import compile_engine
-from cytomil.encoders.engines.config import CompileConfig
-from cytomil.encoders.engines.registry import ENGINES, load_backend
+from cytomil.encoders.engines.registry import ENGINES, CompileConfig, load_backend
 from cytomil.errors import EngineError, SettingsError
 from cytomil.layer import Layer
 from cytomil.progress import Silent
@@ -28,7 +27,7 @@ from pydantic import Field
 
 from cytomil.config import Config
 from cytomil.encoders.engines import Backend
-from cytomil.encoders.engines.eager import EagerEngine
+from cytomil.encoders.engines.engine import EagerEngine
 
 
 class WrapConfig(Config):

@@ -7,8 +7,8 @@ from cytomil.encoders.bundle import load_bundle, save_bundle
 from cytomil.encoders.engines import compile as compile_module
 from cytomil.encoders.engines import open_engine
 from cytomil.encoders.engines.compile import compile_engine
-from cytomil.encoders.engines.config import CompileConfig
 from cytomil.encoders.engines.record import read_record
+from cytomil.encoders.engines.registry import CompileConfig
 from cytomil.encoders.start import resolve_start
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import EngineError

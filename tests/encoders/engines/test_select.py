@@ -7,8 +7,8 @@ from importlib import metadata
 import pytest
 
 from cytomil.encoders.bundle import keep_engines, load_bundle, save_bundle, stored_engines
-from cytomil.encoders.engines import agreement as agreement_module
 from cytomil.encoders.engines import open_engine, openvino
+from cytomil.encoders.engines import record as agreement_module
 from cytomil.encoders.engines.record import read_record
 from cytomil.errors import EncoderBundleError
 from cytomil.files import sha256_of_file, write_json_card

@@ -12,10 +12,9 @@ from cytomil.encoders.bundle import load_bundle
 from cytomil.encoders.engines import open_engine, tensorrt
 from cytomil.encoders.engines import record as record_module
 from cytomil.encoders.engines.compile import compile_engine
-from cytomil.encoders.engines.config import CompileConfig
 from cytomil.encoders.engines.engine import CompiledForm, start_engine
 from cytomil.encoders.engines.record import EngineRecord
-from cytomil.encoders.engines.registry import load_backend
+from cytomil.encoders.engines.registry import CompileConfig, load_backend
 from cytomil.encoders.engines.tensorrt import MAX_CELLS
 from cytomil.errors import CytomilError, EngineError
 from cytomil.files import sha256_of_file

@@ -23,8 +23,7 @@ from cytomil.mil.aggregators.pooling import MeanPooling
 from cytomil.mil.aggregators.registry import AGGREGATORS, find_aggregator, own_config, require_score
 from cytomil.mil.bags import TrainingBag
 from cytomil.mil.config import FitMilConfig, InstanceScore
-from cytomil.mil.cross_validate import cross_validate, training_epochs
-from cytomil.mil.ensemble import Ensemble, Member, reference_evidence
+from cytomil.mil.cross_validate import Ensemble, Member, cross_validate, reference_evidence, training_epochs
 from cytomil.mil.pamil import PAMIL
 from cytomil.progress import Silent
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from cytomil.mil.aggregators.neighbours import DensityRatio, nearest_distances
+from cytomil.mil.aggregators.one_class import DensityRatio, nearest_distances
 from cytomil.mil.bags import TrainingBag
 from cytomil.mil.config import FitConfig
 

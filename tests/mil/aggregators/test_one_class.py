@@ -12,10 +12,10 @@ from sklearn.covariance import LedoitWolf
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
-from cytomil.mil.aggregators.neighbours import NearestNeighbours
 from cytomil.mil.aggregators.one_class import (
     GaussianDensity,
     Mahalanobis,
+    NearestNeighbours,
     OneClassSVM,
     mean_and_precision,
     squared_distances,

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from cytomil.mil.aggregators.dtfd import DTFDMIL, pseudo_bag_of
-from cytomil.mil.aggregators.gated_attention import ABMIL, CLAM, smooth_svm_loss
+from cytomil.mil.aggregators.pooling import ABMIL, CLAM, DTFDMIL, pseudo_bag_of, smooth_svm_loss
 from cytomil.mil.aggregators.transmil import NystromAttention, TransMIL, pseudo_inverse
 from cytomil.mil.config import InstanceScore
 

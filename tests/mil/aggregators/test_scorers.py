@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytomil.mil.aggregators.neighbours import DensityRatio
+from cytomil.mil.aggregators.one_class import DensityRatio
 from cytomil.mil.aggregators.scorers import PooledScorer
 from cytomil.mil.aggregators.self_paced import SelfPaced
 from cytomil.mil.bags import TrainingBag

@@ -1,4 +1,4 @@
-"""MoCo v3 (arXiv 2104.02057): contrast all cells with the keys of a momentum encoder."""
+"""SimCLR, supervised contrastive learning, and MoCo v3."""
 
 from __future__ import annotations
 
@@ -11,8 +11,34 @@ from torch import Tensor, nn
 from cytomil.encoders.architecture import Encoder
 from cytomil.training.cells import TrainingCells
 from cytomil.training.config import PretrainConfig
-from cytomil.training.losses import info_nce_loss
+from cytomil.training.losses import chance_level, info_nce_loss, nt_xent_loss, supcon_loss
 from cytomil.training.methods.base import Batch, Method, project_views
+
+
+class SimCLR(Method):
+    """NT-Xent over the whole batch."""
+
+    contrast = "nt_xent"
+
+    def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
+        """NT-Xent of both views of all cells."""
+        return {"nt_xent": nt_xent_loss(*project_views(encoder, batch.views), self.settings.temperature)}
+
+    def chance(self, batch: Batch) -> float:
+        """ln(2B − 1)."""
+        return chance_level(len(batch.is_positive))
+
+
+class SupCon(Method):
+    """L_out over both views of the batch. Cells of slides with the same label are each other's positives."""
+
+    classes = True
+
+    def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
+        """SupCon of all projections, with the slide's label as the class."""
+        _, z = encoder(torch.cat(batch.views))
+        return {"supcon": supcon_loss(z, batch.is_positive.repeat(2), self.settings.temperature)}
+
 
 _FIRST_MOMENTUM = 0.99
 _HIDDEN = 512

@@ -1,4 +1,4 @@
-"""Deep SVDD (Ruff et al., ICML 2018): map negative slides' cells close to a fixed centre."""
+"""One-class methods, which learn from negative slides only: Deep SVDD and DROC."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cytomil.encoders.architecture import Encoder
-from cytomil.encoders.engines.eager import to_unit_range
-from cytomil.training.batches import balanced_batches
+from cytomil.encoders.engines.engine import to_unit_range
 from cytomil.training.cells import TrainingCells
 from cytomil.training.config import PretrainConfig
-from cytomil.training.methods.base import Batch, Method
+from cytomil.training.losses import chance_level, nt_xent_loss
+from cytomil.training.methods.base import Batch, Method, balanced_batches
 
 _MIN_COORDINATE = 0.1
 _MIN_VARIANCE_FRACTION = 1e-6
@@ -134,3 +134,32 @@ def _whiten(encoder: Encoder, h: Tensor, seed: int) -> None:
     drawn = torch.randn(last.out_features, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     rotation = torch.linalg.qr(drawn)[0].to(last.weight)
     last.weight[:, :k], last.weight[:, k : 2 * k] = rotation, -rotation
+
+
+_TURNS = 4
+
+
+class DROC(Method):
+    """NT-Xent of negative slides' cells in four rotations. Each rotation counts as a separate instance.
+
+    Views therefore do not rotate the cells. A step holds a quarter of ``batch_size`` cells, and thereby as many images
+    as a step of other methods.
+    """
+
+    contrast = "nt_xent"
+    rotates = False
+
+    def batches(self, generator: torch.Generator) -> list[Tensor]:
+        """Negative slides' cells, each once."""
+        return balanced_batches(self.sides()[:1], max(1, self.settings.batch_size // _TURNS), generator)
+
+    def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
+        """NT-Xent over cells times rotations."""
+        turned = [view.rot90(turn, (2, 3)) for view in batch.views for turn in range(_TURNS)]
+        _, z = encoder(torch.cat(turned).contiguous(memory_format=torch.channels_last))
+        z_i, z_j = z.chunk(2)
+        return {"nt_xent": nt_xent_loss(z_i, z_j, self.settings.temperature)}
+
+    def chance(self, batch: Batch) -> float:
+        """ln(8B − 1)."""
+        return chance_level(_TURNS * len(batch.is_positive))
