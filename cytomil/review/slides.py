@@ -20,7 +20,7 @@ from cytomil.errors import CytomilError, NotFoundError, ReviewError
 from cytomil.files import SEAL, is_sealed, read_json
 from cytomil.slides import Cutting, Handles, Resolutions
 from cytomil.triage.pictures import jpeg
-from cytomil.triage.sources import Found, SlideSource, open_source
+from cytomil.triage.sources import SlideEntry, SlideSource, open_source
 from cytomil.triage.whole_slide import SlideReading
 from cytomil.triage.write import FILES_KEY, SCHEMA
 
@@ -264,7 +264,7 @@ class ShownSlide:
     def _source(self) -> SlideSource:
         listed = list_slide_dir(self.path.parent, [])
         parts = next((one.parts for one in listed.slides if one.path == self.path), ())
-        return open_source(Found(self.slide.slide, self.path, parts), _UNCUT)
+        return open_source(SlideEntry(self.slide.slide, self.path, parts), _UNCUT)
 
     def _image_of(self, cell: str) -> bytes:
         if cell not in {one.instance_id for one in self.slide.key_instances}:
