@@ -12,7 +12,7 @@ import uvicorn
 
 from cytomil.review.log import ReviewLog
 from cytomil.review.server import create_app, listen
-from cytomil.review.slides import Triage
+from cytomil.review.slides import FollowedTriage
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def serving(triage: Path, token: str) -> Iterator[int]:
     """Serve a ranked folder until the block ends. Yields the port."""
     with listen(0) as listening:
         port = int(listening.getsockname()[1])
-        app = create_app(Triage(triage), ReviewLog(triage), token, port)
+        app = create_app(FollowedTriage(triage), ReviewLog(triage), token, port)
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", ws="none"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()

@@ -93,7 +93,9 @@ def unlike(slide: LabelledSlide, other: LabelledSlide) -> str:
     return f". WARNING: the original differs ({'; '.join(found)}). Correct the labels file" if found else ""
 
 
-_OWN_FOLDERS = frozenset({"cache", "cells", "geojson", "heatmaps", "images", "made-from", "qc", "summaries"})
+_OWN_FOLDERS = frozenset(
+    {"cache", "cells", "geojson", "heatmaps", "images", "made-from", "plots", "qc", "report_files", "summaries"}
+)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,10 @@ class EvaluateConfig(Config):
     bags: Path = Field(Path("data/bags"), description="folder with bags.csv; instance labels are read only from here")
     out: Path = Field(Path("reports"), description="folder for metrics, predictions and curves")
     split: Split = Field(Split.TEST, description="which bags to evaluate")
+    cells: Path | None = Field(
+        None,
+        description="labels of cells: CSV of slide, instance_id (or x and y) and verdict, or GeoJSON named after its slide",
+    )
     k: int = Field(0, ge=0, description="cells reviewed for Recall@k; 0: 40 % of each bag")
     redraw: int = Field(
         0,

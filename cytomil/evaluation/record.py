@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from cytomil.bags.manifest import Manifest, fingerprint, patient_key, witness_rate_of
 from cytomil.cards import Card, Count, Flag, Fraction, Number, Text, now, versions
 from cytomil.encoders.bundle import InitialWeightsCard, TrainingData
+from cytomil.evaluation.cell_labels import CellLabels
 from cytomil.evaluation.config import EvaluateConfig
 from cytomil.evaluation.control import Control, RedrawnMetrics
 from cytomil.evaluation.intervals import Bounds
@@ -28,6 +29,7 @@ from cytomil.evaluation.metrics import (
     n_in_fraction,
     recall_at_fraction,
 )
+from cytomil.files import sha256_of_json
 
 if TYPE_CHECKING:
     from cytomil.mil.triage_model import TriageModel
@@ -124,7 +126,10 @@ _CURVE_FRACTIONS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5,
 
 @dataclass(frozen=True)
 class Prediction:
-    """One evaluated bag. ``instance_labels`` is None if the bags folder does not give them."""
+    """One evaluated bag.
+
+    ``instance_labels`` is None if they are not known. If ``is_part_labelled``, cells of label -1 do not count.
+    """
 
     bag_id: str
     patient_id: str
@@ -132,11 +137,15 @@ class Prediction:
     probability: float
     scores: np.ndarray
     instance_labels: np.ndarray | None
+    is_part_labelled: bool = False
 
     @property
     def scored(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Scores and instance labels of a positive bag for `instance_metrics`; None if negative or unknown."""
-        return None if self.label == 0 or self.instance_labels is None else (self.scores, self.instance_labels)
+        if self.label == 0 or self.instance_labels is None:
+            return None
+        counts = self.instance_labels >= 0 if self.is_part_labelled else slice(None)
+        return self.scores[counts], self.instance_labels[counts]
 
 
 class RecordedBag(Card):
@@ -263,6 +272,7 @@ def make_record(
     intervals: dict[str, Bounds],
     redrawn: RedrawnMetrics | None = None,
     control: Control | None = None,
+    given: CellLabels | None = None,
 ) -> dict[str, Any]:
     """The content of evaluate.json. Fractions are 0 to 1. A figure that is not defined is None."""
     card, plain = model.encoder.card, model.encoder.card.to_json()
@@ -280,6 +290,15 @@ def make_record(
         metrics["redrawn"] = redrawn.to_dict()
     if control:
         metrics["control"] = control.to_dict()
+    bags_fingerprint = fingerprint(manifest.rows)
+    if given:
+        metrics["labelled_cells"] = {
+            "n": sum(len(labels) for _, labels in scored),
+            "n_abnormal": sum(int(labels.sum()) for _, labels in scored),
+            "sha256": given.sha256,
+        }
+        # Figures of other cells are not to be compared with these.
+        bags_fingerprint = sha256_of_json([bags_fingerprint, given.sha256])
     return {
         "schema": SCHEMA,
         "name": settings.name or name_of(card.settings),
@@ -289,7 +308,7 @@ def make_record(
         "aggregator": fitted["aggregator"],
         "seed": card.settings.get("seed", 0),
         "witness_rate": witness_rate_of(manifest),
-        "bags_fingerprint": fingerprint(manifest.rows),
+        "bags_fingerprint": bags_fingerprint,
         "metrics": metrics,
         "recall_by_share": {str(fraction): recall[fraction] for fraction in _CURVE_FRACTIONS if fraction in recall},
         "bags": [_bag(prediction, bag.threshold) for prediction in predictions],
@@ -320,5 +339,6 @@ def _bag(prediction: Prediction, threshold: float) -> dict[str, Any]:
         "probability": prediction.probability,
         "called_positive": prediction.probability >= threshold,
         "n_instances": len(prediction.scores),
+        **({"n_labelled": len(prediction.scored[1])} if prediction.is_part_labelled and prediction.scored else {}),
         **figures,
     }

@@ -13,6 +13,7 @@ import numpy as np
 from cytomil.bags.instance_labels import read_instance_labels
 from cytomil.bags.manifest import Fitted, Manifest, open_listed, read_manifest
 from cytomil.errors import CytomilError, FeatureFileError, SettingsError, TriageModelError
+from cytomil.evaluation.cell_labels import CellLabels, read_cell_labels
 from cytomil.evaluation.config import EvaluateConfig
 from cytomil.evaluation.control import (
     Control,
@@ -34,6 +35,7 @@ from cytomil.evaluation.record import (
     roc_curve_points,
 )
 from cytomil.features.cache import Features
+from cytomil.features.config import Split
 from cytomil.features.embed import preparation_sha256
 from cytomil.features.index import IndexRow, read_index, require_agreement
 from cytomil.files import sha256_of_file, write_json, write_json_card, write_text
@@ -67,8 +69,9 @@ class Measured:
 class Evaluated:
     """The result of evaluate.
 
-    ``problems`` lists bags whose instance labels could not be read. ``intervals`` holds the 95 % intervals of ``bag`` and
-    ``instance`` under these names.
+    ``problems`` lists bags whose instance labels could not be read or used. ``intervals`` holds the 95 % intervals of ``bag``
+    and ``instance`` under these names. ``labelled_cells`` says of how many cells ``instance`` is, if labels of some cells
+    were given: n, n_abnormal, and the SHA-256 of the file.
     """
 
     folder: Path
@@ -80,6 +83,7 @@ class Evaluated:
     problems: tuple[Problem, ...]
     redrawn: RedrawnMetrics | None
     control: Control | None
+    labelled_cells: dict[str, Any] | None
 
 
 def evaluate(settings: EvaluateConfig, listener: Listener) -> Evaluated:
@@ -102,6 +106,7 @@ def evaluate(settings: EvaluateConfig, listener: Listener) -> Evaluated:
         measured.problems,
         measured.redrawn,
         measured.control,
+        metrics.get("labelled_cells"),
     )
 
 
@@ -111,6 +116,12 @@ def measure(settings: EvaluateConfig, listener: Listener) -> Measured:
         raise SettingsError("permutations and sites are for the control. Add --control.")
     if settings.sites and not settings.permutations:
         raise SettingsError("sites are for permuted labels. Add --permutations 10.")
+    if settings.cells and (settings.redraw or (settings.control and not settings.permutations)):
+        raise SettingsError(
+            "--redraw and --control need the labels of all cells, and --cells gives those of some. Remove one of them, or "
+            "add --permutations 10 to --control."
+        )
+    given = read_cell_labels(settings.cells) if settings.cells else None
     index = read_index(settings.features)
     require_agreement(index)
     opened = index.open(settings.split)
@@ -133,14 +144,17 @@ def measure(settings: EvaluateConfig, listener: Listener) -> Measured:
     for caveat in model.encoder.caveats:
         listener.note(caveat)
     manifest = read_manifest(settings.bags)
-    problems: list[Problem] = []
+    problems = _unused(given, index.rows, opened, listener) if given else []
+    if model.card.feedback is not None and settings.split != Split.TEST:
+        listener.note(
+            "the model learnt from readers' verdicts on cells of training bags: figures of their cells are too good"
+        )
     predictions = []
     for row, features in listener.track(opened, "evaluating", unit="bags"):
         assessment = model.ensemble.assess_blocks(features.blocks())
-        labels = _instance_labels(manifest, row.bag_id, features, problems)
-        predictions.append(
-            Prediction(row.bag_id, row.patient_id, row.label, assessment.probability, assessment.scores, labels)
-        )
+        labels = _instance_labels(manifest, row.bag_id, features, problems, given)
+        about = (row.bag_id, row.patient_id, row.label, assessment.probability, assessment.scores, labels)
+        predictions.append(Prediction(*about, is_part_labelled=given is not None))
     threshold = model.card.thresholds.decision
     bag = bag_metrics([p.probability for p in predictions], [p.label for p in predictions], threshold)
     scored = [p.scored for p in predictions if p.scored is not None]
@@ -153,7 +167,7 @@ def measure(settings: EvaluateConfig, listener: Listener) -> Measured:
     intervals = {"bag": bag_intervals(bag, *columns), "instance": instance_intervals(scored, settings.k or None)}
     redrawn = _redraw(settings, model, [features for _, features in opened], predictions) if settings.redraw else None
     control = _control(settings, model, manifest, listener) if settings.control else None
-    record = make_record(settings, model, manifest, predictions, bag, instance, intervals, redrawn, control)
+    record = make_record(settings, model, manifest, predictions, bag, instance, intervals, redrawn, control, given)
     problems += control.problems if control else ()
     return Measured(model, tuple(predictions), bag, instance, record, tuple(problems), redrawn, control)
 
@@ -221,7 +235,24 @@ def _probability(model: TriageModel, values: np.ndarray) -> float:
     return model.ensemble.assess(values).probability
 
 
-def _instance_labels(manifest: Manifest, bag_id: str, features: Features, problems: list[Problem]) -> np.ndarray | None:
+def _unused(
+    given: CellLabels, rows: Sequence[IndexRow], opened: Sequence[tuple[IndexRow, Features]], listener: Listener
+) -> list[Problem]:
+    """Slides with labels that are none of the bags. Those of the other split are only told."""
+    elsewhere = given.without_bag(row.bag_id for row, _ in opened)
+    unknown = given.without_bag(row.bag_id for row in rows)
+    if others := [slide for slide in elsewhere if slide not in unknown]:
+        listener.note(f"labels of bags that are not evaluated are not used: {', '.join(sorted(others))}")
+    return [
+        Problem(slide, f"none of the bags is called so: {n} label{'s' * (n != 1)} of {given.path} not used")
+        for slide, n in unknown.items()
+    ]
+
+
+def _instance_labels(
+    manifest: Manifest, bag_id: str, features: Features, problems: list[Problem], given: CellLabels | None = None
+) -> np.ndarray | None:
+    """The labels of a bag's cells in the order of ``features``: those that are ``given``, or else the bag's own."""
     row = next((row for row in manifest.rows if row.bag_id == bag_id), None)
     if row is None:
         problems.append(Problem(bag_id, f"is not in {manifest.folder}: no instance labels"))
@@ -231,12 +262,16 @@ def _instance_labels(manifest: Manifest, bag_id: str, features: Features, proble
             raise FeatureFileError(
                 f"{features.path} was not made from {manifest.file_of(row)}. Run `cytomil embed` again."
             )
-        open_listed(manifest, row)
-        label_of = read_instance_labels(manifest.file_of(row))
+        bag = open_listed(manifest, row)
+        if given:
+            labels = given.of_bag(bag, problems)
+            label_of = {} if labels is None else dict(zip(bag.instance_ids, labels.tolist(), strict=True))
+        else:
+            label_of = read_instance_labels(manifest.file_of(row))
     except CytomilError as error:
         problems.append(Problem(bag_id, str(error)))
         return None
-    return np.array([label_of[name] for name in features.instance_ids])
+    return np.array([label_of[name] for name in features.instance_ids]) if label_of else None
 
 
 def _write(out: Path, measured: Measured) -> None:

@@ -50,6 +50,27 @@ class Feedback:
 NO_FEEDBACK = Feedback({})
 
 
+def cells_to_teach(scores: np.ndarray, n_top: int, n: int) -> np.ndarray:
+    """Choose further cells whose verdicts also tell the model about less suspicious ones.
+
+    Their ranks are spread over all cells below the top ones, in equal steps of the logarithm: most lie close to the top,
+    where the model is least sure. `python -m bench feedback` measures what they add.
+
+    Args:
+        scores: of all cells of a slide, (N,).
+        n_top: number of highest scores that are shown anyway.
+        n: number of cells to choose.
+
+    Returns:
+        Indices of at most ``n`` cells, in order of falling score.
+    """
+    ranks = np.argsort(-scores, kind="stable")[n_top:]
+    if not n or not len(ranks):
+        return ranks[:0]
+    places = np.geomspace(n_top + 1, n_top + len(ranks), min(n, len(ranks))).round().astype(int) - n_top - 1
+    return ranks[np.unique(places)]
+
+
 def read_feedback(path: Path) -> Feedback:
     """Read a table with the columns slide, instance_id and verdict.
 

@@ -53,8 +53,8 @@ from cytomil.mil.triage_model import (
     ChosenThresholds,
     FeedbackCard,
     HeldOutFigures,
-    TrainedOn,
     ModelDescription,
+    TrainedOn,
     TriageModel,
     save_triage_model,
 )

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cytomil.errors import CytomilError, ReviewError, ReviewLogError
 from cytomil.review.log import Action, Judgements, ReviewLog, of_other_versions, of_these_versions, others
-from cytomil.review.slides import TILE_PX, ShownSlide, Triage
+from cytomil.review.slides import TILE_PX, FollowedTriage, ShownSlide, Triage
 
 HOST = "127.0.0.1"
 _MAX_BODY_BYTES = 1 << 16
@@ -37,6 +37,9 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
+
+
+_Endpoint = Callable[[Triage, ReviewLog, Mapping[str, Any], Any], Response]
 
 
 class Guard:
@@ -80,17 +83,33 @@ class Guard:
         return given is not None and secrets.compare_digest(given.encode(), self._token.encode())
 
 
-def create_app(triage: Triage, log: ReviewLog, token: str, port: int) -> ASGIApp:
-    """The application. ``token`` must be in every request, as a cookie; ``port`` is where it is served."""
+def create_app(followed: FollowedTriage, log: ReviewLog, token: str, port: int) -> ASGIApp:
+    """The application. ``token`` must be in every request, as a cookie; ``port`` is where it is served.
+
+    Each request is answered from the worklist as it is on disk at that moment.
+    """
     routes = [
         Route("/", partial(_static, name="review.html")),
+        Route("/api/state", partial(_answer, lambda values, body: _state(followed))),
         *(Route(f"/{name}", partial(_static, name=name)) for name in _STATIC),
         *(
-            Route(path, partial(_answer, partial(function, triage, log)), methods=[method])
+            Route(path, partial(_answer, partial(_current, function, followed, log)), methods=[method])
             for method, path, function in _API
         ),
     ]
     return Guard(Starlette(routes=routes), token, port)
+
+
+def _current(
+    function: _Endpoint, followed: FollowedTriage, log: ReviewLog, values: Mapping[str, Any], body: Any
+) -> Response:
+    return function(followed.current(), log, values, body)
+
+
+def _state(followed: FollowedTriage) -> Response:
+    """What the page asks for now and then, to learn that the folder was ranked again."""
+    triage = followed.current()
+    return _json({"created": triage.created, "slides": list(triage.by_name), "fault": followed.fault})
 
 
 async def _static(request: Request, name: str) -> Response:
@@ -158,10 +177,10 @@ def _reader(values: Mapping[str, Any]) -> str:
 def _worklist(triage: Triage, log: ReviewLog, values: Mapping[str, Any], _: Any) -> Response:
     entries, reader = of_these_versions(log.entries(), triage.sha256_of), _reader(values)
     slides = []
-    for number, slide in enumerate(triage.slides):
+    for slide in triage.slides:
         own = Judgements.of(entries, reader, slide.slide)
         told = slide.model_dump(include={"rank", "slide", "call", "probability", "is_unlike", "reason", "n_cells"})
-        slides.append(told | {"number": number, "judged": len(own.cells), "verdict": own.verdict})
+        slides.append(told | {"number": triage.numbers[slide.slide], "judged": len(own.cells), "verdict": own.verdict})
     return _json(
         {
             "created": triage.created,
@@ -175,11 +194,12 @@ def _worklist(triage: Triage, log: ReviewLog, values: Mapping[str, Any], _: Any)
 def _slide(triage: Triage, log: ReviewLog, values: Mapping[str, Any], _: Any) -> Response:
     shown = _shown(triage, values)
     slide = shown.slide
-    told: dict[str, Any] = slide.model_dump(exclude={"path", "files", "sha256"})
+    told: dict[str, Any] = slide.model_dump(exclude={"path", "files"})
     told |= {"pyramid": None, "fault": ""}
     if shown.is_whole:
         try:
             size = shown.size
+            told["to_teach"] = [one.model_dump() for one in shown.to_teach]
             told["pyramid"] = {"width": size.width, "height": size.height, "max_level": size.max_level, "tile": TILE_PX}
         except ReviewError as error:
             told["fault"] = str(error)
@@ -237,13 +257,15 @@ def _act(triage: Triage, log: ReviewLog, values: Mapping[str, Any], body: Any) -
     slide = triage.by_name.get(str(body.get("slide", "")))
     if slide is None:
         raise ReviewError("there is no such slide in the worklist.")
+    if body.get("sha256", slide.sha256) != slide.sha256:
+        raise _RefusedError(409, "the slide's file changed and was ranked again. Open the slide again.")
     try:
         action = Action(str(body.get("action", "")))
     except ValueError:
         raise _RefusedError(400, "there is no such action.") from None
     reader, fields = str(body.get("reader", "")), {}
     if action is Action.CELL:
-        fields = _of_cell(triage.shown(triage.slides.index(slide)), str(body.get("cell", "")))
+        fields = _of_cell(triage.shown(triage.numbers[slide.slide]), str(body.get("cell", "")))
     if action is Action.UNDO:
         last = Judgements.of(of_these_versions(log.entries(), triage.sha256_of), reader, slide.slide).last
         if last is None:
@@ -261,12 +283,15 @@ def _of_cell(shown: ShownSlide, cell: str) -> dict[str, Any]:
     for rank, key in enumerate(shown.slide.key_instances, start=1):
         if key.instance_id == cell:
             return {"cell": cell, "score": key.score, "rank": rank}
+    for taught in shown.slide.to_teach:
+        if taught.instance_id == cell:
+            return {"cell": cell, "score": taught.score}
     if cell not in shown.cells.index:
         raise ReviewError("there is no such cell.")
     return {"cell": cell, "score": float(shown.cells.numbers[shown.cells.index[cell], 3])}
 
 
-_API: tuple[tuple[str, str, Callable[[Triage, ReviewLog, Mapping[str, Any], Any], Response]], ...] = (
+_API: tuple[tuple[str, str, _Endpoint], ...] = (
     ("GET", "/api/worklist", _worklist),
     ("GET", "/api/slides/{number:int}", _slide),
     ("GET", "/api/slides/{number:int}/check", _check),
@@ -288,7 +313,7 @@ def listen(port: int) -> socket.socket:
         ) from None
 
 
-def serve(triage: Triage, log: ReviewLog, token: str, listening: socket.socket) -> None:
+def serve(triage: FollowedTriage, log: ReviewLog, token: str, listening: socket.socket) -> None:
     """Serve until interrupted."""
     import uvicorn
 

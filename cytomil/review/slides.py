@@ -22,7 +22,7 @@ from cytomil.slides import Cutting, Handles, Resolutions
 from cytomil.triage.pictures import jpeg
 from cytomil.triage.sources import SlideEntry, SlideSource, open_source
 from cytomil.triage.whole_slide import SlideReading
-from cytomil.triage.write import FILES_KEY, SCHEMA
+from cytomil.triage.write import FILES_KEY, SCHEMA, WORKLIST_NAME
 
 TILE_PX = 256
 CELL_PX = 320
@@ -62,6 +62,7 @@ class ReviewedSlide(BaseModel):
     mpp: float | None = None
     sha256: str = ""
     key_instances: tuple[KeyCell, ...] = ()
+    to_teach: tuple[KeyCell, ...] = ()
     files: dict[str, str] = {}
 
 
@@ -102,16 +103,16 @@ class Size:
 
 
 class Triage:
-    """A folder that `cytomil rank` wrote.
+    """A folder that `cytomil rank` wrote, as it is now. ``before`` is the same folder as it was.
 
     Raises:
         NotFoundError: the folder or its triage.json is missing.
         ReviewError: triage.json cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, before: Triage | None = None) -> None:
         self.folder = folder
-        path = folder / "triage.json"
+        path = folder / WORKLIST_NAME
         if not path.is_file():
             raise NotFoundError(f"{path} does not exist. Rank a folder of slides first: `cytomil rank SLIDE_DIR`.")
         try:
@@ -128,6 +129,14 @@ class Triage:
         self.by_name = {slide.slide: slide for slide in self.slides}
         self._shown: dict[str, ShownSlide] = {}
         self._lock = threading.Lock()
+        if before is not None:
+            with before._lock:
+                self._shown |= before._shown
+        names = [] if before is None else list(before.numbers)
+        every = dict.fromkeys([*names, *self.by_name])
+        self.numbers: dict[str, int] = {name: number for number, name in enumerate(every)}
+        """The number of each slide by name. It stays the same if the folder is ranked again."""
+        self._names = list(self.numbers)
 
     @property
     def created(self) -> str:
@@ -150,16 +159,49 @@ class Triage:
         return str(self._document.model_card.get("score_meaning", ""))
 
     def shown(self, number: int) -> ShownSlide:
-        """The slide at place ``number`` of the worklist, from 0. Raises `ReviewError` where there is none."""
-        if not 0 <= number < len(self.slides):
+        """The slide of this number; see `numbers`. Raises `ReviewError` where there is none."""
+        slide = self.by_name.get(self._names[number]) if 0 <= number < len(self._names) else None
+        if slide is None:
             raise ReviewError("there is no such slide in the worklist.")
-        slide = self.slides[number]
         with self._lock:
-            kept = self._shown.pop(slide.slide, None) or ShownSlide(slide, self.folder)
+            kept = self._shown.pop(slide.slide, None)
+            if kept is None or kept.slide != slide:
+                kept = ShownSlide(slide, self.folder)
             self._shown[slide.slide] = kept
             while len(self._shown) > _SLIDES_KEPT:
                 self._shown.pop(next(iter(self._shown)))
             return kept
+
+
+class FollowedTriage:
+    """A folder that `cytomil rank` writes again while it is reviewed, as with ``--watch``. Raises as `Triage` does."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / WORKLIST_NAME
+        self._lock = threading.Lock()
+        self._stamp = self._read_stamp()
+        self._triage = Triage(folder)
+        self.fault = ""
+        """Why the worklist on disk cannot be read. The one before is then shown."""
+
+    def current(self) -> Triage:
+        """The worklist as it is on disk now, or the last one that could be read."""
+        with self._lock:
+            stamp = self._read_stamp()
+            if stamp != self._stamp:
+                self._stamp = stamp
+                try:
+                    self._triage, self.fault = Triage(self._triage.folder, self._triage), ""
+                except CytomilError as error:
+                    self.fault = str(error)
+            return self._triage
+
+    def _read_stamp(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class ShownSlide:
@@ -220,6 +262,15 @@ class ShownSlide:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ReviewError(f"{path} cannot be read ({error}). Rank again: `cytomil rank`.") from None
 
+    @property
+    def to_teach(self) -> list[KeyCell]:
+        """The cells to teach the model, with their places on a whole slide. Raises as `cells` does."""
+        if not self.slide.to_teach or not self.is_whole:
+            return list(self.slide.to_teach)
+        known = [one for one in self.slide.to_teach if one.instance_id in self.cells.index]
+        places = self.cells.numbers[[self.cells.index[one.instance_id] for one in known], :2].tolist()
+        return [one.model_copy(update={"x_px": x, "y_px": y}) for one, (x, y) in zip(known, places, strict=True)]
+
     def tile(self, level: int, column: int, row: int) -> bytes:
         """A JPEG of one tile of the pyramid, up to 256 px a side. Raises `ReviewError` where there is none."""
         key = level, column, row
@@ -267,7 +318,7 @@ class ShownSlide:
         return open_source(SlideEntry(self.slide.slide, self.path, parts), _UNCUT)
 
     def _image_of(self, cell: str) -> bytes:
-        if cell not in {one.instance_id for one in self.slide.key_instances}:
+        if cell not in {one.instance_id for one in (*self.slide.key_instances, *self.slide.to_teach)}:
             raise ReviewError("there is no such cell.")
         try:
             (encoded,) = self._source.images([cell], CELL_PX)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,11 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from cytomil.errors import ReviewError
+from cytomil.geojson import read_objects
 from cytomil.review.log import Action, CellVerdict, Entry, Judgements
 from cytomil.review.slides import CellPoints
-
-_ALIASES = {"negative": CellVerdict.NORMAL, "positive": CellVerdict.ABNORMAL, "ignore*": CellVerdict.NOT_A_CELL}
-_MAX_BYTES = 2 << 30
+from cytomil.triage.whole_slide import OWN_CLASSES
 
 
 @dataclass
@@ -37,74 +35,29 @@ class Returned:
 def read_classes(path: Path, cells: CellPoints) -> Returned:
     """Read the classes of cells, each found by the centre of its outline among ``cells``.
 
-    A class is a verdict if it is called as one (abnormal, normal, not a cell, unsure), or positive, negative or Ignore*, in
-    any case. Objects without a class and *key cell* are not judged.
+    `ClassifiedObject.verdict` says which classes are verdicts. Objects without a class or of `OWN_CLASSES` are not judged.
 
     Raises:
-        ReviewError: the file is no GeoJSON, or a cell has two verdicts.
+        TableError: the file is no GeoJSON.
+        ReviewError: a cell has two verdicts.
     """
     from scipy.spatial import cKDTree
 
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ReviewError(f"{path} is larger than any GeoJSON of a slide.")
-        document = json.loads(path.read_text(encoding="utf-8"))
-        features = document["features"] if isinstance(document, dict) else document
-        objects = [(_class_of(feature), _centre(feature)) for feature in features]
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise ReviewError(f"{path} is not a GeoJSON file of cells ({error}). Export it from QuPath again.") from None
     found = Returned()
     tree = cKDTree(cells.numbers[:, :2]) if len(cells.ids) else None
-    for name, centre in objects:
-        verdict = _verdict(name)
-        if verdict is None:
-            if name and name != "key cell":
-                found.other_classes[name] = found.other_classes.get(name, 0) + 1
+    for one in read_objects(path):
+        if one.verdict is None:
+            if one.name and one.name not in OWN_CLASSES:
+                found.other_classes[one.name] = found.other_classes.get(one.name, 0) + 1
             continue
-        distance, nearest = tree.query(centre) if tree else (np.inf, 0)
+        distance, nearest = tree.query(one.centre) if tree else (np.inf, 0)
         if not distance <= cells.numbers[nearest, 2] / 2:
             found.unknown += 1
             continue
-        cell = cells.ids[nearest]
+        cell, verdict = cells.ids[nearest], CellVerdict(one.verdict)
         if found.verdicts.setdefault(cell, verdict) is not verdict:
             raise ReviewError(f"{path}: cell {cell} has two classes, {found.verdicts[cell]} and {verdict}.")
     return found
-
-
-def _class_of(feature: dict[str, object]) -> str:
-    properties = feature["properties"]
-    given = properties.get("classification") if isinstance(properties, dict) else None
-    return str(given.get("name") or "") if isinstance(given, dict) else ""
-
-
-def _centre(feature: dict[str, object]) -> np.ndarray:
-    geometry = feature.get("nucleusGeometry") or feature["geometry"]
-    if not isinstance(geometry, dict):
-        raise TypeError("an object has no outline")
-    places = geometry["coordinates"]
-    if geometry["type"] == "Point":
-        return _checked(np.array(places[:2], float))
-    if geometry["type"] == "MultiPolygon":
-        places = places[0]
-    ring = np.array(places[0], float)
-    if ring.ndim != 2:
-        raise ValueError("an outline is not a list of points")
-    # A closed ring repeats its first corner.
-    corners = ring[:-1] if len(ring) > 1 and (ring[0] == ring[-1]).all() else ring
-    return _checked(corners[:, :2].mean(axis=0))
-
-
-def _checked(centre: np.ndarray) -> np.ndarray:
-    if centre.shape != (2,) or not np.isfinite(centre).all():
-        raise ValueError("an object has no place")
-    return centre
-
-
-def _verdict(name: str) -> CellVerdict | None:
-    plain = name.strip().lower()
-    if plain in _ALIASES:
-        return _ALIASES[plain]
-    return CellVerdict(plain) if plain in {verdict.value for verdict in CellVerdict} else None
 
 
 _PAUSE_S = 300.0

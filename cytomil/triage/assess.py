@@ -14,6 +14,7 @@ from cytomil.bags.images import MIN_CELLS
 from cytomil.encoders.engines import Engine, open_same_engine
 from cytomil.errors import CytomilError, NoCellsError, TriageModelError
 from cytomil.features.embed import Embedder, as_lines
+from cytomil.mil.bags import cells_to_teach
 from cytomil.mil.cross_validate import Assessment, score_shares
 from cytomil.mil.novelty import SlideNovelty
 from cytomil.mil.triage_model import TriageCard, TriageModel, load_triage_model
@@ -26,7 +27,7 @@ from cytomil.triage.pictures import GALLERY_PX, gallery_image
 from cytomil.triage.result_cache import ResultCache
 from cytomil.triage.sources import SlideEntry
 from cytomil.triage.whole_slide import SlideReading
-from cytomil.triage.worklist import Call, KeyInstance, SlideResult
+from cytomil.triage.worklist import Call, KeyInstance, SlideResult, TeachingCell
 from cytomil.workers import JobContext
 
 _MANY_UNREADABLE = 0.05
@@ -113,6 +114,8 @@ class Ranker:
         shaped_by = {
             "model": model.card.to_json(),
             "top": settings.top,
+            # Absent without it, so that results of versions that did not know it are still used.
+            **({"learn": settings.learn} if settings.learn else {}),
             "cells_csv": settings.cells_csv,
             "engine": engine.key,
         }
@@ -183,6 +186,10 @@ class Ranker:
             is_unlike=novelty.is_unlike,
             novelty_p=novelty.p_value,
             key_instances=self._key_instances(source, cells),
+            to_teach=tuple(
+                TeachingCell(cells.names[i], float(assessment.scores[i]))
+                for i in cells_to_teach(assessment.scores, self._settings.top, self._settings.learn)
+            ),
             score_shares=tuple(score_shares(assessment.scores).tolist()),
         )
         out, cells_csv = self._settings.out, self._settings.cells_csv

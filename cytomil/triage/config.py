@@ -16,6 +16,9 @@ class RankConfig(Config):
     model: Path = Field(Path("models/triage"), description="folder of the triage model")
     out: Path = Field(Path("triage"), description="folder for triage.csv, triage.json and report.html")
     top: int = Field(24, ge=1, le=500, description="cells shown per slide")
+    learn: int = Field(
+        0, ge=0, le=500, description="further cells per slide, marked as such, whose review teaches the model; 0: none"
+    )
     mpp: float | None = Field(
         None, gt=0, description="µm per pixel of whole slides whose file gives no value or a wrong one"
     )

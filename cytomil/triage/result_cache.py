@@ -10,7 +10,7 @@ from typing import Any
 from cytomil.cards import Card, Count, Flag, Fraction, Number, Text, library_versions
 from cytomil.files import is_sealed, read_json, sha256_of_json, write_json_card
 from cytomil.triage.sources import SlideEntry, SlideSource
-from cytomil.triage.worklist import Call, KeyInstance, SlideResult
+from cytomil.triage.worklist import Call, KeyInstance, SlideResult, TeachingCell
 
 SCHEMA = "cytomil.slide-result/1"
 RESULT_VERSION = 1
@@ -52,6 +52,13 @@ class _Cell(Card):
         return KeyInstance(**_fields(self) | {"image": _decoded(self.image) or b"", "context": _decoded(self.context)})
 
 
+class _Taught(Card):
+    """`TeachingCell`."""
+
+    instance_id: Text
+    score: Number
+
+
 class _Result(Card):
     """`SlideResult` with its pictures in base64."""
 
@@ -70,6 +77,7 @@ class _Result(Card):
     is_unlike: Flag
     novelty_p: Number | None
     key_instances: tuple[_Cell, ...]
+    to_teach: tuple[_Taught, ...] = ()
     score_shares: tuple[Fraction, ...]
     thumbnail: Text | None
     qc_picture: Text | None
@@ -80,6 +88,7 @@ class _Result(Card):
             **_fields(self)
             | {
                 "key_instances": tuple(cell.as_cell() for cell in self.key_instances),
+                "to_teach": tuple(TeachingCell(cell.instance_id, cell.score) for cell in self.to_teach),
                 "thumbnail": _decoded(self.thumbnail),
                 "qc_picture": _decoded(self.qc_picture),
             }

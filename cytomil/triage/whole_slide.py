@@ -26,13 +26,19 @@ from cytomil.triage.worklist import SlideResult
 
 _CORNERS = 8
 _KEY_CELL = {"name": "key cell", "color": [220, 0, 0]}
+_TO_TEACH = {"name": "to teach the model", "color": [11, 87, 208]}
+OWN_CLASSES = frozenset(str(one["name"]) for one in (_KEY_CELL, _TO_TEACH))
+"""Classes of objects in GeoJSON files that `rank` sets and no reader."""
 
 
-def write_geojson(path: Path, slide: str, cells: Cells, scores: np.ndarray, top: Sequence[int]) -> None:
+def write_geojson(
+    path: Path, slide: str, cells: Cells, scores: np.ndarray, top: Sequence[int], to_teach: Sequence[int] = ()
+) -> None:
     """Write the cells as QuPath shows them: octagons around them, in px from the corner of the slide's picture.
 
     Every cell is a detection: its id is its name, its score a measurement. The cells of ``top`` (indices, the highest
-    score first) are annotations too, named "1", "2" and so on, as on the report. ``slide`` is the slide's name.
+    score first) are annotations too, named "1", "2" and so on, as on the report. Those ``to_teach`` the model are
+    annotations of a class of their own, named "T1", "T2" and so on. ``slide`` is the slide's name.
     """
     angles = np.pi * (2 * np.arange(_CORNERS) + 1) / _CORNERS
     # Wide enough that the octagon's sides, not its corners, touch the cell's disc.
@@ -50,9 +56,13 @@ def write_geojson(path: Path, slide: str, cells: Cells, scores: np.ndarray, top:
         feature(i, "annotation", {"name": str(rank), "classification": _KEY_CELL})
         for rank, i in enumerate(top, start=1)
     )
+    taught = (
+        feature(i, "annotation", {"name": f"T{number}", "classification": _TO_TEACH})
+        for number, i in enumerate(to_teach, start=1)
+    )
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write(f'{{"type": "FeatureCollection", "slide": {json.dumps(slide)}, "features": [')
-        for i, line in enumerate(chain(key_cells, detections)):
+        for i, line in enumerate(chain(key_cells, taught, detections)):
             file.write(("," if i else "") + "\n" + line)
         file.write("\n]}\n")
 
@@ -90,12 +100,13 @@ def with_places(
     """
     found = source.cells().whole
     cells = found[_rows_of(names, found)]
-    keys = {cell.instance_id for cell in result.key_instances}
+    keys = {one.instance_id for one in result.key_instances} | {one.instance_id for one in result.to_teach}
     row_of = {name: i for i, name in enumerate(names) if name in keys}
     top = [row_of[cell.instance_id] for cell in result.key_instances]
+    to_teach = [row_of[cell.instance_id] for cell in result.to_teach]
     name = safe_name(result.slide)
     files = {"heatmap": f"heatmaps/{name}.png", "geojson": f"geojson/{name}.geojson"}
-    write_geojson(out / files["geojson"], result.slide, cells, scores, top)
+    write_geojson(out / files["geojson"], result.slide, cells, scores, top, to_teach)
     if cells_csv:
         files["cells_csv"] = f"cells/{name}.csv"
         write_cells_csv(out / files["cells_csv"], names, cells, scores)

@@ -44,6 +44,14 @@ class KeyInstance:
 
 
 @dataclass(frozen=True)
+class TeachingCell:
+    """A cell that is shown for what its review teaches the model, and not because it is suspicious. ``score`` as above."""
+
+    instance_id: str
+    score: float
+
+
+@dataclass(frozen=True)
 class SlideResult:
     """What is known of one slide after triage.
 
@@ -71,6 +79,7 @@ class SlideResult:
     is_unlike: bool = False
     novelty_p: float | None = None
     key_instances: tuple[KeyInstance, ...] = ()
+    to_teach: tuple[TeachingCell, ...] = ()
     score_shares: tuple[float, ...] = ()
     thumbnail: bytes | None = None
     qc_picture: bytes | None = None

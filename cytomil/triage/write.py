@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,7 @@ def _slide(rank: int, slide: SlideResult) -> dict[str, Any]:
             }
             for cell in slide.key_instances
         ],
+        **({"to_teach": [asdict(cell) for cell in slide.to_teach]} if slide.to_teach else {}),
         "files": slide.files,
     }
 

@@ -56,6 +56,7 @@ def test_a_table_of_the_same_name_does_not_make_a_folder_cytomils(tmp_path):
 @pytest.mark.parametrize("is_given", [True, False])
 def test_output_written_beside_the_slides_is_no_slide(tmp_path, is_given):
     touch(tmp_path, "s/1.png", "qc/s.jpg", "heatmaps/s.png", "cache/s.h5", "geojson/s.geojson")
+    touch(tmp_path, "plots/roc.png", "report_files/s.jpg", "summaries/s.html", "audit.jsonl", "validation.html")
     if not is_given:
         mark_own(tmp_path)
     slides, _ = names(tmp_path, *([tmp_path] if is_given else []))

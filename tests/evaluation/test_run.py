@@ -4,6 +4,7 @@ import shutil
 import pytest
 
 from cytomil.bags.config import MakeBagsConfig
+from cytomil.bags.instance_labels import read_instance_labels
 from cytomil.bags.make import make_bags
 from cytomil.bags.manifest import read_manifest
 from cytomil.encoders.bundle import load_bundle
@@ -151,3 +152,44 @@ def test_bags_that_lost_their_instance_labels_are_left_out_of_the_control_and_li
     done = evaluate(settings(made, tmp_path / "out", bags=bags, control=True), Silent())
     assert {problem.where for problem in done.problems} == {positive}
     assert done.control.real.n_bags == 9
+
+
+def label_cells(made, path, more=()):
+    """Label all cells of the test bags but the last three of each, by their true labels."""
+    manifest = read_manifest(made / "bags")
+    lines = ["slide,instance_id,verdict"]
+    for row in manifest.select("test"):
+        labels = list(read_instance_labels(manifest.file_of(row)).items())[:-2]
+        lines += [f"{row.bag_id},{name},{'abnormal' if label else 'normal'}" for name, label in labels]
+    path.write_text("\n".join([*lines, *more]) + "\n")
+    return path
+
+
+def test_only_cells_with_given_labels_count(made, tmp_path):
+    cells = label_cells(made, tmp_path / "cells.csv")
+    done = evaluate(settings(made, tmp_path / "given", cells=cells), Silent())
+    own = evaluate(settings(made, tmp_path / "own"), Silent())
+    assert done.problems == ()
+    assert (done.instance.n_bags, done.labelled_cells["n"]) == (2, 20)
+    assert own.labelled_cells is None
+    assert done.bag == own.bag
+    record, plain = (json.loads((tmp_path / name / "evaluate.json").read_text()) for name in ("given", "own"))
+    assert {bag.get("n_labelled") for bag in record["bags"] if bag["label"]} == {10}
+    assert record["bags_fingerprint"] != plain["bags_fingerprint"]
+    predictions = [(tmp_path / name / "predictions.csv").read_bytes() for name in ("given", "own")]
+    assert predictions[0] == predictions[1]
+
+
+def test_given_labels_that_fit_nothing_are_listed(made, tmp_path):
+    bag = read_manifest(made / "bags").select("test")[1].bag_id
+    more = ["elsewhere.svs,c1,normal", f"{bag},no-such-cell,normal"]
+    done = evaluate(settings(made, tmp_path / "r", cells=label_cells(made, tmp_path / "c.csv", more)), Silent())
+    told = {one.where: one.reason for one in done.problems}
+    assert set(told) == {"elsewhere.svs", bag}
+    assert "none of the bags" in told["elsewhere.svs"] and "1 label (no-such-cell)" in told[bag]
+
+
+@pytest.mark.parametrize("more", [{"redraw": 10}, {"control": True}])
+def test_what_needs_every_cells_label_is_refused_with_labels_of_some(made, tmp_path, more):
+    with pytest.raises(SettingsError, match="--cells"):
+        evaluate(settings(made, tmp_path / "r", cells=label_cells(made, tmp_path / "c.csv"), **more), Silent())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cytomil.errors import CytomilError, SettingsError, TableError
 from cytomil.mil.aggregators.self_paced import SelfPaced
-from cytomil.mil.bags import TrainingBag, read_feedback
+from cytomil.mil.bags import TrainingBag, cells_to_teach, read_feedback
 from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import fit_mil
 from cytomil.progress import Silent
@@ -132,3 +134,16 @@ def test_an_aggregator_that_cannot_use_verdicts_is_refused_first(features_folder
 def test_a_missing_file_is_one_line(features_folder, encoder_folder, tmp_path):
     with pytest.raises(CytomilError, match="cytomil feedback"):
         fit_mil(config(features_folder, encoder_folder, tmp_path, feedback=tmp_path / "no.csv"), Silent())
+
+
+@given(st.integers(1, 3000), st.integers(0, 60), st.integers(0, 60), st.integers(0, 9))
+def test_cells_to_teach_lie_below_the_top_and_reach_the_last(n_cells, n_top, n, seed):
+    scores = np.random.default_rng(seed).permutation(n_cells).astype(float)
+    chosen = cells_to_teach(scores, n_top, n)
+    top = set(np.argsort(-scores)[:n_top].tolist())
+    assert len(set(chosen.tolist())) == len(chosen) <= min(n, max(0, n_cells - n_top))
+    assert not top & set(chosen.tolist())
+    assert (np.diff(scores[chosen]) < 0).all()
+    if n and n_cells > n_top:
+        assert scores[chosen[0]] == n_cells - n_top - 1
+        assert len(chosen) == 1 or scores[chosen[-1]] == 0

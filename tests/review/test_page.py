@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -67,7 +68,7 @@ def wait_for(browser: Any, script: str) -> Any:
     return WebDriverWait(browser, 30).until(lambda driver: driver.execute_script(f"return {script}"))
 
 
-def enter(browser: Any, address: str, reader: str) -> None:
+def enter(browser: Any, address: str, reader: str, n_keys: int = 12) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
@@ -78,16 +79,16 @@ def enter(browser: Any, address: str, reader: str) -> None:
     field = browser.find_element(By.ID, "reader")
     field.send_keys(reader, Keys.TAB)
     wait_for(browser, "document.querySelector('#slide-name').textContent === 'gone.svs'")
-    open_slide(browser, "smear.tif")
+    open_slide(browser, "smear.tif", n_keys)
 
 
-def open_slide(browser: Any, name: str) -> None:
+def open_slide(browser: Any, name: str, n_keys: int = 12) -> None:
     browser.execute_script(
         "[...document.querySelectorAll('#worklist tr[data-number]')].find(r => r.textContent.includes(arguments[0])).click()",
         name,
     )
     wait_for(browser, f"document.querySelector('#slide-name').textContent === '{name}'")
-    wait_for(browser, "document.querySelectorAll('#keys li').length === 12")
+    wait_for(browser, f"document.querySelectorAll('#keys li').length === {n_keys}")
     browser.execute_script("document.activeElement.blur()")
 
 
@@ -173,3 +174,55 @@ def test_nothing_is_wider_than_the_window(browser, start, width):
     enter(browser, start().address, "AB")
     wait_for(browser, "document.querySelectorAll('#keys li').length === 12")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_new_slides_of_a_watched_folder_are_offered_and_the_place_is_kept(browser, start, triage):
+    from selenium.webdriver.common.keys import Keys
+
+    set_width(browser, 1280)
+    enter(browser, start().address, "AB")
+    press(browser, "1")
+    wait_for(browser, "Object.keys(state.slide.own.cells).length === 1")
+    chosen = browser.execute_script("return state.chosen")
+    document = json.loads((triage / "triage.json").read_text())
+    new = document["slides"][1] | {"slide": "new.tif"}
+    document |= {"slides": [new, *document["slides"]], "created": "2026-01-02T00:00:00+00:00"}
+    (triage / "triage.json").write_text(json.dumps(document))
+    wait_for(browser, "!document.querySelector('#news').hidden")
+    assert "1 new slide." in browser.execute_script("return document.querySelector('#news').textContent")
+    press(browser, "2")
+    wait_for(browser, "Object.keys(state.slide.own.cells).length === 2")
+    assert len(browser.execute_script("return [...document.querySelectorAll('#worklist tr[data-number]')]")) == 3
+    browser.execute_script("document.querySelector('#news').click()")
+    wait_for(browser, "document.querySelectorAll('#worklist tr[data-number]').length === 4")
+    assert "new.tif" in browser.execute_script("return document.querySelector('#worklist tr.new').textContent")
+    assert browser.execute_script("return document.querySelector('#news').hidden")
+    assert browser.execute_script("return document.querySelector('#slide-name').textContent") == "smear.tif"
+    assert browser.execute_script("return document.querySelector('tr.chosen').textContent").count("smear.tif") == 1
+    assert judged(browser)[:3] == ["abnormal", "normal", ""] and chosen != ""
+    press(browser, Keys.ARROW_UP)
+    wait_for(browser, "document.querySelector('#slide-name').textContent === 'gone.svs'")
+    press(browser, Keys.ARROW_UP)
+    wait_for(browser, "document.querySelector('#slide-name').textContent === 'new.tif'")
+    wait_for(browser, "document.querySelector('#worklist tr.new') === null")
+
+
+def test_the_keyboard_walks_the_cells_to_teach_the_model_after_the_key_cells(browser, start, triage):
+    document = json.loads((triage / "triage.json").read_text())
+    smear = document["slides"][1]
+    smear["to_teach"] = [{"instance_id": one["instance_id"], "score": 1.0} for one in smear["key_instances"][10:]]
+    smear["key_instances"] = smear["key_instances"][:10]
+    (triage / "triage.json").write_text(json.dumps(document))
+    set_width(browser, 1280)
+    enter(browser, start().address, "AB", n_keys=10)
+    assert "To teach the model" in browser.execute_script("return document.querySelector('#teach').innerText")
+    for i in range(12):
+        press(browser, "2")
+        wait_for(browser, f"Object.keys(state.slide.own.cells).length === {i + 1}")
+    script = "return [...document.querySelectorAll('#taught li')].map(e => [e.dataset.verdict, e.innerText])"
+    assert browser.execute_script(script) == [["normal", "T1"], ["normal", "T2"]]
+    entries = [entry for entry in ReviewLog(triage).entries() if entry.action is Action.CELL]
+    assert [entry.rank for entry in entries] == [*range(1, 11), None, None]
+    browser.execute_script("document.querySelector('#worklist tr[data-number=\"2\"]').click()")
+    wait_for(browser, "document.querySelector('#slide-name').textContent === 'cells'")
+    assert browser.execute_script("return document.querySelector('#teach').hidden")

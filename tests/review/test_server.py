@@ -11,6 +11,7 @@ from PIL import Image
 
 from cytomil.review.log import Action, ReviewLog
 from cytomil.review.slides import Triage
+from cytomil.review.summary import summarise
 from tests.serving import serving
 
 from .conftest import N_CELLS, N_KEYS, SECRET, TOKEN, Client
@@ -285,3 +286,71 @@ def test_judgements_of_another_version_of_the_slide_are_told_and_do_not_count(tr
     assert undone["own"]["cells"] == {}
     assert judged["own"]["cells"] == {cell: "normal"}
     assert len(ReviewLog(triage).entries()) == 3
+
+
+def test_a_folder_ranked_again_is_shown_at_once_and_numbers_stay(client, triage):
+    client.act("AB", "slide", value="positive")
+    before = client.ask("/api/state").json()
+    document = json.loads((triage / "triage.json").read_text())
+    gone, smear, cells = document["slides"]
+    document |= {"slides": [smear | {"slide": "new.tif", "rank": 1}, smear, cells], "created": "2026-01-02"}
+    (triage / "triage.json").write_text(json.dumps(document))
+    now = client.ask("/api/state").json()
+    assert now == {"created": "2026-01-02", "slides": ["new.tif", "smear.tif", "cells"], "fault": ""} != before
+    listed = client.ask("/api/worklist?reader=AB").json()["slides"]
+    assert [(one["slide"], one["number"]) for one in listed] == [("new.tif", 3), ("smear.tif", SMEAR), ("cells", CELLS)]
+    assert [one["verdict"] for one in listed] == [None, "positive", None]
+    assert client.ask(f"/api/slides/{SMEAR}?reader=AB").json()["slide"] == "smear.tif"
+    assert client.ask("/api/slides/3?reader=AB").json()["slide"] == "new.tif"
+    assert client.ask("/api/slides/0?reader=AB").status == 404
+    assert client.act("AB", "slide", gone["slide"], value="positive").status == 404
+
+
+def test_a_damaged_new_worklist_leaves_the_one_before(client, triage):
+    whole = (triage / "triage.json").read_bytes()
+    (triage / "triage.json").write_bytes(whole[:-40])
+    assert "Rank again" in client.ask("/api/state").json()["fault"]
+    assert len(client.ask("/api/worklist?reader=AB").json()["slides"]) == 3
+    assert client.act("AB", "slide", value="positive").status == 200
+    (triage / "triage.json").write_bytes(whole)
+    assert client.ask("/api/state").json()["fault"] == ""
+
+
+def test_a_verdict_on_a_version_that_was_replaced_is_refused(client, triage):
+    shown = client.ask(f"/api/slides/{SMEAR}?reader=AB").json()
+    cell = shown["key_instances"][0]["instance_id"]
+    rerank(triage, sha256="d" * 64)
+    answer = client.act("AB", "cell", cell=cell, value="abnormal", sha256=shown["sha256"])
+    assert (answer.status, "ranked again" in answer.json()["error"]) == (409, True)
+    assert ReviewLog(triage).entries() == []
+    now = client.ask(f"/api/slides/{SMEAR}?reader=AB").json()
+    assert client.act("AB", "cell", cell=cell, value="abnormal", sha256=now["sha256"]).status == 200
+
+
+def test_cells_to_teach_the_model_are_listed_apart_and_are_no_finds_at_the_top(client, triage):
+    ids = client.ask(f"/api/slides/{SMEAR}/ids").json()
+    taught = [{"instance_id": ids[i], "score": 1.0} for i in (20, 30)]
+    rerank(triage, to_teach=taught)
+    told = client.ask(f"/api/slides/{SMEAR}?reader=AB").json()
+    numbers = np.frombuffer(client.ask(f"/api/slides/{SMEAR}/cells").body, "<f4").reshape(-1, 4)
+    assert len(told["key_instances"]) == N_KEYS
+    assert [(one["instance_id"], one["x_px"]) for one in told["to_teach"]] == [
+        (ids[i], pytest.approx(numbers[i, 0])) for i in (20, 30)
+    ]
+    client.act("AB", "cell", cell=ids[20], value="abnormal")
+    client.act("AB", "cell", cell=told["key_instances"][0]["instance_id"], value="normal")
+    (summary,) = summarise(ReviewLog(triage).entries())
+    assert (summary.judged, summary.abnormal, summary.key_judged, summary.key_abnormal) == (2, 1, 1, 0)
+
+
+def test_cells_of_a_folder_to_teach_the_model_have_pictures(triage):
+    document = json.loads((triage / "triage.json").read_text())
+    keys = document["slides"][CELLS]["key_instances"]
+    document["slides"][CELLS] |= {"key_instances": keys[:5], "to_teach": [keys[7]]}
+    (triage / "triage.json").write_text(json.dumps(document))
+    with serving(triage, TOKEN) as port:
+        client = Client(port, TOKEN)
+        name = keys[7]["instance_id"]
+        assert picture(client.ask(f"/api/slides/{CELLS}/cell?cell={name}")).ndim == 3
+        assert client.ask(f"/api/slides/{CELLS}/cell?cell={keys[8]['instance_id']}").status == 404
+        assert client.act("AB", "cell", slide="cells", cell=name, value="normal").status == 200

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cytomil.app.cli.app import app
-from cytomil.errors import ReviewError
+from cytomil.errors import TableError
 from cytomil.mil.bags import read_feedback
 from cytomil.review.log import Action, CellVerdict, ReviewLog
 from cytomil.review.slides import Triage
@@ -132,7 +132,7 @@ def outline(kind, coordinates):
 def test_what_is_no_geojson_is_one_line(triage, text):
     path = triage / "back.geojson"
     path.write_text(text)
-    with pytest.raises(ReviewError) as caught:
+    with pytest.raises(TableError) as caught:
         read_classes(path, Triage(triage).shown(SMEAR).cells)
     assert "\n" not in str(caught.value)
 

@@ -265,6 +265,28 @@ def test_bad_slides_do_not_end_make_bags(road, mixed, tmp_path):
     assert (tmp_path / "bags" / "qc").is_dir()
 
 
+def test_cells_to_teach_the_model_are_marked_and_change_nothing_else(road, three, tmp_path):
+    plain = rank(three, settings(road, tmp_path / "plain", top=5), Silent())
+    out = tmp_path / "out"
+    for _ in range(2):  # read, and then from the cache
+        worklist = rank(three, settings(road, out, top=5, learn=4), Silent())
+        write_worklist(worklist, out)
+        for slide, without in zip(worklist.slides, plain.slides, strict=True):
+            assert slide.key_instances == without.key_instances
+            assert without.to_teach == () and len(slide.to_teach) == 4
+            assert slide.to_teach[0].score <= slide.key_instances[-1].score
+            features = json.loads((out / slide.files["geojson"]).read_text())["features"]
+            classes = [one["properties"]["classification"]["name"] for one in features[:9]]
+            assert classes == ["key cell"] * 5 + ["to teach the model"] * 4
+            assert [one["properties"]["name"] for one in features[5:9]] == ["T1", "T2", "T3", "T4"]
+            named = {str(one["properties"]["name"]): one["geometry"] for one in features[9:]}
+            assert [one["geometry"] for one in features[5:9]] == [named[cell.instance_id] for cell in slide.to_teach]
+    document = json.loads((out / "triage.json").read_text())
+    schema = json.loads((Path(whole_slide.__file__).parent / "triage.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(document)
+    assert all(len(slide["to_teach"]) == 4 for slide in document["slides"])
+
+
 def test_key_cells_have_places_and_the_files_agree(road, three, tmp_path):
     out = tmp_path / "out"
     worklist = rank(three, settings(road, out, top=5, cells_csv=True), Silent())

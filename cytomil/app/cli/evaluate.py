@@ -71,9 +71,15 @@ def evaluate(
         columns = ("figure", "value", "what it says")
         title = f"bags ({bag['n_bags']}, {bag['n_positive']} positive)"
         print_table(title, columns, _rows(bag, _BAG_ROWS, done.intervals["bag"]))
-        title = f"cells (means over {instance['n_bags']} positive bags)"
+        title = f"cells (means over {instance['n_bags']} positive bags{_labelled(done.labelled_cells)})"
         print_table(title, columns, _rows(instance, _INSTANCE_ROWS, done.intervals["instance"]))
         console.print("In brackets: 95 % intervals, by patient where patients are known.", style="dim")
+        if done.labelled_cells:
+            console.print(
+                "Only labelled cells count: k and the percentages are of these. Cells that were labelled because the model "
+                "showed them are no fair sample. Label all cells of a field, or cells drawn at random.",
+                style="dim",
+            )
         if bag["n_bags"] < FEW_BAGS:
             print_warning("FEW TEST BAGS", f"{bag['n_bags']} bags say little: trust no figure beyond its interval.")
         if done.redrawn:
@@ -98,11 +104,17 @@ def evaluate(
         "collapsed": done.collapsed,
         "uses_instance_labels": done.uses_instance_labels,
     }
+    if done.labelled_cells:
+        found["labelled_cells"] = done.labelled_cells
     if done.redrawn:
         found["redrawn"] = done.redrawn.to_dict()
     if done.control:
         found["control"] = done.control.to_dict()
     finish(found, done.problems, as_json, accept_left_out)
+
+
+def _labelled(counts: dict[str, Any] | None) -> str:
+    return f"; {counts['n']:,} labelled cells, {counts['n_abnormal']:,} of them abnormal" if counts else ""
 
 
 def _show_redrawn(redrawn: RedrawnMetrics) -> None:

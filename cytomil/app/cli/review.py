@@ -22,9 +22,9 @@ def review(
     with plain_errors(kept="All judgements are in the review log."):
         from cytomil.review.log import ReviewLog, require_log_folder
         from cytomil.review.server import HOST, listen, serve
-        from cytomil.review.slides import Triage
+        from cytomil.review.slides import FollowedTriage
 
-        folder = Triage(triage)
+        folder = FollowedTriage(triage)
         require_log_folder(triage)
         log = ReviewLog(triage)
         for fault in log.faults():

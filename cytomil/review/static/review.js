@@ -5,9 +5,10 @@ const CELL_VERDICTS = ["abnormal", "normal", "not a cell", "unsure"];
 const SLIDE_VERDICTS = ["positive", "negative", "unsure", "cannot be read"];
 const RING_FROM_PX = 3; // radius on the screen from which cells are drawn as rings and not as dots
 const MAX_RINGS = 4000;
+const LOOK_FOR_NEWS_MS = 5000;
 
 const $ = (id) => document.getElementById(id);
-const state = { reader: "", slides: [], number: -1, slide: null, cells: null, ids: null, chosen: "", fade: 0.7, shown: true, ticket: 0 };
+const state = { reader: "", slides: [], number: -1, slide: null, cells: null, ids: null, chosen: "", fade: 0.7, shown: true, ticket: 0, known: null };
 let viewer = null;
 
 // ---- talking to the server
@@ -40,6 +41,11 @@ function guarded(action) {
 async function loadWorklist() {
   const list = await (await ask("/api/worklist")).json();
   state.slides = list.slides;
+  state.created = list.created;
+  // Slides that this window has not listed yet are marked until they are opened.
+  const names = list.slides.map((slide) => slide.slide);
+  if (!state.known) state.known = new Set(names);
+  $("news").hidden = true;
   const body = document.querySelector("#worklist tbody");
   body.replaceChildren(...list.slides.map((slide) => {
     const row = document.createElement("tr");
@@ -49,11 +55,37 @@ async function loadWorklist() {
     const own = [slide.verdict || "", slide.judged ? `${slide.judged} cells` : ""].filter(Boolean).join(", ");
     row.append(cell(slide.rank), cell(slide.slide), call, cell(own));
     row.classList.toggle("chosen", slide.number === state.number);
+    row.classList.toggle("new", !state.known.has(slide.slide));
     row.addEventListener("click", guarded(() => openSlide(slide.number)));
     row.addEventListener("keydown", (event) => { if (event.key === "Enter") row.click(); });
     return row;
   }));
   if (list.log_faults.length) say(`The review log was changed outside of this program: ${list.log_faults[0]}.`);
+}
+
+// `cytomil rank --watch` writes the worklist again while it is open here. It is offered, and never changes under the reader's hand.
+async function lookForNews() {
+  if (document.hidden || !state.known) return;
+  let now;
+  try {
+    now = await (await ask("/api/state")).json();
+  } catch {
+    return; // the next action says so
+  }
+  if (now.fault) { say(`The worklist shown is an earlier one: ${now.fault}`); return; }
+  if (now.created === state.created) return;
+  const listed = new Set(state.slides.map((slide) => slide.slide));
+  const added = now.slides.filter((name) => !listed.has(name)).length;
+  const gone = state.slides.filter((slide) => !now.slides.includes(slide.slide)).length;
+  const parts = [added ? `${added} new slide${added > 1 ? "s" : ""}` : "", gone ? `${gone} removed` : ""].filter(Boolean);
+  $("news").textContent = `The folder was ranked again${parts.length ? `: ${parts.join(", ")}` : ""}. Show the new list`;
+  $("news").hidden = false;
+}
+
+// The slide at a distance from the open one in the worklist; the first one if the open one is no longer listed.
+function neighbour(by) {
+  const now = state.slides.findIndex((slide) => slide.number === state.number);
+  return state.slides[now < 0 ? 0 : now + by];
 }
 
 function cell(text, name = "") {
@@ -65,6 +97,11 @@ function cell(text, name = "") {
 
 // ---- one slide
 
+async function openFirst() {
+  if (state.slides.length) await openSlide(state.slides[0].number);
+  else say("The worklist is empty.");
+}
+
 async function openSlide(number) {
   if (!state.reader) { say("Enter your initials first."); $("reader").focus(); return; }
   const ticket = ++state.ticket;
@@ -72,6 +109,7 @@ async function openSlide(number) {
   const slide = await (await ask(`/api/slides/${number}`)).json();
   if (ticket !== state.ticket) return;
   Object.assign(state, { number, slide, cells: null, ids: null, chosen: "" });
+  state.known.add(slide.slide);
   $("worklist").classList.remove("open");
   $("show-list").setAttribute("aria-expanded", "false");
   const facts = [slide.call];
@@ -87,7 +125,7 @@ async function openSlide(number) {
   $("cell").hidden = true;
   await act("open");
   await loadWorklist();
-  if (slide.key_instances.length) chooseCell(slide.key_instances[0].instance_id, false);
+  if (walked().length) chooseCell(walked()[0].instance_id, false);
   if (slide.pyramid) loadCells(number, ticket).catch((error) => say(error.message));
   if (slide.call !== "not assessed") checkSlide(number, ticket).catch((error) => say(error.message));
 }
@@ -223,9 +261,11 @@ function packed(heat, fade) {
 }
 
 function drawKeyRings(context, origin, scale) {
-  for (const [place, key] of state.slide.key_instances.entries()) {
-    if (key.x_px === null) continue;
+  const n = state.slide.key_instances.length;
+  for (const [place, key] of walked().entries()) {
     const isChosen = key.instance_id === state.chosen;
+    // Cells to teach the model are no finds: only the chosen one has a ring.
+    if (key.x_px === null || (place >= n && !isChosen)) continue;
     const px = origin.x + key.x_px * scale, py = origin.y + key.y_px * scale;
     const radius = Math.max(9, (state.cells ? state.cells.r[0] : 30) * scale * 1.6);
     context.lineWidth = isChosen ? 3 : 2;
@@ -235,7 +275,7 @@ function drawKeyRings(context, origin, scale) {
     context.stroke();
     context.font = "12px system-ui, sans-serif";
     context.fillStyle = context.strokeStyle;
-    context.fillText(place + 1, px + radius + 2, py - radius + 8);
+    context.fillText(place < n ? place + 1 : `T${place - n + 1}`, px + radius + 2, py - radius + 8);
   }
 }
 
@@ -258,23 +298,32 @@ function pictureOf(id, around) {
   return `/api/slides/${state.number}/cell?cell=${encodeURIComponent(id)}&around=${around ? 1 : 0}`;
 }
 
+// Key cells, and after them the cells to teach the model, in the order in which the keyboard walks them.
+function walked() {
+  return state.slide ? [...state.slide.key_instances, ...state.slide.to_teach] : [];
+}
+
+function listed(key, label, name) {
+  const made = document.createElement("li");
+  made.dataset.cell = key.instance_id;
+  made.tabIndex = 0;
+  const image = new Image();
+  image.loading = "lazy";
+  image.alt = name;
+  image.src = pictureOf(key.instance_id, false);
+  const number = document.createElement("span");
+  number.textContent = label;
+  made.append(image, number);
+  made.addEventListener("click", () => chooseCell(key.instance_id, true));
+  made.addEventListener("keydown", (event) => { if (event.key === "Enter") chooseCell(key.instance_id, true); });
+  return made;
+}
+
 function drawKeys() {
-  const keys = state.slide.key_instances;
-  $("keys").replaceChildren(...keys.map((key, place) => {
-    const made = document.createElement("li");
-    made.dataset.cell = key.instance_id;
-    made.tabIndex = 0;
-    const image = new Image();
-    image.loading = "lazy";
-    image.alt = `key cell ${place + 1}`;
-    image.src = pictureOf(key.instance_id, false);
-    const number = document.createElement("span");
-    number.textContent = place + 1;
-    made.append(image, number);
-    made.addEventListener("click", () => chooseCell(key.instance_id, true));
-    made.addEventListener("keydown", (event) => { if (event.key === "Enter") chooseCell(key.instance_id, true); });
-    return made;
-  }));
+  const keys = state.slide.key_instances, taught = state.slide.to_teach;
+  $("keys").replaceChildren(...keys.map((key, place) => listed(key, place + 1, `key cell ${place + 1}`)));
+  $("teach").hidden = !taught.length;
+  $("taught").replaceChildren(...taught.map((key, place) => listed(key, `T${place + 1}`, `cell ${place + 1} to teach the model`)));
   $("gallery").replaceChildren(...(state.slide.pyramid ? [] : keys.map((key, place) => {
     const made = document.createElement("figure");
     made.dataset.cell = key.instance_id;
@@ -291,11 +340,11 @@ function drawKeys() {
 
 function chooseCell(id, goThere) {
   state.chosen = id;
-  const place = state.slide.key_instances.findIndex((key) => key.instance_id === id);
-  const key = state.slide.key_instances[place];
+  const place = walked().findIndex((key) => key.instance_id === id);
+  const key = walked()[place], n = state.slide.key_instances.length;
   $("cell").hidden = false;
-  $("cell-name").textContent = key ? `Cell ${place + 1}: score ${key.score.toPrecision(3)}` : `Cell ${id}`;
-  $("cell-why").textContent = key ? key.why : "Chosen on the slide; it is not a key cell.";
+  $("cell-name").textContent = key ? `Cell ${place < n ? place + 1 : `T${place - n + 1}`}: score ${key.score.toPrecision(3)}` : `Cell ${id}`;
+  $("cell-why").textContent = !key ? "Chosen on the slide; it is not a key cell." : place < n ? key.why : "Shown to teach the model. It is not a key cell.";
   $("cell-image").src = pictureOf(id, false);
   $("cell-around").hidden = !state.slide.pyramid;
   if (state.slide.pyramid) $("cell-around").src = pictureOf(id, true);
@@ -309,7 +358,7 @@ function chooseCell(id, goThere) {
 }
 
 function step(by) {
-  const keys = state.slide ? state.slide.key_instances : [];
+  const keys = walked();
   if (!keys.length) return;
   const now = keys.findIndex((key) => key.instance_id === state.chosen);
   const next = Math.min(keys.length - 1, Math.max(0, now + by));
@@ -330,7 +379,7 @@ function buttons(place, values, choose) {
 
 function drawJudgements() {
   const { own, others } = state.slide;
-  for (const made of document.querySelectorAll("#keys li, #gallery figure")) {
+  for (const made of document.querySelectorAll("#keys li, #taught li, #gallery figure")) {
     made.classList.toggle("chosen", made.dataset.cell === state.chosen);
     made.dataset.verdict = own.cells[made.dataset.cell] || "";
   }
@@ -339,6 +388,8 @@ function drawJudgements() {
   const keys = state.slide.key_instances;
   const done = keys.filter((key) => own.cells[key.instance_id]).length;
   $("progress").textContent = keys.length ? `${done} of ${keys.length} judged` : "none";
+  const taught = state.slide.to_teach;
+  $("teach-progress").textContent = `${taught.filter((key) => own.cells[key.instance_id]).length} of ${taught.length} judged`;
   const names = Object.keys(others);
   $("cell-others").textContent = names.filter((name) => others[name].cells[state.chosen]).map((name) => `${name}: ${others[name].cells[state.chosen]}`).join(" · ");
   $("slide-others").textContent = own.verdict
@@ -348,7 +399,7 @@ function drawJudgements() {
 
 async function act(action, more = {}) {
   const slide = state.slide;
-  const said = await (await ask("/api/act", { reader: state.reader, action, slide: slide.slide, ...more })).json();
+  const said = await (await ask("/api/act", { reader: state.reader, action, slide: slide.slide, sha256: slide.sha256, ...more })).json();
   Object.assign(slide, said);
   if (slide === state.slide) drawJudgements();
 }
@@ -358,7 +409,7 @@ async function judge(value) {
   const id = state.chosen;
   await act("cell", { cell: id, value });
   say("");
-  const keys = state.slide.key_instances;
+  const keys = walked();
   const now = keys.findIndex((key) => key.instance_id === id);
   if (state.chosen === id && now >= 0 && now + 1 < keys.length) step(1);
 }
@@ -379,11 +430,14 @@ $("reader").addEventListener("change", guarded(async () => {
   sessionStorage.setItem("reader", given);
   say("");
   await loadWorklist();
-  await openSlide(state.number >= 0 ? state.number : 0);
+  if (state.number >= 0) await openSlide(state.number);
+  else await openFirst();
 }));
 $("fade").addEventListener("input", () => { state.fade = $("fade").value / 100; redraw(); });
 $("whole").addEventListener("click", () => viewer && viewer.viewport.goHome());
 $("save-remark").addEventListener("click", guarded(async () => { if (state.slide) { await act("remark", { value: $("remark").value }); say("The remark is saved."); } }));
+$("news").addEventListener("click", guarded(loadWorklist));
+setInterval(lookForNews, LOOK_FOR_NEWS_MS);
 $("show-list").addEventListener("click", () => {
   const open = $("worklist").classList.toggle("open");
   $("show-list").setAttribute("aria-expanded", String(open));
@@ -391,8 +445,8 @@ $("show-list").addEventListener("click", () => {
 
 const KEYS = {
   ArrowRight: () => step(1), ArrowLeft: () => step(-1),
-  ArrowDown: () => state.number + 1 < state.slides.length && openSlide(state.number + 1),
-  ArrowUp: () => state.number > 0 && openSlide(state.number - 1),
+  ArrowDown: () => neighbour(1) && openSlide(neighbour(1).number),
+  ArrowUp: () => neighbour(-1) && openSlide(neighbour(-1).number),
   u: undo, o: () => { state.shown = !state.shown; redraw(); },
   ...Object.fromEntries(CELL_VERDICTS.map((value, i) => [String(i + 1), () => judge(value)])),
 };
@@ -411,6 +465,6 @@ state.reader = sessionStorage.getItem("reader") || "";
 $("reader").value = state.reader;
 guarded(async () => {
   await loadWorklist();
-  if (state.reader) await openSlide(0);
+  if (state.reader) await openFirst();
   else { say("Enter your initials to begin. They stand beside each of your judgements."); $("reader").focus(); }
 })();

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytomil.app.cli.console import RichListener, duration, size, forecast_lines
+from cytomil.app.cli.console import RichListener, duration, forecast_lines, size
 from cytomil.progress import Forecast, Memory, Work
 
 NO_GPU = "No GPU was found. One is used automatically; docs/benchmarks.md has its gain."
