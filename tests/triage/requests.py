@@ -8,7 +8,7 @@ import time
 from cytomil import limits
 
 
-def abort(served):
+def abort(*asked):
     os.abort()
 
 
