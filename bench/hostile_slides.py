@@ -252,10 +252,10 @@ class _Reader:
         """All that `rank` does with a slide, but for its model."""
         from cytomil.errors import NoCellsError
         from cytomil.triage.assess import not_assessed
-        from cytomil.triage.sources import Found
+        from cytomil.triage.sources import SlideEntry
         from cytomil.triage.worklist import Call, KeyInstance, SlideResult
 
-        found = Found(path.name, path)
+        found = SlideEntry(path.name, path)
         out = path.parent / "out"
         slide = self._process.open(found, self._reading)
         slide.fingerprint()

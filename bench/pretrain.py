@@ -97,7 +97,7 @@ def own_step(encoded: list[bytes], size: int, precision: str, surgery: list[floa
     import torch
 
     from cytomil.encoders.architecture import resolve_architecture
-    from cytomil.encoders.start import prepare_start
+    from cytomil.encoders.start import prepare_initialisation
     from cytomil.encoders.transform import CellTransform, decode_cells
     from cytomil.training.cells import TrainingCells
     from cytomil.training.checkpoint import RunIdentity
@@ -114,7 +114,7 @@ def own_step(encoded: list[bytes], size: int, precision: str, surgery: list[floa
     bag = is_positive.long()
     cells = TrainingCells(torch.from_numpy(pixels), is_positive, bag, bag, ())
     make_method = partial(load_method(settings.method), settings, cells=cells)
-    start = prepare_start(
+    start = prepare_initialisation(
         resolve_architecture(settings.arch, "auto", settings.projection_dim, size, settings.projector), size
     )
     run = Run(settings, RunIdentity({}, "", {}), cells, OneProcess(torch.device("cpu")), None, make_method, start)

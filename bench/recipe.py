@@ -321,7 +321,7 @@ def _supervised(cells: Cells, bags: Sequence[Drawn]) -> Scorer:
     from cytomil.mil.aggregators.base import top_count
     from cytomil.mil.config import FitMilConfig
 
-    fraction = FitMilConfig().top_share
+    fraction = FitMilConfig().top_fraction
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
     model.fit(cells.values[np.concatenate([bag.cells for bag in bags])], np.concatenate([bag.abnormal for bag in bags]))
 

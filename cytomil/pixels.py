@@ -17,7 +17,7 @@ from cytomil.errors import PictureError
 from cytomil.litter import SNIFFED_BYTES, foreign_content
 
 _STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_MOST_PAGES = 1000
+_MAX_PAGES = 1000
 _FLOAT, _SIGNED = 3, 2
 _SEPARATE_PLANES = 2
 _WHITE_IS_ZERO = 0
@@ -87,7 +87,7 @@ def read_tiff_pages(file: BinaryIO) -> tuple[TiffPage, ...]:
             header += file.read(8)
         directory = TiffImagePlugin.ImageFileDirectory_v2(header)
         seen: set[int] = set()
-        while (offset := directory.next) and offset not in seen and len(pages) < _MOST_PAGES:
+        while (offset := directory.next) and offset not in seen and len(pages) < _MAX_PAGES:
             seen.add(offset)
             file.seek(offset)
             directory = TiffImagePlugin.ImageFileDirectory_v2(header)
@@ -147,7 +147,7 @@ _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "JPEG2000", "AVI
 # What Pillow raises for damaged files.
 _FAULTS = (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, OverflowError, struct.error)
 _FIRST_IS_THE_PICTURE = {"JPEG", "MPO"}  # what follows in a JPEG are previews of it
-_LEAST_IN_UPPER_HALF = 0.05
+_MIN_IN_UPPER_HALF = 0.05
 _CURE = "Export it as 8-bit RGB PNG or TIFF."
 _JPEG2000_SIZES = b"\xff\x4f\xff\x51"
 _JPEG2000_BITS = 42  # bytes from there to the depth of the first channel
@@ -269,7 +269,7 @@ def _grey_of_16_bits(image: Image.Image, is_12_bit: bool, is_white_zero: bool) -
 
 def _require_full_range(levels: np.ndarray, is_deep: bool) -> None:
     """Raise `PictureError` where 16-bit values, here by their upper byte, may be fewer bits that were never scaled."""
-    if is_deep and levels.size and np.mean(levels >= 128) < _LEAST_IN_UPPER_HALF:
+    if is_deep and levels.size and np.mean(levels >= 128) < _MIN_IN_UPPER_HALF:
         raise PictureError(
             "it has 16 bits a channel and hardly a pixel in the upper half, so its values may be of 10 to 15 bits. "
             "Which of them is white would be a guess. Scale it to 8 bits where it was taken."

@@ -67,7 +67,7 @@ def ahead(jobs: Iterable[Callable[[], T]], workers: int, most: int) -> Generator
     """
     waiting: SimpleQueue[Future[T] | None] = SimpleQueue()
     slots, stopped = threading.Semaphore(most), threading.Event()
-    pool = ThreadPoolExecutor(workers or usable_cores(), initializer=_give_way)
+    pool = ThreadPoolExecutor(workers or usable_cores(), initializer=_lower_priority)
 
     def submit() -> None:
         try:
@@ -99,7 +99,7 @@ def ahead(jobs: Iterable[Callable[[], T]], workers: int, most: int) -> Generator
         pool.shutdown(cancel_futures=True)
 
 
-def _give_way() -> None:
+def _lower_priority() -> None:
     """Lower the priority of this thread, so that the thread that uses the results runs first.
 
     Only Linux has a priority per thread. A thread inherits that of its parent, so the new one is computed from the process.

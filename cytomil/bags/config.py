@@ -31,7 +31,7 @@ class MakeBagsConfig(Config):
     witness_rate: float = Field(0.2, gt=0, le=1, description="fraction of abnormal cells in a positive bag, 0 to 1")
     train_bags: int = Field(18, ge=0, description="simulated training bags, half of them positive")
     test_bags: int = Field(6, ge=0, description="simulated test bags, half of them positive")
-    test_share: float = Field(
+    test_fraction: float = Field(
         0.25, gt=0, lt=1, description="fraction of labelled slides kept for testing, if there is no split column"
     )
     diameter_um: float = Field(7.0, ge=1, le=200, description="expected diameter of the cells of a whole slide, µm")

@@ -97,7 +97,7 @@ def from_labelled_slides(folder: Path, settings: MakeBagsConfig, listener: Liste
     places, problems = _places(root, listed)
     distinct, copied = _without_copies(labels, listed, places)
     problems += copied
-    slides = split_by_patient(distinct, settings.test_share, settings.seed)
+    slides = split_by_patient(distinct, settings.test_fraction, settings.seed)
     # Training slides first: an image in both splits is then left out of the test slide.
     slides = sorted(slides, key=_training_first)
     given, unused = _resolutions(settings, listed, places)
@@ -117,7 +117,7 @@ def from_labelled_slides(folder: Path, settings: MakeBagsConfig, listener: Liste
     notes = (*_note_on_patients(slides), *_note_on_edges(gathered.n_at_edge))
     planned = listed if listed[0].split else slides
     problems += gathered.problems_of_cells
-    return MadeBags(settings.out, tuple(rows), tuple(problems), notes, lost_labels(labels, planned, rows))
+    return MadeBags(settings.out, tuple(rows), tuple(problems), notes, unused_labels(labels, planned, rows))
 
 
 @dataclass(frozen=True)
@@ -338,7 +338,7 @@ _WITHOUT = {
 }
 
 
-def lost_labels(labels: Path, slides: Sequence[LabelledSlide], rows: Sequence[BagRow]) -> tuple[str, ...]:
+def unused_labels(labels: Path, slides: Sequence[LabelledSlide], rows: Sequence[BagRow]) -> tuple[str, ...]:
     """One message per split that has no bags, or none of one label."""
     found = []
     for split in SPLITS:

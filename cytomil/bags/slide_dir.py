@@ -22,8 +22,8 @@ from cytomil.text import printable
 from cytomil.workers.local import ChildProcess, JobContext
 
 
-def split_by_patient(slides: list[LabelledSlide], test_share: float, seed: int) -> list[LabelledSlide]:
-    """Assign a split to every slide: about ``test_share`` are test, both splits have both labels, no patient is in two.
+def split_by_patient(slides: list[LabelledSlide], test_fraction: float, seed: int) -> list[LabelledSlide]:
+    """Assign a split to every slide: about ``test_fraction`` are test, both splits have both labels, no patient is in two.
 
     Slides that have a split keep it. Each slide without a patient counts as its own patient. Raises `BagFileError` if one
     label has fewer than two patients.
@@ -32,7 +32,7 @@ def split_by_patient(slides: list[LabelledSlide], test_share: float, seed: int) 
         return slides
     patients = [slide.patient_id or f"slide:{slide.slide}" for slide in slides]
     labels = np.array([slide.label for slide in slides])
-    n_folds = max(2, round(1 / min(test_share, 1 - test_share)))
+    n_folds = max(2, round(1 / min(test_fraction, 1 - test_fraction)))
     for label in (0, 1):
         n = len({p for p, other in zip(patients, labels, strict=True) if other == label})
         if n < 2:
@@ -44,7 +44,7 @@ def split_by_patient(slides: list[LabelledSlide], test_share: float, seed: int) 
     chosen = next(
         c for c in _candidates(labels, patients, n_folds, seed) if len({*labels[c]}) == len({*labels[~c]}) == 2
     )
-    is_test = chosen if test_share <= 0.5 else ~chosen
+    is_test = chosen if test_fraction <= 0.5 else ~chosen
     return [replace(slide, split="test" if test else "train") for slide, test in zip(slides, is_test, strict=True)]
 
 

@@ -53,7 +53,7 @@ class Normalisation(Card):
     std: tuple[Number, ...]
 
 
-class StartWeightsCard(Card):
+class InitialWeightsCard(Card):
     """The initial weights of training."""
 
     file: Text
@@ -73,7 +73,7 @@ class EncoderCard(Card):
     normalisation: Normalisation
     weights_sha256: Text
     method: Text = ""
-    start_weights: StartWeightsCard | None = None
+    start_weights: InitialWeightsCard | None = None
     frozen_stages: Count | None = None
     peak_learning_rate: Number | None = None
     caveats: tuple[Text, ...] = ()

@@ -35,7 +35,7 @@ _DINOBLOOM_TOKENS = 1 + (224 // 14) ** 2
 
 
 @dataclass(frozen=True)
-class StartWeights:
+class InitialWeights:
     """Weights that fit a backbone exactly.
 
     Args:
@@ -69,11 +69,11 @@ class StartWeights:
 
 
 @dataclass(frozen=True)
-class Start:
+class Initialisation:
     """An architecture and its initial weights; None: random weights."""
 
     architecture: Architecture
-    weights: StartWeights | None = None
+    weights: InitialWeights | None = None
 
     @property
     def libraries(self) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ class Start:
         return () if is_resnet(self.architecture.name) else ("timm",)
 
 
-def resolve_start(
+def resolve_initialisation(
     weights: str,
     arch: str,
     stem: str,
@@ -89,7 +89,7 @@ def resolve_start(
     projection_dim: int,
     projector: str = "plain",
     note: Callable[[str], None] = lambda _: None,
-) -> Start:
+) -> Initialisation:
     """The architecture and the initial weights of these settings.
 
     Args:
@@ -104,7 +104,7 @@ def resolve_start(
     Raises:
         SettingsError: a name is unknown, the published weights are for another architecture, or the image size does not
             suit the architecture.
-        NotFoundError, WeightsFileError: see `prepare_start`.
+        NotFoundError, WeightsFileError: see `prepare_initialisation`.
     """
     if weights == NONE or not is_published(weights):
         path = None if weights == NONE else Path(weights)
@@ -112,7 +112,7 @@ def resolve_start(
             refuse_unknown(weights)
         name = _WITHOUT_WEIGHTS if arch == AUTO else arch
         architecture = resolve_architecture(name, stem, projection_dim, image_size, projector)
-        return prepare_start(architecture, image_size, path)
+        return prepare_initialisation(architecture, image_size, path)
     published = find_published(weights)
     if arch not in (AUTO, published.architecture):
         raise SettingsError(
@@ -123,10 +123,10 @@ def resolve_start(
         stem = "standard"  # the published weights have these first layers, whatever the image size
     architecture = resolve_architecture(published.architecture, stem, projection_dim, image_size, projector)
     backbone = _tried(architecture, image_size)
-    return Start(architecture, _named(published, obtain(published, note), architecture, backbone))
+    return Initialisation(architecture, _named(published, obtain(published, note), architecture, backbone))
 
 
-def prepare_start(architecture: Architecture, image_size: int, weights: Path | None = None) -> Start:
+def prepare_initialisation(architecture: Architecture, image_size: int, weights: Path | None = None) -> Initialisation:
     """Read the initial weights, if any, and check that the architecture runs at this image size.
 
     It reads weights of torchvision, timm, EfficientNet-PyTorch, DINO and DINOv2 (DinoBloom): a state dict, or one under
@@ -140,11 +140,11 @@ def prepare_start(architecture: Architecture, image_size: int, weights: Path | N
         WeightsFileError: the file does not hold weights, or holds those of another architecture.
     """
     if weights is None and is_resnet(architecture.name):
-        return Start(architecture)  # it takes any image size
+        return Initialisation(architecture)  # it takes any image size
     backbone = _tried(architecture, image_size)
     if weights is None:
-        return Start(architecture)
-    return Start(architecture, _fitted(weights, read_state(weights), architecture, backbone))
+        return Initialisation(architecture)
+    return Initialisation(architecture, _fitted(weights, read_state(weights), architecture, backbone))
 
 
 def _tried(architecture: Architecture, image_size: int) -> Backbone:
@@ -153,9 +153,9 @@ def _tried(architecture: Architecture, image_size: int) -> Backbone:
     return backbone
 
 
-def _named(published: Published, obtained: Obtained, architecture: Architecture, backbone: Backbone) -> StartWeights:
+def _named(published: Published, obtained: Obtained, architecture: Architecture, backbone: Backbone) -> InitialWeights:
     fitted = _fitted(obtained.path, read_state(obtained.path), architecture, backbone)
-    return StartWeights(
+    return InitialWeights(
         fitted.file,
         obtained.sha256,
         fitted.tensors,
@@ -172,7 +172,7 @@ def _named(published: Published, obtained: Obtained, architecture: Architecture,
     )
 
 
-def _fitted(path: Path, tensors: dict[str, Tensor], architecture: Architecture, backbone: Backbone) -> StartWeights:
+def _fitted(path: Path, tensors: dict[str, Tensor], architecture: Architecture, backbone: Backbone) -> InitialWeights:
     if any(name.startswith("projector.") for name in tensors):
         # The record of what it was trained on, perhaps instance labels, is in its encoder.json and would be lost.
         raise WeightsFileError(
@@ -202,7 +202,7 @@ def _fitted(path: Path, tensors: dict[str, Tensor], architecture: Architecture, 
         raise WeightsFileError(
             f"{path}: {broken} is not finite. The file is damaged, or its training diverged. Use others."
         )
-    return StartWeights(path.name, sha256_of_file(path), len(fitting), state, backbone.mean, backbone.std, caveats)
+    return InitialWeights(path.name, sha256_of_file(path), len(fitting), state, backbone.mean, backbone.std, caveats)
 
 
 def _as_timm_has_them(tensors: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:

@@ -98,27 +98,27 @@ def recall_at_k(scores: ArrayLike, instance_labels: ArrayLike, k: int) -> float:
     return float(expected_recall(checked_scores, witness, [k])[0])
 
 
-def recall_at_fraction(scores: ArrayLike, instance_labels: ArrayLike, share: float) -> float:
-    """Fraction of the bag's witnesses in its top `share`: `recall_at_k` at k = ceil(share * N).
+def recall_at_fraction(scores: ArrayLike, instance_labels: ArrayLike, fraction: float) -> float:
+    """Fraction of the bag's witnesses in its top `fraction`: `recall_at_k` at k = ceil(fraction * N).
 
     Args:
         scores: attention scores, shape (N,).
         instance_labels: shape (N,), 1 for a witness and 0 for a normal instance.
-        share: fraction of the bag reviewed, above 0 and at most 1.
+        fraction: fraction of the bag reviewed, above 0 and at most 1.
 
     Raises:
-        ValueError: as `recall_at_k`, or `share` is out of range.
+        ValueError: as `recall_at_k`, or `fraction` is out of range.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be above 0 and at most 1, not {share}")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be above 0 and at most 1, not {fraction}")
     checked_scores, witness = _checked_bag(scores, instance_labels)
-    return float(expected_recall(checked_scores, witness, [n_in_fraction(witness.size, share)])[0])
+    return float(expected_recall(checked_scores, witness, [n_in_fraction(witness.size, fraction)])[0])
 
 
-def n_in_fraction(n_instances: int, share: float) -> int:
-    """Number of instances in the fraction `share` (0..1) of a bag of `n_instances`, rounded up."""
+def n_in_fraction(n_instances: int, fraction: float) -> int:
+    """Number of instances in the fraction `fraction` (0..1) of a bag of `n_instances`, rounded up."""
     # 0.07 * 100 is 7.000000000000001 in floating point, which ceil alone would turn into 8.
-    return math.ceil(round(share * n_instances, 9))
+    return math.ceil(round(fraction * n_instances, 9))
 
 
 def expected_recall(scores: ArrayLike, instance_labels: ArrayLike, counts: Sequence[int]) -> Floats:

@@ -23,7 +23,7 @@ WIDTH_INCHES = 6.4
 DOTS_PER_INCH = 200
 FEW_EPOCHS = 30
 DASHED = (0, (5, 4))
-ANNOTATED_SHARES = (0.10, 0.40)
+ANNOTATED_FRACTIONS = (0.10, 0.40)
 
 
 @dataclass(frozen=True)
@@ -139,15 +139,15 @@ def plot_recall_by_k(rows: Sequence[Mapping[str, float]], n_bags: int) -> Figure
         "Instances reviewed, highest attention first (fraction of the bag)", "Witnesses found (fraction of the bag's)"
     )
     if not rows:
-        return _say_undefined(figure, axes, "Recall by share reviewed", "undefined: no bag with known witnesses")
-    shares = [row["share_reviewed"] for row in rows]
-    _draw_reference(axes, shares, [row["random"] for row in rows])
+        return _say_undefined(figure, axes, "Recall by fraction reviewed", "undefined: no bag with known witnesses")
+    fractions = [row["fraction_reviewed"] for row in rows]
+    _draw_reference(axes, fractions, [row["random"] for row in rows])
     _explain_diagonal(axes, "dashed: random order")
-    axes.plot(shares, [row["recall"] for row in rows], color=BLUE, linewidth=2, clip_on=False)
+    axes.plot(fractions, [row["recall"] for row in rows], color=BLUE, linewidth=2, clip_on=False)
     for row in rows:
-        if row["share_reviewed"] in ANNOTATED_SHARES:
-            _mark_recall(axes, row["share_reviewed"], row["recall"])
-    _set_title(axes, f"Recall by share reviewed: mean over {n_bags} bag{'' if n_bags == 1 else 's'}")
+        if row["fraction_reviewed"] in ANNOTATED_FRACTIONS:
+            _mark_recall(axes, row["fraction_reviewed"], row["recall"])
+    _set_title(axes, f"Recall by fraction reviewed: mean over {n_bags} bag{'' if n_bags == 1 else 's'}")
     return figure
 
 
@@ -268,9 +268,9 @@ def _label_right(axes: Axes, text: str, height: float, vertical: str, colour: st
     axes.text(1.02, height, text, transform=axes.get_yaxis_transform(), va=vertical, fontsize=9, color=colour)
 
 
-def _mark_recall(axes: Axes, share: float, recall: float) -> None:
-    axes.plot([share], [recall], marker="o", markersize=6, color=BLUE, clip_on=False)
-    _label(axes, f"{recall:.2f} at {share * 100:.0f} %", (share, recall), (7, -5), BLUE)
+def _mark_recall(axes: Axes, fraction: float, recall: float) -> None:
+    axes.plot([fraction], [recall], marker="o", markersize=6, color=BLUE, clip_on=False)
+    _label(axes, f"{recall:.2f} at {fraction * 100:.0f} %", (fraction, recall), (7, -5), BLUE)
 
 
 def _steps(rows: Sequence[Mapping[str, float]]) -> tuple[list[float], list[float]]:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from cytomil.bags.manifest import Manifest, fingerprint, patient_key, witness_rate_of
 from cytomil.cards import Card, Count, Flag, Fraction, Number, Text, now, versions
-from cytomil.encoders.bundle import StartWeightsCard, TrainingData
+from cytomil.encoders.bundle import InitialWeightsCard, TrainingData
 from cytomil.evaluation.config import EvaluateConfig
 from cytomil.evaluation.control import Control, RedrawnMetrics
 from cytomil.evaluation.intervals import Bounds
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 # The first tenth is ten times finer, because early recall matters most to a reviewer with little time.
-SHARES_REVIEWED = tuple(step / 1000 for step in range(100)) + tuple(step / 100 for step in range(10, 101))
+FRACTIONS_REVIEWED = tuple(step / 1000 for step in range(100)) + tuple(step / 100 for step in range(10, 101))
 
 
 def roc_curve_points(probabilities: ArrayLike, labels: ArrayLike) -> list[dict[str, float]]:
@@ -95,7 +95,7 @@ def recall_by_k_points(bags: Sequence[ScoredBag]) -> list[dict[str, float]]:
         bags: per bag the attention scores and the instance labels (1 abnormal, 0 normal, -1 unknown), each (N,).
 
     Returns:
-        Rows with `share_reviewed` (0 to 1, in steps of 0.1 % up to 10 % and of 1 % above), `recall`, and `random`, the
+        Rows with `fraction_reviewed` (0 to 1, in steps of 0.1 % up to 10 % and of 1 % above), `recall`, and `random`, the
         expected recall of a random order. It lies slightly above the diagonal, because only whole instances are reviewed.
 
     Raises:
@@ -106,17 +106,20 @@ def recall_by_k_points(bags: Sequence[ScoredBag]) -> list[dict[str, float]]:
         return []
     recalls, randoms = [], []
     for scores, witness in usable:
-        counts = [n_in_fraction(witness.size, share) for share in SHARES_REVIEWED]
+        counts = [n_in_fraction(witness.size, fraction) for fraction in FRACTIONS_REVIEWED]
         recalls.append(expected_recall(scores, witness, counts))
         randoms.append(np.asarray(counts) / witness.size)
-    columns = zip(SHARES_REVIEWED, np.mean(recalls, axis=0), np.mean(randoms, axis=0), strict=True)
-    return [{"share_reviewed": share, "recall": float(mean), "random": float(luck)} for share, mean, luck in columns]
+    columns = zip(FRACTIONS_REVIEWED, np.mean(recalls, axis=0), np.mean(randoms, axis=0), strict=True)
+    return [
+        {"fraction_reviewed": fraction, "recall": float(mean), "random": float(luck)}
+        for fraction, mean, luck in columns
+    ]
 
 
 SCHEMA = "cytomil.evaluation/1"
 RECORD_NAME = "evaluate.json"
 _ENCODER_KEYS = ("collapsed", "collapse_reason", "effective_rank", "nt_xent_margin", "start_weights", "caveats")
-_CURVE_SHARES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_CURVE_FRACTIONS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ class RecordedEncoder(Card):
     collapsed: Flag = False
     effective_rank: Number | None = None
     nt_xent_margin: Number | None = None
-    start_weights: StartWeightsCard | None = None
+    start_weights: InitialWeightsCard | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -265,7 +268,7 @@ def make_record(
     card, plain = model.encoder.card, model.encoder.card.to_json()
     fitted = model.card.to_json()
     scored = [prediction.scored for prediction in predictions if prediction.scored is not None]
-    recall = {row["share_reviewed"]: row["recall"] for row in recall_by_k_points(scored)}
+    recall = {row["fraction_reviewed"]: row["recall"] for row in recall_by_k_points(scored)}
     metrics = {
         "bag": bag.to_dict(),
         "instance": instance.to_dict(),
@@ -288,7 +291,7 @@ def make_record(
         "witness_rate": witness_rate_of(manifest),
         "bags_fingerprint": fingerprint(manifest.rows),
         "metrics": metrics,
-        "recall_by_share": {str(share): recall[share] for share in _CURVE_SHARES if share in recall},
+        "recall_by_share": {str(fraction): recall[fraction] for fraction in _CURVE_FRACTIONS if fraction in recall},
         "bags": [_bag(prediction, bag.threshold) for prediction in predictions],
         "held_out": {key: fitted["held_out"][key] for key in ("auroc", "f1", "log_loss")},
         "encoder_sha256": model.encoder.sha256,

@@ -251,7 +251,7 @@ def _write(out: Path, measured: Measured) -> None:
     for name, rows, columns in (
         ("roc", roc, ("fpr", "tpr")),
         ("pr", pr, ("recall", "precision")),
-        ("recall_by_k", recall, ("share_reviewed", "recall", "random")),
+        ("recall_by_k", recall, ("fraction_reviewed", "recall", "random")),
         ("calibration", calibration, ("probability", "positive", "low", "high", "n_bags")),
     ):
         write_text(out / "plots" / f"{name}.csv", csv_text(columns, rows))

@@ -188,7 +188,7 @@ def write_tables(settings: EvaluateConfig) -> tuple[Runs, Table, tuple[Block, ..
         name = judge.replace(" ", "-")
         for figure, stem in (
             (plot_by_rate(table, judge), "by-witness-rate"),
-            (plot_by_fraction(table, judge), "by-share"),
+            (plot_by_fraction(table, judge), "by-fraction"),
         ):
             save_png(figure, out / f"{stem}-{name}.png")
             save_svg(figure, out / f"{stem}-{name}.svg")

@@ -23,7 +23,7 @@ class FitConfig(Config):
 
     learning_rate: float = Field(1e-3, gt=0, description="learning rate of Adam")
     weight_decay: float = Field(0.0, ge=0, description="weight decay of Adam")
-    top_share: float = Field(
+    top_fraction: float = Field(
         0.03,
         gt=0,
         le=1,

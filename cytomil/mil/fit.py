@@ -51,10 +51,10 @@ from cytomil.mil.triage_model import (
     CARD_NAME,
     OWN_FILES,
     ChosenThresholds,
-    FeedbackFacts,
+    FeedbackCard,
     HeldOutFigures,
+    ModelDescription,
     TrainedOn,
-    TriageFacts,
     TriageModel,
     save_triage_model,
 )
@@ -102,7 +102,7 @@ def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
     learnt = _learnt_from(feedback, bags, settings, held_out, listener)
     thresholds = choose_thresholds(held_out, labels, ensemble.judged, settings.sensitivity, settings.seed)
     novelty = fit_novelty(bags, held_out.fold)
-    facts = TriageFacts(
+    description = ModelDescription(
         made=now(),
         synthetic=encoder.card.synthetic,
         collapsed=encoder.card.collapsed,
@@ -135,7 +135,7 @@ def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
         features=relative_path(settings.features, settings.out),
         fitted_to=tuple(FittedBag(sha256=row.bag_sha256, patient=patient_key(row.patient_id)) for row, _ in opened),
     )
-    return save_triage_model(settings.out, encoder, ensemble, novelty, facts)
+    return save_triage_model(settings.out, encoder, ensemble, novelty, description)
 
 
 def _feedback(settings: FitMilConfig) -> Feedback:
@@ -168,7 +168,7 @@ def training_bags(
 
 def _learnt_from(
     feedback: Feedback, bags: Sequence[TrainingBag], settings: FitMilConfig, held_out: HeldOut, listener: Listener
-) -> FeedbackFacts | None:
+) -> FeedbackCard | None:
     """How many verdicts were used, and what the same fit reaches on held-out bags without them."""
     if not feedback.cells:
         return None
@@ -178,7 +178,7 @@ def _learnt_from(
     without, _ = _fit([replace(bag, verdicts=None) for bag in bags], settings, listener)
     given = sum(len(cells) for cells in feedback.cells.values())
     counts = {code: sum(int(bag.have_verdict(code).sum()) for bag in bags) for code in (ABNORMAL, NOT_ABNORMAL)}
-    return FeedbackFacts(
+    return FeedbackCard(
         confirmed=counts[ABNORMAL],
         rejected=counts[NOT_ABNORMAL],
         unused=given - sum(counts.values()),
@@ -187,7 +187,7 @@ def _learnt_from(
     )
 
 
-def _feedback_limit(learnt: FeedbackFacts | None) -> list[str]:
+def _feedback_limit(learnt: FeedbackCard | None) -> list[str]:
     if learnt is None:
         return []
     n = learnt.confirmed + learnt.rejected

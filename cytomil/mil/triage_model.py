@@ -53,7 +53,7 @@ OWN_FILES: tuple[str, ...] = (
 )
 
 
-class AggregatorFacts(Card):
+class AggregatorCard(Card):
     """The aggregators' kind, their number, and what else builds one, such as ``in_dim``."""
 
     name: Text
@@ -111,7 +111,7 @@ class ChosenThresholds(Card):
         return self
 
 
-class FeedbackFacts(Card):
+class FeedbackCard(Card):
     """Readers' verdicts that the model learned from: ``confirmed`` and ``rejected`` cells, and verdicts not used.
 
     ``auroc`` and ``auroc_without`` are of held-out training bags, with the verdicts and without.
@@ -127,13 +127,13 @@ class FeedbackFacts(Card):
 class _Fitted(Card):
     """What `save_triage_model` itself writes."""
 
-    aggregator: AggregatorFacts
+    aggregator: AggregatorCard
     score_meaning: Text
     encoder_sha256: Text
     aggregator_sha256: Text
 
 
-class TriageFacts(Card):
+class ModelDescription(Card):
     """What fitting says of a model.
 
     ``preparation_sha256`` and ``engine`` are None, and ``orientations`` is 1, for models older than these.
@@ -162,12 +162,12 @@ class TriageFacts(Card):
     engine: Text | None = None
     cutting: Cutting | None
     limits: tuple[Text, ...]
-    feedback: FeedbackFacts | None = None
+    feedback: FeedbackCard | None = None
     features: Text = ""
     fitted_to: tuple[FittedBag, ...] = ()
 
     @model_validator(mode="after")
-    def _bins_fit(self) -> TriageFacts:
+    def _bins_fit(self) -> ModelDescription:
         if len(self.score_bin_edges) != len(self.reference_shares) + 1:
             raise ValueError("'score_bin_edges' should have one entry more than 'reference_shares'")
         if list(self.score_bin_edges) != sorted(set(self.score_bin_edges)):
@@ -175,7 +175,7 @@ class TriageFacts(Card):
         return self
 
 
-class TriageCard(TriageFacts, _Fitted):
+class TriageCard(ModelDescription, _Fitted):
     """triage.json."""
 
 
@@ -206,9 +206,9 @@ class TriageModel:
 
 
 def save_triage_model(
-    path: Path, encoder: EncoderBundle, ensemble: Ensemble, novelty: Novelty, facts: TriageFacts
+    path: Path, encoder: EncoderBundle, ensemble: Ensemble, novelty: Novelty, description: ModelDescription
 ) -> TriageModel:
-    """Write a triage model, replacing the whole folder. ``facts`` are further entries of triage.json."""
+    """Write a triage model, replacing the whole folder. ``description`` has the further entries of triage.json."""
     with replacing_folder(path) as folder:
         keep = {key: value for key, value in encoder.card.to_json().items() if key not in _WRITTEN_BY_BUNDLE}
         save_bundle(folder / ENCODER_FOLDER, encoder.encoder, encoder.transform, keep)
@@ -233,7 +233,7 @@ def save_triage_model(
             "score_meaning": ensemble.meaning,
             "encoder_sha256": encoder.sha256,
             "aggregator_sha256": sha256_of_file(folder / WEIGHTS_NAME),
-            **facts.to_json(),
+            **description.to_json(),
         }
         write_json_card(folder / CARD_NAME, card)
         # Without engines: `cytomil compile` may replace them, and each has its own record of hashes.
@@ -331,7 +331,7 @@ def weaknesses(n: int, held_out: HeldOutFigures) -> tuple[Weakness, ...]:
 _WRITTEN_BY_BUNDLE = frozenset({"schema", "architecture", "transform", "normalisation", "weights_sha256"})
 
 
-def _load_ensemble(tensors: dict[str, Tensor], shape: AggregatorFacts) -> Ensemble:
+def _load_ensemble(tensors: dict[str, Tensor], shape: AggregatorCard) -> Ensemble:
     kind = find_aggregator(shape.name)
     members = []
     for i in range(shape.members):

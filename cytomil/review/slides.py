@@ -22,7 +22,7 @@ from cytomil.files import SEAL, is_sealed, read_json
 from cytomil.slides import Cutting, Handles, Resolutions
 from cytomil.triage.apart import ReadingProcess
 from cytomil.triage.pictures import jpeg
-from cytomil.triage.sources import Found, SlideSource, open_source
+from cytomil.triage.sources import SlideEntry, SlideSource, open_source
 from cytomil.triage.whole_slide import SlideReading
 from cytomil.triage.write import FILES_KEY, SCHEMA
 
@@ -308,7 +308,7 @@ def _region(path: Path, mpp: float | None, region: tuple[float, float, int, int,
 
 def _source(name: str, path: Path) -> SlideSource:
     parts = next((one.parts for one in list_slide_dir(path.parent, []).slides if one.path == path), ())
-    return open_source(Found(name, path, parts), _UNCUT)
+    return open_source(SlideEntry(name, path, parts), _UNCUT)
 
 
 def _content_sha256(name: str, path: Path, _: object) -> str:

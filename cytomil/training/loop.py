@@ -26,7 +26,7 @@ from cytomil.encoders.bundle import (
     stored_engines,
 )
 from cytomil.encoders.stages import default_layer, layer_is_frozen
-from cytomil.encoders.start import Start, resolve_start
+from cytomil.encoders.start import Initialisation, resolve_initialisation
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import SettingsError, require_replaceable
 from cytomil.files import sha256_of_json
@@ -163,22 +163,24 @@ def _tell_resumed(checkpoint: Checkpoint, epochs: int, note: Callable[[str], Non
         )
 
 
-def _start(settings: PretrainConfig, method: type[Method], note: Callable[[str], None]) -> Start:
+def _start(settings: PretrainConfig, method: type[Method], note: Callable[[str], None]) -> Initialisation:
     projection_dim = settings.projection_dim if method.trains else 0
     projector = settings.projector if method.standardises else "plain"
-    return resolve_start(
+    return resolve_initialisation(
         settings.weights, settings.arch, settings.stem, settings.image_size, projection_dim, projector, note
     )
 
 
-def _identity(settings: PretrainConfig, start: Start, rows: tuple[BagRow, ...], method: type[Method]) -> RunIdentity:
+def _identity(
+    settings: PretrainConfig, start: Initialisation, rows: tuple[BagRow, ...], method: type[Method]
+) -> RunIdentity:
     shaping = settings.model_dump(mode="json")
     if start.weights:
         shaping["weights"] = start.weights.sha256  # the path of the file does not matter
     return RunIdentity(shaping, fingerprint(rows), _made_by(start, method))
 
 
-def _made_by(start: Start, method: type[Method]) -> dict[str, str]:
+def _made_by(start: Initialisation, method: type[Method]) -> dict[str, str]:
     found = {"training version": str(TRAINING_VERSION)} | library_versions(*LIBRARIES, *start.libraries)
     if not method.__module__.startswith("cytomil."):
         found["source of the method"] = sha256_of_json(inspect.getsource(inspect.getmodule(method) or method))[:12]

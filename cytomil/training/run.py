@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from cytomil.cards import now, versions
 from cytomil.encoders.architecture import Encoder
 from cytomil.encoders.engines.engine import to_unit_range
-from cytomil.encoders.start import Start
+from cytomil.encoders.start import Initialisation
 from cytomil.errors import DivergedError
 from cytomil.precision import pick_precision
 from cytomil.progress import Count, Listener, Silent
@@ -163,7 +163,7 @@ class Run:
         processes: Processes,
         checkpoint: Checkpoint | None,
         make_method: Callable[[Encoder], Method],
-        start: Start,
+        start: Initialisation,
         note: Callable[[str], None] | None = None,
     ) -> None:
         keep_freed_memory()

@@ -19,7 +19,7 @@ from cytomil.errors import CytomilError, SlideUnreadableError, why_unreadable
 from cytomil.features.cells import CellBlock, Preparation
 from cytomil.limits import MEMORY_BYTES, progress
 from cytomil.threads import ahead
-from cytomil.triage.sources import CellFolder, Found, SlideSource, n_cells, open_source
+from cytomil.triage.sources import CellFolder, SlideEntry, SlideSource, n_cells, open_source
 from cytomil.triage.whole_slide import SlideReading, WholeSlide, with_places, with_qc
 from cytomil.triage.worklist import SlideResult
 from cytomil.workers.local import ChildProcess, JobContext, Raised, WorkerFailure
@@ -73,14 +73,14 @@ class ReadingProcess:
             self._child.kill()
             self._child = None
 
-    def n_cells(self, found: Found) -> int | None:
+    def n_cells(self, found: SlideEntry) -> int | None:
         """See `cytomil.triage.sources.n_cells`. 0 if the slide cannot be read."""
         try:
             return self.run(found.path, partial(_n_cells, found, Path.cwd()))
         except CytomilError:
             return 0
 
-    def open(self, found: Found, reading: SlideReading) -> SlideApart:
+    def open(self, found: SlideEntry, reading: SlideReading) -> SlideApart:
         """Open one entry of a folder of slides. Raises a `CytomilError` that says why it cannot be read."""
         self.run(found.path, partial(_open, found, reading, Path.cwd()))
         return SlideApart(self, found)
@@ -125,7 +125,7 @@ class ReadingProcess:
 class SlideApart:
     """One slide, opened in a `ReadingProcess`. See `cytomil.triage.sources.SlideSource` for what it has of a source."""
 
-    def __init__(self, process: ReadingProcess, found: Found) -> None:
+    def __init__(self, process: ReadingProcess, found: SlideEntry) -> None:
         self._process, self._found = process, found
 
     @property
@@ -205,13 +205,13 @@ class Reading:
         return partial(map, lambda request: request(served))
 
 
-def _open(found: Found, reading: SlideReading, folder: Path, served: _Served) -> None:
+def _open(found: SlideEntry, reading: SlideReading, folder: Path, served: _Served) -> None:
     os.chdir(folder)  # paths are relative to the folder in which the calling process is
     _close(served)
     served.source = open_source(found, reading)
 
 
-def _n_cells(found: Found, folder: Path, served: _Served) -> int | None:
+def _n_cells(found: SlideEntry, folder: Path, served: _Served) -> int | None:
     os.chdir(folder)
     return n_cells(found)
 

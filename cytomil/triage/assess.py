@@ -24,7 +24,7 @@ from cytomil.triage.apart import ReadingProcess, SlideApart
 from cytomil.triage.config import RankConfig
 from cytomil.triage.pictures import GALLERY_PX, gallery_image
 from cytomil.triage.result_cache import ResultCache
-from cytomil.triage.sources import Found
+from cytomil.triage.sources import SlideEntry
 from cytomil.triage.whole_slide import SlideReading
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult
 from cytomil.workers import JobContext
@@ -55,7 +55,7 @@ class Ranking:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"loaded": None, "take": None}
 
-    def start(self, context: JobContext) -> Callable[[Iterable[Found]], Iterator[SlideResult]]:
+    def start(self, context: JobContext) -> Callable[[Iterable[SlideEntry]], Iterator[SlideResult]]:
         """See `cytomil.workers.Job`."""
         model, engine, process = self.loaded or self._load()
         threads = context.threads(self.settings.workers)
@@ -75,7 +75,7 @@ class Ranking:
         return model, engine, process
 
 
-def _told(ranker: Ranker, take: Callable[[SlideResult, bool], None] | None, found: Found) -> SlideResult:
+def _told(ranker: Ranker, take: Callable[[SlideResult, bool], None] | None, found: SlideEntry) -> SlideResult:
     result = ranker.assess(found)
     if take is not None:
         take(result, not (ranker.was_finished or result.reason))
@@ -120,7 +120,7 @@ class Ranker:
         self.was_finished = False
         """Whether the slide that was assessed last had been finished before."""
 
-    def assess(self, found: Found) -> SlideResult:
+    def assess(self, found: SlideEntry) -> SlideResult:
         """Assess one slide; whatever is wrong with it becomes its reason."""
         try:
             source, fingerprint = self._open(found)
@@ -134,18 +134,18 @@ class Ranker:
         except CytomilError as error:
             return not_assessed(found, error)
 
-    def _open(self, found: Found) -> tuple[SlideApart, str]:
+    def _open(self, found: SlideEntry) -> tuple[SlideApart, str]:
         source = self._process.open(found, self._reading)
         return source, source.fingerprint()
 
-    def _assess(self, found: Found, source: SlideApart) -> SlideResult:
+    def _assess(self, found: SlideEntry, source: SlideApart) -> SlideResult:
         try:
             cells = self._read(found, source)
         except NoCellsError as error:
             return source.with_qc(not_assessed(found, error), self._settings.out)
         return self._result(found, source, cells)
 
-    def _read(self, found: Found, source: SlideApart) -> _Cells:
+    def _read(self, found: SlideEntry, source: SlideApart) -> _Cells:
         """Every cell through encoder, aggregator and novelty, a block at a time; of each its name and its numbers remain.
 
         Raises `NoCellsError` where there are too few.
@@ -168,7 +168,7 @@ class Ranker:
             raise TriageModelError("the model gives no finite probability for this slide. Fit the model again.")
         return _Cells(names, unreadable, assessment, judged.result())
 
-    def _result(self, found: Found, source: SlideApart, cells: _Cells) -> SlideResult:
+    def _result(self, found: SlideEntry, source: SlideApart, cells: _Cells) -> SlideResult:
         assessment, novelty = cells.assessment, cells.novelty
         result = SlideResult(
             slide=found.name,
@@ -237,7 +237,7 @@ def _how_unlike(novelty: SlideNovelty) -> str:
     return f"Of slides like the training ones, {odds} would lie as far from them."
 
 
-def not_assessed(found: Found, error: CytomilError) -> SlideResult:
+def not_assessed(found: SlideEntry, error: CytomilError) -> SlideResult:
     """The result of a slide that could not be assessed, with the reason."""
     reason = found.hide(str(error).removeprefix(f"{found.path}: "))
     return SlideResult(found.name, found.shown_path, Call.NOT_ASSESSED, reason=printable(reason))

@@ -17,7 +17,7 @@ from cytomil.files import read_json, replacing
 from cytomil.slides.resolution import SLIDE
 from cytomil.tables import Column, composed, csv_text, read_table, require_one_spelling
 from cytomil.text import from_text_cell, printable
-from cytomil.triage.sources import Found
+from cytomil.triage.sources import SlideEntry
 from cytomil.triage.worklist import Call, Patient, PatientSlides, SlideResult
 from cytomil.triage.write import WORKLIST_NAME
 
@@ -93,7 +93,7 @@ _LETTERS = 8
 _KEY_BYTES = 32
 
 
-def pseudonymise(found: Sequence[Found], slide_dir: Path, key_file: Path, out: Path) -> list[Found]:
+def pseudonymise(found: Sequence[SlideEntry], slide_dir: Path, key_file: Path, out: Path) -> list[SlideEntry]:
     """The same slides under pseudonyms, such as S-7Q2K9DXA, which are added to the table beside the key file.
 
     The key file is made if it does not exist. Neither it nor the table may lie in ``out`` or among the slides.

@@ -29,14 +29,14 @@ from cytomil.triage.apart import ReadingProcess
 from cytomil.triage.assess import Ranking, not_assessed
 from cytomil.triage.config import RankConfig
 from cytomil.triage.identities import HIDDEN_FOLDER, PatientTable, group, pseudonymise, read_patients
-from cytomil.triage.sources import Found, discover
+from cytomil.triage.sources import SlideEntry, discover
 from cytomil.triage.whole_slide import SlideReading
 from cytomil.triage.worklist import SlideResult, Worklist, in_reading_order
 from cytomil.triage.write import AuditLog
 from cytomil.workers import WorkerFailure, open_workers
 
 
-def work_on(found: Sequence[Found], process: ReadingProcess) -> tuple[Work, list[int]]:
+def work_on(found: Sequence[SlideEntry], process: ReadingProcess) -> tuple[Work, list[int]]:
     """The work of assessing these slides, and how much of it each is.
 
     Cells are counted where all slides are bags or folders of cells. A whole slide's are not known before they are looked
@@ -114,7 +114,7 @@ class RankSession:
         self._model_sha256 = sha256_of_file(self._model.path / CARD_NAME)
         self._audit = AuditLog(settings.out)
 
-    def note_unknown_slides(self, found: Sequence[Found]) -> None:
+    def note_unknown_slides(self, found: Sequence[SlideEntry]) -> None:
         """Tell the listener which slides of ``mpp_csv`` and ``patients`` are not among ``found``."""
         if unlisted := self._patients.unknown([one.name for one in found]):
             self._listener.note(f"{self._settings.patients} names slides that do not exist: {', '.join(unlisted)}")
@@ -125,7 +125,7 @@ class RankSession:
 
     def assess(
         self,
-        found: Sequence[Found],
+        found: Sequence[SlideEntry],
         kept: Sequence[SlideResult] = (),
         n_waiting: int = 0,
         on_slide: OnSlide | None = None,

@@ -9,7 +9,7 @@ from typing import Any
 
 from cytomil.cards import Card, Count, Flag, Fraction, Number, Text, library_versions
 from cytomil.files import is_sealed, read_json, sha256_of_json, write_json_card
-from cytomil.triage.sources import Found, SlideSource
+from cytomil.triage.sources import SlideEntry, SlideSource
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult
 
 SCHEMA = "cytomil.slide-result/1"
@@ -101,7 +101,7 @@ class ResultCache:
         self._out, self._folder = out, folder
         self._shaped_by = sha256_of_json([shaped_by, RESULT_VERSION, library_versions(*LIBRARIES)])
 
-    def read(self, found: Found, fingerprint: str, fallback_mpp: float | None) -> SlideResult | None:
+    def read(self, found: SlideEntry, fingerprint: str, fallback_mpp: float | None) -> SlideResult | None:
         """The finished result of this slide, if it is still the same and the files written of it are still there."""
         try:
             document = read_json(self._file(found))
@@ -117,7 +117,7 @@ class ResultCache:
             return None
         return replace(result, path=found.shown_path)
 
-    def write(self, found: Found, fingerprint: str, source: SlideSource, result: SlideResult) -> None:
+    def write(self, found: SlideEntry, fingerprint: str, source: SlideSource, result: SlideResult) -> None:
         """Keep a finished slide."""
         document = {
             "schema": SCHEMA,
@@ -127,10 +127,10 @@ class ResultCache:
         }
         write_json_card(self._file(found), document)
 
-    def _file(self, found: Found) -> Path:
+    def _file(self, found: SlideEntry) -> Path:
         return self._folder / f"{sha256_of_json(found.name)[:16]}.json"
 
-    def _key(self, found: Found, fingerprint: str) -> str:
+    def _key(self, found: SlideEntry, fingerprint: str) -> str:
         return sha256_of_json([SCHEMA, found.name, fingerprint, self._shaped_by])
 
 

@@ -66,7 +66,7 @@ class SlideSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Found:
+class SlideEntry:
     """One slide of the folder. ``parts`` are the files of a slide of several. ``pseudonym`` is "" if the name is shown."""
 
     real_name: str
@@ -94,7 +94,7 @@ class Found:
         return text
 
 
-def discover(folder: Path, out: Path | None = None, may_be_empty: bool = False) -> tuple[list[Found], list[str]]:
+def discover(folder: Path, out: Path | None = None, may_be_empty: bool = False) -> tuple[list[SlideEntry], list[str]]:
     """The slides in a folder, by name, and the names of entries that are no slides; see `cytomil.bags.slide_dir`.
 
     ``out`` is where the worklist goes, and no slide. Raises `NotFoundError` where there is no such folder, or no slide in it
@@ -109,10 +109,10 @@ def discover(folder: Path, out: Path | None = None, may_be_empty: bool = False) 
             f"{folder} holds no slides. Put one sub-folder of cell images, one bag file (.h5) "
             "or one whole slide per slide in it."
         )
-    return [Found(slide.name, slide.path, slide.parts) for slide in listed.slides], list(listed.ignored)
+    return [SlideEntry(slide.name, slide.path, slide.parts) for slide in listed.slides], list(listed.ignored)
 
 
-def open_source(found: Found, reading: SlideReading) -> SlideSource:
+def open_source(found: SlideEntry, reading: SlideReading) -> SlideSource:
     """Open one entry. Raises a `CytomilError` that says why it cannot be read."""
     if not found.path.exists():
         raise SlideUnreadableError(why_unreadable(found.path, FileNotFoundError(2, "it no longer exists")))
@@ -128,7 +128,7 @@ def open_source(found: Found, reading: SlideReading) -> SlideSource:
     return WholeSlide(found.path, reading, found.parts)
 
 
-def n_cells(found: Found) -> int | None:
+def n_cells(found: SlideEntry) -> int | None:
     """The number of cells of a bag or folder; None for a whole slide. Raises a `CytomilError` if a bag cannot be read."""
     if found.path.is_dir():
         return len(list_cell_files(found.path).files)

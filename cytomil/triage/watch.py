@@ -15,20 +15,20 @@ from cytomil.triage.apart import ReadingProcess
 from cytomil.triage.config import RankConfig
 from cytomil.triage.identities import pseudonymise
 from cytomil.triage.rank import OnSlide, RankSession, require_names_shown_or_hidden
-from cytomil.triage.sources import Found, discover
+from cytomil.triage.sources import SlideEntry, discover
 from cytomil.triage.worklist import SlideResult, Worklist
 
 State = tuple[tuple[str, int, int], ...]
 """Of each file of a slide its path, its size in bytes and its time of change in ns; -1 where it cannot be asked."""
 
-_MOST_NAMES = 5
+_MAX_NAMES = 5
 
 
 @dataclass(frozen=True)
 class Look:
     """The slides in a folder at one moment, and the names of those that are as they were at the look before."""
 
-    found: tuple[Found, ...]
+    found: tuple[SlideEntry, ...]
     states: Mapping[str, State]
     settled: frozenset[str]
 
@@ -54,7 +54,7 @@ class WatchedFolder:
         return Look(tuple(found), states, settled)
 
 
-def state_of(found: Found) -> State:
+def state_of(found: SlideEntry) -> State:
     """The state of all files of a slide, those beside it and in its folders included."""
     if found.path.is_dir():
         files = set(list_cell_files(found.path).files)
@@ -139,7 +139,7 @@ class _FollowedWorklist:
     def _is_new(self, name: str, states: Mapping[str, State]) -> bool:
         return self._states.get(name) != states[name]
 
-    def _read(self, found: Sequence[Found], states: Mapping[str, State], on_slide: OnSlide | None) -> None:
+    def _read(self, found: Sequence[SlideEntry], states: Mapping[str, State], on_slide: OnSlide | None) -> None:
         names = {one.real_name for one in found}
         kept = [result for name, result in self._results.items() if name not in names]
         shown = found
@@ -159,7 +159,5 @@ def _waits_for(look: Look | None, is_hidden: bool) -> str:
     if not look.unsettled:
         return "Waiting for new slides; Ctrl-C ends."
     names = sorted(look.unsettled)
-    which = (
-        f"{len(names)} slide{'s' * (len(names) != 1)}" if is_hidden or len(names) > _MOST_NAMES else ", ".join(names)
-    )
+    which = f"{len(names)} slide{'s' * (len(names) != 1)}" if is_hidden or len(names) > _MAX_NAMES else ", ".join(names)
     return f"Waiting until copied completely: {which}; Ctrl-C ends."

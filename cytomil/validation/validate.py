@@ -24,7 +24,7 @@ from cytomil.tables import composed, csv_text
 from cytomil.text import printable
 from cytomil.triage.config import RankConfig
 from cytomil.triage.rank import rank
-from cytomil.triage.sources import Found, discover
+from cytomil.triage.sources import SlideEntry, discover
 from cytomil.triage.worklist import Worklist
 from cytomil.validation.figures import (
     Figure,
@@ -40,11 +40,13 @@ from cytomil.validation.figures import (
 class Labelled:
     """A slide of the folder, and its line in the labels file."""
 
-    found: Found
+    found: SlideEntry
     line: LabelledSlide
 
 
-def join(labels: Path, lines: Sequence[LabelledSlide], found: Sequence[Found]) -> tuple[list[Labelled], list[Problem]]:
+def join(
+    labels: Path, lines: Sequence[LabelledSlide], found: Sequence[SlideEntry]
+) -> tuple[list[Labelled], list[Problem]]:
     """The slides that have a label, in the order of ``lines``, and the slides and lines left out.
 
     A line names a slide as the worklist does, or its file without suffix. Byte-identical copies of a slide are left out.
@@ -52,8 +54,8 @@ def join(labels: Path, lines: Sequence[LabelledSlide], found: Sequence[Found]) -
     Raises:
         TableError: two lines mean one slide, or copies of a slide have different labels.
     """
-    by_name: dict[str, list[Found]] = defaultdict(list)
-    by_stem: dict[str, list[Found]] = defaultdict(list)
+    by_name: dict[str, list[SlideEntry]] = defaultdict(list)
+    by_stem: dict[str, list[SlideEntry]] = defaultdict(list)
     for one in found:
         by_name[composed(one.name)].append(one)
         if not one.path.is_dir():
@@ -122,11 +124,11 @@ class TrainingSlides:
         return self.are_known and (bool(slide.line.patient_id) or _is_folder_or_bag(slide.found))
 
 
-def _is_folder_or_bag(found: Found) -> bool:
+def _is_folder_or_bag(found: SlideEntry) -> bool:
     return found.path.is_dir() or _is_bag(found)
 
 
-def _is_bag(found: Found) -> bool:
+def _is_bag(found: SlideEntry) -> bool:
     return found.path.suffix.lower() in (".h5", ".hdf5")
 
 

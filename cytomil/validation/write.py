@@ -24,8 +24,8 @@ from cytomil.validation.figures import Figure, calls_by_label
 from cytomil.validation.validate import Validation
 
 NOTICE = "Decision support, not a diagnosis."
-_MOST_REASONS = 4  # more would not fit on one page
-_MOST_LETTERS = 70
+_MAX_REASONS = 4  # more would not fit on one page
+_MAX_LETTERS = 70
 _LETTERS_OF_A_NAME = 30
 
 
@@ -49,8 +49,8 @@ def render_page(validation: Validation, pictures: Mapping[str, bytes]) -> str:
             worklist=validation.worklist,
             held_out=said_auroc(validation.card.held_out),
             calls=calls_by_label(validation.slides),
-            shown=[line for line, _ in lines[:_MOST_REASONS]],
-            more=sum(n for _, n in lines[_MOST_REASONS:]),
+            shown=[line for line, _ in lines[:_MAX_REASONS]],
+            more=sum(n for _, n in lines[_MAX_REASONS:]),
             pictures={name: base64.b64encode(picture).decode() for name, picture in pictures.items()},
             policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
             style=Markup(style),
@@ -89,7 +89,7 @@ def _by_reason(left_out: Sequence[Problem]) -> list[tuple[str, int]]:
     ]
 
 
-def _shortened(text: str, letters: int = _MOST_LETTERS) -> str:
+def _shortened(text: str, letters: int = _MAX_LETTERS) -> str:
     return text if len(text) <= letters else f"{text[: letters - 1]}…"
 
 

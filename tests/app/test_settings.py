@@ -170,7 +170,7 @@ class TestRefusedValues:
             ("make_bags", "witness_rate", 0),
             ("make_bags", "witness_rate", 1.01),
             ("make_bags", "train_bags", -1),
-            ("make_bags", "test_share", 1),
+            ("make_bags", "test_fraction", 1),
             ("make_bags", "cell_size", 8),
             ("make_bags", "difficulty", 1.5),
             ("make_bags", "normal", 5),

@@ -100,14 +100,14 @@ def test_a_wrong_labels_file_leaves_no_bags(make, slides):
 class TestSplit:
     SLIDES = st.lists(st.tuples(st.sampled_from([0, 1]), st.integers(0, 6)), min_size=2, max_size=16)
 
-    @given(drawn=SLIDES, test_share=st.sampled_from([0.1, 0.25, 0.5, 0.75]), seed=st.integers(0, 9))
+    @given(drawn=SLIDES, test_fraction=st.sampled_from([0.1, 0.25, 0.5, 0.75]), seed=st.integers(0, 9))
     @settings(max_examples=80)
-    def test_no_patient_on_both_sides_and_both_labels_on_each(self, drawn, test_share, seed):
+    def test_no_patient_on_both_sides_and_both_labels_on_each(self, drawn, test_fraction, seed):
         slides = [LabelledSlide(f"s{i}", label, f"p{p}" if p else "") for i, (label, p) in enumerate(drawn)]
         for label in (0, 1):
             patients = {slide.patient_id or slide.slide for slide in slides if slide.label == label}
             assume(len(patients) >= 2)
-        done = split_by_patient(slides, test_share, seed)
+        done = split_by_patient(slides, test_fraction, seed)
         assert [(s.slide, s.label, s.patient_id) for s in done] == [(s.slide, s.label, s.patient_id) for s in slides]
         assert {(s.split, s.label) for s in done} == {("train", 0), ("train", 1), ("test", 0), ("test", 1)}
         sides = {}
@@ -115,13 +115,13 @@ class TestSplit:
             if slide.patient_id:
                 sides.setdefault(slide.patient_id, set()).add(slide.split)
         assert all(len(side) == 1 for side in sides.values())
-        assert done == split_by_patient(slides, test_share, seed)
+        assert done == split_by_patient(slides, test_fraction, seed)
 
-    @pytest.mark.parametrize("test_share", [0.1, 0.25, 0.5, 0.75, 0.9])
-    def test_about_the_asked_share_is_for_testing(self, test_share):
+    @pytest.mark.parametrize("test_fraction", [0.1, 0.25, 0.5, 0.75, 0.9])
+    def test_about_the_asked_share_is_for_testing(self, test_fraction):
         slides = [LabelledSlide(f"s{i}", i % 2) for i in range(40)]
-        done = split_by_patient(slides, test_share, 0)
-        assert sum(slide.split == "test" for slide in done) == pytest.approx(40 * test_share, abs=2)
+        done = split_by_patient(slides, test_fraction, 0)
+        assert sum(slide.split == "test" for slide in done) == pytest.approx(40 * test_fraction, abs=2)
 
     def test_the_seed_decides(self):
         slides = [LabelledSlide(f"s{i}", i % 2) for i in range(20)]

@@ -16,7 +16,7 @@ from torchvision.models import resnet18
 from cytomil.encoders.architecture import Encoder
 from cytomil.encoders.obtain import cache_folder, obtain, read_state
 from cytomil.encoders.published import PUBLISHED, Download, Published, TimmWeights, Wheel, find_published
-from cytomil.encoders.start import resolve_start
+from cytomil.encoders.start import resolve_initialisation
 from cytomil.errors import WeightsFileError
 
 
@@ -128,7 +128,7 @@ def test_without_network_one_line_says_what_from_where_and_how_by_hand():
 
 def test_a_named_start_goes_into_the_encoder_with_what_is_known_of_it(web, state, monkeypatch):
     monkeypatch.setitem(PUBLISHED, "resnet18", published(f"{web[1]}/net.pth"))
-    start = resolve_start("resnet18", "auto", "auto", 32, 0)
+    start = resolve_initialisation("resnet18", "auto", "auto", 32, 0)
     # At 32 px random weights would get the small first layer; these have ImageNet's.
     assert start.architecture.stem == "standard"
     encoder = Encoder(start.architecture)
@@ -155,7 +155,7 @@ def test_what_timm_downloads_is_kept_as_tensors_alone(tmp_path, cache, monkeypat
     kept, given = read_state(found.path), network.state_dict()
     assert kept.keys() == {name for name in given if not name.startswith("head.")}
     assert all(torch.equal(tensor, given[name]) for name, tensor in kept.items())
-    start = resolve_start("timm/test_vit", "auto", "auto", 32, 0)
+    start = resolve_initialisation("timm/test_vit", "auto", "auto", 32, 0)
     assert start.weights.metadata()["name"] == f"timm/{full}"
     assert sorted(path.name for path in cache.iterdir()) == [found.path.name, f"{found.path.name}.sha256"]
 

@@ -49,10 +49,10 @@ def test_timms_names_are_those_with_weights():
     ],
 )
 def test_a_name_nobody_has_is_one_line_with_the_nearest(name, meant):
-    from cytomil.encoders.start import resolve_start
+    from cytomil.encoders.start import resolve_initialisation
 
     with pytest.raises(SettingsError) as caught:
-        resolve_start(name, "auto", "auto", 32, 0)
+        resolve_initialisation(name, "auto", "auto", 32, 0)
     assert meant in str(caught.value).partition("Did you mean")[2].partition("?")[0]
     assert "\n" not in str(caught.value)
 

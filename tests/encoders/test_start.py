@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet18, resnet50
 
 from cytomil.encoders.architecture import Architecture, Encoder, resolve_architecture
-from cytomil.encoders.start import prepare_start, resolve_start
+from cytomil.encoders.start import prepare_initialisation, resolve_initialisation
 from cytomil.errors import CytomilError, NotFoundError, SettingsError, WeightsFileError
 
 RESNETS = {"resnet18": resnet18, "resnet50": resnet50}
@@ -59,7 +59,7 @@ def test_an_imagenet_resnet_gives_what_it_gave(tmp_path, name, layout):
         state = {f"module.{k}": v for k, v in state.items()}
     content = {"state_dict": state, "epoch": 90} if layout == "nested" else state
     save_file(content, path) if layout == "safetensors" else torch.save(content, path)
-    start = prepare_start(resolve_architecture(name, "standard", 8, 64), 64, path)
+    start = prepare_initialisation(resolve_architecture(name, "standard", 8, 64), 64, path)
     network.fc = torch.nn.Identity()
     pixels = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
@@ -73,7 +73,7 @@ def test_an_imagenet_resnet_gives_what_it_gave(tmp_path, name, layout):
 
 
 def test_without_weights_nothing_is_read(tmp_path):
-    start = prepare_start(Architecture(), 32)
+    start = prepare_initialisation(Architecture(), 32)
     assert start.weights is None
     assert start.architecture == Architecture()
 
@@ -138,7 +138,7 @@ class TestDinoBloom:
     SMALL = "vit_small_patch14_dinov2"
 
     def test_h_is_the_class_token_of_the_network_written_out(self, backbone, checkpoint):
-        start = prepare_start(resolve_architecture(self.SMALL, "auto", 0, 224), 224, checkpoint)
+        start = prepare_initialisation(resolve_architecture(self.SMALL, "auto", 0, 224), 224, checkpoint)
         pixels = torch.rand(1, 3, 224, 224)
         expected = class_token(backbone, normalised(pixels))
         torch.testing.assert_close(embedded(start, pixels), expected, rtol=1e-3, atol=1e-4)
@@ -146,19 +146,19 @@ class TestDinoBloom:
         assert start.libraries == ("timm",)
 
     def test_it_says_that_the_bone_marrow_set_was_seen(self, checkpoint):
-        start = prepare_start(resolve_architecture(self.SMALL, "auto", 0, 224), 224, checkpoint)
+        start = prepare_initialisation(resolve_architecture(self.SMALL, "auto", 0, 224), 224, checkpoint)
         (caveat,) = start.weights.caveats
         assert "bone-marrow" in caveat
 
     def test_the_file_name_alone_says_it_too(self, tmp_path):
         torch.save(trained_resnet("resnet18").state_dict(), tmp_path / "DinoBloom-X.pth")
-        start = prepare_start(Architecture(stem="standard"), 32, tmp_path / "DinoBloom-X.pth")
+        start = prepare_initialisation(Architecture(stem="standard"), 32, tmp_path / "DinoBloom-X.pth")
         assert "bone-marrow" in start.weights.caveats[0]
 
     def test_at_another_size_the_patches_positions_are_interpolated_and_the_class_tokens_kept(
         self, backbone, checkpoint
     ):
-        start = prepare_start(resolve_architecture(self.SMALL, "auto", 0, 28), 28, checkpoint)
+        start = prepare_initialisation(resolve_architecture(self.SMALL, "auto", 0, 28), 28, checkpoint)
         position = start.weights.state["pos_embed"]
         assert position.shape == (1, 5, 384)
         assert torch.equal(position[:, 0], backbone["pos_embed"][:, 0])
@@ -166,7 +166,10 @@ class TestDinoBloom:
     def test_a_plain_state_dict_will_do(self, backbone, tmp_path):
         torch.save(backbone, tmp_path / "pytorch_model_s.bin")
         architecture = resolve_architecture(self.SMALL, "auto", 0, 28)
-        assert "bone-marrow" in prepare_start(architecture, 28, tmp_path / "pytorch_model_s.bin").weights.caveats[0]
+        assert (
+            "bone-marrow"
+            in prepare_initialisation(architecture, 28, tmp_path / "pytorch_model_s.bin").weights.caveats[0]
+        )
 
     @pytest.mark.parametrize(
         ("name", "reason"),
@@ -177,7 +180,7 @@ class TestDinoBloom:
     )
     def test_another_architecture_is_told_how_far_it_fits(self, checkpoint, name, reason):
         with pytest.raises(WeightsFileError, match=reason) as caught:
-            prepare_start(
+            prepare_initialisation(
                 resolve_architecture(name, "standard" if name == "resnet50" else "auto", 0, 28), 28, checkpoint
             )
         assert f"does not fit {name}: " in str(caught.value)
@@ -188,7 +191,7 @@ class TestRefusals:
     def refused(self, path, kind=WeightsFileError, architecture=None, size=32):
         architecture = architecture or Architecture(stem="standard")
         with pytest.raises(CytomilError) as caught:
-            prepare_start(architecture, size, path)
+            prepare_initialisation(architecture, size, path)
         assert type(caught.value) is kind
         assert "\n" not in str(caught.value)
         return str(caught.value)
@@ -269,7 +272,7 @@ class TestForeignNames:
 
     @pytest.fixture
     def foreign(self, tmp_path):
-        named = resolve_start("efficientnet-lite0", "auto", "auto", 64, 0)
+        named = resolve_initialisation("efficientnet-lite0", "auto", "auto", 64, 0)
         state = {
             f"part{i:03d}.{name.rpartition('.')[2]}": tensor
             for i, (name, tensor) in enumerate(named.weights.state.items())
@@ -281,7 +284,7 @@ class TestForeignNames:
 
     def test_they_are_taken_in_order_and_a_caveat_says_so(self, foreign):
         named, path = foreign
-        start = resolve_start(str(path), self.ARCH, "auto", 64, 0)
+        start = resolve_initialisation(str(path), self.ARCH, "auto", 64, 0)
         for name, tensor in named.weights.state.items():
             if not name.endswith("num_batches_tracked"):
                 assert torch.equal(start.weights.state[name], tensor), name
@@ -292,9 +295,9 @@ class TestForeignNames:
 
     def test_another_architecture_is_refused_all_the_same(self, foreign):
         with pytest.raises(WeightsFileError, match=r"does not fit resnet18.*--arch"):
-            resolve_start(str(foreign[1]), "auto", "auto", 96, 0)
+            resolve_initialisation(str(foreign[1]), "auto", "auto", 96, 0)
 
 
 def test_without_weights_and_architecture_it_is_a_resnet18_at_random():
-    start = resolve_start("none", "auto", "auto", 32, 8)
-    assert start == prepare_start(Architecture(projection_dim=8), 32)
+    start = resolve_initialisation("none", "auto", "auto", 32, 8)
+    assert start == prepare_initialisation(Architecture(projection_dim=8), 32)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cytomil.evaluation.metrics import bag_metrics, instance_metrics, recall_at_fraction
-from cytomil.evaluation.record import SHARES_REVIEWED, pr_curve_points, recall_by_k_points, roc_curve_points
+from cytomil.evaluation.record import FRACTIONS_REVIEWED, pr_curve_points, recall_by_k_points, roc_curve_points
 
 steady = settings(derandomize=True, deadline=None, max_examples=60, database=None)
 both_classes = st.lists(st.tuples(st.integers(0, 10), st.integers(0, 1)), max_size=30).map(
@@ -71,19 +71,19 @@ def test_curves_refuse_what_is_no_probability(curve: object) -> None:
 
 
 def test_shares_reviewed_are_whole_percents_and_finer_below_ten() -> None:
-    assert {n / 100 for n in range(101)} <= set(SHARES_REVIEWED)
-    assert list(SHARES_REVIEWED) == sorted(set(SHARES_REVIEWED))
-    assert sum(share < 0.10 for share in SHARES_REVIEWED) == 100
+    assert {n / 100 for n in range(101)} <= set(FRACTIONS_REVIEWED)
+    assert list(FRACTIONS_REVIEWED) == sorted(set(FRACTIONS_REVIEWED))
+    assert sum(share < 0.10 for share in FRACTIONS_REVIEWED) == 100
 
 
 def test_recall_by_k_agrees_with_the_figures() -> None:
     bags = [random_bag(1, 300), random_bag(2, 57), ([0.5, 0.1], [0, 0]), ([0.5, 0.1], [1, -1])]
-    rows = {row["share_reviewed"]: row for row in recall_by_k_points(bags)}
+    rows = {row["fraction_reviewed"]: row for row in recall_by_k_points(bags)}
     figures = instance_metrics(bags)
     for share, name in [(0.01, "1pct"), (0.05, "5pct"), (0.10, "10pct"), (0.40, "40pct")]:
         assert rows[share]["recall"] == pytest.approx(getattr(figures, f"recall_at_{name}"))
-    assert rows[0.0] == {"share_reviewed": 0.0, "recall": 0.0, "random": 0.0}
-    assert rows[1.0] == {"share_reviewed": 1.0, "recall": 1.0, "random": 1.0}
+    assert rows[0.0] == {"fraction_reviewed": 0.0, "recall": 0.0, "random": 0.0}
+    assert rows[1.0] == {"fraction_reviewed": 1.0, "recall": 1.0, "random": 1.0}
 
 
 def test_recall_by_k_never_falls_and_random_is_what_a_constant_score_gives() -> None:
@@ -92,13 +92,13 @@ def test_recall_by_k_never_falls_and_random_is_what_a_constant_score_gives() -> 
     recalls = [row["recall"] for row in rows]
     assert recalls == pytest.approx([row["random"] for row in rows])
     assert recalls == sorted(recalls)
-    assert all(row["random"] >= row["share_reviewed"] - 1e-12 for row in rows)
+    assert all(row["random"] >= row["fraction_reviewed"] - 1e-12 for row in rows)
 
 
 def test_random_is_the_mean_of_shuffled_scores() -> None:
     random, labels = np.random.default_rng(0), random_bag(4, 50)[1]
     shuffled = [recall_at_fraction(random.permutation(50), labels, 0.25) for _ in range(3000)]
-    row = next(row for row in recall_by_k_points([(np.arange(50), labels)]) if row["share_reviewed"] == 0.25)
+    row = next(row for row in recall_by_k_points([(np.arange(50), labels)]) if row["fraction_reviewed"] == 0.25)
     assert row["random"] == pytest.approx(np.mean(shuffled), abs=0.01)
 
 

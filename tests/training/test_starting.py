@@ -12,7 +12,7 @@ from torchvision.models import resnet18
 
 from cytomil.encoders.architecture import Architecture, Encoder
 from cytomil.encoders.stages import default_layer
-from cytomil.encoders.start import resolve_start
+from cytomil.encoders.start import resolve_initialisation
 from cytomil.errors import ResumeError, SettingsError
 from cytomil.layer import Layer
 from cytomil.progress import Silent
@@ -134,7 +134,7 @@ class TestWeights:
 
     def test_training_goes_on_from_named_weights(self, run):
         bundle = run("encoder", method="simclr", weights="efficientnet-lite0", epochs=1, learning_rate=1e-9)
-        start = resolve_start("efficientnet-lite0", "auto", "auto", 32, 8).weights
+        start = resolve_initialisation("efficientnet-lite0", "auto", "auto", 32, 8).weights
         trained = bundle.encoder.backbone.state_dict()
         for name in ("conv_stem.weight", "blocks.4.1.conv_dw.weight", "conv_head.weight"):
             torch.testing.assert_close(trained[name], start.state[name], rtol=1e-4, atol=1e-6)
@@ -148,7 +148,7 @@ class TestGoingOn:
     LITE: ClassVar = {"weights": "efficientnet-lite0", "method": "slam-ags"}
 
     def state(self):
-        return resolve_start("efficientnet-lite0", "auto", "auto", 32, 8).weights.state
+        return resolve_initialisation("efficientnet-lite0", "auto", "auto", 32, 8).weights.state
 
     def test_frozen_stages_stay_as_they_came_and_the_others_are_trained(self, run):
         start, bundle = self.state(), run("encoder", frozen_stages=5, **self.LITE)

@@ -19,7 +19,7 @@ from cytomil.features.cells import Preparation
 from cytomil.hdf5 import seal_hdf5
 from cytomil.slides import Resolutions
 from cytomil.triage.apart import ReadingProcess
-from cytomil.triage.sources import Found
+from cytomil.triage.sources import SlideEntry
 from cytomil.triage.whole_slide import SlideReading
 from tests.triage.requests import (
     abort,
@@ -99,8 +99,8 @@ def test_relative_paths_are_those_of_the_calling_process(bag_of_cells, tmp_path,
         bag_of_cells(tmp_path / folder / "bag.h5", 5 if folder == "a" else 9)
         monkeypatch.chdir(tmp_path / folder)
         with ReadingProcess() as process:
-            assert process.n_cells(Found("bag", Path("bag.h5"))) == (5 if folder == "a" else 9)
-            slide = process.open(Found("bag", Path("bag.h5")), reading)
+            assert process.n_cells(SlideEntry("bag", Path("bag.h5"))) == (5 if folder == "a" else 9)
+            slide = process.open(SlideEntry("bag", Path("bag.h5")), reading)
             blocks = slide.blocks(Preparation(CellTransform(8, 1.0)), 4, 1)
             assert [len(block.instance_ids) for block in blocks][:2] == [4, 1 if folder == "a" else 4]
 
@@ -109,7 +109,7 @@ def test_leaving_a_slide_half_read_does_not_wait(bag_of_cells, tmp_path):
     bag_of_cells(tmp_path / "bag.h5", 9)
     reading = SlideReading(None, Resolutions({}), tmp_path / "cache", 1)
     with ReadingProcess() as process:
-        slide = process.open(Found("bag", tmp_path / "bag.h5"), reading)
+        slide = process.open(SlideEntry("bag", tmp_path / "bag.h5"), reading)
         blocks = slide.blocks(Preparation(CellTransform(8, 1.0)), 2, 1)
         assert len(next(blocks).instance_ids) == 2
         blocks.close()

@@ -27,7 +27,7 @@ from cytomil.training.loop import pretrain
 from cytomil.triage.apart import ReadingProcess
 from cytomil.triage.config import RankConfig
 from cytomil.triage.rank import rank, work_on
-from cytomil.triage.sources import Found
+from cytomil.triage.sources import SlideEntry
 from cytomil.triage.worklist import Call
 from cytomil.triage.write import to_document, write_worklist
 from tests.counting import Counting
@@ -410,7 +410,7 @@ def test_beside_whole_slides_nothing_else_counts(tmp_path):
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / "a.png").write_bytes(b"")
     (tmp_path / "a.svs").write_bytes(b"")
-    found = [Found("a", tmp_path / "a.svs"), Found("cells", tmp_path / "cells")]
+    found = [SlideEntry("a", tmp_path / "a.svs"), SlideEntry("cells", tmp_path / "cells")]
     with ReadingProcess() as process:
         work, units = work_on(found, process)
     assert (work.total, work.unit, units) == (1, "whole slides", [1, 0])

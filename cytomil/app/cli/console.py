@@ -40,7 +40,7 @@ _NO_GPU = "No GPU was found. One is used automatically; docs/benchmarks.md has i
 _UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
 
 
-def told_beforehand(work: Work, expected: Forecast) -> list[str]:
+def forecast_lines(work: Work, expected: Forecast) -> list[str]:
     """Lines of 80 columns or less; none where less than some twenty seconds are left."""
     if expected.left < _WORTH_TELLING_S:
         return []
@@ -119,7 +119,7 @@ def _two_digits(number: float) -> str:
 T = TypeVar("T")
 SOME_LEFT_OUT = 3
 _INTERRUPTED = 130
-_MOST_PROBLEMS = 20
+_MAX_PROBLEMS = 20
 
 
 class _Screen(Console):
@@ -248,7 +248,7 @@ class _Count:
         expected = None if self._is_told else self._pace.forecast()
         if expected is not None:
             self._is_told = True
-            for line in told_beforehand(self._work, expected):
+            for line in forecast_lines(self._work, expected):
                 self._note(line)
 
     def skip(self, units: int) -> None:
@@ -300,10 +300,10 @@ def finish(document: dict[str, Any], problems: Sequence[Problem], as_json: bool,
     With ``accept_left_out`` a run that had to leave some out counts as done, so that a pipeline goes on.
     """
     if problems:
-        shown = [(problem.where, problem.reason) for problem in problems[:_MOST_PROBLEMS]]
+        shown = [(problem.where, problem.reason) for problem in problems[:_MAX_PROBLEMS]]
         print_table(f"{len(problems)} could not be used", ("which", "why"), shown)
-        if len(problems) > _MOST_PROBLEMS:
-            console.print(f"… and {len(problems) - _MOST_PROBLEMS} more; --json lists all of them.")
+        if len(problems) > _MAX_PROBLEMS:
+            console.print(f"… and {len(problems) - _MAX_PROBLEMS} more; --json lists all of them.")
     if as_json:
         listed = [{"which": problem.where, "why": problem.reason} for problem in problems]
         # In ASCII, which every encoding of a terminal holds.

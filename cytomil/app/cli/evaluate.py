@@ -21,7 +21,7 @@ FEW_BAGS = 30
 
 _BAG_ROWS = (
     ("auroc", "AUROC", "0.5 is chance"),
-    ("auprc", "AUPRC", "chance is the share of positive bags"),
+    ("auprc", "AUPRC", "chance is the fraction of positive bags"),
     ("f1", "F1", "at the model's threshold"),
     ("sensitivity", "sensitivity", "positive bags called positive"),
     ("specificity", "specificity", "negative bags called negative"),

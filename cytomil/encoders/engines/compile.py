@@ -140,7 +140,7 @@ def _compile(settings: CompileConfig, backend: Backend, precision: str, listener
         listener.note(f"compiling {name}; this can take a minute or more")
         form = CompiledForm(name, bundle.encoder, layers, bundle.transform.image_size, precision, device, folder)
         with one_line_errors(f"{name} cannot be compiled"):
-            facts = backend.build(form, calibration)
+            metadata = backend.build(form, calibration)
         files = {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())}
         found, ours, theirs = _measured(backend, form, held_back, listener)
         record = EngineRecord(
@@ -157,7 +157,7 @@ def _compile(settings: CompileConfig, backend: Backend, precision: str, listener
             agreement=found,
             images_per_second=ours,
             eager_images_per_second=theirs,
-            facts=facts | {"made": now(), "code": code_fingerprint("encoders")[:12], "seed": settings.seed},
+            facts=metadata | {"made": now(), "code": code_fingerprint("encoders")[:12], "seed": settings.seed},
         )
         record.write(folder)
     return record

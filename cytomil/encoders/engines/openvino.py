@@ -83,10 +83,10 @@ class OpenVino(Backend):
         steps.input().model().set_layout(ov.Layout("NCHW"))
         steps.input().preprocess().convert_element_type(ov.Type.f32).scale(255.0)
         model = steps.build()
-        facts: dict[str, Any] = {}
+        metadata: dict[str, Any] = {}
         if form.precision == "int8":
             model = _quantize(model, calibration)
-            facts = {
+            metadata = {
                 "calibration": {
                     "cells": len(calibration),
                     "from": "training bags",
@@ -94,7 +94,7 @@ class OpenVino(Backend):
                 }
             }
         ov.save_model(model, form.folder / MODEL_NAME, compress_to_fp16=False)
-        return facts
+        return metadata
 
     def start(self, form: CompiledForm, layer: Layer) -> Embed:
         """Compile the stored graph for as many threads as PyTorch has, with a batch on each."""

@@ -44,7 +44,7 @@ class Mahalanobis(OneClassScorer):
     @classmethod
     def learn(cls, cells: Tensor, settings: FitConfig = DEFAULTS, options: Config | None = None, seed: int = 0) -> Self:
         """See `OneClassScorer`."""
-        model = cls(cells.shape[1], settings.top_share)
+        model = cls(cells.shape[1], settings.top_fraction)
         mean, precision = mean_and_precision(cells.double().numpy())
         model.mean.copy_(mean)
         model.precision.copy_(precision)
@@ -80,7 +80,7 @@ class GaussianDensity(OneClassScorer):
     def learn(cls, cells: Tensor, settings: FitConfig = DEFAULTS, options: Config | None = None, seed: int = 0) -> Self:
         """See `OneClassScorer`."""
         fitted = TiedMixture.fit(subsample(cells, _MIXTURE_CELLS, seed).double(), _COMPONENTS, _MIXTURE_ROUNDS, seed)
-        model = cls(cells.shape[1], settings.top_share, len(fitted.means))
+        model = cls(cells.shape[1], settings.top_fraction, len(fitted.means))
         model.centres.copy_(fitted.means)
         model.whitening.copy_(torch.linalg.cholesky(torch.linalg.inv(fitted.covariance)))
         model.log_weights.copy_(fitted.weights.log())
@@ -128,7 +128,7 @@ class OneClassSVM(OneClassScorer):
         kept = subsample(cells, _SVM_CELLS, seed)
         gamma = 1 / (kept.shape[1] * max(float(kept.var(correction=0)), 1e-6))
         fitted = svm.OneClassSVM(nu=_SVM_NU, gamma=gamma).fit(kept.numpy())
-        model = cls(cells.shape[1], settings.top_share, len(fitted.support_), gamma)
+        model = cls(cells.shape[1], settings.top_fraction, len(fitted.support_), gamma)
         model.vectors.copy_(kept[torch.from_numpy(fitted.support_).long()])
         model.log_weights.copy_(torch.from_numpy(fitted.dual_coef_[0]).clamp(min=1e-30).log())
         model.greatest.copy_(model.log_kernel_sum(kept).max())
@@ -195,7 +195,7 @@ class NearestNeighbours(OneClassScorer):
     def learn(cls, cells: Tensor, settings: FitConfig = DEFAULTS, options: Config | None = None, seed: int = 0) -> Self:
         """See `OneClassScorer`."""
         kept = subsample(cells, _MAX_CELLS, seed)
-        model = cls(cells.shape[1], settings.top_share, len(kept), min(_NEIGHBOURS, len(kept)))
+        model = cls(cells.shape[1], settings.top_fraction, len(kept), min(_NEIGHBOURS, len(kept)))
         model.cells.copy_(kept)
         return model
 
@@ -235,7 +235,7 @@ class DensityRatio(TwoSidedScorer):
         """See `TwoSidedScorer`; up to 10,000 drawn cells of each label are kept."""
         sides = [torch.cat([bag.values for bag in bags if bag.label == label]) for label in (0, 1)]
         negatives, positives = (subsample(side, _MAX_CELLS, seed) for side in sides)
-        model = cls(negatives.shape[1], settings.top_share, len(negatives), len(positives))
+        model = cls(negatives.shape[1], settings.top_fraction, len(negatives), len(positives))
         model.negatives.copy_(F.normalize(negatives, dim=1))
         model.positives.copy_(F.normalize(positives, dim=1))
         return model

@@ -36,7 +36,7 @@ class TopPooling(LearnedAggregator):
     @classmethod
     def untrained(cls, bags: Sequence[TrainingBag], settings: FitConfig, options: Config, seed: int) -> Self:
         """See `LearnedAggregator`."""
-        return cls(bags[0].dim, settings.top_share)
+        return cls(bags[0].dim, settings.top_fraction)
 
     def instance_logits(self, instances: Tensor) -> Tensor:
         """Log odds of each instance, (N, D) → (N,)."""

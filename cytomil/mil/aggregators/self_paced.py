@@ -145,7 +145,7 @@ class SelfPaced(TwoSidedScorer):
             {"start": one.start, "stop": one.stop, "n_components": one.components.directions.shape[1]}
             for one in subspaces
         ]
-        model = cls(dim, settings.top_share, parts, shapes)
+        model = cls(dim, settings.top_fraction, parts, shapes)
         model.views, model.opinions = nn.ModuleList(subspaces), nn.ModuleList(detectors)
         n_negative = sum(bag.label == 0 for bag in bags)
         # Rejected cells of positive bags are no fair sample of normal ones.

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytomil.app.cli.console import RichListener, duration, size, told_beforehand
+from cytomil.app.cli.console import RichListener, duration, forecast_lines, size
 from cytomil.progress import Forecast, Memory, Work
 
 NO_GPU = "No GPU was found. One is used automatically; docs/benchmarks.md has its gain."
@@ -85,14 +85,14 @@ def test_sizes_in_words(n_bytes, words):
     ],
 )
 def test_lines(work, expected, lines):
-    assert told_beforehand(work, expected) == lines
+    assert forecast_lines(work, expected) == lines
 
 
 @pytest.mark.parametrize(
     ("without_gpu", "total", "told"), [(True, 601, True), (True, 599, False), (False, 9_999, False)]
 )
 def test_a_gpu_is_spoken_of_only_where_there_is_none_and_the_work_is_long(without_gpu, total, told):
-    lines = told_beforehand(Work(total, "cells", without_gpu=without_gpu), expect(total, 1))
+    lines = forecast_lines(Work(total, "cells", without_gpu=without_gpu), expect(total, 1))
     assert (NO_GPU in lines) == told
 
 
@@ -106,7 +106,7 @@ def test_a_gpu_is_spoken_of_only_where_there_is_none_and_the_work_is_long(withou
 )
 def test_every_line_fits_eighty_columns(total, unit, pace, spread, disk, memory):
     work = Work(total, unit, disk=disk, memory=lambda: Memory(*memory), without_gpu=True)
-    for line in told_beforehand(work, expect(total, pace, pace * spread)):
+    for line in forecast_lines(work, expect(total, pace, pace * spread)):
         assert len(line) <= 80, line
 
 
@@ -116,7 +116,7 @@ def test_it_is_told_once_and_as_soon_as_three_stretches_tell(capsys):
 
 
 def test_a_range_within_one_unit_names_it_once():
-    (line,) = told_beforehand(Work(100, "slides"), expect(100, 1, 10))
+    (line,) = forecast_lines(Work(100, "slides"), expect(100, 1, 10))
     assert line == "about 100 seconds to 17 minutes for 100 slides, 1 to 10 seconds each"
 
 

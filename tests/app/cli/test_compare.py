@@ -35,7 +35,7 @@ def test_runs_end_in_one_table_and_finished_ones_are_not_repeated(compare, tmp_p
     assert json.loads(printed) == {"folder": "comparison/table", "runs": 2, "failed": 0, "left_out": []}
     records, table = tmp_path / "comparison" / "runs", tmp_path / "comparison" / "table"
     assert {file.name for file in records.iterdir()} == {"0-none.json", "0-simclr.json"}
-    assert {"table.md", "table.csv", "by-share-own.png"} <= {file.name for file in table.iterdir()}
+    assert {"table.md", "table.csv", "by-fraction-own.png"} <= {file.name for file in table.iterdir()}
     before = {file.name: file.stat().st_mtime_ns for file in records.iterdir()}
 
     status, screen, printed = compare("--methods", "none", "--seeds", "2")

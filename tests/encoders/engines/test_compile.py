@@ -16,7 +16,7 @@ from cytomil.encoders.engines.openvino import OpenVino
 from cytomil.encoders.engines.record import read_record
 from cytomil.encoders.engines.registry import CompileConfig
 from cytomil.encoders.stages import default_layer, layer_dim
-from cytomil.encoders.start import resolve_start
+from cytomil.encoders.start import resolve_initialisation
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import EngineError, NotFoundError, SettingsError
 from cytomil.layer import Layer
@@ -231,7 +231,7 @@ def test_a_vision_transformer_compiles_with_and_without_projector(bags_folder, t
 
 def test_an_efficientnets_inner_stages_compile_and_those_alone_are_computed(bags_folder, tmp_path):
     pytest.importorskip("openvino", reason="compiled engines need the extra: pip install 'cytomil[int8]'")
-    start = resolve_start("efficientnet-lite0", "auto", "auto", 64, 0)
+    start = resolve_initialisation("efficientnet-lite0", "auto", "auto", 64, 0)
     encoder = Encoder(start.architecture)
     start.weights.put_into(encoder)
     bundle = save_bundle(tmp_path / "encoder", encoder, CellTransform(64, 0.8), {"method": "none"})

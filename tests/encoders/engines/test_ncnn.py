@@ -9,7 +9,7 @@ from cytomil.encoders.engines import open_engine
 from cytomil.encoders.engines.compile import compile_engine
 from cytomil.encoders.engines.record import read_record
 from cytomil.encoders.engines.registry import CompileConfig
-from cytomil.encoders.start import resolve_start
+from cytomil.encoders.start import resolve_initialisation
 from cytomil.encoders.transform import CellTransform
 from cytomil.errors import EngineError
 from cytomil.layer import Layer
@@ -82,7 +82,7 @@ def test_other_networks_with_and_without_projector(bags_folder, tmp_path, pixels
 
 
 def test_an_efficientnets_inner_stages(bags_folder, tmp_path):
-    start = resolve_start("efficientnet-lite0", "auto", "auto", 64, 0)
+    start = resolve_initialisation("efficientnet-lite0", "auto", "auto", 64, 0)
     encoder = Encoder(start.architecture)
     start.weights.put_into(encoder)
     save_bundle(tmp_path / "encoder", encoder, CellTransform(64, 0.8), {"method": "none"})

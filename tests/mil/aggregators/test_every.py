@@ -45,7 +45,9 @@ def make_bags(n=12, size=40, witnesses=8, shift=8.0, seed=0):
 
 
 def settings_for(name, **changes):
-    return FitMilConfig(**({"aggregator": name, "options": {"pamil": {"n_prototypes": 4}}, "top_share": 0.1} | changes))
+    return FitMilConfig(
+        **({"aggregator": name, "options": {"pamil": {"n_prototypes": 4}}, "top_fraction": 0.1} | changes)
+    )
 
 
 def fit_all():

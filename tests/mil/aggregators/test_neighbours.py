@@ -19,7 +19,7 @@ def test_neighbours_leave_out_the_cell_itself():
     np.testing.assert_allclose(nearest_distances(some, some, 3).numpy(), among[:, 1:], rtol=1e-3)
 
 
-SETTINGS = FitConfig(top_share=0.1)
+SETTINGS = FitConfig(top_fraction=0.1)
 
 
 def cells(n, seed, towards=None, d=4):

@@ -24,7 +24,7 @@ from cytomil.mil.aggregators.scorers import subsample
 from cytomil.mil.bags import TrainingBag
 from cytomil.mil.config import FitConfig
 
-SETTINGS = FitConfig(top_share=0.1)
+SETTINGS = FitConfig(top_fraction=0.1)
 
 
 EVERY = pytest.mark.parametrize("kind", [Mahalanobis, NearestNeighbours, OneClassSVM, GaussianDensity])
@@ -42,7 +42,7 @@ def test_mahalanobis_is_scikit_learns():
 
 def test_a_scorer_is_made_of_bags_alone_or_of_cells_alone():
     (fitted,) = Mahalanobis.fit(make_bags([f"p{i}" for i in range(8)]))
-    assert fitted.share == FitConfig().top_share
+    assert fitted.share == FitConfig().top_fraction
     assert Mahalanobis.learn(cells(200)).distances(cells(3)).shape == (3,)
 
 

@@ -49,7 +49,7 @@ def test_bags_far_apart_are_called_for_what_they_are():
     assert high > 0.7
 
 
-SETTINGS = FitConfig(top_share=0.1)
+SETTINGS = FitConfig(top_fraction=0.1)
 
 
 def make_bags(patients):

@@ -16,7 +16,7 @@ from cytomil.mil.aggregators.self_paced_detectors import Discriminant, Paced, sh
 from cytomil.mil.bags import TrainingBag
 from cytomil.mil.config import FitConfig, InstanceScore
 
-SETTINGS = FitConfig(top_share=0.05)
+SETTINGS = FitConfig(top_fraction=0.05)
 
 
 def make_bags(n, size=100, witnesses=4, seed=0, d=8, between=0.0):
