@@ -9,6 +9,9 @@ from pathlib import Path
 from cytomil.litter import left_by_system
 from cytomil.text import printable
 
+DEBUG = "CYTOMIL_DEBUG"
+"""The environment variable that shows tracebacks, and what libraries print."""
+
 
 class CytomilError(Exception):
     """The user's input is wrong. The command line prints the message and exits with status 1."""

@@ -1,4 +1,8 @@
-"""An output folder is one command's at a time, over all processes and hosts that see it."""
+"""An output folder is one command's at a time, over all processes and hosts that see it.
+
+The lock is the kernel's (flock). Some network file systems keep it on one host. Who holds it therefore stands in its file
+too: who finds another host there does not take it.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,9 @@ from cytomil.full_disk import is_full
 PATIENCE_S = 5.0
 """Seconds that a command waits for another one to end."""
 
+_SIGNATURE_BYTES = 400
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
 _held: set[Path] = set()
 
 
@@ -31,10 +38,11 @@ def output_folder(
 
     The lock is the file ``.NAME.lock`` beside the folder. The kernel releases it when the process dies, and the file is
     removed when the command ends. Where no lock can be had, ``note`` is told and the work goes on without.
+    A file that a killed process of another host left must be removed by hand: nobody here can know that it has ended.
     With ``replaced`` the folder is replaced whole, so what holds it must be writable too.
 
     Raises `CytomilError` where ``path`` cannot be written, `FolderInUseError` where another process holds it after
-    ``patience_s`` seconds.
+    ``patience_s`` seconds, or one of another host may hold it.
     """
     path = path.resolve()
     if path in _held:
@@ -91,9 +99,18 @@ def _unwritable(folder: Path, error: OSError) -> str:
 
 def _acquire(path: Path, note: Callable[[str], None], patience_s: float) -> FileLock | None:
     def sign(descriptor: int) -> None:
+        host, machine = platform.node(), _machine()
+        with suppress(OSError):
+            left, left_on = _signature(os.pread(descriptor, _SIGNATURE_BYTES, 0))
+            # After a restart the machine is another one, but its processes have ended.
+            if left_on not in ("", machine) and f" on {host} since " not in left:
+                raise FolderInUseError(
+                    f"{path} may still be written by {left}. If that has ended or was killed, delete {_lock_file(path)} "
+                    "and start again. Otherwise wait, or name another output folder."
+                )
         with suppress(OSError):  # a full disk; the lock holds without a name in it
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()} since {now()}".encode(), 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {host} since {now()}\n{machine}".encode(), 0)
 
     try:
         # Whoever may write beside the folder may take its lock, though another user made the file.
@@ -118,6 +135,20 @@ def _acquire(path: Path, note: Callable[[str], None], patience_s: float) -> File
 
 def _holder(path: Path) -> str:
     try:
-        return _lock_file(path).read_text(encoding="utf-8")[:200] or "another process"
-    except (OSError, ValueError):
+        return _signature(_lock_file(path).read_bytes()[:_SIGNATURE_BYTES])[0] or "another process"
+    except OSError:
         return "another process"
+
+
+def _signature(content: bytes) -> tuple[str, str]:
+    """Who holds a lock, by the content of its file, and on which machine."""
+    holder, _, machine = content.decode(errors="replace").partition("\n")
+    return holder, machine
+
+
+def _machine() -> str:
+    """Names the running kernel. Containers of one machine have host names of their own, but share its locks."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return platform.node()

@@ -36,7 +36,10 @@ _COMPRESSIONS = {
 
 @dataclass(frozen=True)
 class TiffPage:
-    """One page as its tags describe it; sizes in px, ``tile`` is (width, height) or None for strips."""
+    """One page as its tags describe it; sizes in px, ``tile`` is (width, height) or None for strips.
+
+    ``n_tiles`` is the number of tiles whose places the page lists.
+    """
 
     width: int
     height: int
@@ -46,6 +49,7 @@ class TiffPage:
     photometric: int
     separate_planes: bool
     tile: tuple[int, int] | None
+    n_tiles: int
     is_reduced: bool
 
     @property
@@ -119,6 +123,7 @@ def _page(directory: TiffImagePlugin.ImageFileDirectory_v2) -> TiffPage:
         photometric=_number(directory, 262, 1),
         separate_planes=_number(directory, 284, 1) == _SEPARATE_PLANES,
         tile=tile if all(tile) else None,
+        n_tiles=_count(directory.get(324)),
         is_reduced=bool(_number(directory, 254, 0) & 1),
     )
 
@@ -126,6 +131,10 @@ def _page(directory: TiffImagePlugin.ImageFileDirectory_v2) -> TiffPage:
 def _number(directory: TiffImagePlugin.ImageFileDirectory_v2, tag: int, default: int) -> int:
     value: Any = directory.get(tag, default)
     return max(map(int, value)) if isinstance(value, tuple) else int(value)
+
+
+def _count(value: Any) -> int:
+    return len(value) if isinstance(value, tuple) else int(value is not None)
 
 
 PICTURE_SUFFIXES = frozenset(

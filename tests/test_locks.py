@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +78,87 @@ class TestTwoProcesses:
 
     def test_other_folders_are_free(self, tmp_path, holder):
         with output_folder(tmp_path / "other", ignore, replaced=True, patience_s=0):
+            pass
+
+
+HOLD_ON_OTHER_HOST = (
+    """
+import platform
+platform.node = lambda: "hostb"
+from cytomil import locks
+locks._machine = lambda: "another-kernel"
+"""
+    + HOLD
+)
+
+
+class TestTwoHosts:
+    """Another host is a process whose host name and kernel are replaced. Its lock is seen here, as on NFS 4, or is not."""
+
+    @pytest.fixture
+    def other_host(self, tmp_path):
+        command = [sys.executable, "-c", HOLD_ON_OTHER_HOST, str(tmp_path / "out")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout.readline() == "held\n"
+            yield process
+            process.kill()
+
+    @staticmethod
+    def refused(path: Path) -> str:
+        with (
+            pytest.raises(FolderInUseError) as refused,
+            output_folder(path, ignore, replaced=True, patience_s=0.1),
+        ):
+            pytest.fail("the work began")
+        assert "\n" not in str(refused.value)
+        return str(refused.value)
+
+    def test_the_second_is_told_which_host_writes_and_since_when(self, tmp_path, other_host):
+        said = self.refused(tmp_path / "out")
+        assert f"is being written by process {other_host.pid} on hostb since 20" in said
+        assert "another-kernel" not in said
+
+    def test_a_host_whose_lock_is_not_seen_here_keeps_its_folder(self, tmp_path, other_host, monkeypatch):
+        # A file system that keeps locks on one host: here the lock is free, but the file is the other one's.
+        monkeypatch.setattr("fcntl.flock", lambda *_: None)
+        assert f"process {other_host.pid} on hostb since 20" in self.refused(tmp_path / "out")
+        held = (tmp_path / ".out.lock").read_text()
+        assert held.startswith(f"process {other_host.pid} on hostb since 20")
+
+    def test_what_a_killed_process_of_another_host_left_is_never_taken(self, tmp_path, other_host):
+        other_host.kill()
+        other_host.wait()
+        for _ in range(2):
+            said = self.refused(tmp_path / "out")
+            assert f"process {other_host.pid} on hostb since 20" in said
+            assert f"If that has ended or was killed, delete {tmp_path / '.out.lock'}" in said
+        (tmp_path / ".out.lock").unlink()
+        with output_folder(tmp_path / "out", pytest.fail, replaced=True):
+            pass
+
+    def test_the_other_host_ends_in_peace(self, tmp_path, other_host):
+        other_host.communicate()
+        with output_folder(tmp_path / "out", pytest.fail, replaced=True):
+            pass
+
+    def test_a_restarted_machine_goes_on(self, tmp_path, other_host, monkeypatch):
+        other_host.kill()
+        other_host.wait()
+        monkeypatch.setattr(platform, "node", lambda: "hostb")
+        with output_folder(tmp_path / "out", pytest.fail, replaced=True):
+            pass
+
+    @pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs root, to name a host")
+    def test_a_killed_container_of_this_machine_holds_nothing(self, tmp_path):
+        held = shlex.join([sys.executable, "-c", HOLD, str(tmp_path / "out")])
+        command = ["unshare", "--uts", "sh", "-c", f"hostname container-1 && exec {held}"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            if process.stdout.readline() != "held\n":
+                pytest.skip("this user cannot name a host")
+            said = self.refused(tmp_path / "out")
+            process.kill()
+        assert f"process {process.pid} on container-1 since 20" in said
+        with output_folder(tmp_path / "out", pytest.fail, replaced=True):
             pass
 
 

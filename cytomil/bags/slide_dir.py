@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ import numpy as np
 from cytomil.bags.patients import LabelledSlide
 from cytomil.errors import BagFileError, NotFoundError
 from cytomil.litter import is_litter, is_note, is_own_output
-from cytomil.slides.resolution import companions_of, dicom_series, is_dicom_file
+from cytomil.slides.resolution import DicomSeries, companions_of, dicom_identity, dicom_series, is_dicom_file
 from cytomil.text import printable
+from cytomil.workers.local import ChildProcess, JobContext
 
 
 def split_by_patient(slides: list[LabelledSlide], test_fraction: float, seed: int) -> list[LabelledSlide]:
@@ -131,7 +133,7 @@ def list_slide_dir(folder: Path, outputs: Collection[Path] = ()) -> SlideDir:
     written = {Path(os.path.realpath(output)) for output in outputs}
     own = _OWN_FOLDERS if is_own_output(folder) or Path(os.path.realpath(folder)) in written else frozenset()
     parts = {part for entry in entries for part in companions_of(entry)}
-    series = dicom_series(entry for entry in entries if is_dicom_file(entry))
+    series = _series_apart([entry for entry in entries if is_dicom_file(entry)])
     in_series = {part: one for one in series for part in one.parts}
     slides, ignored = [], []
     for entry in entries:
@@ -169,7 +171,45 @@ def dicom_series_in(folder: Path) -> list[SlideEntry]:
         files = sorted(entry for entry in folder.iterdir() if not is_litter(entry.name) and is_dicom_file(entry))
     except OSError:
         return []
-    return [SlideEntry(printable(one.file.name), one.file, one.parts) for one in dicom_series(files)] if files else []
+    return [SlideEntry(printable(one.file.name), one.file, one.parts) for one in _series_apart(files)]
+
+
+@dataclass(frozen=True)
+class _Identify:
+    """The job of a process that opens DICOM files, which may crash it."""
+
+    device: str = "cpu"
+
+    def start(self, context: JobContext) -> Callable[[Iterable[Path]], Iterator[str]]:
+        """See `cytomil.workers.Job`."""
+        return partial(map, dicom_identity)
+
+
+_identities: dict[tuple[Path, int, int], str] = {}  # by file, size and time: a watched folder is listed often
+
+
+def _series_apart(files: Sequence[Path]) -> list[DicomSeries]:
+    """The DICOM slides in these files, each opened in another process. One that ends it counts as a slide of its own."""
+    children: list[ChildProcess] = []
+
+    def identity(file: Path) -> str:
+        state = file.stat()
+        key = file.absolute(), state.st_size, state.st_mtime_ns
+        if key not in _identities:
+            if not children:
+                children.append(ChildProcess())
+                children[0].start(_Identify(), cores=0)
+            answer = children[0].run(key[0])
+            if not isinstance(answer, str):
+                children.pop().kill()
+            _identities[key] = answer if isinstance(answer, str) else ""
+        return _identities[key]
+
+    try:
+        return dicom_series(files, identity)
+    finally:
+        for child in children:
+            child.kill()
 
 
 def slide_file_of(folder: Path) -> Path:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,7 @@ from cytomil.bags.slide_dir import list_slide_dir
 from cytomil.errors import CytomilError, NotFoundError, ReviewError
 from cytomil.files import SEAL, is_sealed, read_json
 from cytomil.slides import Cutting, Handles, Resolutions
+from cytomil.triage.apart import ReadingProcess
 from cytomil.triage.pictures import jpeg
 from cytomil.triage.sources import SlideEntry, SlideSource, open_source
 from cytomil.triage.whole_slide import SlideReading
@@ -205,12 +207,16 @@ class FollowedTriage:
 
 
 class ShownSlide:
-    """One slide of the worklist and its pictures. Label and macro images are never read."""
+    """One slide of the worklist and its pictures. Label and macro images are never read.
+
+    The file may be another one than was ranked, so it is read in another process.
+    """
 
     def __init__(self, slide: ReviewedSlide, folder: Path) -> None:
         self.slide = slide
         self._folder = folder
         self._tiles: dict[tuple[int, int, int], bytes] = {}
+        self._harmful: dict[Path, str] = {}
         self._lock = threading.Lock()
 
     @cached_property
@@ -230,24 +236,15 @@ class ShownSlide:
         return "geojson" in self.slide.files
 
     @cached_property
-    def _handles(self) -> Handles:
-        return Handles(self.path, self.slide.mpp)
-
-    @cached_property
     def size(self) -> Size:
         """Its size. Raises `ReviewError` where the slide cannot be opened."""
-        try:
-            with self._handles.lend() as slide:
-                return Size(*slide.dimensions)
-        except CytomilError as error:
-            raise ReviewError(str(error)) from None
+        width, height = self._apart(_PICTURES, partial(_dimensions, self.path.absolute(), self.slide.mpp))
+        return Size(width, height)
 
     def is_unchanged(self) -> bool:
         """Whether the slide's content is what was ranked. Reads all of it. Raises `ReviewError` where that fails."""
-        try:
-            return self._source.content_sha256() == self.slide.sha256
-        except (CytomilError, OSError) as error:
-            raise ReviewError(f"{self.path} cannot be read: {error}") from None
+        content = self._apart(_CHECKS, partial(_content_sha256, self.slide.slide, self.path.absolute()))
+        return bool(content == self.slide.sha256)
 
     @cached_property
     def cells(self) -> CellPoints:
@@ -304,31 +301,77 @@ class ShownSlide:
         return self._read(x - side / 2, y - side / 2, CELL_PX, CELL_PX, side / CELL_PX)
 
     def _read(self, x: float, y: float, width: int, height: int, scale: float) -> bytes:
-        try:
-            with self._handles.lend() as slide:
-                pixels = slide.read(x, y, width, height, slide.mpp * scale)
-        except CytomilError as error:
-            raise ReviewError(str(error)) from None
-        return jpeg(Image.fromarray(pixels), _JPEG_QUALITY)
-
-    @cached_property
-    def _source(self) -> SlideSource:
-        listed = list_slide_dir(self.path.parent, [])
-        parts = next((one.parts for one in listed.slides if one.path == self.path), ())
-        return open_source(SlideEntry(self.slide.slide, self.path, parts), _UNCUT)
+        region = (float(x), float(y), width, height, float(scale))
+        picture: bytes = self._apart(_PICTURES, partial(_region, self.path.absolute(), self.slide.mpp, region))
+        return picture
 
     def _image_of(self, cell: str) -> bytes:
         if cell not in {one.instance_id for one in (*self.slide.key_instances, *self.slide.to_teach)}:
             raise ReviewError("there is no such cell.")
+        picture: bytes = self._apart(_PICTURES, partial(_cell_image, self.slide.slide, self.path.absolute(), cell))
+        return picture
+
+    def _apart(self, places: threading.Semaphore, request: Callable[[object], Any]) -> Any:
+        """The result of a request about this slide in another process, which a hostile file may end.
+
+        Raises `ReviewError`, at once if the slide ended a process before.
+        """
         try:
-            (encoded,) = self._source.images([cell], CELL_PX)
-            return jpeg(open_image(encoded, cell), _JPEG_QUALITY)
-        except (CytomilError, KeyError) as error:
-            raise ReviewError(f"the cell cannot be read: {error}") from None
+            with places:
+                process = ReadingProcess(self._harmful)
+                try:
+                    result = process.run(self.path, request)
+                except CytomilError as error:  # the process is as good as before, or was replaced
+                    process.close()
+                    raise ReviewError(str(error)) from None
+                except BaseException:
+                    process.kill()
+                    raise
+                process.close()
+                return result
+        except OSError as error:
+            raise ReviewError(f"{self.path} cannot be read: {error}") from None
 
 
+# Pictures at the same time, and checks, which read whole files and must not keep pictures waiting.
+_PICTURES, _CHECKS = threading.Semaphore(2), threading.Semaphore(1)
 # Cells are not cut from slides here, so their size does not matter.
 _UNCUT = SlideReading(Cutting(crop_um=12.0, crop_px=64), Resolutions(), Path())
+
+
+# What follows runs in the other process.
+@lru_cache(maxsize=_SLIDES_KEPT)
+def _handles(path: Path, mpp: float | None) -> Handles:
+    return Handles(path, mpp)
+
+
+def _dimensions(path: Path, mpp: float | None, _: object) -> tuple[int, int]:
+    with _handles(path, mpp).lend() as slide:
+        return slide.dimensions
+
+
+def _region(path: Path, mpp: float | None, region: tuple[float, float, int, int, float], _: object) -> bytes:
+    x, y, width, height, scale = region
+    with _handles(path, mpp).lend() as slide:
+        pixels = slide.read(x, y, width, height, slide.mpp * scale)
+    return jpeg(Image.fromarray(pixels), _JPEG_QUALITY)
+
+
+def _source(name: str, path: Path) -> SlideSource:
+    parts = next((one.parts for one in list_slide_dir(path.parent, []).slides if one.path == path), ())
+    return open_source(SlideEntry(name, path, parts), _UNCUT)
+
+
+def _content_sha256(name: str, path: Path, _: object) -> str:
+    return _source(name, path).content_sha256()
+
+
+def _cell_image(name: str, path: Path, cell: str, _: object) -> bytes:
+    try:
+        (encoded,) = _source(name, path).images([cell], CELL_PX)
+        return jpeg(open_image(encoded, cell), _JPEG_QUALITY)
+    except (CytomilError, KeyError) as error:
+        raise ReviewError(f"the cell cannot be read: {error}") from None
 
 
 def read_cells(path: Path) -> CellPoints:

@@ -33,7 +33,7 @@ WHOLE_SLIDE_ONLY_SUFFIXES: frozenset[str] = WHOLE_SLIDE_SUFFIXES - PICTURE_SUFFI
 MPP_LOWEST, MPP_HIGHEST = 0.05, 2.0
 _MAX_FIELD_PX = 80_000_000  # a plain picture is decoded as a whole, at up to 11 bytes per pixel
 _MAX_TILE_PX = 1 << 26  # scanners write tiles of 240 to 4096 px
-_MAX_LEVEL_PX = 1 << 42
+_MAX_LEVEL_PX, _MAX_SIDE_PX = 1 << 42, 1 << 24  # 0.8 m at the finest resolution
 # The thumbnail of a slide with a single level reads all of it. This limits what is decoded at once (4 bytes per pixel).
 _SOURCE_PX_AT_ONCE = 16_000_000
 _CONVERT = "Export it as a pyramidal tiled TIFF with JPEG compression, 8 bits per channel."
@@ -211,6 +211,7 @@ def _open_whole_slide(path: Path) -> Any:
         if vendor == "generic-tiff":
             _require_one_picture(path, pages)
         handle = openslide.OpenSlide(path)
+        _require_plausible_size(path, *handle.dimensions)
         handle.set_cache(openslide.OpenSlideCache(_TILE_CACHE_BYTES))
     except (openslide.OpenSlideError, OSError) as error:
         raise SlideUnreadableError(f"{path}: {_fault(path, error, 'cannot be opened')}") from error
@@ -218,16 +219,28 @@ def _open_whole_slide(path: Path) -> Any:
 
 
 def _require_plausible_tiles(path: Path, pages: tuple[TiffPage, ...]) -> None:
-    """OpenSlide allocates the memory of a tile without a check, and the process ends if there is too little."""
+    """OpenSlide allocates memory by what a header says, without a check, and the process ends if there is too little."""
     for page in pages:
         if page.tile and (min(page.tile) < 1 or page.tile[0] * page.tile[1] > _MAX_TILE_PX):
             raise SlideUnreadableError(
                 f"{path}: its header gives an impossible tile size, {page.tile[0]:,}×{page.tile[1]:,} px. {_COPY}"
             )
-        if page.width * page.height > _MAX_LEVEL_PX:
+        _require_plausible_size(path, page.width, page.height)
+        if page.tile and page.n_tiles < (needed := math.prod(map(_tiles_across, (page.width, page.height), page.tile))):
+            # OpenSlide would show the others as gaps, however many there are.
             raise SlideUnreadableError(
-                f"{path}: its header gives an impossible size, {page.width:,}×{page.height:,} px. {_COPY}"
+                f"{path}: its header lists {page.n_tiles:,} tiles, but {page.width:,}×{page.height:,} px need "
+                f"{needed:,}. {_COPY}"
             )
+
+
+def _require_plausible_size(path: Path, width: int, height: int) -> None:
+    if width * height > _MAX_LEVEL_PX or max(width, height) > _MAX_SIDE_PX:
+        raise SlideUnreadableError(f"{path}: its header gives an impossible size, {width:,}×{height:,} px. {_COPY}")
+
+
+def _tiles_across(side: int, tile: int) -> int:
+    return -(-side // tile)
 
 
 def _require_one_picture(path: Path, pages: tuple[TiffPage, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -64,23 +64,30 @@ def is_dicom_file(path: Path) -> bool:
         return False
 
 
-def dicom_series(files: Iterable[Path]) -> list[DicomSeries]:
-    """The slides in these DICOM files. A file that OpenSlide cannot open counts as one slide, so that it is reported.
+def dicom_series(files: Iterable[Path], identity: Callable[[Path], str]) -> list[DicomSeries]:
+    """The slides in these DICOM files. A file without an identity counts as one slide, so that it is reported.
+
+    ``identity`` is `dicom_identity`, or the same in another process.
+    """
+    by_identity: dict[str, list[Path]] = {}
+    for file in sorted(files):
+        by_identity.setdefault(identity(file) or f"unknown: {file}", []).append(file)
+    return [DicomSeries(max(parts, key=_size), tuple(parts)) for parts in by_identity.values()]
+
+
+def dicom_identity(file: Path) -> str:
+    """Names the series of a DICOM file; "" if OpenSlide cannot open it.
 
     OpenSlide finds the other files of a series from any one of them.
     """
     import openslide
 
-    by_identity: dict[str, list[Path]] = {}
-    for file in sorted(files):
-        try:
-            with openslide.OpenSlide(file) as slide:
-                properties = slide.properties
-                identity = properties.get("dicom.SeriesInstanceUID") or properties[openslide.PROPERTY_NAME_QUICKHASH1]
-        except (openslide.OpenSlideError, OSError, KeyError):
-            identity = f"unknown: {file}"
-        by_identity.setdefault(identity, []).append(file)
-    return [DicomSeries(max(parts, key=_size), tuple(parts)) for parts in by_identity.values()]
+    try:
+        with openslide.OpenSlide(file) as slide:
+            properties = slide.properties
+            return str(properties.get("dicom.SeriesInstanceUID") or properties[openslide.PROPERTY_NAME_QUICKHASH1])
+    except (openslide.OpenSlideError, OSError, KeyError):
+        return ""
 
 
 def _size(path: Path) -> int:

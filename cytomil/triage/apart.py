@@ -27,7 +27,7 @@ from cytomil.workers.local import ChildProcess, JobContext, Raised, WorkerFailur
 _S_PER_CELL = 1e-4  # writing a cell's outline and score takes some 20 µs
 _DAMAGED = "The file is damaged, or made to do harm. Copy it again from the scanner."
 
-_idle: list[ChildProcess] = []
+_idle: list[tuple[ChildProcess, bool]] = []
 # A forked process must not use its parent's pipes.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_idle.clear)
@@ -36,12 +36,13 @@ if hasattr(os, "register_at_fork"):
 class ReadingProcess:
     """Reads slides one after another in another process, and replaces it if it ends.
 
-    Starting the process takes half a second, so a later `ReadingProcess` takes over an idle one.
+    Starting the process takes half a second, so a later `ReadingProcess` takes over an idle one. ``harmful`` are slides that
+    ended an earlier process, each with the message; more are added.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, harmful: dict[Path, str] | None = None) -> None:
         self._child: ChildProcess | None = None
-        self._harmful: dict[Path, str] = {}
+        self._harmful = {} if harmful is None else harmful
         self.start()
 
     def __enter__(self) -> ReadingProcess:
@@ -55,13 +56,15 @@ class ReadingProcess:
     def start(self) -> None:
         """Start the process, without waiting for it."""
         if self._child is None:
-            self._child = _idle.pop() if _idle else ChildProcess()
-            self._is_new = True
+            try:
+                self._child, self._is_new = _idle.pop()
+            except IndexError:
+                self._child, self._is_new = ChildProcess(), True
 
     def close(self) -> None:
         """Leave the process to a later `ReadingProcess`."""
         if self._child is not None:
-            _idle.append(self._child)
+            _idle.append((self._child, self._is_new))
             self._child = None
 
     def kill(self) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
 
-from cytomil.errors import WorkersError
+from cytomil.errors import DEBUG, WorkersError
 from cytomil.limits import CPU_S
 from cytomil.progress import Listener, Silent
 from cytomil.threads import usable_cores
@@ -139,6 +139,8 @@ class ChildProcess:
             [sys.executable, "-P", "-m", "cytomil.workers.pool_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # Libraries print there what they think of a damaged file. What matters of it is in the answer.
+            stderr=None if os.environ.get(DEBUG) else subprocess.DEVNULL,
             env=environment,
             start_new_session=True,  # Ctrl-C reaches only this process, which then ends the other
         )

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from bench.hostile_slides import deep_dicom
+from bench.slide_formats import dicom, dicom_elements
 from cytomil.bags.slide_dir import list_slide_dir
 from cytomil.files import write_json
 from cytomil.litter import mark_own
@@ -68,3 +70,12 @@ def test_files_of_dicom_that_cannot_be_opened_stand_alone(tmp_path):
         touch(tmp_path, name)
         (tmp_path / name).write_bytes(bytes(128) + b"DICM" + name.encode())
     assert names(tmp_path)[0] == ["a.dcm", "b.dcm", "c"]
+
+
+def test_a_dicom_file_that_crashes_openslide_stands_alone(tmp_path):
+    (tmp_path / "sound").mkdir()
+    (tmp_path / "sound" / "a.dcm").write_bytes(dicom(dicom_elements()).files["a.dcm"])
+    for name in ("hostile-1.dcm", "hostile-2.dcm"):
+        (tmp_path / name).write_bytes(dicom(deep_dicom()).files["a.dcm"])
+    assert names(tmp_path) == (["hostile-1.dcm", "hostile-2.dcm", "sound"], [])
+    assert list_slide_dir(tmp_path).slides[2].path == tmp_path / "sound" / "a.dcm"

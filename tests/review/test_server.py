@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from cytomil.review.log import Action, ReviewLog
 from cytomil.review.slides import Triage
 from cytomil.review.summary import summarise
 from tests.serving import serving
+from tests.triage.requests import abort
 
 from .conftest import N_CELLS, N_KEYS, SECRET, TOKEN, Client
 
@@ -86,6 +88,20 @@ def test_a_slide_that_changed_since_it_was_ranked_is_noticed(client, triage):
     with (triage.parent / "slides" / "smear.tif").open("ab") as file:
         file.write(b"x")
     assert client.ask(f"/api/slides/{SMEAR}/check").json() == {"unchanged": False}
+
+
+def test_a_slide_that_crashes_its_reader_is_refused_and_ends_nothing(client, triage, monkeypatch):
+    sound = client.ask(f"/api/slides/{SMEAR}/tiles/10/0/0")
+    monkeypatch.setattr("cytomil.review.slides._region", abort)
+    crashed = client.ask(f"/api/slides/{SMEAR}/tiles/10/1/1")
+    assert crashed.status == 404
+    assert "its reader stopped (killed by signal 6)" in crashed.json()["error"]
+    monkeypatch.undo()
+    assert client.ask(f"/api/slides/{SMEAR}/tiles/10/0/0").body == sound.body  # read before
+    assert client.ask(f"/api/slides/{SMEAR}/tiles/10/2/1").json() == crashed.json()  # not tried again
+    assert client.ask(f"/api/slides/{SMEAR}/check").status == 404
+    cell = client.ask(f"/api/slides/{CELLS}").json()["key_instances"][0]["instance_id"]
+    assert picture(client.ask(f"/api/slides/{CELLS}/cell?cell={quote(cell)}")).shape == (8, 8, 3)
 
 
 def test_judgements_are_on_disk_when_the_answer_comes(client, triage):

@@ -242,9 +242,16 @@ def test_an_absurd_tile_is_refused_before_openslide_asks_for_its_memory(tmp_path
 
 
 def test_an_absurd_size_is_refused(tmp_path: Path) -> None:
-    absurd = {"ImageWidth": 0x7FFFFFFF, "ImageLength": 0x7FFFFFFF}
-    with pytest.raises(SlideUnreadableError, match="impossible size"):
-        open_slide(retagged(tmp_path / "a.tif", **absurd), mpp=0.25)
+    for absurd in ({"ImageWidth": 0x7FFFFFFF, "ImageLength": 0x7FFFFFFF}, {"ImageLength": 0x7FFFFFFF}):
+        with pytest.raises(SlideUnreadableError, match="impossible size"):
+            open_slide(retagged(tmp_path / "a.tif", **absurd), mpp=0.25)
+
+
+def test_a_size_for_which_the_file_lists_too_few_tiles_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        SlideUnreadableError, match=r"lists \d+ tiles, but [\d,×]+ px need [\d,]+\. The file is damaged"
+    ):
+        open_slide(retagged(tmp_path / "a.tif", ImageLength=1_000_000), mpp=0.25)
 
 
 def test_several_full_pages_are_refused(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from cytomil.triage.whole_slide import SlideReading
 from tests.triage.requests import (
     abort,
     answer,
+    complain,
     compute_for_ever,
     compute_with_progress,
     fail,
@@ -71,6 +72,15 @@ def test_the_slide_is_refused_in_one_line_and_the_next_one_is_read(process, tmp_
     assert str(refused.value).startswith(f"{tmp_path / 'bad.svs'}: ")
     assert "\n" not in str(refused.value)
     assert process.run(tmp_path / "good.svs", answer) == 42
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_what_a_library_prints_is_on_the_screen_only_for_debugging(process, tmp_path, capfd, monkeypatch, debug):
+    monkeypatch.setenv("CYTOMIL_DEBUG", debug)
+    process.kill()
+    assert process.run(tmp_path, complain) == "done"
+    process.kill()
+    assert ("libhostile" in capfd.readouterr().err) == bool(debug)
 
 
 def test_a_slide_that_ended_the_process_is_not_tried_again(process, tmp_path):

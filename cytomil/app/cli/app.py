@@ -31,9 +31,9 @@ from cytomil.app.cli import (
 from cytomil.app.cli import compile as compile_command
 from cytomil.app.cli.console import console
 from cytomil.app.cli.options import EngineCommand
+from cytomil.errors import DEBUG
 from cytomil.threads import let_waiting_threads_sleep
 
-DEBUG = "CYTOMIL_DEBUG"
 INTERNAL_FAULT = 70  # EX_SOFTWARE of sysexits.h
 
 app = typer.Typer(
