@@ -37,6 +37,7 @@ def test_the_scripts_are_about_ten_statements(code):
     assert len(lines) <= 12
 
 
+@pytest.mark.long
 def test_the_tour_and_the_ten_most_suspicious_cells(tmp_path):
     assert re.fullmatch(r"AUROC of bags: [01]\.\d\d\n", run_script(TOUR, tmp_path))
     bag = cytomil.open_bags(tmp_path / "data" / "bags")[0]
@@ -68,6 +69,7 @@ def package(tmp_path):
     return site
 
 
+@pytest.mark.long
 def test_a_loss_with_its_own_setting_trains_by_name(package, tmp_path):
     cytomil.make_bags("synthetic", tmp_path / "data" / "bags", bag_size=24, train_bags=4, test_bags=2, cell_size=32)
     rows = run_script(TRAINING, tmp_path, package).splitlines()
@@ -95,6 +97,7 @@ for wrong in ({{"decorelation": 1.0}}, {{"decorrelation": "much"}}):
     assert wrong.startswith("method 'decorrelated': decorrelation: ")
 
 
+@pytest.mark.long
 def test_its_setting_is_an_option_of_the_command(package, tmp_path):
     name, *words = COMMAND.split()
     assert name == "cytomil"

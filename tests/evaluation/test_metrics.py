@@ -203,7 +203,7 @@ def test_order_of_instances_and_scale_of_scores_are_immaterial(
 
 
 @pytest.mark.parametrize(
-    ("n", "share", "expected"),
+    ("n", "fraction", "expected"),
     [
         (100, 0.07, 7),
         (100, 0.01, 1),
@@ -215,11 +215,11 @@ def test_order_of_instances_and_scale_of_scores_are_immaterial(
         (7, 0.4, 3),
     ],
 )
-def test_share_is_rounded_up_but_not_by_binary_fractions(n: int, share: float, expected: int) -> None:
-    assert n_in_fraction(n, share) == expected
-    if share:
+def test_a_fraction_is_rounded_up_but_not_by_binary_fractions(n: int, fraction: float, expected: int) -> None:
+    assert n_in_fraction(n, fraction) == expected
+    if fraction:
         scores, labels = np.arange(n), np.arange(n) % 2 == 0
-        assert recall_at_fraction(scores, labels, share) == recall_at_k(scores, labels, expected)
+        assert recall_at_fraction(scores, labels, fraction) == recall_at_k(scores, labels, expected)
 
 
 # Faulty input
@@ -244,10 +244,10 @@ def test_recall_refuses(scores: list[float], labels: list[int], k: float, messag
         recall_at_k(scores, labels, k)
 
 
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.01, math.nan])
-def test_share_out_of_range_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match="share"):
-        recall_at_fraction([0.1], [1], share)
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01, math.nan])
+def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
+    with pytest.raises(ValueError, match="fraction"):
+        recall_at_fraction([0.1], [1], fraction)
 
 
 @pytest.mark.parametrize("figure", [review_until_first, instance_average_precision])
@@ -415,7 +415,7 @@ def test_a_k_below_one_is_refused_without_any_bag() -> None:
 
 def test_importing_stays_quick() -> None:
     code = (
-        "import sys, cytomil.evaluation.metrics, cytomil.evaluation.record, cytomil.evaluation.plots; "
+        "import sys, cytomil.evaluation.metrics, cytomil.evaluation.plots; "
         "assert not {'sklearn', 'matplotlib', 'torch', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(cytomil.__file__).parents[1])

@@ -31,6 +31,7 @@ def test_every_cell_is_run_and_those_that_fail_are_named(tiny_grid, monkeypatch,
     assert grid.record_of(done).read_bytes() == before
 
 
+@pytest.mark.long
 def test_bags_that_cannot_be_made_end_it_with_a_reason(tiny_grid, params, tmp_path):
     broken = params | {"make_bags": params["make_bags"] | {"source": str(tmp_path / "nowhere")}}
     with pytest.raises(CytomilError, match="could not be made"):

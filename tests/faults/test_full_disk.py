@@ -12,6 +12,7 @@ def outcomes(trial, n, is_disk):
     return {kind for kind, _ in found}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_a_command_that_cannot_write_ends_in_one_line_that_names_its_output(trial, command):
     kinds = outcomes(trial(command), 2, is_disk=False)

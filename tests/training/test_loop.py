@@ -114,7 +114,13 @@ def trained_now(records):
     return [record["epoch"] for record in records if "images_per_second" in record]
 
 
-@pytest.mark.parametrize("method", ["slam-ags", "weakly-supervised", "moco-v3", "its2clr", "dsvdd"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "slam-ags",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("weakly-supervised", "moco-v3", "its2clr", "dsvdd")),
+    ],
+)
 def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(bags, tmp_path, method):
     pretrain(settings(bags, tmp_path / "unbroken", method=method), Silent())
     broken = settings(bags, tmp_path / "broken", method=method)

@@ -138,6 +138,7 @@ def trained_weights(out):
     return torch.cat([state[name].double().flatten() for name in sorted(state) if name.endswith(".weight")])
 
 
+@pytest.mark.long
 def test_float16_ends_near_float32_and_nearer_than_bfloat16(bags, tmp_path, monkeypatch):
     # A scale at which no step is skipped, so that all take the same steps; short ones, since larger ones amplify rounding.
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**8))
@@ -164,6 +165,7 @@ def stop_after(epoch):
     return stop
 
 
+@pytest.mark.long
 def test_an_interrupted_run_in_float16_goes_on_with_its_scale(bags, tmp_path):
     # At the first scale gradients overflow, so that each epoch ends with another scale than it began with.
     checkpoints = []

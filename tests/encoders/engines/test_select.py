@@ -45,7 +45,8 @@ def another(compiled, name, gain):
     fast(compiled, gain, name)
 
 
-def test_auto_takes_the_fastest_stored_engine_in_silence(compiled, opened):
+def test_auto_takes_the_fastest_stored_engine_in_silence(compiled, opened, monkeypatch):
+    monkeypatch.setattr(openvino, "has_bf16", lambda: True)
     fast(compiled)
     assert opened() == (NAME, [])
     another(compiled, "openvino-bf16", 4.0)
