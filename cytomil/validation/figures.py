@@ -1,4 +1,4 @@
-"""What labelled slides say of a model: figures with intervals, calls by label, and thresholds that would suit the slides."""
+"""A model measured on labelled slides: figures with intervals, calls by label, and thresholds that would suit the slides."""
 
 from __future__ import annotations
 

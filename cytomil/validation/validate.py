@@ -1,4 +1,4 @@
-"""validate: rank labelled slides, and compare what the model says of them with their labels."""
+"""validate: rank labelled slides, and compare the model's probabilities and calls with their labels."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _LIBRARIES = ("torch", "torchvision", "dvc", "dvclive", "h5py", "scikit-learn", 
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """One line a finding: what, its state, a remark."""
+    """One line per finding: its name, its state, a remark."""
     return [*_machine(), *_libraries(), *_engines(settings), *_stages(settings)]
 
 
