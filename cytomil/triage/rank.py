@@ -73,7 +73,7 @@ def rank(
     them again. The heat map, GeoJSON file and QC picture of each whole slide are written there too, and its cells if
     requested. ``on_slide`` is called after each slide but the last, with the worklist so far. Over Ray it is not
     called. With ``only``, slides of other names are ignored. Raises `NotFoundError` if the folder holds no slides,
-    `TriageModelError` if the model cannot be used, and `SettingsError` for a faulty ``mpp_csv``.
+    `SettingsError` if settings contradict each other, and what `RankSession` raises.
     """
     require_names_shown_or_hidden(settings)
     with ReadingProcess() as process:  # first, because it starts while the model is loaded
