@@ -1,4 +1,4 @@
-"""Cards: the JSON files beside an artefact that say what it is and what made it."""
+"""Cards: the JSON files beside an artefact that describe it and how it was made."""
 
 from __future__ import annotations
 

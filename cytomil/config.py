@@ -1,4 +1,4 @@
-"""What every configuration has in common: frozen pydantic models that refuse a key they do not know."""
+"""What every configuration has in common: frozen pydantic models that refuse an unknown key."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _BLOCK = 256
 
 @dataclass(frozen=True)
 class LabelledBag:
-    """One bag of a folder: what bags.csv says of it, and its images.
+    """One bag of a folder: its row in bags.csv, and its images.
 
     Attributes:
         name: the bag's id.

@@ -1,4 +1,4 @@
-"""What the user knows of slides: patients, accession numbers and pseudonyms."""
+"""The user's information on slides: patients, accession numbers and pseudonyms."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PatientTable:
     by_slide: Mapping[str, Patient]
 
     def of(self, slide: str) -> Patient | None:
-        """The patient of the slide that the worklist calls ``slide``; None if the table does not say."""
+        """The patient of the slide that the worklist calls ``slide``; None if the table has no such slide."""
         return self.by_slide.get(composed(slide), self.by_slide.get(composed(Path(slide).stem)))
 
     def unknown(self, slides: Sequence[str]) -> list[str]:

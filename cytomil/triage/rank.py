@@ -142,7 +142,7 @@ class RankSession:
         work, units = work_on(found, self._process)
 
         def take(result: SlideResult, is_new: bool) -> None:
-            # Slides that were finished before, or that failed, say nothing about the time of the others.
+            # Slides that were finished before, or that failed, do not count towards the pace of the others.
             (count.step if is_new and units[len(results)] else count.skip)(units[len(results)])
             results.append(result)
             audit.add(self._model_sha256, result)

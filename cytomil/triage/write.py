@@ -29,7 +29,7 @@ class AuditEntry(ChainedEntry):
         n_slides: number of slides that the run found.
         slide: the slide's name in the worklist.
         slide_sha256: of the slide's content; empty if it was not assessed.
-        call: what the worklist says of it.
+        call: its call in the worklist.
         probability: the model's probability; None if it was not assessed.
     """
 

@@ -138,7 +138,7 @@ console = _Screen(stderr=True, highlight=False, markup=False)
 
 @contextmanager
 def plain_errors(kept: str = "Nothing was changed.") -> Iterator[None]:
-    """Turn the exceptions a user can meet into one line and an exit status; ``kept`` says what an interruption leaves."""
+    """Turn the exceptions a user can meet into one line and an exit status; ``kept`` describes what an interruption leaves."""
     try:
         yield
     except CytomilError as error:
@@ -295,7 +295,7 @@ def print_warning(title: str, message: str) -> None:
 
 
 def finish(document: dict[str, Any], problems: Sequence[Problem], as_json: bool, accept_left_out: bool = False) -> None:
-    """List what had to be left out, print the JSON document if asked for, and set the exit status.
+    """List what had to be left out, print the JSON document if requested, and set the exit status.
 
     With ``accept_left_out`` a run that had to leave some out counts as done, so that a pipeline goes on.
     """

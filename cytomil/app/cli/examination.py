@@ -68,7 +68,7 @@ def _compiled(bundle_path: Path) -> list[Finding]:
     try:
         bundle = load_bundle(bundle_path) if names else None
     except CytomilError:
-        return []  # the stage's own line says what is wrong with it
+        return []  # the line of the stage itself gives the fault
     if bundle is None:
         return []
     found = []
