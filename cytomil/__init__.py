@@ -1,4 +1,4 @@
-"""cytomil: finds the diseased slide, and in it the few cells that say so, from slide labels alone.
+"""cytomil finds the diseased slide and its few abnormal cells, and learns from slide labels alone.
 
 `import cytomil` loads nothing heavy; each name below is loaded when it is first used. docs/how-to/python.md shows how they
 work together.

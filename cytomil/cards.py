@@ -1,4 +1,4 @@
-"""Cards: the JSON files beside an artefact that say what it is and what made it."""
+"""Cards: the JSON files beside an artefact that describe it and how it was made."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def code_fingerprint(*packages: str) -> str:
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Versions of cytomil, Python and the libraries that shape a result, ``more`` among them."""
+    """Versions of cytomil, Python and the libraries that affect a result, ``more`` included."""
     found = {"cytomil": __version__, "code": code_fingerprint()[:12], "python": platform.python_version()}
     return found | library_versions(*_RECORDED_LIBRARIES, *more)
 
@@ -72,7 +72,7 @@ def now() -> str:
 
 _PLAINER = dict.fromkeys(("model_type", "dataclass_type", "dict_type"), "input should be an object")
 _PLAINER["tuple_type"] = "input should be a list"
-_LARGEST = 1e300  # beyond, sums and products of two numbers are infinite
+_LARGEST = 1e300  # larger numbers could make sums and products infinite
 
 
 class Card(BaseModel):
@@ -97,8 +97,8 @@ def read_card(path: Path, kind: type[C], schema: str, error: type[CytomilError],
         path: the JSON file.
         kind: what the card holds.
         schema: the value that its key ``schema`` must have.
-        error: raised, with one line that names the file, where the card is missing, damaged, altered, of another
-            schema, or a field of it is wrong.
+        error: raised, with one line that names the file, if the card is missing, damaged, altered, of another schema,
+            or has a wrong field.
         made_by: the command that makes such a card.
     """
     document = read_json_card(path, schema, error, made_by)
@@ -108,13 +108,13 @@ def read_card(path: Path, kind: type[C], schema: str, error: type[CytomilError],
 def as_card(document: Any, kind: type[C], where: str, error: type[CytomilError], cure: str) -> C:
     """The card that a JSON document holds.
 
-    Raises ``error`` with one line where a field is missing or wrong. ``where`` begins the line and ``cure`` ends it.
+    Raises ``error`` with one line if a field is missing or wrong. ``where`` begins the line and ``cure`` ends it.
     """
     try:
         return kind.model_validate(document)
     except ValidationError as problem:
         first = problem.errors(include_url=False)[0]
-    except CytomilError as problem:  # a value object in the card refuses its numbers
+    except CytomilError as problem:  # raised by a value object in the card
         raise error(f"{where}: {problem} {cure}") from None
     field = ".".join(str(part)[:60] for part in first["loc"])
     if first["type"] == "missing":
@@ -136,7 +136,7 @@ def _number(value: Any) -> float:
 
 
 Number = Annotated[float, PlainValidator(_number)]
-"""A finite number; a whole one stays whole, so that a copy of the card has the same bytes."""
+"""A finite number. A whole number stays an int, so that a copy of the card has the same bytes."""
 Fraction = Annotated[float, PlainValidator(_number), Field(ge=0, le=1)]
 """A number from 0 to 1."""
 Count = Annotated[int, Strict(), Field(ge=0, le=2**62)]

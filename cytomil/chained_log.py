@@ -1,4 +1,4 @@
-"""A log as one JSON object per line, only ever appended to.
+"""A log with one JSON object per line. Lines are only appended.
 
 Every line holds the SHA-256 of the line before it, and of its own other fields. A line that was changed or removed later
 therefore shows. Missing lines at the end do not show.
@@ -64,7 +64,7 @@ class ChainedLog(Generic[E]):
     def append_fields(self, fields: dict[str, Any]) -> E:
         """Append one entry, numbered and dated here. ``fields`` are its other fields.
 
-        Raises the error if a field is not allowed or the disk does not take the line.
+        Raises the error if a field is not allowed or the line cannot be written.
         """
         try:
             with self._here, self._lock.acquire(timeout=_PATIENCE_S):
@@ -89,7 +89,7 @@ class ChainedLog(Generic[E]):
         line = json.dumps(document | {"sha256": sha256_of_json(document)}, ensure_ascii=False).encode() + b"\n"
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            # What a full disk or a power cut left of a line stays, on a line of its own.
+            # A full disk or a power failure may have left an incomplete line. It stays, as a separate line.
             _write_all(descriptor, b"\n" + line if rest else line)
             os.fsync(descriptor)
         finally:
@@ -98,7 +98,7 @@ class ChainedLog(Generic[E]):
         return self._entries[-1]
 
     def entries(self) -> list[E]:
-        """All entries, oldest first. Incomplete lines are passed over; `faults` lists them.
+        """All entries, oldest first. Incomplete lines are skipped; `faults` lists them.
 
         Raises the error if the log cannot be read.
         """
@@ -113,7 +113,7 @@ class ChainedLog(Generic[E]):
             return [*self._faults, *([f"{self.path}: the last line is incomplete"] if rest else [])]
 
     def _read_on(self) -> bytes:
-        """Read the lines appended since the last time; returns what stands after the last line end."""
+        """Read the lines appended since the last time; returns the bytes after the last line end."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self._read_bytes)

@@ -1,4 +1,4 @@
-"""What every configuration has in common: frozen pydantic models that refuse a key they do not know."""
+"""What every configuration has in common: frozen pydantic models that refuse an unknown key."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
 
 
 OwnOptions = dict[str, dict[str, Any]]
-"""Own settings of methods, aggregators or engines, by name; only those of the chosen one are read."""
+"""Settings that belong to one method, aggregator or engine, by its name. Only those of the chosen one are read."""
 
 
 def own_config(
     kind: str, name: str, model: type[Config], options: Mapping[str, Mapping[str, Any]], beside: Collection[str] = ()
 ) -> Config:
-    """The own settings of ``name``, a ``kind`` such as "method", out of ``options``; its defaults where none are given.
+    """The settings in ``options`` that belong only to the method, aggregator or engine ``name``, or its defaults.
 
-    ``beside`` are the names of the settings that all of its kind have: a key may be a misspelt one of these.
-    Raises `SettingsError` with one line where a key is unknown or a value is not allowed.
+    ``kind`` is the word for messages, such as "method".
+
+    ``beside`` are the names of the settings that all of its kind have, because a key may be a misspelling of one.
+    Raises `SettingsError` with one line if a key is unknown or a value is not allowed.
     """
     given = dict(options.get(name) or {})
     try:

@@ -77,7 +77,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def _put_in_place(partial: Path, path: Path) -> None:
-    """Rename ``partial`` to ``path``. If there is a folder already, ``partial`` is then that one, or is removed."""
+    """Rename ``partial`` to ``path``. If ``path`` existed, ``partial`` then holds the former folder, or is removed."""
     if not path.exists():
         partial.rename(path)
     elif not _exchange(partial, path):

@@ -15,7 +15,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def is_full(error: OSError) -> bool:
-    """Whether ``error`` says that the disk, the quota or the largest size of a file is used up."""
+    """Whether ``error`` means that the disk or the quota is full, or the largest size of a file is reached."""
     return error.errno in _FULL
 
 

@@ -24,7 +24,7 @@ class ClassifiedObject:
 
     @property
     def verdict(self) -> str | None:
-        """abnormal, normal, not a cell or unsure, if the class is called so; None otherwise.
+        """The verdict that the class names (abnormal, normal, not a cell or unsure); None for other classes.
 
         Positive, negative and Ignore* count as the first three. Case does not matter.
         """
@@ -32,10 +32,10 @@ class ClassifiedObject:
 
 
 def read_objects(path: Path) -> list[ClassifiedObject]:
-    """Read all objects of a file. Cells with a nucleus are where their nucleus is.
+    """Read all objects of a file. The position of a cell with a nucleus is that of the nucleus.
 
     Raises:
-        TableError: the file is no GeoJSON, or an object has no place.
+        TableError: the file is not GeoJSON, or an object has no position.
     """
     try:
         if path.stat().st_size > _MAX_BYTES:

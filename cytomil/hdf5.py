@@ -1,7 +1,8 @@
 """HDF5 files with a checksum before their content, so that a damaged one never reaches the HDF5 library.
 
-A few flipped bytes can make that library loop for ever, ask for all of memory or crash the process, and none of it can be
-caught. So each file begins with a block, which HDF5 and every reader of it passes over, that holds the SHA-256 of the rest.
+A few flipped bytes can make that library loop for ever, request all memory or crash the process. None of this can be
+caught. Each file therefore begins with a block that holds the SHA-256 of the rest. HDF5 and all its readers skip this
+block.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _SEAL = b"cytomil sha256 %s\n"
 
 @contextmanager
 def writing_hdf5(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
-    """Create ``path``; when the body is done, its checksum is put before it.
+    """Create ``path``. When the body is done, the checksum is written before the content.
 
     Yields the file, and a function that raises `OSError` if it could not be written so far. Call it after each block.
     """
@@ -48,9 +49,9 @@ def seal_hdf5(path: Path) -> None:
 
 @contextmanager
 def reading_hdf5(path: Path, error: type[CytomilError], what: str, verb: str) -> Iterator[Hdf5File]:
-    """Open ``path`` for reading once its checksum has been verified; whatever is wrong with the file is one ``error``.
+    """Verify the checksum of ``path`` and open it for reading. Any fault of the file is raised as ``error``.
 
-    ``what`` such files are, and the ``verb`` that makes them, is what the line says.
+    The message says ``what`` such files are, and which ``verb`` makes them.
     """
     if not path.is_file():
         raise error(f"{path} does not exist. Make {what} with `cytomil {verb}`.")
@@ -103,9 +104,9 @@ _H5PY_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 
 
 class Hdf5File:
-    """An HDF5 file open for reading. Whatever the file itself is at fault for is raised as the error that it was opened with.
+    """An HDF5 file open for reading. Any fault of the file is raised as the error class that it was opened with.
 
-    A mistake of the code that reads is not: it propagates as it is.
+    A mistake in the calling code is not converted: its exception propagates unchanged.
     """
 
     def __init__(self, file: h5py.File, path: Path, error: type[CytomilError], cure: str) -> None:
@@ -123,7 +124,7 @@ class Hdf5File:
             raise self.refused(f"is not {what} of this version (schema {shown}, expected {schema!r})")
 
     def attribute(self, name: str, kind: type[A]) -> A:
-        """A scalar attribute. Raises the error where it is missing or of another type."""
+        """A scalar attribute. Raises the error if it is missing or of another type."""
         value = self._attribute(name)
         said, accepted = _ATTRIBUTES[kind]
         fits = isinstance(value, accepted)
@@ -141,7 +142,7 @@ class Hdf5File:
         return tuple(int(number) for number in value)
 
     def dataset(self, name: str, kind: str, shape: tuple[int | None, ...]) -> Hdf5Dataset:
-        """A dataset. Raises the error where it is missing, or of another kind or shape.
+        """A dataset. Raises the error if it is missing, or of another kind or shape.
 
         Args:
             name: in the file.
@@ -177,7 +178,7 @@ class Hdf5File:
 
 
 class Hdf5Dataset:
-    """A dataset of a known kind and shape. Reading raises the error of its file where the content is damaged."""
+    """A dataset of a known kind and shape. Reading raises the error of its file if the content is damaged."""
 
     def __init__(self, values: Any, dataset: h5py.Dataset, call: Callable[[Callable[[], Any]], Any]) -> None:
         self._values, self._dataset, self._call = values, dataset, call
@@ -194,12 +195,12 @@ class Hdf5Dataset:
 
     @property
     def offset(self) -> int | None:
-        """Where the content begins in the file, in bytes; None where it is in pieces or not written."""
+        """Where the content begins in the file, in bytes; None if it is stored in chunks or not written."""
         return self._call(self._dataset.id.get_offset)
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether another program holds the file open to write in it, as HDF5 tells others; False where nobody can know."""
+    """Whether another program has the file open for writing, by HDF5's own lock; False if there are no locks."""
     if fcntl is None:
         return False
     with path.open("rb") as file:

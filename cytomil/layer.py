@@ -1,4 +1,4 @@
-"""What is kept of a cell: which of the encoder's layers, and whether the cell's description follows it."""
+"""The layer: the part of the encoder's output that is kept for each cell, with or without its description."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ MORPHOLOGY = "morphology"
 _DESCRIBED = f"+{MORPHOLOGY}"
 _STAGES = "stages"
 STATISTICS = ("mean", "max", "spread")
-"""What is taken over a stage's places, channel by channel; spread is the standard deviation."""
+"""Statistics over the positions of a stage, per channel; spread is the standard deviation."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer, written ``h``, ``z`` or ``stages:1,2,4:mean,max,spread``; ``+morphology`` follows if cells are ``described``.
+    """One layer, written ``h``, ``z`` or ``stages:1,2,4:mean,max,spread``, with ``+morphology`` if cells are ``described``.
 
     ``h`` is the encoder's output, ``z`` the projector's. ``stages`` are inner stages of the network, by number and in
-    rising order, ``statistics`` what is taken over each one's places, in the order of `STATISTICS`; h and z have neither.
+    rising order. ``statistics`` are computed over the positions of each stage, in the order of `STATISTICS`. h and z
+    have neither.
     """
 
     kind: str
@@ -35,7 +36,7 @@ class Layer:
 
     @property
     def embedded(self) -> Layer:
-        """The part that the encoder gives."""
+        """The part that the encoder computes."""
         return replace(self, described=False)
 
     @classmethod
@@ -45,7 +46,7 @@ class Layer:
 
     @classmethod
     def parse(cls, text: str) -> Layer:
-        """The layer written so; left-out statistics are all of them. Raises `ValueError` saying what is wrong."""
+        """The layer that ``text`` names. Without statistics it has all of them. Raises `ValueError` with the reason."""
         words = text.strip()
         described = words.endswith(_DESCRIBED)
         kind, *rest = words.removesuffix(_DESCRIBED).split(":")
@@ -74,7 +75,7 @@ def known_layer(text: str) -> str:
 
 
 def known_layers(text: str) -> str:
-    """Several layers with spaces between them, each as `known_layer` has it. Raises `ValueError`."""
+    """Several layers with spaces between them, each as `known_layer` returns it. Raises `ValueError`."""
     found = [known_layer(word) for word in text.split()]
     if not found:
         raise ValueError("name at least one layer, or auto")
@@ -82,7 +83,7 @@ def known_layers(text: str) -> str:
 
 
 def resolve_layer(text: str, auto: Callable[[], Layer]) -> Layer:
-    """The layer that a setting asks for; ``auto`` says what the encoder's default is. Raises `ValueError`."""
+    """The layer that a setting names. ``auto`` returns the encoder's default. Raises `ValueError`."""
     if text == AUTO:
         return auto()
     if text == MORPHOLOGY:

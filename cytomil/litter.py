@@ -1,4 +1,4 @@
-"""What lies beside slides and cells and is neither: litter, notes, and folders that cytomil wrote."""
+"""Recognises what is neither a slide nor a cell: system files, notes, and folders that cytomil wrote."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NOTES = frozenset(
         # Tables and documents
         ".csv", ".tsv", ".xls", ".xlsx", ".xlsm", ".xlsb", ".ods", ".doc", ".docx", ".odt", ".rtf", ".ppt", ".pptx",
         ".odp", ".pdf", ".txt", ".md", ".rst", ".html", ".htm", ".log", ".url", ".lnk",
-        # What programs note beside images: settings, annotations, checksums
+        # Files that programs write beside images: settings, annotations, checksums
         ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".ini", ".geojson", ".ndpa", ".qpproj", ".qpdata", ".xmp",
         ".md5", ".sha1", ".sha256", ".dvc", ".py", ".sh", ".ipynb",
     }
@@ -64,7 +64,7 @@ _PAGE_STARTS = (b"<!doctype html", b"<html")
 
 
 def foreign_content(head: bytes) -> str | None:
-    """Name what a file that begins with ``head`` holds, with the cure; None where it cannot be told.
+    """What a file that begins with ``head`` holds, and what to do about it; None if that is unknown.
 
     The text fits after "is" and has no full stop.
     """

@@ -1,7 +1,7 @@
-"""An output folder is one command's at a time, over all processes and hosts that see it.
+"""Only one command at a time writes to an output folder, across all processes and hosts that see it.
 
-The lock is the kernel's (flock). Some network file systems keep it on one host. Who holds it therefore stands in its file
-too: who finds another host there does not take it.
+The lock is the kernel's (flock). Some network file systems keep it on one host. The file of the lock therefore names
+the holder. A process that finds another host in this file does not take the lock.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ _held: set[Path] = set()
 def output_folder(
     path: Path, note: Callable[[str], None], *, replaced: bool, patience_s: float = PATIENCE_S
 ) -> Iterator[None]:
-    """Hold the lock of the folder ``path`` while a command writes there; a process may hold one folder's several times.
+    """Hold the lock of the folder ``path`` while a command writes there. A process may hold the same lock several times.
 
     ``path`` may also be a file that is replaced whole.
 
     The lock is the file ``.NAME.lock`` beside the folder. The kernel releases it when the process dies, and the file is
-    removed when the command ends. Where no lock can be had, ``note`` is told and the work goes on without.
-    A file that a killed process of another host left must be removed by hand: nobody here can know that it has ended.
-    With ``replaced`` the folder is replaced whole, so what holds it must be writable too.
+    removed when the command ends. If the file system has no locks, ``note`` is called and the work goes on without one.
+    If a process of another host was killed, its file must be removed by hand, because this host cannot know that the
+    process has ended. With ``replaced`` the folder is replaced as a whole, so its parent folder must be writable too.
 
-    Raises `CytomilError` where ``path`` cannot be written, `FolderInUseError` where another process holds it after
-    ``patience_s`` seconds, or one of another host may hold it.
+    Raises `CytomilError` if ``path`` cannot be written. Raises `FolderInUseError` if another process still holds the
+    lock after ``patience_s`` seconds, or a process of another host may hold it.
     """
     path = path.resolve()
     if path in _held:
@@ -59,7 +59,8 @@ def output_folder(
         finally:
             _held.discard(path)
             if lock is not None:
-                # Removed while it is held: who waits for it sees that the file is gone, and makes a new one.
+                # The file is removed while the lock is held. A waiting process sees that the file is gone, and makes a
+                # new one.
                 with suppress(OSError):
                     _lock_file(path).unlink()
                 lock.release()
@@ -84,7 +85,7 @@ def _make(folder: Path) -> list[Path]:
 
 
 def _require_writable(folder: Path) -> None:
-    """Only writing tells: permissions say nothing of read-only disks, quotas and network drives."""
+    """Try to write, because permissions do not show read-only disks, quotas and network drives."""
     try:
         with tempfile.TemporaryFile(dir=folder, prefix=".cytomil-"):
             pass
@@ -102,7 +103,7 @@ def _acquire(path: Path, note: Callable[[str], None], patience_s: float) -> File
         host, machine = platform.node(), _machine()
         with suppress(OSError):
             left, left_on = _signature(os.pread(descriptor, _SIGNATURE_BYTES, 0))
-            # After a restart the machine is another one, but its processes have ended.
+            # A restart changes the machine's id, but all processes from before it have ended.
             if left_on not in ("", machine) and f" on {host} since " not in left:
                 raise FolderInUseError(
                     f"{path} may still be written by {left}. If that has ended or was killed, delete {_lock_file(path)} "
@@ -113,7 +114,7 @@ def _acquire(path: Path, note: Callable[[str], None], patience_s: float) -> File
             os.pwrite(descriptor, f"process {os.getpid()} on {host} since {now()}\n{machine}".encode(), 0)
 
     try:
-        # Whoever may write beside the folder may take its lock, though another user made the file.
+        # Every user who may write beside the folder may take its lock, even if another user made the file.
         mode = path.parent.stat().st_mode & 0o666 | 0o600
         lock = FileLock(_lock_file(path), mode=mode, fallback_to_soft=False, on_acquired=sign)
         try:

@@ -63,7 +63,7 @@ class TiffPage:
         return self.tile is not None and (self.width > self.tile[0] or self.height > self.tile[1])
 
     def peculiarity(self) -> str | None:
-        """What about the pixels few programs can read, as a noun; None for a plain page."""
+        """The property of the pixels that few programs can read, as a noun; None for a plain page."""
         if self.sample_format == _FLOAT:
             return "floating-point pixels"
         if self.sample_format == _SIGNED:
@@ -146,7 +146,7 @@ PICTURE_KINDS = "JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000 or AVIF"
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "JPEG2000", "AVIF")
 # What Pillow raises for damaged files.
 _FAULTS = (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, OverflowError, struct.error)
-_FIRST_IS_THE_PICTURE = {"JPEG", "MPO"}  # what follows in a JPEG are previews of it
+_FIRST_IS_THE_PICTURE = {"JPEG", "MPO"}  # the other pictures in a JPEG are previews of the first
 _MIN_IN_UPPER_HALF = 0.05
 _CURE = "Export it as 8-bit RGB PNG or TIFF."
 _JPEG2000_SIZES = b"\xff\x4f\xff\x51"
@@ -155,18 +155,18 @@ _JPEG2000_BITS = 42  # bytes from there to the depth of the first channel
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture: ``image`` is 8-bit RGB; ``dpi`` its pixels an inch across and down, where the file says so."""
+    """A decoded picture: ``image`` is 8-bit RGB; ``dpi`` is pixels per inch (x, y), if the file states it."""
 
     image: Image.Image
     dpi: tuple[float, float] | None
 
 
 def read_picture(source: Path | bytes, require_size: Callable[[int, int], None]) -> Picture:
-    """Decode a picture file, or the bytes of one, by content whatever its name.
+    """Decode a picture file, or the bytes of one. Its content decides the format, not its name.
 
-    ``require_size`` gets width and height before anything is decoded, and may raise. Raises `PictureError` with the reason,
-    which does not name the file, where the picture is damaged, of a foreign kind, or its pixels are not sure; `OSError`
-    where the file cannot be opened.
+    ``require_size`` is called with width and height before anything is decoded, and may raise. Raises `PictureError` if
+    the picture is damaged, of an unsupported kind, or the meaning of its pixels is unclear. The message gives the
+    reason and does not name the file. Raises `OSError` if the file cannot be opened.
     """
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         head = file.read(SNIFFED_BYTES)
@@ -204,7 +204,7 @@ def picture_size(path: Path) -> tuple[int, int] | None:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file's content begins as a picture's does, whatever its name."""
+    """Whether the content of a file begins like that of a picture. Its name does not matter."""
     return picture_size(path) is not None
 
 
@@ -246,7 +246,7 @@ def _to_rgb(image: Image.Image, page: TiffPage | None, head: bytes) -> Image.Ima
 
 
 def _is_deep(image: Any, page: TiffPage | None, head: bytes) -> bool:
-    """Whether the file keeps 16 bits a channel, of which Pillow has kept the upper 8 for coloured pictures."""
+    """Whether the file has 16 bits per channel. Of coloured pictures, Pillow keeps only the upper 8 bits."""
     if page is not None:
         return page.bits == 16
     if image.format == "JPEG2000":
@@ -268,7 +268,7 @@ def _grey_of_16_bits(image: Image.Image, is_12_bit: bool, is_white_zero: bool) -
 
 
 def _require_full_range(levels: np.ndarray, is_deep: bool) -> None:
-    """Raise `PictureError` where 16-bit values, here by their upper byte, may be fewer bits that were never scaled."""
+    """Raise `PictureError` if 16-bit values may have fewer bits that were never scaled. ``levels``: their upper bytes."""
     if is_deep and levels.size and np.mean(levels >= 128) < _MIN_IN_UPPER_HALF:
         raise PictureError(
             "it has 16 bits a channel and hardly a pixel in the upper half, so its values may be of 10 to 15 bits. "

@@ -1,4 +1,4 @@
-"""The number format a device multiplies matrices in: which of the short ones it has."""
+"""The number format in which a device multiplies matrices, and which short formats it supports."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ TrainingPrecision: TypeAlias = Literal["auto", "float32", "bf16", "float16"]
 def pick_precision(wanted: TrainingPrecision, device: torch.device) -> torch.dtype:
     """What matrix products are computed in.
 
-    ``auto`` is bfloat16 where the GPU or the processor has it, float16 on other GPUs, float32 on other processors.
+    ``auto`` is bfloat16 where the GPU or the processor supports it, float16 on other GPUs, float32 on other processors.
 
     Raises:
-        SettingsError: bfloat16 was asked for on a GPU that has none.
+        SettingsError: bfloat16 was requested on a GPU that does not support it.
     """
     import torch
 
@@ -36,5 +36,5 @@ def _has_bfloat16(device: torch.device) -> bool:
 
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Elsewhere a CPU emulates it, slower than float32. PyTorch has no public name for the question.
+    # Other CPUs emulate bfloat16, which is slower than float32. PyTorch has no public function to ask.
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

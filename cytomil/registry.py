@@ -1,6 +1,7 @@
-"""What can be chosen by name: cytomil's own, and what other packages bring by entry points. Nothing is loaded before use.
+"""What can be chosen by name: cytomil's own classes, and entry points of other packages. All are loaded on first use.
 
-A method is one file in ``cytomil.training.methods`` and one line below. docs/methods.md shows how another package brings one.
+A method is one file in ``cytomil.training.methods`` and one line below. docs/methods.md shows how another package adds
+one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True)
 class Registry(Mapping[str, EntryPoint]):
-    """Name → where the class lies, of cytomil's own; `find` also looks in the entry points of ``group``.
+    """The names of cytomil's own classes of one kind. `find` also looks in the entry points of ``group``.
 
     ``kind`` is the word in messages. ``places`` are name → ``module:Class`` below ``package``.
     """
@@ -38,7 +39,7 @@ class Registry(Mapping[str, EntryPoint]):
         return len(self.places)
 
     def find(self, name: str) -> EntryPoint:
-        """The entry of this name, not loaded; cytomil's own come first. Raises `ValueError` naming those there are."""
+        """The entry of this name, not loaded; cytomil's own come first. Raises `ValueError` with the known names."""
         if name in self.places:
             return self[name]
         if name in (foreign := self._foreign()):
@@ -59,7 +60,7 @@ class Registry(Mapping[str, EntryPoint]):
         return {found.name: found for found in entry_points(group=self.group)}
 
     def known(self, name: str) -> str:
-        """``name``, if there is such an entry. Raises `ValueError` naming those there are."""
+        """``name``, if there is such an entry. Raises `ValueError` with the known names."""
         self.find(name)
         return name
 

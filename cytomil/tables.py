@@ -1,7 +1,7 @@
-"""CSV: the tables that people bring, whose columns go by several names, and those that cytomil writes.
+"""CSV: tables of users, whose columns may have several names, and tables that cytomil writes.
 
-What can be read in one way only is read. Whatever else is refused in one line that says why: a column passed over in
-silence, such as the patients', would put one person on both sides of a split.
+A table is read only if it has one possible meaning. Any other table is refused in one line that gives the reason. If
+the patients' column were ignored silently, one person could be on both sides of a split.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cytomil.errors import TableError, require_file
 from cytomil.text import as_text_cell
 
 REMARK = "#"
-"""A column whose name begins so is a remark, which nothing reads."""
+"""A column whose name begins with this is a remark, and is not read."""
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _UTF16 = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
@@ -44,7 +44,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: every column asked for by its own name, blank where the line or the table does not give it."""
+    """One line of a table, with every requested column by name. A column is blank if the line lacks it."""
 
     where: str
     """File and line, to begin a message with."""
@@ -86,13 +86,14 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], names: C
 def read_table(path: Path, columns: Sequence[Column], made_by: str) -> list[Row]:
     """Read a CSV file's lines. Values lose surrounding blanks and are in Unicode's composed form (NFC).
 
-    Columns are found whatever their case and surrounding blanks. Commas, semicolons or tabs separate them; the text is
-    UTF-8, or UTF-16 with its byte order mark. Lines without any value are passed over, as spreadsheets leave them behind.
+    Case and surrounding blanks of column names do not matter. Commas, semicolons or tabs separate them; the text is
+    UTF-8, or UTF-16 with its byte order mark. Lines without any value are skipped, because spreadsheets leave such
+    lines.
 
     Raises:
         NotFoundError: the file does not exist. ``made_by`` is the command that makes it.
-        TableError: the file is no such table, lacks a required column, has an unknown one or two of one meaning, or
-            a line has more values than there are columns.
+        TableError: the file is not such a table, lacks a required column, or has an unknown column or two of one
+            meaning; or a line has too many values.
     """
     require_file(path, made_by)
     text, skipped = _without_excels_line(_decode(path))
@@ -161,13 +162,13 @@ def _decode(path: Path) -> str:
 
 
 def _without_excels_line(text: str) -> tuple[str, int]:
-    """The text without Excel's first line ``sep=;``, and how many lines were taken off."""
+    """The text without Excel's first line ``sep=;``, and how many lines were removed."""
     found = re.match(r'"?sep=[,;\t]"?[,;\t]*\r?\n', text, re.IGNORECASE)
     return (text[found.end() :], 1) if found else (text, 0)
 
 
 def _separator(path: Path, text: str, columns: Sequence[Column]) -> str:
-    """What separates the columns: that by which the first line names the required ones."""
+    """The separator of the columns: the one by which the first line contains the required names."""
     first = next((line for line in text.splitlines() if re.search(r"\w", line)), "")
     required = {column.name for column in columns if column.required}
     fitting = [s for s in _SEPARATORS if required <= {_meaning(name, columns) for name in _split(first, s)}]
@@ -197,13 +198,13 @@ def _plain(name: str) -> str:
 
 
 def _meaning(name: str, columns: Sequence[Column]) -> str:
-    """The column that ``name`` stands for, or nothing."""
+    """The column that ``name`` stands for; "" if there is none."""
     plain = _plain(name)
     return next((column.name for column in columns if plain in (column.name, *column.aliases)), "")
 
 
 def _known_columns(path: Path, header: Sequence[str], columns: Sequence[Column]) -> list[str]:
-    """For every column of the file the name of the one it is; blank for remarks and for columns without a name."""
+    """The meaning of each column of the file; blank for remarks and for columns without a name."""
     found: dict[str, str] = {}
     names = []
     unknown = []

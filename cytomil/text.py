@@ -1,4 +1,4 @@
-"""Names from a disk as text that every file and terminal can hold, and names in tables as places on a disk."""
+"""Names from a disk as text that files and terminals can hold, and names from tables as paths."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u206
 
 
 def printable(name: str) -> str:
-    """A file's name with whatever is not UTF-8 in it, and control characters, escaped.
+    """A file's name, with control characters and bytes that are not UTF-8 escaped.
 
-    A terminal obeys control characters, and some of them turn the order of letters round.
+    A terminal interprets control characters, and some of them reverse the order of letters.
     """
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
@@ -37,14 +37,14 @@ def is_inside(text: str) -> bool:
 
 
 ENCODING = "utf-8-sig"
-"""With the mark by which Excel knows UTF-8. pandas and csv's readers in this encoding pass over it."""
+"""With the byte order mark by which Excel recognises UTF-8. Readers that use this encoding skip it."""
 
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _QUOTE = "'"
 
 
 def as_text_cell(name: str) -> str:
-    """The name as a cell that no spreadsheet program reckons: with an apostrophe in front where it could be a formula."""
+    """The name as a cell that no spreadsheet program evaluates: an apostrophe precedes it if it could be a formula."""
     return f"{_QUOTE}{name}" if name.startswith((*_FORMULA_STARTS, _QUOTE)) else name
 
 

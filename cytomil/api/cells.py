@@ -1,4 +1,4 @@
-"""Bags from Python, and the cells that a caller hands over in any form, as blocks for an encoder."""
+"""Bags from Python, and cells in any form that a caller may pass, as blocks for an encoder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BLOCK = 256
 
 @dataclass(frozen=True)
 class LabelledBag:
-    """One bag of a folder: what bags.csv says of it, and its images.
+    """One bag of a folder: its row in bags.csv, and its images.
 
     Attributes:
         name: the bag's id.
@@ -205,7 +205,7 @@ def _encoded(image: OneImage, name: str) -> bytes:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or not _is_image(image.shape):
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"{name}: an image needs uint8 of shape (H, W, 3) or (H, W), got {got}")
-    # One way into the encoder for all images. PNG keeps every pixel.
+    # All images reach the encoder in the same form. PNG is lossless.
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=0)
     return buffer.getvalue()

@@ -39,8 +39,8 @@ def configured(function: str, model: type[Configured], settings: Mapping[str, An
         function: the name shown in the error.
         model: the configuration.
         settings: its fields.
-        chosen_by: the field that names a method or an aggregator. Keywords that are no fields of ``model`` are then
-            settings of its own, which the function that trains or fits checks.
+        chosen_by: the field that names a method or an aggregator. Keywords that are no fields of ``model`` are then its
+            own settings, which the function that trains or fits checks.
 
     Raises:
         SettingsError: one line, if a setting is unknown or a value is not allowed.
@@ -56,12 +56,12 @@ def configured(function: str, model: type[Configured], settings: Mapping[str, An
 
 
 def listener_for(progress: bool) -> Listener:
-    """Who is told how far the work has come: nobody, or whoever reads standard error."""
+    """The receiver of progress: none, or standard error."""
     return Printed() if progress else Silent()
 
 
 class Printed:
-    """Prints plain lines to standard error, for one task at most one in five seconds. A notebook shows them too."""
+    """Prints plain lines to standard error, at most one per task in five seconds. A notebook shows them too."""
 
     def track(self, items: Iterable[T], description: str, total: int | None = None, unit: str = "") -> Iterator[T]:
         """Yield ``items``, and count them now and then."""
@@ -213,7 +213,7 @@ def load_encoder(path: str | Path, **settings: Any) -> Encoder:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a model says of one bag of N cells.
+    """The result of a model for one bag of N cells.
 
     Attributes:
         probability: that the bag is positive, 0 to 1.

@@ -1,1 +1,1 @@
-"""The application: settings, params.yaml and the command line. Nothing below it knows any of them."""
+"""The application: settings, params.yaml and the command line. Nothing below this package uses them."""

@@ -1,7 +1,7 @@
 """Every setting of every verb: one section per verb, the same names and defaults as params.yaml.
 
-A command-line option wins over the environment (``CYTOMIL_PRETRAIN__EPOCHS=20``), which wins over the chosen profile in
-params.yaml, which wins over params.yaml's own section, which wins over the defaults.
+A setting comes from the first of these that gives it: the command line, the environment
+(``CYTOMIL_PRETRAIN__EPOCHS=20``), the chosen profile in params.yaml, the section in params.yaml, the default.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load` hands over: it has merged the sources already and knows which one to blame."""
+        """Use only the values that `load` passes. It has merged the sources, and its errors name the source."""
         return (init_settings,)
 
 
@@ -113,7 +113,7 @@ def _read_params(file: Path, required: bool) -> dict[str, Any]:
 
 
 def _with_names(document: Any) -> Any:
-    """The document with every key a string, as YAML's ``5:`` and ``yes:`` are not."""
+    """The document with every key as a string, because YAML reads ``5:`` and ``yes:`` as other types."""
     if not isinstance(document, dict):
         return document
     return {str(key): _with_names(value) for key, value in document.items()}

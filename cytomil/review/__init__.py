@@ -1,1 +1,1 @@
-"""Review: a person looks at a ranked folder in the browser, and what is decided there is kept in an append-only log."""
+"""Review: a person looks at a ranked folder in the browser. The verdicts are kept in an append-only log."""

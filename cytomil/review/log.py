@@ -19,7 +19,7 @@ MAX_REMARK = 4000
 
 
 class CellVerdict(StrEnum):
-    """What a reader says of a cell."""
+    """The verdict of a reader on a cell."""
 
     ABNORMAL = "abnormal"
     NORMAL = "normal"
@@ -28,7 +28,7 @@ class CellVerdict(StrEnum):
 
 
 class SlideVerdict(StrEnum):
-    """What a reader says of a slide."""
+    """The verdict of a reader on a slide."""
 
     POSITIVE = "positive"
     NEGATIVE = "negative"
@@ -97,13 +97,13 @@ class ReviewLog(ChainedLog[Entry]):
         """Append one entry, numbered and dated here. ``more`` are further fields of `Entry`.
 
         Raises:
-            ReviewLogError: a field is not allowed, or the disk does not take the line.
+            ReviewLogError: a field is not allowed, or the line cannot be written.
         """
         return self.append_fields({"reader": reader, "action": action, "slide": slide, **more})
 
 
 class Judgements(BaseModel):
-    """What one reader says at present. ``cells``: by cell id. ``last``: number of the entry that an undo takes back."""
+    """The present verdicts of one reader. ``cells``: by cell id. ``last``: number of the entry that an undo takes back."""
 
     cells: dict[str, CellVerdict] = {}
     verdict: SlideVerdict | None = None
@@ -131,9 +131,9 @@ class Judgements(BaseModel):
 
 
 def of_other_versions(entries: Sequence[Entry], sha256_of: Mapping[str, str]) -> list[Entry]:
-    """The entries of slides whose content was another one. ``sha256_of``: name of a slide → its content now, "" if unknown.
+    """The entries on slides whose content has changed since. ``sha256_of``: name of a slide → its content now, "" if unknown.
 
-    A new model makes no other version: a cell of the same slide stays the same cell.
+    A new model is not a change, because the cells of the slide stay the same.
     """
     return [
         entry
@@ -149,7 +149,7 @@ def of_these_versions(entries: Sequence[Entry], sha256_of: Mapping[str, str]) ->
 
 
 def others(entries: list[Entry], reader: str, slide: str) -> dict[str, Judgements]:
-    """What other readers say of ``slide``, by initials; empty until ``reader`` has given a verdict on it."""
+    """The verdicts of other readers on ``slide``, by initials; empty until ``reader`` has given a verdict on it."""
     if Judgements.of(entries, reader, slide).verdict is None:
         return {}
     names = sorted({entry.reader for entry in entries if entry.slide == slide} - {reader})
@@ -157,6 +157,6 @@ def others(entries: list[Entry], reader: str, slide: str) -> dict[str, Judgement
 
 
 def require_log_folder(folder: Path) -> None:
-    """Raise `ReviewLogError` where nothing can be written into ``folder``."""
+    """Raise `ReviewLogError` if nothing can be written into ``folder``."""
     if not os.access(folder, os.W_OK):
         raise ReviewLogError(f"{folder} cannot be written. The review is kept there: check its permissions.")

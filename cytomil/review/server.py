@@ -1,4 +1,4 @@
-"""The review as a web page for this machine alone: who may ask, and what is answered."""
+"""The review as a web page for this machine only: the requests that are allowed, and the answers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _Endpoint = Callable[[Triage, ReviewLog, Mapping[str, Any], Any], Response]
 
 
 class Guard:
-    """Lets through only requests of this page on this machine: right host, right origin, right token.
+    """Allows only requests of this page on this machine: right host, right origin, right token.
 
     The address that `cytomil review` prints holds the token. It is exchanged for a cookie, so that it does not stay in the
     browser's history. Everything else gets status 403 and nothing more.
@@ -74,7 +74,7 @@ class Guard:
         await response(scope, receive, send)
 
     def _is_from_here(self, headers: Mapping[str, str]) -> bool:
-        # A page of another site can point its own name at this machine; the host then gives it away.
+        # A page of another site can make its own host name point to this machine. The request then has that host name.
         host, origin = headers.get("host", ""), headers.get("origin")
         is_own_page = origin is None or origin == f"http://{host}"
         return host in self._hosts and is_own_page and headers.get("sec-fetch-site", "none") in ("none", "same-origin")
@@ -107,7 +107,7 @@ def _current(
 
 
 def _state(followed: FollowedTriage) -> Response:
-    """What the page asks for now and then, to learn that the folder was ranked again."""
+    """The state that the page requests now and then, to detect that the folder was ranked again."""
     triage = followed.current()
     return _json({"created": triage.created, "slides": list(triage.by_name), "fault": followed.fault})
 
@@ -208,7 +208,7 @@ def _slide(triage: Triage, log: ReviewLog, values: Mapping[str, Any], _: Any) ->
 
 
 def _earlier(triage: Triage, log: ReviewLog, reader: str, slide: str) -> str:
-    """What the reader said of another version of the slide's file, as one line; "" if nothing."""
+    """The reader's verdicts on another version of the slide's file, as one line; "" if nothing."""
     own = Judgements.of(of_other_versions(log.entries(), triage.sha256_of), reader, slide)
     if not (own.cells or own.verdict or own.remark):
         return ""
@@ -253,7 +253,7 @@ def _shown(triage: Triage, values: Mapping[str, Any]) -> ShownSlide:
 
 
 def _act(triage: Triage, log: ReviewLog, values: Mapping[str, Any], body: Any) -> Response:
-    """Keep what a reader did. The body names reader, action, slide, and cell and value where the action has them."""
+    """Log what a reader did. The body names reader, action and slide, and cell and value if the action has them."""
     slide = triage.by_name.get(str(body.get("slide", "")))
     if slide is None:
         raise ReviewError("there is no such slide in the worklist.")
@@ -279,7 +279,7 @@ def _act(triage: Triage, log: ReviewLog, values: Mapping[str, Any], body: Any) -
 
 
 def _of_cell(shown: ShownSlide, cell: str) -> dict[str, Any]:
-    """What the log says of a cell beside the verdict. Raises `ReviewError` for an unknown one."""
+    """The fields of a cell in the log besides the verdict. Raises `ReviewError` for an unknown one."""
     for rank, key in enumerate(shown.slide.key_instances, start=1):
         if key.instance_id == cell:
             return {"cell": cell, "score": key.score, "rank": rank}
@@ -304,7 +304,7 @@ _API: tuple[tuple[str, str, _Endpoint], ...] = (
 
 
 def listen(port: int) -> socket.socket:
-    """Listen on this machine only. ``port`` 0 takes a free one. Raises `ReviewError` where it is taken."""
+    """Listen on this machine only. ``port`` 0 takes a free one. Raises `ReviewError` if the port is in use."""
     try:
         return socket.create_server((HOST, port))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a review shows: the worklist, the pyramid of each slide, its cells with their scores, and single cells enlarged."""
+"""The content of a review: the worklist, the pyramid of each slide, its cells with scores, and single cells enlarged."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Size:
 
 
 class Triage:
-    """A folder that `cytomil rank` wrote, as it is now. ``before`` is the same folder as it was.
+    """A folder that `cytomil rank` wrote, as it is now. ``before`` is its former state.
 
     Raises:
         NotFoundError: the folder or its triage.json is missing.
@@ -209,7 +209,7 @@ class FollowedTriage:
 class ShownSlide:
     """One slide of the worklist and its pictures. Label and macro images are never read.
 
-    The file may be another one than was ranked, so it is read in another process.
+    The file may have changed since it was ranked, so it is read in another process.
     """
 
     def __init__(self, slide: ReviewedSlide, folder: Path) -> None:
@@ -221,7 +221,7 @@ class ShownSlide:
 
     @cached_property
     def path(self) -> Path:
-        """Where the slide lies. Raises `ReviewError` if it no longer exists."""
+        """The path of the slide. Raises `ReviewError` if it no longer exists."""
         path = Path(self.slide.path)
         for place in (path, self._folder.parent / path):
             if place.exists():
@@ -290,7 +290,7 @@ class ShownSlide:
         return picture
 
     def cell_picture(self, cell: str, with_surroundings: bool) -> bytes:
-        """A JPEG of one cell, or of what lies around it on the slide. Raises `ReviewError` for an unknown cell."""
+        """A JPEG of one cell, or of its surroundings on the slide. Raises `ReviewError` for an unknown cell."""
         if not self.is_whole:
             return self._image_of(cell)
         if cell not in self.cells.index:
@@ -333,7 +333,7 @@ class ShownSlide:
             raise ReviewError(f"{self.path} cannot be read: {error}") from None
 
 
-# Pictures at the same time, and checks, which read whole files and must not keep pictures waiting.
+# How many pictures and checks run at the same time. A check reads a whole file, and must not delay pictures.
 _PICTURES, _CHECKS = threading.Semaphore(2), threading.Semaphore(1)
 # Cells are not cut from slides here, so their size does not matter.
 _UNCUT = SlideReading(Cutting(crop_um=12.0, crop_px=64), Resolutions(), Path())

@@ -1,4 +1,4 @@
-"""What a review found, and verdicts that come back from QuPath."""
+"""Summaries of a review, and verdicts from QuPath."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cytomil.triage.whole_slide import OWN_CLASSES
 
 @dataclass
 class Returned:
-    """What a file says.
+    """The verdicts of one GeoJSON file.
 
     Args:
         verdicts: cell id → verdict.
@@ -100,7 +100,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class CellsVerdict:
-    """What all readers together say of a cell: ``verdict`` is None if they contradict each other or are unsure."""
+    """The joint verdict of all readers on a cell: ``verdict`` is None if they contradict each other or are unsure."""
 
     slide: str
     cell: str

@@ -86,7 +86,7 @@ class ReadingProcess:
         return SlideApart(self, found)
 
     def forgive(self, path: Path) -> None:
-        """Try the slide at ``path`` again, even if it ended the process before: its file is another one."""
+        """Try the slide at ``path`` again, even if it ended the process before, because its file has changed."""
         self._harmful.pop(path, None)
 
     def run(self, path: Path, request: Callable[[_Served], Any]) -> Any:
@@ -123,7 +123,7 @@ class ReadingProcess:
 
 
 class SlideApart:
-    """One slide, opened in a `ReadingProcess`. See `cytomil.triage.sources.SlideSource` for what it has of a source."""
+    """One slide, opened in a `ReadingProcess`. Its members are those of `cytomil.triage.sources.SlideSource`."""
 
     def __init__(self, process: ReadingProcess, found: SlideEntry) -> None:
         self._process, self._found = process, found
@@ -166,7 +166,7 @@ class SlideApart:
                 raise
 
     def cautions(self) -> list[str]:
-        """What a reader must know of the images themselves."""
+        """What a reader must know about the images themselves."""
         return self._of_source(_cautions)
 
     def placed(

@@ -35,9 +35,11 @@ _MANY_UNREADABLE = 0.05
 
 @dataclass(frozen=True)
 class Ranking:
-    """The job of assessing slides. ``loaded`` stays in this process: another one loads its own, and it must be the same.
+    """The job of assessing slides.
 
-    ``take`` is given each result, and whether it is new; it stays in this process too.
+    ``loaded`` stays in this process. Another process loads the model again, and it must be the same model.
+
+    ``take`` is called with each result, and whether it is new. It stays in this process too.
     """
 
     settings: RankConfig
@@ -85,7 +87,7 @@ def _told(ranker: Ranker, take: Callable[[SlideResult, bool], None] | None, foun
 
 @dataclass(frozen=True)
 class _Cells:
-    """What remains of a slide's cells once all are read: the names of the readable ones, (N,), and what was made of them.
+    """The cells of a slide after all were read: the names of the readable ones, (N,), and their assessment.
 
     ``unreadable`` names the others, each with its reason.
     """
@@ -114,7 +116,7 @@ class Ranker:
         shaped_by = {
             "model": model.card.to_json(),
             "top": settings.top,
-            # Absent without it, so that results of versions that did not know it are still used.
+            # Left out if it is 0, so that results of versions without this setting are still used.
             **({"learn": settings.learn} if settings.learn else {}),
             "cells_csv": settings.cells_csv,
             "engine": engine.key,
@@ -124,7 +126,7 @@ class Ranker:
         """Whether the slide that was assessed last had been finished before."""
 
     def assess(self, found: SlideEntry) -> SlideResult:
-        """Assess one slide; whatever is wrong with it becomes its reason."""
+        """Assess one slide. If that fails, the result holds the reason."""
         try:
             source, fingerprint = self._open(found)
             kept = self._finished.read(found, fingerprint, self._reading.resolutions.fallback)
@@ -149,9 +151,9 @@ class Ranker:
         return self._result(found, source, cells)
 
     def _read(self, found: SlideEntry, source: SlideApart) -> _Cells:
-        """Every cell through encoder, aggregator and novelty, a block at a time; of each its name and its numbers remain.
+        """Pass the cells through encoder, aggregator and novelty, block by block. Only names and numbers are kept.
 
-        Raises `NoCellsError` where there are too few.
+        Raises `NoCellsError` if there are too few.
         """
         blocks = source.blocks(self._embedder.preparation, self._settings.batch_size, self._settings.workers)
         told = self._listener.track(blocks, found.name, unit="blocks of cells")
@@ -197,7 +199,7 @@ class Ranker:
 
     def _call(self, probability: float, is_unlike: bool, is_few: bool) -> Call:
         thresholds = self._model.card.thresholds
-        # Of a slide unlike all that it has seen, or of a handful of cells, the model can say neither that it is ill nor not.
+        # The model cannot judge a slide that is unlike all training slides, or a slide of a handful of cells.
         if is_unlike or is_few:
             return Call.REVIEW
         if probability >= thresholds.decision:
@@ -232,7 +234,8 @@ class Ranker:
         if novelty.is_unlike:
             return "scores highest here, but the slide is unlike the training slides: not comparable with theirs"
         edges, shares = self._model.card.score_bin_edges, self._model.card.reference_shares
-        # From the lower edge of the score's own bin on, so that rarity is understated rather than overstated.
+        # Counted from the lower edge of the bin that holds the score, so that rarity is understated rather than
+        # overstated.
         share = sum(share for upper, share in zip(edges[1:], shares, strict=True) if score < upper)
         as_high = f"about 1 in {1 / share:,.0f}" if share > 0 else "none"
         why = f"{as_high} of the cells on normal training slides scores as high"

@@ -1,4 +1,4 @@
-"""What the user knows of slides: patients, accession numbers and pseudonyms."""
+"""The user's information on slides: patients, accession numbers and pseudonyms."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PatientTable:
     by_slide: Mapping[str, Patient]
 
     def of(self, slide: str) -> Patient | None:
-        """The patient of the slide that the worklist calls ``slide``; None if the table does not say."""
+        """The patient of the slide that the worklist calls ``slide``; None if the table has no such slide."""
         return self.by_slide.get(composed(slide), self.by_slide.get(composed(Path(slide).stem)))
 
     def unknown(self, slides: Sequence[str]) -> list[str]:
@@ -64,7 +64,7 @@ def read_patients(path: Path) -> PatientTable:
 
 
 def group(slides: Sequence[SlideResult], table: PatientTable) -> tuple[PatientSlides, ...]:
-    """The patients of ``slides``, which are in reading order; first the patient whose most urgent slide comes first.
+    """The patients of ``slides``, which are in reading order. The patient with the most urgent slide comes first.
 
     A slide that was not assessed decides on a patient's place only if none of the patient's slides was assessed.
     """
@@ -87,7 +87,7 @@ def group(slides: Sequence[SlideResult], table: PatientTable) -> tuple[PatientSl
 
 
 HIDDEN_FOLDER = "(pseudonymised)"
-"""What such a worklist calls the folder of slides."""
+"""The name of the folder of slides in a worklist with pseudonyms."""
 _PSEUDONYM_COLUMNS = ("pseudonym", "slide")
 _LETTERS = 8
 _KEY_BYTES = 32
@@ -99,7 +99,8 @@ def pseudonymise(found: Sequence[SlideEntry], slide_dir: Path, key_file: Path, o
     The key file is made if it does not exist. Neither it nor the table may lie in ``out`` or among the slides.
 
     Raises:
-        SettingsError: the key file is not one, or lies in one of these folders; or ``out`` holds a worklist with names.
+        SettingsError: the key file holds no key, or lies in one of these folders; or ``out`` holds a worklist with
+            names.
         TableError: the table is damaged.
     """
     for folder in (out, slide_dir):

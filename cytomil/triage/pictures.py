@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cytomil.bags.images import open_image
 from cytomil.slides import Cells, Slide, qc_thumbnail
 
-REPORT_PX = 480  # with 24 cells a slide, 500 slides stay under 60 MB in one file
+REPORT_PX = 480  # with 24 cells per slide, 500 slides stay under 60 MB in one file
 FILE_PX = 1200
 CONTEXT_PX = 320
 GALLERY_PX = 96
@@ -40,7 +40,7 @@ def png(picture: Image.Image) -> bytes:
 
 
 def gallery_image(encoded: bytes, name: str) -> bytes:
-    """An encoded cell image as a small JPEG. ``name`` begins the message of the error where it cannot be decoded."""
+    """An encoded cell image as a small JPEG. ``name`` begins the error message if it cannot be decoded."""
     image = open_image(encoded, name)
     image.thumbnail((GALLERY_PX, GALLERY_PX))
     return jpeg(image, _GALLERY_QUALITY)
@@ -53,7 +53,7 @@ def marked_thumbnail(slide: Slide, cells: Cells, top: Sequence[int]) -> Image.Im
 
 
 def context(slide: Slide, centre: np.ndarray, crop_um: float) -> Image.Image:
-    """What lies around one cell, five crops wide, with the crop framed; ``centre`` (2,) in px of the slide."""
+    """The surroundings of one cell, five crops wide, with a frame around the crop; ``centre`` (2,) in px of the slide."""
     mpp = _CONTEXT_CROPS * crop_um / CONTEXT_PX
     half = CONTEXT_PX * mpp / slide.mpp / 2
     picture = Image.fromarray(slide.read(centre[0] - half, centre[1] - half, CONTEXT_PX, CONTEXT_PX, mpp))
@@ -64,10 +64,10 @@ def context(slide: Slide, centre: np.ndarray, crop_um: float) -> Image.Image:
 
 
 def heatmap(slide: Slide, centres: np.ndarray, scores: np.ndarray) -> Image.Image:
-    """The slide under a veil of colour where scores are above 1, the average: yellow, then red from 30 times on.
+    """The slide with colours where scores are above 1, the average: yellow, then red from 30 times the average on.
 
-    Below it stands a legend. ``centres`` (N, 2) in px of the slide, ``scores`` (N,). Every patch shows its highest cell, since
-    the cells that matter are rare: a mean over their neighbours would hide them.
+    A legend is below it. ``centres`` (N, 2) in px of the slide, ``scores`` (N,). Every patch shows its highest score,
+    because abnormal cells are rare and a mean over neighbours would hide them.
     """
     picture = Image.fromarray(slide.thumbnail(FILE_PX))
     columns, rows = (-(-side // _HEATMAP_BLOCK_PX) for side in picture.size)
@@ -89,7 +89,7 @@ def _veiled(picture: np.ndarray, strength: np.ndarray) -> np.ndarray:
 
 
 def _with_legend(picture: Image.Image) -> Image.Image:
-    """The picture with a strip below it that says which colour is which score."""
+    """The picture with a strip below it that shows which colour stands for which score."""
     font = ImageFont.load_default(_LEGEND_FONT_PX)
     whole = Image.new("RGB", (picture.width, picture.height + _LEGEND_PX), "white")
     whole.paste(picture)
@@ -127,9 +127,9 @@ class Tick:
 class ScoreChart:
     """The axes that all slides of a worklist share, so that two slides' charts can be compared by eye.
 
-    The vertical axis is logarithmic because the cells that matter are rare: on a plain axis one cell in a thousand
-    would not show. The horizontal axis is logarithmic wherever the bins allow it. ``reference`` is an SVG path, empty
-    where no reference is known.
+    The vertical axis is logarithmic because abnormal cells are rare: on a linear axis one cell in a thousand would be
+    invisible. The horizontal axis is logarithmic wherever the bins allow it. ``reference`` is an SVG path, empty if no
+    reference is known.
     """
 
     edges: tuple[float, ...]
@@ -153,7 +153,7 @@ class ScoreChart:
     def rare_scores(self, shares: Sequence[float]) -> tuple[float, float, float] | None:
         """A score that few cells of normal slides reach, the share of ``shares`` from there up, and the reference's.
 
-        "Few" is 1 % or less. None where the two cannot be compared.
+        "Few" is 1 % or less. None if the two cannot be compared.
         """
         if not self.reference or not _are_shares(shares, len(self.edges) - 1):
             return None
@@ -167,7 +167,7 @@ class ScoreChart:
 def make_chart(
     edges: Sequence[float], reference: Sequence[float], slides: Sequence[Sequence[float]]
 ) -> ScoreChart | None:
-    """Axes for the slides' shares over the bins ``edges``; None where the bins make no axis.
+    """Axes for the slides' shares over the bins ``edges``; None if the bins make no axis.
 
     The first and last edge may be 0, or minus and plus infinity: such a bin is open and is drawn as wide as the others.
     """

@@ -37,16 +37,17 @@ from cytomil.workers import WorkerFailure, open_workers
 
 
 def work_on(found: Sequence[SlideEntry], process: ReadingProcess) -> tuple[Work, list[int]]:
-    """The work of assessing these slides, and how much of it each is.
+    """The work of assessing these slides, and the number of its units per slide.
 
-    Cells are counted where all slides are bags or folders of cells. A whole slide's are not known before they are looked
-    for: where there are any, these are counted, and what else is there takes little beside them.
+    If all slides are bags or folders of cells, the units are cells. The number of cells of a whole slide is not known
+    before it is read. If there are whole slides, the units are therefore whole slides. The other slides then count
+    nothing, because they take little time.
     """
     cells = [process.n_cells(one) for one in found]
     without_gpu = not torch.cuda.is_available()
     counted = [n for n in cells if n is not None]
     if len(counted) == len(cells):
-        # The first one waits for the engine to start, which takes longer than so few cells.
+        # The first slide waits for the engine to start, which takes longer than its cells.
         return Work(sum(counted), "cells", warm_up=1, without_gpu=without_gpu), counted
     units = [int(n is None) for n in cells]
     return Work(sum(units), "whole slides", without_gpu=without_gpu), units
@@ -56,7 +57,7 @@ CACHE_FOLDER = "cache"
 
 OnSlide = Callable[[Worklist], None]
 _NOT_IN_WORKLIST = {"ray_address", "pseudonymise", "watch", "watch_s", "summaries"}
-"""Settings that shape nothing of a worklist, and the key file, whose place is nobody's business."""
+"""Settings that do not affect a worklist, and the path of the key file, which stays private."""
 
 
 def rank(
@@ -68,11 +69,11 @@ def rank(
 ) -> Worklist:
     """Assess every slide in ``slide_dir``. A slide that cannot be assessed is in the worklist, with the reason.
 
-    Finished slides are kept under ``settings.out``, so that a second or an interrupted run reads none of them again; there
-    too go each whole slide's heat map, GeoJSON, QC picture and, if asked for, cells. Raises `NotFoundError` where the
-    folder holds no slides, `TriageModelError` where the model cannot be used, `SettingsError` for a faulty ``mpp_csv``.
-    ``on_slide`` is given the worklist so far after each slide but the last; over Ray it is not called. With ``only``,
-    slides of other names are left alone.
+    Finished slides are kept under ``settings.out``, so that a second run, or one after an interruption, does not read
+    them again. The heat map, GeoJSON file and QC picture of each whole slide are written there too, and its cells if
+    requested. ``on_slide`` is called after each slide but the last, with the worklist so far. Over Ray it is not
+    called. With ``only``, slides of other names are ignored. Raises `NotFoundError` if the folder holds no slides,
+    `SettingsError` if settings contradict each other, and what `RankSession` raises.
     """
     require_names_shown_or_hidden(settings)
     with ReadingProcess() as process:  # first, because it starts while the model is loaded
@@ -89,7 +90,7 @@ def rank(
 
 
 def require_names_shown_or_hidden(settings: RankConfig) -> None:
-    """Raise `SettingsError` where patients would be shown and slides hidden."""
+    """Raise `SettingsError` if the settings would show patients and hide the names of slides."""
     if settings.patients is not None and settings.pseudonymise is not None:
         raise SettingsError("--patients shows patients, and --pseudonymise hides slides. Leave out one of them.")
 
@@ -97,7 +98,7 @@ def require_names_shown_or_hidden(settings: RankConfig) -> None:
 class RankSession:
     """A triage model and its engine, loaded once to assess slides of ``slide_dir`` in one or several passes.
 
-    Raises `SignatureError`, `TriageModelError` or `EngineError` where the model cannot be used, and `TableError` for a
+    Raises `SignatureError`, `TriageModelError` or `EngineError` if the model cannot be used, and `TableError` for a
     faulty ``mpp_csv`` or ``patients``.
     """
 
@@ -132,8 +133,8 @@ class RankSession:
     ) -> list[SlideResult]:
         """The results of ``found``, in the same order. They are appended to the audit log, and ``kept`` are not.
 
-        ``on_slide`` is given the worklist of the results so far and ``kept`` after each slide but the last. ``n_waiting``
-        more slides are counted as unread in it.
+        ``on_slide`` is called after each slide but the last, with the worklist of the results so far and ``kept``.
+        ``n_waiting`` more slides are counted as unread in it.
         """
         settings, audit = self._settings, self._audit
         audit.begin(self._model_sha256, len(found) + len(kept))
@@ -141,7 +142,7 @@ class RankSession:
         work, units = work_on(found, self._process)
 
         def take(result: SlideResult, is_new: bool) -> None:
-            # What was finished before or failed took no time that the others will take.
+            # Slides that were finished before, or that failed, do not count towards the pace of the others.
             (count.step if is_new and units[len(results)] else count.skip)(units[len(results)])
             results.append(result)
             audit.add(self._model_sha256, result)
@@ -150,7 +151,7 @@ class RankSession:
 
         loaded = (self._model, self._engine, self._process)
         job = Ranking(settings, self._reading, self._model.card, self._engine.name, self._engine.key, loaded, take)
-        # Over Ray slides are counted where they come back, and nothing is taken.
+        # Over Ray, slides are counted when their results return, and ``take`` is not called.
         with nullcontext(Uncounted()) if settings.ray_address else self._listener.whole(work) as count:
             answers = open_workers(settings.ray_address).map(job, found, self._listener, "reading slides", "slides")
         results[:] = [
@@ -221,7 +222,7 @@ def _reading(model: TriageModel, settings: RankConfig, listener: Listener) -> Sl
     cutting = model.cutting
     if cutting is None and settings.crop_um is not None:
         transform = model.encoder.transform
-        # As fine as what is looked at, the part that the encoder's transform cuts off included.
+        # The resolution that the layer uses, plus the margin that the encoder's centre crop removes.
         crop_px = math.ceil(seen_px(model.layer, transform.image_size) / transform.center_crop)
         cutting = Cutting(settings.crop_um, crop_px, settings.diameter_um or Cutting.diameter_um)
     elif settings.crop_um is not None or settings.diameter_um is not None:
@@ -236,7 +237,7 @@ def _reading(model: TriageModel, settings: RankConfig, listener: Listener) -> Sl
 
 
 def model_card(model: TriageModel) -> dict[str, object]:
-    """What the model says of itself, for a reader: on what it learnt, when, how well it did on held-out slides."""
+    """Facts about the model for a reader: its training data, its date, and its figures on held-out slides."""
     card, encoder = model.card, model.encoder.card
     shown = ("auroc", "auroc_interval", "f1", "sensitivity", "specificity")
     plain = card.to_json()

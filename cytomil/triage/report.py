@@ -24,11 +24,11 @@ from cytomil.triage.pictures import ScoreChart
 from cytomil.triage.worklist import Call, SlideResult, Worklist, in_reading_order
 
 _TEMPLATES = "templates"
-_UNCOUNTED = 1_000_000  # beyond it a score is only said to be beyond it
+_UNCOUNTED = 1_000_000  # a larger score is only shown to be larger than this
 
 
 def storable(page: str) -> str:
-    """The page without what no file can hold: lone surrogates, by which a name that is not UTF-8 arrives, are escaped."""
+    """The page with lone surrogates escaped: a name that is not UTF-8 contains them, and no file can hold them."""
     return page.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -82,7 +82,7 @@ def render(template: str, worklist: Worklist, **more: Any) -> str:
 
 
 def part(name: str) -> str:
-    """The style sheet or script as it stands in the page: with the line ends that a browser hashes."""
+    """The style sheet or script as it is in the page, with the line ends that a browser hashes."""
     loader = environment().loader
     assert loader is not None
     source, _, _ = loader.get_source(environment(), name)
@@ -95,7 +95,7 @@ def source_hash(text: str) -> str:
 
 
 def data_uri(image: bytes) -> str:
-    """The address of a JPEG that stands in the page itself."""
+    """The address of a JPEG that is embedded in the page."""
     return "data:image/jpeg;base64," + base64.b64encode(image).decode()
 
 
@@ -105,7 +105,7 @@ def _threshold(value: float) -> str:
 
 
 def probability_text(value: float, thresholds: Sequence[float]) -> str:
-    """Two digits, or as many as it takes not to look as if on the other side of a threshold; never 0.00 or 1.00."""
+    """Two digits, or more if rounding would move it to the other side of a threshold; never 0.00 or 1.00."""
     for digits in range(2, 7):
         end = 10.0**-digits
         if value > 1 - end and max(thresholds) <= 1 - end:
@@ -120,7 +120,7 @@ def probability_text(value: float, thresholds: Sequence[float]) -> str:
 
 
 def _local_time(moment: str) -> str:
-    """An ISO 8601 moment by this machine's clock, with its distance from UTC; whatever else as it is."""
+    """An ISO 8601 moment by this machine's clock, with its distance from UTC; any other text unchanged."""
     try:
         read = datetime.fromisoformat(moment)
     except ValueError:
@@ -184,7 +184,7 @@ def write_report(worklist: Worklist, path: Path, *, split_images: bool = False) 
     """Write the report to ``path``, whole or not at all.
 
     With ``split_images`` the pictures go to the folder ``<stem>_files`` beside it, which is replaced as a whole, and
-    the page links them: for worklists too long to carry in one file.
+    the page links them. This is for worklists that are too long for one file.
     """
     if not split_images:
         files.write_text(path, render_report(worklist))
@@ -193,7 +193,8 @@ def write_report(worklist: Worklist, path: Path, *, split_images: bool = False) 
     with files.replacing_folder(folder) as partial:
 
         def store(image: bytes) -> str:
-            # Named by content: an older page whose folder is replaced can miss a picture, but never shows another cell.
+            # The name depends on the content. An older page may lack a picture after its folder was replaced, but never
+            # shows a wrong cell.
             name = f"{hashlib.sha256(image).hexdigest()[:32]}.jpg"
             (partial / name).write_bytes(image)
             return f"{quote(folder.name)}/{name}"
@@ -203,7 +204,7 @@ def write_report(worklist: Worklist, path: Path, *, split_images: bool = False) 
 
 
 def pictures_folder(report: Path) -> Path:
-    """Where the pictures of a report lie that does not hold them itself."""
+    """The folder of the pictures of a report that does not contain them itself."""
     return report.with_name(f"{report.stem}_files")
 
 
@@ -211,7 +212,7 @@ def pictures_folder(report: Path) -> Path:
 class _View:
     """A slide as the page shows it.
 
-    ``order`` is its place in the worklist, from 1; ``why`` is what all its cells share, said once; ``rare`` is
+    ``order`` is its place in the worklist, from 1; ``why`` is the sentence that applies to all its cells; ``rare`` is
     `ScoreChart.rare_scores` of the slide.
     """
 

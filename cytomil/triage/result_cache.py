@@ -153,7 +153,7 @@ def _to_json(result: SlideResult) -> dict[str, Any]:
 
 
 def _fields(card: Card) -> dict[str, Any]:
-    """The fields without keys that this version does not know."""
+    """The fields without keys that are unknown to this version."""
     return {name: getattr(card, name) for name in type(card).model_fields}
 
 

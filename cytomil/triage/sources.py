@@ -1,4 +1,4 @@
-"""What stands in a folder of slides: bag files, folders of cell images, whole slides, and what is none of these."""
+"""The entries of a folder of slides: bag files, folders of cell images, whole slides, and other files."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ _SIZES_LOOKED_AT = 50
 
 
 class SlideSource(Protocol):
-    """One slide's cells, wherever they lie."""
+    """The cells of one slide, in any form of storage."""
 
     @property
     def mpp(self) -> float | None:
-        """Micrometres per pixel; None where unknown."""
+        """Micrometres per pixel; None if unknown."""
         ...
 
     @property
     def assumed_mpp(self) -> float | None:
-        """The resolution that only the user vouches for, by `Resolutions.fallback`; None where it was not needed."""
+        """The resolution that only the user gave, as `Resolutions.fallback`; None if it was not needed."""
         ...
 
     def fingerprint(self) -> str:
-        """Names the slide's content: a cache made under another one is not used."""
+        """Identifies the slide's content: a cache with another state is not used."""
         ...
 
     def content_sha256(self) -> str:
@@ -57,7 +57,7 @@ class SlideSource(Protocol):
         ...
 
     def blocks(self, preparation: Preparation, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
-        """Decode the cells block by block, in ``workers`` threads (0: one per core) on which the blocks do not depend."""
+        """Decode the cells block by block, in ``workers`` threads (0: one per core). The number does not change the blocks."""
         ...
 
     def images(self, instance_ids: list[str], min_px: int) -> list[bytes]:
@@ -81,7 +81,7 @@ class SlideEntry:
 
     @property
     def shown_path(self) -> str:
-        """The path as text that any file can hold, whatever bytes are in it; the pseudonym where there is one."""
+        """The path as text that any file can hold, whatever bytes are in it; the pseudonym if there is one."""
         return self.pseudonym or printable(str(self.path))
 
     def hide(self, text: str) -> str:
@@ -97,8 +97,8 @@ class SlideEntry:
 def discover(folder: Path, out: Path | None = None, may_be_empty: bool = False) -> tuple[list[SlideEntry], list[str]]:
     """The slides in a folder, by name, and the names of entries that are no slides; see `cytomil.bags.slide_dir`.
 
-    ``out`` is where the worklist goes, and no slide. Raises `NotFoundError` where there is no such folder, or no slide in it
-    and it is not one that ``may_be_empty``.
+    ``out`` is the folder of the worklist, which is not a slide. Raises `NotFoundError` if there is no such folder. Also
+    raises it if the folder holds no slide, unless it ``may_be_empty``.
     """
     if not folder.is_dir():
         state = "is a file, not a folder" if folder.exists() else "does not exist"
@@ -138,7 +138,7 @@ def n_cells(found: SlideEntry) -> int | None:
 
 
 class BagSource:
-    """A bag file; the label in it is not looked at."""
+    """A bag file. The label in it is not read."""
 
     assumed_mpp = None
 
@@ -149,7 +149,7 @@ class BagSource:
         self.mpp = bag.info.mpp
 
     def fingerprint(self) -> str:
-        """SHA-256 of the file: the bag's own does not show an exchanged cell."""
+        """SHA-256 of the file, because the hash inside the bag does not show an exchanged cell."""
         return self.content_sha256()
 
     def content_sha256(self) -> str:
@@ -168,7 +168,7 @@ class BagSource:
 
 
 class CellFolder:
-    """A folder of cell images, at any depth. What lies there and cannot be a cell counts among the unreadable ones."""
+    """A folder of cell images, at any depth. Files in it that cannot be cells count as unreadable."""
 
     mpp = None
     assumed_mpp = None
@@ -195,7 +195,7 @@ class CellFolder:
         )
 
     def cautions(self) -> Iterator[str]:
-        """What a reader must know of the images themselves."""
+        """What a reader must know about the images themselves."""
         sizes = [size for size in map(picture_size, _some(list(self._files.values()))) if size]
         large = [size for size in sizes if looks_like_field(*size)]
         if len(large) * 2 > len(sizes):

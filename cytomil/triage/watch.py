@@ -1,4 +1,4 @@
-"""rank --watch: a folder is ranked again whenever slides have arrived in it, changed or gone."""
+"""rank --watch: ranks a folder again whenever slides were added, changed or removed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from cytomil.triage.sources import SlideEntry, discover
 from cytomil.triage.worklist import SlideResult, Worklist
 
 State = tuple[tuple[str, int, int], ...]
-"""Of each file of a slide its path, its size in bytes and its time of change in ns; -1 where it cannot be asked."""
+"""The path, size in bytes and time of change in ns of each file of a slide; -1 if unknown."""
 
 _MAX_NAMES = 5
 
 
 @dataclass(frozen=True)
 class Look:
-    """The slides in a folder at one moment, and the names of those that are as they were at the look before."""
+    """The slides in a folder at one moment, and the names of those that have not changed since the look before."""
 
     found: tuple[SlideEntry, ...]
     states: Mapping[str, State]
@@ -39,7 +39,7 @@ class Look:
 
 
 class WatchedFolder:
-    """Looks at a folder of slides again and again. ``out`` is where the worklist goes, and no slide."""
+    """Looks at a folder of slides again and again. ``out`` is the folder of the worklist, which is not a slide."""
 
     def __init__(self, folder: Path, out: Path) -> None:
         self._folder, self._out = folder, out
@@ -153,7 +153,7 @@ class _FollowedWorklist:
 
 
 def _waits_for(look: Look | None, is_hidden: bool) -> str:
-    """What is waited for, as one line; without names if they are hidden."""
+    """One line that says what the command waits for; without names if they are hidden."""
     if look is None:
         return "The folder of slides cannot be read at present. Waiting for it; Ctrl-C ends."
     if not look.unsettled:

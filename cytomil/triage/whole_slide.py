@@ -28,7 +28,7 @@ _CORNERS = 8
 _KEY_CELL = {"name": "key cell", "color": [220, 0, 0]}
 _TO_TEACH = {"name": "to teach the model", "color": [11, 87, 208]}
 OWN_CLASSES = frozenset(str(one["name"]) for one in (_KEY_CELL, _TO_TEACH))
-"""Classes of objects in GeoJSON files that `rank` sets and no reader."""
+"""Classes of objects in GeoJSON files that `rank` assigns. They are not verdicts of readers."""
 
 
 def write_geojson(
@@ -94,7 +94,7 @@ def _caution_of_edge(n_at_edge: int, n_found: int) -> list[str]:
 def with_places(
     result: SlideResult, source: WholeSlide, names: Sequence[str], scores: np.ndarray, out: Path, cells_csv: bool
 ) -> SlideResult:
-    """Add to an assessed slide where its key cells lie and its pictures; write its heat map, GeoJSON and CSV into ``out``.
+    """Add positions of key cells and pictures to an assessed slide. Write its heat map, GeoJSON and CSV into ``out``.
 
     ``names`` (N,) and ``scores`` (N,) are of the assessed cells.
     """
@@ -165,7 +165,7 @@ _HASHED_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class SlideReading:
-    """How the whole slides of a folder are read. ``cutting`` is None where nothing says how to cut them."""
+    """How the whole slides of a folder are read. ``cutting`` is None if it is not known how to cut them."""
 
     cutting: Cutting | None
     resolutions: Resolutions
@@ -173,7 +173,7 @@ class SlideReading:
     workers: int = 0
 
     def require_cutting(self) -> Cutting:
-        """How to cut a slide. Raises `TriageModelError` with the cure where the model does not know."""
+        """How to cut a slide. Raises `TriageModelError` with the cure if that is unknown."""
         if self.cutting is None:
             raise TriageModelError(
                 "the model learnt from cell images of unknown size, so nothing says how large a crop to cut from a whole "
@@ -184,10 +184,10 @@ class SlideReading:
 
 
 class WholeSlide:
-    """A whole slide, or a plain image of one field. The file is not opened before its content is asked for.
+    """A whole slide, or a plain image of one field. The file is not opened before its content is needed.
 
-    ``parts`` are all of its files, where it has several side by side.
-    Its pictures of label and macro camera are never read: patient names stand there.
+    ``parts`` are all of its files, if it has several side by side. Its label and macro images are never read, because
+    they may show patient names.
     """
 
     def __init__(self, path: Path, reading: SlideReading, parts: Sequence[Path] = ()) -> None:
@@ -205,7 +205,7 @@ class WholeSlide:
 
     @property
     def assumed_mpp(self) -> float | None:
-        """The fallback resolution, where this slide needed it."""
+        """The fallback resolution, if this slide needed it."""
         return self.mpp if self.mpp_given and self._reading.resolutions.of(self.path) is None else None
 
     @property
@@ -214,7 +214,7 @@ class WholeSlide:
         return self._resolution()[1]
 
     def fingerprint(self) -> str:
-        """Names the file by name, size, time and first megabyte, and how it is cut; the fallback resolution is left out."""
+        """Identifies the file by name, size, time, first megabyte and cutting. The fallback resolution is left out."""
         with self.path.open("rb") as file:
             head = hashlib.sha256(file.read(_HASHED_BYTES)).hexdigest()
         files = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in self._files()]
@@ -245,9 +245,9 @@ class WholeSlide:
         return self._cells
 
     def blocks(self, preparation: Preparation, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
-        """Cut and decode the cells block by block, as make-bags does, while more are looked for; see `SlideSource`.
+        """Cut and decode the cells block by block, as make-bags does, while more are found; see `SlideSource`.
 
-        Raises `NoCellsError` at the end where there are too few, and as `cells` does.
+        Raises what `cells` raises, and `NoCellsError` at the end if there are too few.
         """
         with closing(Handles(self.path, self.mpp)) as handles:
             some = _regrouped((cells.whole for cells in self._iter_cells()), piece_sizes(batch_size))
@@ -263,7 +263,7 @@ class WholeSlide:
         return EncodedCells([one.instance_id for one in instances], coords, [one.image for one in instances])
 
     def _iter_cells(self) -> Iterator[Cells]:
-        """The cells as they are found; once they all are, they are kept for later and for later runs."""
+        """The cells as they are found. The complete list is kept for later use and for later runs."""
         if self._cells is None:
             key = sha256_of_json([self.fingerprint(), self.mpp])
             kept = self._reading.cache / f"{sha256_of_json(self.path.name)[:16]}.cells.npz"
@@ -339,5 +339,5 @@ def kept_cells(path: Path) -> tuple[str, Cells] | None:
         with np.load(path, allow_pickle=False) as kept:
             key, cells = str(kept["key"]), Cells(kept["centres"], kept["radii"], kept["at_edge"])
             return (key, cells) if str(kept["seal"]) == _seal(key, cells) else None
-    except Exception:  # a damaged archive fails in many ways; whatever it is, the cells are looked for again
+    except Exception:  # a damaged archive fails in many ways; in any case, the cells are searched for again
         return None

@@ -1,4 +1,4 @@
-"""What triage says of one slide and of a folder of slides: plain data, ordered for the reader."""
+"""The result of triage for one slide and for a folder of slides: plain data, in reading order."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class KeyInstance:
     """One of a slide's most abnormal cells.
 
     ``score`` is above 0, in the unit that the model card's ``score_meaning`` names (1 = average).
-    ``x_px`` and ``y_px`` are the crop's centre in level-0 pixels, ``x_um`` and ``y_um`` the same in µm; all None where
-    the cell came as an image of its own. ``image`` is an encoded JPEG of the cell, ``context`` one of what lies around it on
-    the slide; None where there is nothing around.
+    ``x_px`` and ``y_px`` are the crop's centre in level-0 pixels, ``x_um`` and ``y_um`` the same in µm; all None if the
+    cell was a separate image. ``image`` is an encoded JPEG of the cell, ``context`` is one of its surroundings on the
+    slide, None if it has none.
     """
 
     instance_id: str
@@ -55,13 +55,14 @@ class TeachingCell:
 class SlideResult:
     """What is known of one slide after triage.
 
-    ``probability`` is None for a slide that was not assessed, and ``reason`` then says why. ``is_unlike`` the training slides:
-    its probability is then not to be relied on; ``novelty_p`` is `SlideNovelty.p_value`. ``sha256`` names the slide's
-    content; empty where it could not be read. ``cautions`` are sentences that a reader must see. ``n_at_edge`` is how many
-    cells of a whole slide were left out because their crops reach beyond what was scanned. ``mpp_given`` says that the user
-    gave the resolution, and not the slide's file. ``files`` are what was written of the slide beside the worklist, by kind, as
-    paths from its folder. ``score_shares`` is the share of the slide's cells in each of the model's score bins, comparable
-    with `Worklist.reference_shares`. ``thumbnail`` and ``qc_picture`` are encoded JPEGs.
+    ``probability`` is None for a slide that was not assessed, and ``reason`` then says why. If the slide ``is_unlike``
+    the training slides, its probability is not reliable. ``novelty_p`` is `SlideNovelty.p_value`. ``sha256`` identifies
+    the slide's content; empty if it could not be read. ``cautions`` are sentences that a reader must see. ``n_at_edge``
+    is how many cells of a whole slide were left out because their crops reach beyond what was scanned. ``mpp_given``
+    means that the resolution is from the user, not from the slide's file. ``files`` are the paths of the slide's files
+    beside the worklist, by kind, relative to its folder. ``score_shares`` is the share of the slide's cells in each of
+    the model's score bins, comparable with `Worklist.reference_shares`. ``thumbnail`` and ``qc_picture`` are encoded
+    JPEGs.
     """
 
     slide: str
@@ -146,10 +147,11 @@ class Worklist:
 
     The two ranges are what the model itself and single folds of the cross-validation would have chosen for the thresholds.
     ``score_bin_edges`` has one more entry than each ``score_shares``; ``reference_shares`` are the mean shares over the
-    negative training bags. ``model_card`` is what the triage model says of itself, for a reader; ``synthetic``, ``collapsed``
-    and ``score_meaning`` are what the report acts on. ``weaknesses`` is what a reader must know of the model before any call,
-    ``held_out`` how well it did on training slides held out. ``unread`` is how many slides of the folder are still to be
-    read. ``patients`` is empty unless the user gave them; the one with the most urgent slide comes first.
+    negative training bags. ``model_card`` holds facts about the triage model for a reader. ``synthetic``, ``collapsed``
+    and ``score_meaning`` change what the report shows. ``weaknesses`` is what a reader must know about the model before
+    any call. ``held_out`` is its performance on held-out training slides. ``unread`` is how many slides of the folder
+    are still to be read. ``patients`` is empty unless the user gave them; the one with the most urgent slide comes
+    first.
     """
 
     folder: str
@@ -183,9 +185,9 @@ class Worklist:
 
 
 def in_reading_order(slides: Sequence[SlideResult]) -> tuple[SlideResult, ...]:
-    """Not-assessed slides on top, where nobody overlooks them; then by call and falling probability; ties by name.
+    """Slides that were not assessed come first, where nobody overlooks them; then by call, falling probability and name.
 
-    Within *review*, slides unlike the training slides come first: of them the probability says nothing.
+    Within *review*, slides unlike the training slides come first, because their probability is not reliable.
     """
     order = {call: i for i, call in enumerate(Call)}
     return tuple(

@@ -29,7 +29,7 @@ class AuditEntry(ChainedEntry):
         n_slides: number of slides that the run found.
         slide: the slide's name in the worklist.
         slide_sha256: of the slide's content; empty if it was not assessed.
-        call: what the worklist says of it.
+        call: its call in the worklist.
         probability: the model's probability; None if it was not assessed.
     """
 
@@ -93,8 +93,8 @@ _FROM_OUTSIDE = ("slide", "look_at", "reason", "cautions", "path", "patient", "a
 def write_worklist(worklist: Worklist, out: Path, split_images: bool = False, summaries: bool = False) -> Path:
     """Write the three files into ``out``; returns the report's path.
 
-    With ``split_images``, or where they would make one file too heavy to open, the report's pictures lie beside it. With
-    ``summaries`` each slide has a page of its own too; see `cytomil.triage.report`.
+    With ``split_images``, or if one file would be too large to open, the pictures are beside the report. With
+    ``summaries``, each slide also has a separate page; see `cytomil.triage.report`.
     """
     if summaries:
         worklist = write_summaries(worklist, out)
@@ -110,7 +110,7 @@ def write_worklist(worklist: Worklist, out: Path, split_images: bool = False, su
 
 
 class GrowingReport:
-    """Writes the worklist while slides are still being read: after the first one, then ever so often.
+    """Writes the worklist while slides are still being read: after the first one, then from time to time.
 
     Writing takes at most a twentieth of the time, whatever the number of slides.
     """
@@ -120,7 +120,7 @@ class GrowingReport:
         self._next = 0.0
 
     def add(self, worklist: Worklist) -> None:
-        """Write ``worklist``, if it is time again."""
+        """Write ``worklist``, if enough time has passed."""
         begun = time.monotonic()
         if begun < self._next:
             return
@@ -130,7 +130,7 @@ class GrowingReport:
 
 
 def _bytes_of_pictures(worklist: Worklist) -> int:
-    """What the pictures weigh inside a page, where three bytes take four characters."""
+    """The size of the pictures inside a page, in bytes: base64 makes four characters of three bytes."""
     pictures = (
         picture
         for slide in worklist.slides
@@ -206,7 +206,7 @@ def _slide(rank: int, slide: SlideResult) -> dict[str, Any]:
 
 
 def _patient(worklist: Worklist, slide: SlideResult) -> dict[str, str]:
-    """The columns of the slide's patient, empty where it is not known."""
+    """The columns of the slide's patient, empty if it is not known."""
     patient = worklist.patient_of(slide.slide)
     if patient is None:
         return dict.fromkeys(PATIENT_COLUMNS, "")

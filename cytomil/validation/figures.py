@@ -1,4 +1,4 @@
-"""What labelled slides say of a model: figures with intervals, calls by label, and thresholds that would suit the slides."""
+"""A model measured on labelled slides: figures with intervals, calls by label, and thresholds that would suit the slides."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SEED = 0  # of the bootstraps behind the proposed threshold
 
 @dataclass(frozen=True)
 class MeasuredSlide:
-    """A slide with its label (1 diseased, 0 healthy) and what the model says of it. ``patient_id`` is "" if unknown."""
+    """A slide with its label (1 diseased, 0 healthy) and the model's result. ``patient_id`` is "" if unknown."""
 
     slide: str
     sha256: str
@@ -153,7 +153,7 @@ def local_thresholds(slides: Sequence[MeasuredSlide], sensitivity_wanted: float)
 
 
 def too_few(slides: Sequence[MeasuredSlide]) -> Weakness | None:
-    """The warning that the slides are too few to say much; None if they are enough."""
+    """The warning that the slides are too few for a firm statement; None if they are enough."""
     n_diseased = sum(one.label for one in slides)
     if len(slides) >= MIN_SLIDES and min(n_diseased, len(slides) - n_diseased) >= MIN_OF_A_LABEL:
         return None

@@ -1,4 +1,4 @@
-"""validate: rank labelled slides, and compare what the model says of them with their labels."""
+"""validate: rank labelled slides, and compare the model's probabilities and calls with their labels."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _identities(slide: Labelled) -> Iterator[tuple[str, str]]:
     """The hash of the bag that training may have had of this slide, "" if unknown, and its patient."""
     line, place = slide.line, slide.found.path
     yield "", line.patient_id
-    with suppress(CytomilError):  # rank says what is wrong with the slide
+    with suppress(CytomilError):  # rank reports the fault of the slide
         if place.is_dir():
             info = BagInfo(line.slide, line.label, line.patient_id)
             yield sha256_of_cells(info, folder_cells(place, [])), ""
@@ -145,7 +145,7 @@ def _identities(slide: Labelled) -> Iterator[tuple[str, str]]:
             yield bag.sha256, bag.info.patient_id
 
 
-_SENSITIVITY = 0.95  # of models that do not say which sensitivity their low threshold was chosen for
+_SENSITIVITY = 0.95  # for models without a record of the sensitivity that their low threshold was chosen for
 _MPP_NAME = "mpp.csv"
 
 

@@ -75,7 +75,7 @@ def shown_slides(figure: Figure) -> str:
 
 
 def _by_reason(left_out: Sequence[Problem]) -> list[tuple[str, int]]:
-    """A line for each reason, with the first of its slides, and how many slides it speaks of; frequent reasons first."""
+    """A line for each reason, with the first of its slides, and how many slides it applies to; frequent reasons first."""
     names: dict[str, list[str]] = defaultdict(list)
     for one in left_out:
         names[one.reason].append(one.where)
@@ -112,7 +112,7 @@ RECORD_NAME = "validation.json"
 PAGE_NAME = "validation.html"
 FILES_KEY = "files_sha256"
 """Key of validation.json: the hash of each file that was written with it."""
-_SIZE_INCHES = (4.8, 2.8)  # two pictures stand side by side on a page, so that their text must be large
+_SIZE_INCHES = (4.8, 2.8)  # two pictures are side by side on a page, so their text must be large
 
 
 def write_validation(validation: Validation, out: Path) -> Path:

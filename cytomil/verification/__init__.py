@@ -1,4 +1,4 @@
-"""Whether everything in a folder is what it says it is: `verify`."""
+"""`verify`: checks that the files of a folder are unchanged and fit each other."""
 
 from cytomil.verification.verify import Verified, verify
 

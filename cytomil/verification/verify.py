@@ -53,7 +53,7 @@ class Checked:
 
 
 def attempt(file: Path, read: Callable[[], T]) -> tuple[T | None, Checked]:
-    """Read with a reader of cytomil's; its refusal is the fault of ``file``."""
+    """Read a file with cytomil's own reader. An error of the reader becomes a finding on ``file``."""
     try:
         return read(), Checked(file)
     except CytomilError as error:
@@ -277,7 +277,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[Path], Iterator[Checked]]], ...]
     ((CSV_NAME, REPORT_NAME), check_worklist),
     ((VALIDATION_NAME,), check_validation),
 )
-"""Files by which a kind of folder is known, any of them, and its check. A triage model and a worklist share triage.json."""
+"""Per kind of folder, the files of which one identifies it, and its check. A triage model and a worklist share triage.json."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The command line: parse, call, print. Only this package knows Typer and Rich."""
+"""The command line: parse, call, print. Only this package imports Typer and Rich."""

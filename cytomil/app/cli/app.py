@@ -78,7 +78,7 @@ def cytomil(
 
 
 def main() -> None:
-    """Run the command line. A fault of cytomil itself is one line and a status of its own."""
+    """Run the command line. A fault of cytomil itself gives one line and a separate exit status."""
     let_waiting_threads_sleep()
     is_debugging = bool(os.environ.get(DEBUG))
     if not is_debugging:

@@ -1,4 +1,4 @@
-"""What a person sees: progress, time and memory told beforehand, tables and warnings, on standard error."""
+"""Output for people, on standard error: progress, estimates of time and memory, tables and warnings."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _COLUMNS = 80
 _WORTH_TELLING_S = 20
 _WORTH_A_GPU_S = 600
 _NO_GPU = "No GPU was found. One is used automatically; docs/benchmarks.md has its gain."
-# From the largest on; a length is told in the first unit of which it has two or more.
+# The largest first. A duration is given in the first unit of which it has two or more.
 _UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
 
 
 def forecast_lines(work: Work, expected: Forecast) -> list[str]:
-    """Lines of 80 columns or less; none where less than some twenty seconds are left."""
+    """Lines of 80 columns or less; none if less than some twenty seconds are left."""
     if expected.left < _WORTH_TELLING_S:
         return []
     length = f"about {_between(expected.shortest, expected.longest)} for {work.total:,} {work.unit}"
@@ -83,7 +83,7 @@ def size(n_bytes: int) -> str:
 
 
 def _pace(expected: Forecast) -> str:
-    """So many a second where it is one or more, else so long each."""
+    """The number per second if it is one or more, else the time per unit."""
     if expected.slowest > 1:
         return f"{_between(expected.fastest, expected.slowest)} each"
     # A step may take no time that the clock can tell.
@@ -123,7 +123,7 @@ _MAX_PROBLEMS = 20
 
 
 class _Screen(Console):
-    """Prints plain strings as they are read: no markup, and no control character of a file's name is obeyed."""
+    """Prints plain strings literally, without markup and without control characters from file names."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(_shown(one) if isinstance(one, str) else one for one in objects), **options)
@@ -138,7 +138,7 @@ console = _Screen(stderr=True, highlight=False, markup=False)
 
 @contextmanager
 def plain_errors(kept: str = "Nothing was changed.") -> Iterator[None]:
-    """Turn the exceptions a user can meet into one line and an exit status; ``kept`` says what an interruption leaves."""
+    """Turn the exceptions a user can meet into one line and an exit status; ``kept`` describes what an interruption leaves."""
     try:
         yield
     except CytomilError as error:
@@ -160,7 +160,7 @@ def _fail(message: str, status: int) -> None:
 
 
 class RichListener:
-    """Draws one bar a running task, with rate and time left; tells beforehand how long the whole of a command will take.
+    """Draws one bar per running task, with rate and time left. Estimates how long the whole command will take.
 
     ``clock`` gives seconds.
     """
@@ -182,7 +182,7 @@ class RichListener:
 
     @contextmanager
     def whole(self, work: Work) -> Iterator[Count]:
-        """Draw the bar of the whole, and say how long it will take once its first steps tell."""
+        """Draw the bar of the whole command, and estimate its time after the first steps."""
         pace = Pace(work.total, self._clock(), work.warm_up)
         self._in_whole = True
         try:
@@ -229,7 +229,7 @@ class RichListener:
 
 
 class _Count:
-    """Counts on a bar; says once how long the whole will take."""
+    """Counts on a bar, and prints once how long the whole command will take."""
 
     def __init__(
         self,
@@ -263,9 +263,9 @@ class _Rate(ProgressColumn):
 
 
 class _Left(TimeRemainingColumn):
-    """Time left: of the whole where there is one, else of each task.
+    """The time left of the whole command if it has a bar, else of each task.
 
-    Rich looks back half a minute, in which a slide may not end; the whole has a pace of its own.
+    Rich measures the pace over half a minute, in which a slide may not end. The whole command is measured separately.
     """
 
     def __init__(self, in_whole: Callable[[], bool]) -> None:
@@ -290,12 +290,12 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
 
 
 def print_warning(title: str, message: str) -> None:
-    """A box nobody overlooks."""
+    """A conspicuous box."""
     console.print(Panel(Text(_shown(message)), title=Text(title), border_style="bold red", title_align="left"))
 
 
 def finish(document: dict[str, Any], problems: Sequence[Problem], as_json: bool, accept_left_out: bool = False) -> None:
-    """List what had to be left out, print the JSON document if asked for, and set the exit status.
+    """List what had to be left out, print the JSON document if requested, and set the exit status.
 
     With ``accept_left_out`` a run that had to leave some out counts as done, so that a pipeline goes on.
     """
@@ -306,7 +306,7 @@ def finish(document: dict[str, Any], problems: Sequence[Problem], as_json: bool,
             console.print(f"… and {len(problems) - _MAX_PROBLEMS} more; --json lists all of them.")
     if as_json:
         listed = [{"which": problem.where, "why": problem.reason} for problem in problems]
-        # In ASCII, which every encoding of a terminal holds.
+        # In ASCII, which every encoding of a terminal contains.
         try:
             sys.stdout.write(json.dumps(document | {"left_out": listed}, indent=2, default=str) + "\n")
             sys.stdout.flush()

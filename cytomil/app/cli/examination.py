@@ -25,7 +25,7 @@ _LIBRARIES = ("torch", "torchvision", "dvc", "dvclive", "h5py", "scikit-learn", 
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """One line a finding: what, its state, a remark."""
+    """One line per finding: its name, its state, a remark."""
     return [*_machine(), *_libraries(), *_engines(settings), *_stages(settings)]
 
 
@@ -68,7 +68,7 @@ def _compiled(bundle_path: Path) -> list[Finding]:
     try:
         bundle = load_bundle(bundle_path) if names else None
     except CytomilError:
-        return []  # the stage's own line says what is wrong with it
+        return []  # the line of the stage itself gives the fault
     if bundle is None:
         return []
     found = []

@@ -60,5 +60,5 @@ def _shipped(name: str) -> str:
 
 
 def _without_source(text: str) -> str:
-    """The text without cytomil's source folders among the dependencies: a project of one's own does not hold them."""
+    """The text without cytomil's source folders among the dependencies: a user's project does not contain them."""
     return re.sub(r", cytomil/[^],\s]+", "", text)

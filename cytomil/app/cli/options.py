@@ -51,7 +51,7 @@ def generated(
 
     The function gets the options that were given as its first argument, as `cytomil.app.settings.load` takes them.
     ``argument`` is the setting that is positional. A `ValueError` of a check is wrong usage, exit status 2. ``chosen_by``
-    is the setting that names a method, an aggregator or an engine: other flags are settings of its own.
+    is the setting that names a method, an aggregator or an engine: other flags are its own settings.
     """
     model = section_model(section)
 
@@ -124,7 +124,7 @@ def _parameter(section: str, key: str, field: FieldInfo, positional: bool, check
 
 
 def _command_type(annotation: Any) -> Any:
-    """What Typer parses a field as: pydantic checks the rest, and says it in one line."""
+    """The type that Typer parses. pydantic checks everything else and gives one line for an error."""
     if get_origin(annotation) is Annotated:
         return _command_type(get_args(annotation)[0])
     if get_origin(annotation) is Literal:
@@ -180,7 +180,7 @@ class ListsNames(TyperCommand):
 
 
 class OwnSettings(ListsNames):
-    """A command whose chosen method, aggregator or engine adds settings of its own to ``--help``."""
+    """A command whose chosen method, aggregator or engine adds its own settings to ``--help``."""
 
     chosen_by: ClassVar[str]
     """The flag that names the method, the aggregator or the engine."""
@@ -190,7 +190,7 @@ class OwnSettings(ListsNames):
         raise NotImplementedError
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Remember the line: ``--help`` ends parsing before the choice is known."""
+        """Keep the arguments, because ``--help`` ends parsing before the choice is known."""
         ctx.meta["line"] = list(args)
         return super().parse_args(ctx, args)
 

@@ -100,7 +100,7 @@ def _watched(slide_dir: Path, settings: RankConfig) -> Worklist | None:
 
 
 def _show(worklist: Worklist, report: Path) -> None:
-    """Print the worklist as a table, and what to know of it."""
+    """Print the worklist as a table, with notes."""
     rows = [
         (
             number,
@@ -130,7 +130,7 @@ def _show(worklist: Worklist, report: Path) -> None:
 
 
 def _thresholds(worklist: Worklist) -> list[str]:
-    """Where the calls part, and how far that may be off."""
+    """The thresholds between the calls, and their ranges."""
     lines = []
     for name, value, reach in (
         ("review first from", worklist.threshold, worklist.threshold_range),
