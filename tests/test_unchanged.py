@@ -79,8 +79,8 @@ def changed(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     parts = {
         "bags": found["bags"] == expected["bags"],
         "features": found["features"] == pytest.approx(expected["features"], rel=0.02),
-        # Rounding grows from step to step: one thread and two already differ by some percent.
-        "losses": found["losses"] == pytest.approx(expected["losses"], rel=0.05, abs=0.03),
+        # Rounding grows from step to step: one thread and two, or two processors, already differ by some five percent.
+        "losses": found["losses"] == pytest.approx(expected["losses"], rel=0.1, abs=0.03),
         "weights": found["weights"] == pytest.approx(expected["weights"], rel=0.05),
     }
     for aggregator in AGGREGATORS:
