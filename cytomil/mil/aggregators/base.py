@@ -26,7 +26,7 @@ _EXACT_TO = 200.0  # e^200 times the largest float32, divided by the smallest, i
 class Reading(Protocol):
     """Reads one bag block by block, so that a bag need not fit into memory.
 
-    For any instances that `Standardiser` can return, the probability is between 0 and 1 and scores are finite.
+    The probability is between 0 and 1, and scores are finite, for any instances that `Standardiser` can return.
     """
 
     def add(self, instances: Tensor) -> None:
@@ -40,13 +40,13 @@ class Reading(Protocol):
 
 @dataclass(frozen=True)
 class JudgedBags:
-    """Training bags as a model calls them that holds bags out while it is fitted.
+    """The training bags, judged by a model that holds bags out while it is fitted.
 
     Args:
         probabilities: (n_bags,), 0 to 1.
         labels: (n_bags,), 0 or 1.
         fold: (n_bags,), which bags were held out together. None if a patient is in several folds or a bag is missing.
-        apart: (n_bags,), each bag's probability on a curve that was fitted without its fold. None if ``fold`` is.
+        apart: (n_bags,), each bag's probability on a curve that was fitted without its fold. None if ``fold`` is None.
     """
 
     probabilities: np.ndarray
@@ -56,17 +56,17 @@ class JudgedBags:
 
 
 class Aggregator(nn.Module, ABC):
-    """An aggregator or one-class scorer. Parameters and buffers hold all that it has learnt.
+    """An aggregator or one-class scorer. Everything it has learnt is in its parameters and buffers.
 
     Attributes:
-        Config: the class of its own settings, a subclass of `cytomil.config.Config`; by default there are none.
+        Config: the class of its settings, a subclass of `cytomil.config.Config`. The default has no settings.
         config: the arguments that build another instance of the same shape, as JSON.
         meaning: what a score means, per kind of score it can give. The words follow a number: "14 × the average cell".
         by_epochs: whether it is fitted over epochs. Cross-validation then chooses their number.
         averaged: whether the ensemble averages several, from different seeds.
         takes_feedback: whether it uses `TrainingBag.verdicts`.
         holds_out: whether ``fit`` holds bags out and sets ``judged``.
-        judged: the training bags, each as if the model had not seen its patient. Known right after fitting only.
+        judged: each training bag, judged without learning from its patient. Available only right after fitting.
     """
 
     Config: ClassVar[type[BaseConfig]] = BaseConfig
@@ -94,7 +94,7 @@ class Aggregator(nn.Module, ABC):
         Args:
             bags: standardised bags of both labels.
             settings: what all aggregators share.
-            options: the aggregator's own settings, an instance of ``cls.Config``. None: its defaults.
+            options: the settings of this aggregator, an instance of ``cls.Config``. None: its defaults.
             epochs: number of epochs; ignored if ``by_epochs`` is false.
             seed: decides every random choice.
         """
@@ -106,7 +106,7 @@ class Aggregator(nn.Module, ABC):
 
     @abstractmethod
     def read(self, kind: InstanceScore) -> Reading:
-        """Begin to read a bag. Evidence is in the aggregator's own unit; the ensemble divides it by a mean."""
+        """Begin to read a bag. Each aggregator has its own unit of evidence; the ensemble divides by a mean."""
 
     @torch.inference_mode()
     def assess(self, instances: Tensor, kind: InstanceScore = InstanceScore.EVIDENCE) -> tuple[float, Tensor]:
@@ -119,8 +119,8 @@ class Aggregator(nn.Module, ABC):
 class Gathered:
     """Collects one number per instance, block by block, in one buffer that doubles when it is full.
 
-    A list of small pieces would fragment memory. The pieces take the gaps that large blocks leave free, the next large
-    block no longer fits there, and memory grows by a block for every few kilobytes kept.
+    A list of small pieces would fragment memory. The pieces fill the gaps that large blocks leave free. The next large
+    block then no longer fits, and memory grows by a block for every few kilobytes kept.
     """
 
     def __init__(self) -> None:
@@ -172,9 +172,9 @@ class PooledReading:
 
 
 def odds(log_odds: Tensor) -> Tensor:
-    """exp(x) as float64, (N,) → (N,), but finite, above 0 and in x's order for any finite float32 x.
+    """exp(x) as float64, (N,) → (N,). The result is finite, above 0 and in the order of x for any finite float32 x.
 
-    It is exact up to |x| = 200. Beyond, where only the order matters, it grows or falls linearly with x.
+    It is exact up to |x| = 200. Beyond that only the order matters, and it changes linearly with x.
     """
     exact = log_odds.double().clamp(-_EXACT_TO, _EXACT_TO)
     beyond = 1 + (log_odds.double() - exact).abs()

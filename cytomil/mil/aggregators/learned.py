@@ -34,7 +34,7 @@ class LearnedAggregator(Aggregator):
     def untrained(cls, bags: Sequence[TrainingBag], settings: FitConfig, options: Config, seed: int) -> Self:
         """A new model. Its weights are drawn from PyTorch's global generator, which the caller has seeded.
 
-        ``options`` is an instance of ``cls.Config``. What ``loss`` needs of it the model must keep.
+        ``options`` is an instance of ``cls.Config``. The model must keep the options that ``loss`` needs.
         """
 
     @abstractmethod
@@ -95,8 +95,8 @@ class AttentionAggregator(LearnedAggregator):
     def log_odds_alone(self, hidden: Tensor, marks: Tensor) -> Tensor:
         """Log odds that a bag of one instance alone is positive: hidden (N, H), marks (N, M) → (N,).
 
-        Such a bag gives all attention to its one instance. Attention measures how much an instance weighs, not for
-        which class; its odds alone show the class.
+        In such a bag, the only instance gets all the attention. Attention measures how much an instance weighs, not for
+        which class. The odds of the instance alone show the class.
         """
         return self.log_odds(hidden.unsqueeze(1).expand(-1, self.branches, -1), marks)
 

@@ -58,8 +58,8 @@ class Mahalanobis(OneClassScorer):
 class GaussianDensity(OneClassScorer):
     """The log of how much less likely a cell is than the most likely centre of a mixture of Gaussians.
 
-    Normal slides hold several kinds of cells, hence up to eight Gaussians. They share one covariance, because a rare kind
-    has too few cells for its own. The mixture is fitted to up to 20,000 drawn cells.
+    There are up to eight Gaussians, because normal slides hold several kinds of cells. They share one covariance, because
+    a rare kind has too few cells to estimate a separate one. The mixture is fitted to up to 20,000 drawn cells.
     """
 
     meaning: ClassVar = {InstanceScore.EVIDENCE: "× as unusual (log density) as a normal training slide's average cell"}
@@ -101,8 +101,8 @@ class OneClassSVM(OneClassScorer):
     """The log of how far the kernel sum Σ αᵢ exp(-γ‖x-xᵢ‖²) has fallen below its maximum over the training cells.
 
     Source: the support vector machine of Schölkopf et al., 2001, with a Gaussian kernel, by scikit-learn. Its decision
-    function is this sum minus a constant, so both order cells alike. Far out the sum underflows to 0; its logarithm still
-    tells far from farther. The machine is fitted to up to 2,000 drawn cells, because its time grows with their square.
+    function is this sum minus a constant, so both give the same order of cells. Far out, the sum underflows to 0, but its
+    logarithm still distinguishes distances. Only up to 2,000 cells are drawn, because time grows with their square.
     """
 
     meaning: ClassVar = {
@@ -174,7 +174,7 @@ _NEIGHBOURS_OF_RATIO = 10
 _MAX_CELLS = 10_000
 _BLOCK = 2048
 _MIN_DISTANCE = 1e-6
-_SAME = 3e-3  # relative to a cell's own length: distances by matrix products are no more precise
+_SAME = 3e-3  # relative to a cell's length: distances by matrix products are no more precise
 
 
 class NearestNeighbours(OneClassScorer):
@@ -207,9 +207,9 @@ class NearestNeighbours(OneClassScorer):
 class DensityRatio(TwoSidedScorer):
     """The distance to the tenth nearest cell of negative bags, divided by that to the tenth nearest of positive bags.
 
-    It estimates the ratio of the two densities (see `distance_ratio`). Where normal cells are alike in both kinds of bag,
-    that orders cells by their probability of being a witness. An odd cell is far from both sides, so oddness alone does not
-    make it suspicious. Embeddings are compared by direction.
+    It estimates the ratio of the two densities (see `distance_ratio`). If normal cells are alike in both kinds of bag, the
+    ratio orders cells by their probability of being a witness. An odd cell is far from both sides, so oddness alone does
+    not make it suspicious. Embeddings are compared by direction.
     """
 
     meaning: ClassVar = {
@@ -241,15 +241,15 @@ class DensityRatio(TwoSidedScorer):
         return model
 
     def distances(self, instances: Tensor) -> Tensor:
-        """See `PooledScorer`; here the ratio, 1 if a cell is equally close to both sides."""
+        """See `PooledScorer`. The distance is the ratio; it is 1 if a cell is equally close to both sides."""
         return distance_ratio(F.normalize(instances, dim=1), self.negatives, self.positives)
 
 
 def nearest_distances(instances: Tensor, cells: Tensor, k: int) -> Tensor:
     """Exact Euclidean distances to the ``k`` nearest of ``cells`` (M > k, D), nearest first: (N, D) → (N, k).
 
-    An instance that is one of the cells is not its own neighbour. Otherwise training cells would look closer to others
-    than new ones, and normal distances would be measured too short. If M = k, there is one fewer to choose from.
+    An instance that is one of the cells does not count as its neighbour. Otherwise training cells would look closer to
+    others than new cells do, and normal distances would be too short. If M = k, such an instance has one fewer neighbour.
     """
     return torch.cat([_of_block(block, cells, k) for block in instances.split(_BLOCK)])
 

@@ -19,8 +19,8 @@ from cytomil.mil.config import FitConfig, InstanceScore
 class TopPooling(LearnedAggregator):
     """Logistic regression on the mean of a bag's highest instance logits, which are linear in the embeddings.
 
-    The bag's logit is the mean over the top fraction ``share`` of its instances, at least one. A fraction of 1 is mean
-    pooling, and equals logistic regression on the bag's mean embedding; a fraction of 0 is max pooling.
+    The bag's logit is the mean over the top fraction ``share`` of its instances, at least one. A fraction of 0 is max
+    pooling. A fraction of 1 is mean pooling, which equals logistic regression on the bag's mean embedding.
 
     Args:
         in_dim: length of an instance's embedding.
@@ -140,9 +140,9 @@ class CLAM(ABMIL):
     """ABMIL whose instances with the highest and lowest attention also train a clustering layer of the bag's class.
 
     Source: the single-branch model of Lu et al., Nature Biomedical Engineering 2021, arXiv 2004.09666; written from the
-    paper. The ``n_sampled`` instances with the highest attention get the pseudo label 1, as many with the lowest get 0. The
-    loss is ``bag_weight`` times the bag's cross entropy plus (1 - ``bag_weight``) times the instances' smooth top-1 SVM
-    loss (Berrada et al., 2018), whose margin and temperature are 1 as in the paper.
+    paper. The ``n_sampled`` instances with the highest attention get the pseudo label 1. As many with the lowest get 0.
+    These train the layer by the smooth top-1 SVM loss (Berrada et al., 2018), with margin and temperature 1 as in the
+    paper. The bag's cross entropy has the weight ``bag_weight`` and the instances' loss has the weight 1 - ``bag_weight``.
     """
 
     n_sampled = 8
@@ -172,10 +172,10 @@ def smooth_svm_loss(logits: Tensor, labels: Tensor) -> Tensor:
 class DTFDMIL(LearnedAggregator):
     """Splits a bag into pseudo-bags. One attention model pools each of them (tier 1), another pools the results (tier 2).
 
-    Of the paper's four distillations, this is AFS, aggregated feature selection: a pseudo-bag is represented by the feature
-    that its attention pools. The loss is the cross entropy of tier 2 plus the mean cross entropy of the pseudo-bags in tier 1.
+    The paper has four distillations. This one is AFS, aggregated feature selection: a pseudo-bag is represented by its
+    features pooled by attention. The loss is the cross entropy of tier 2 plus the mean cross entropy of tier 1's pseudo-bags.
 
-    In training, the split is random in every step, as in the paper. In use, an instance's own bytes decide its pseudo-bag,
+    In training, the split is random in every step, as in the paper. In use, the bytes of an instance decide its pseudo-bag,
     so the result depends neither on the order nor on chance.
 
     Args:
@@ -217,8 +217,8 @@ class DTFDMIL(LearnedAggregator):
     def read(self, kind: InstanceScore) -> DTFDReading:
         """See `Aggregator.read`. An instance's score is the odds of its class probability (the paper's eq. 6 and 7).
 
-        Its signal for a class is the product of the class's weights, the instance's hidden vector, and its attention
-        relative to the mean over its pseudo-bag.
+        The signal for a class is a product of three factors. These are the weights of the class, the instance's hidden
+        vector, and its attention relative to the mean over its pseudo-bag.
         """
         return DTFDReading(self)
 
@@ -251,7 +251,7 @@ class DTFDReading:
         hidden = self._model.embed(instances)
         raw, of = self._model.attention[0](hidden).squeeze(1), pseudo_bag_of(instances, len(self._count))
         new_max = self._max.scatter_reduce(0, of, raw, "amax")
-        # An empty pseudo-bag has nothing to correct, and infinity minus infinity is NaN.
+        # An empty pseudo-bag needs no correction, and infinity minus infinity would be NaN.
         kept = torch.where(self._max.isinf(), 0.0, (self._max - new_max).exp())
         weights = (raw - new_max[of]).exp()
         self._pooled = (kept.unsqueeze(1) * self._pooled).index_add(0, of, weights.unsqueeze(1) * hidden)

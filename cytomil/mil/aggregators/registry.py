@@ -41,21 +41,21 @@ AGGREGATORS = Registry(
 
 
 def find_aggregator(name: str) -> type[Aggregator]:
-    """The aggregator of this name, cytomil's own or an installed package's. Raises `SettingsError` if there is none."""
+    """The aggregator of this name, from cytomil or an installed package. Raises `SettingsError` if there is none."""
     from cytomil.mil.aggregators.base import Aggregator
 
     return AGGREGATORS.load(name, Aggregator)  # type: ignore[type-abstract]
 
 
 def own_config(name: str, options: Mapping[str, Mapping[str, Any]]) -> config.Config:
-    """The aggregator's own settings, validated.
+    """The settings that only this aggregator has, validated.
 
     Args:
         name: the aggregator's.
         options: per aggregator, key → value. Only those of ``name`` are read; missing keys take their defaults.
 
     Raises:
-        SettingsError: there is no such aggregator, it has no such setting, or a value is not allowed.
+        SettingsError: the aggregator or the setting does not exist, or a value is not allowed.
     """
     return config.own_config("aggregator", name, find_aggregator(name).Config, options, FitMilConfig.model_fields)
 

@@ -28,15 +28,15 @@ _MIN_SLOPE = 0.05
 class PooledScorer(Aggregator):
     """A distance per instance, at least 0, and a logistic curve from a bag's pooled distance to its probability.
 
-    The pooled distance is the logarithm of the mean over the top fraction of instances: the single farthest cell is a
-    worse witness than several together. The logistic curve is fitted to training bags, each measured by a scorer that
-    did not learn from it. The curve always rises. If the training bags do not support that, it is nearly flat: bags keep
-    their order, and no call looks certain.
+    The pooled distance is the logarithm of the mean over the top fraction of instances. Several cells are pooled because
+    the single farthest one is less reliable. The logistic curve is fitted to training bags, each measured by a scorer
+    that did not learn from it. The curve always rises. If the training bags do not support that, it is nearly flat. Bags
+    then keep their order, and no call looks certain.
 
     Args:
         in_dim: length of an instance's embedding.
         share: fraction of a bag's instances that are pooled, 0 to 1.
-        config: further arguments of a subclass, which decide the shapes of its buffers; they are saved as JSON.
+        config: further arguments of a subclass that determine the shapes of its buffers. They are saved as JSON.
     """
 
     by_epochs: ClassVar[bool] = False
@@ -123,10 +123,10 @@ class OneClassScorer(PooledScorer):
         options: Config,
         seed: int,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Pooled distance, label and fold of each bag, measured by scorers that did not see its patient's negative cells.
+        """Pooled distance, label and fold of each bag, by scorers that did not learn from its patient's negative cells.
 
-        Bags of patients without a negative bag are spread over the same scorers. A scorer that has seen fewer cells
-        measures slightly longer distances, for both labels alike.
+        Bags of patients without a negative bag are spread over the same scorers. A scorer that learnt from fewer cells
+        measures slightly longer distances. This affects both labels equally.
         """
         patients = sorted({bag.patient for bag in negatives})
         if len(patients) == 1:
@@ -143,7 +143,7 @@ class OneClassScorer(PooledScorer):
             scorer = cls.learn(cells, settings, options, seed)
             pooled[held] = measure(scorer, (bags[i].values for i in held.tolist()))
         labels = np.array([bag.label for bag in bags])
-        # A curve can be fitted without a fold only if both labels occur outside of it.
+        # A curve can be fitted without a fold only if both labels occur outside it.
         apart = all(len(set(labels[fold != number])) == 2 for number in range(n_folds))
         return pooled, labels, fold if apart else None
 
@@ -156,7 +156,7 @@ class OneClassScorer(PooledScorer):
         options: Config,
         seed: int,
     ) -> tuple[np.ndarray, np.ndarray, None]:
-        """The same if all negative bags belong to one patient: every other cell is held out instead."""
+        """As `_cross_fitted`, if all negative bags belong to one patient. Every other cell is held out instead."""
         cells = torch.cat([bag.values for bag in negatives])
         scorer = cls.learn(cells[::2], settings, options, seed)
         held = [bag.values if bag.label else bag.values[1::2] for bag in bags]
@@ -225,7 +225,7 @@ def _fit_curve(pooled: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Slope and intercept of the rising logistic curve."""
     from sklearn.linear_model import LogisticRegression
 
-    # In units of their spread, so that the fit's slight regularisation does not depend on the distances' scale.
+    # Scaled by their spread, so that the slight regularisation does not depend on the unit of the distances.
     centre, spread = float(pooled.mean()), max(float(pooled.std()), _MIN_SPREAD)
     curve = LogisticRegression().fit((pooled[:, None] - centre) / spread, labels)
     slope = max(float(curve.coef_[0, 0]), _MIN_SLOPE) / spread

@@ -1,6 +1,6 @@
 """Self-paced: four families of detectors, combined. Witnesses are learnt in rounds from ever fewer suspects.
 
-`self_paced_subspaces` is what cells are measured by, `self_paced_detectors` are the detectors.
+`self_paced_subspaces` holds the measures of a cell, and `self_paced_detectors` holds the detectors.
 """
 
 from __future__ import annotations
@@ -55,17 +55,18 @@ class SelfPaced(TwoSidedScorer):
       and in 128 components of all features.
     - *Which kind they resemble*: the log ratio of two mixtures (`WitnessMixture`), in the same components. Both learn in
       rounds (`learn_paced`), as in self-paced learning (Kumar et al., NeurIPS 2010) and ItS2CLR (arXiv 2210.09452).
-    - *How unlikely the cell is* among the negative bags' (`NormalDensity`), in 64 components per group of columns. It needs
-      no witness to learn from, and helps most if there are few.
-    - *What suspects have that equally suspicious normal cells lack* (`MatchedContrast`), in 256 components. Its suspects are
-      chosen by the other three together, each cell by detectors that have not seen its patient, if there are several.
+    - *How unlikely the cell is* among the cells of negative bags (`NormalDensity`), in 64 components per group of columns.
+      It learns without witnesses, and helps most if there are few.
+    - *What suspects have that equally suspicious normal cells lack* (`MatchedContrast`), in 256 components. The other three
+      together choose its suspects. With several patients, a cell is judged by detectors that did not learn from its patient.
 
-    With ten cells or more that readers confirmed, a fifth family joins, `ReaderContrast`. Confirmed cells are suspects in
-    every round, and rejected ones count as normal.
+    If readers confirmed ten cells or more, there is a fifth family, `ReaderContrast`. Confirmed cells are suspects in every
+    round, and rejected ones count as normal.
 
-    Each detector's score is measured from the negative bags' median in units of their upper spread, and squeezed as
-    4·asinh(x/4), so that no single one dominates. A cell's suspicion is softplus of the weighted mean. A bag is called by the
-    mean log of its top fraction of cells, of a third of it and of three times it, because the number of witnesses is unknown.
+    Each detector's score is measured from the negative bags' median, in units of their upper spread. It is then squeezed as
+    4·asinh(x/4), so that no single detector dominates. A cell's suspicion is softplus of the weighted mean. The number of
+    witnesses in a bag is unknown. A bag's pooled distance is therefore a mean over three top fractions: ``share``, a third
+    of it, and three times it.
 
     Args:
         in_dim: length of an instance's embedding.
@@ -83,7 +84,7 @@ class SelfPaced(TwoSidedScorer):
 
     def __init__(self, in_dim: int, share: float, parts: list[dict[str, Any]], views: list[dict[str, int]]) -> None:
         super().__init__(in_dim, share, parts=parts, views=views)
-        # The names "views" and "opinions" stand in the weights of saved models.
+        # Weights of saved models use the names "views" and "opinions".
         self.views = nn.ModuleList(Subspace(**view) for view in views)
         kinds = {kind.__name__: kind for kind in _DETECTORS}
         self.opinions = nn.ModuleList(kinds[part["kind"]](**part["shape"]) for part in parts)
@@ -148,7 +149,7 @@ class SelfPaced(TwoSidedScorer):
         model = cls(dim, settings.top_fraction, parts, shapes)
         model.views, model.opinions = nn.ModuleList(subspaces), nn.ModuleList(detectors)
         n_negative = sum(bag.label == 0 for bag in bags)
-        # Rejected cells of positive bags are no fair sample of normal ones.
+        # Rejected cells of positive bags are not a fair sample of normal cells.
         usual, spread = _scale(model._raw_scores([torch.cat(own[:n_negative]) for own in sides[0]]))
         model.usual.copy_(usual)
         model.spread.copy_(spread)
@@ -184,10 +185,10 @@ class SelfPaced(TwoSidedScorer):
 
 @dataclass(frozen=True)
 class CrossFitted:
-    """A detector fitted to all bags, and each bag's scores from detectors that have not seen it.
+    """A detector fitted to all bags, and each bag's scores from detectors that did not learn from it.
 
-    Scores are in standard deviations above the mean of the negatives that were held out together. Suspects, though, were
-    chosen round by round with the help of all bags.
+    Scores are in standard deviations above the mean of the negatives that were held out together. The choice of suspects,
+    however, used all bags in every round.
 
     Args:
         detector: the one fitted to all bags.
@@ -211,15 +212,15 @@ def learn_paced(
     """Learn a detector in rounds, as in self-paced learning (Kumar et al., NeurIPS 2010).
 
     At first, every cell of a positive bag is a suspect. Each round scores every positive bag by a detector that was fitted
-    without its fold, and keeps the most suspicious cells as suspects, fewer each round (`SUSPECT_FRACTIONS`). Cross-fitting
-    keeps a detector from confirming what it has memorised.
+    without its fold. The most suspicious cells stay suspects, fewer each round (`SUSPECT_FRACTIONS`). Cross-fitting
+    prevents a detector from confirming what it has memorised.
 
     Args:
         kind: class of the detector.
         negatives: each negative bag's cells, (n, K) float64.
         positives: each positive bag's cells, (n, K) float64.
-        folds: each negative and each positive bag's fold, from 0, as `spread_folds` gives them. With a single fold, bags
-            are scored by detectors that have seen them.
+        folds: the fold of each negative and each positive bag, from 0, as returned by `spread_folds`. With a single fold,
+            bags are scored by detectors that learnt from them.
         seed: of random choices in fitting.
         confirmed: per positive bag, which cells readers called abnormal, bool (n,). They are suspects in every round.
     """
@@ -282,7 +283,7 @@ def _held_out_suspicion(fitted: Sequence[CrossFitted], weights: Sequence[float])
 
 
 def _weights(parts: Sequence[dict[str, Any]]) -> list[float]:
-    """The same weight for each family, and within it for each detector."""
+    """Weights of the detectors. Each family has the same weight, shared equally by its detectors."""
     names = [part["kind"] for part in parts]
     return [1 / names.count(name) / len(set(names)) for name in names]
 
@@ -304,7 +305,7 @@ def _kept_fraction(bags: Sequence[TrainingBag], label: int) -> float:
 
 
 def _kept(bag: TrainingBag, fraction: float) -> Tensor:
-    """Indices of the cells that are fitted to: about ``fraction`` of them, evenly spread, and all that readers judged."""
+    """Indices of the cells used for fitting: about ``fraction`` of them, evenly spread, and all that readers judged."""
     even = _evenly(len(bag), fraction)
     return even if bag.verdicts is None else torch.cat([even, (bag.verdicts >= 0).nonzero()[:, 0]]).unique()
 
@@ -314,7 +315,8 @@ def _sorted_by_label(
 ) -> tuple[list[list[list[Tensor]]], Folds, list[Tensor]]:
     """Sort cells into those known to be normal and those of positive bags.
 
-    A positive bag's cells that readers rejected go to the normal ones. A negative bag's that they called abnormal go nowhere.
+    Cells of a positive bag that readers rejected count as normal. Cells of a negative bag that they called abnormal are
+    left out.
 
     Returns:
         Per side and subspace a list of (n, K), the folds of either side, and per positive bag which cells are confirmed.

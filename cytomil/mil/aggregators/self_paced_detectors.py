@@ -1,6 +1,6 @@
-"""The detectors that self-paced combines, and the mixture of Gaussians that two of them are built on.
+"""The detectors that self-paced combines, and the mixture of Gaussians that two of them use.
 
-`Discriminant` and `WitnessMixture` compare suspects with the cells of negative bags, and so learn in rounds (`Paced`).
+`Discriminant` and `WitnessMixture` compare suspects with the cells of negative bags. They learn in rounds (`Paced`).
 `NormalDensity` needs no suspects. `MatchedContrast` compares suspects with equally suspicious cells of negative bags.
 """
 
@@ -79,8 +79,8 @@ class Cloud:
 class Discriminant(Direction, Paced[Cloud]):
     """Fisher's linear discriminant: w = Σ⁻¹(suspects' mean - negatives' mean), Σ the negatives' covariance shrunk by 0.1.
 
-    It depends on two means, where logistic regression adapts to single cells. Suspects are few and some of them are wrong,
-    so it orders cells better here; docs/log/research-log.md has the figures.
+    It depends on two means, while logistic regression adapts to single cells. Suspects are few, and some of them are not
+    witnesses, so it orders cells better here. docs/log/research-log.md has the figures.
     """
 
     @classmethod
@@ -110,8 +110,8 @@ class WhitenedKinds:
 class WitnessMixture(Paced[WhitenedKinds]):
     """The log ratio of two densities with one covariance: the suspects' Gaussian to the mixture of negatives' kinds.
 
-    Normal cells are of several kinds, which a single linear border treats as one. The idea is that of PAMIL's prototypes,
-    fitted generatively.
+    Normal cells are of several kinds, but a single linear border treats them as one. The idea comes from PAMIL's
+    prototypes; here they are fitted generatively.
     """
 
     whitening: Tensor
@@ -132,7 +132,7 @@ class WitnessMixture(Paced[WhitenedKinds]):
 
     @classmethod
     def study(cls, negatives: Tensor, seed: int) -> WhitenedKinds:
-        """See `Paced`. The covariance is shrunk as the discriminant's."""
+        """See `Paced`. The covariance is shrunk as in `Discriminant`."""
         kinds, _ = find_kinds(negatives, seed)
         whitening = torch.linalg.cholesky(torch.linalg.inv(shrunk(kinds.covariance)))
         return WhitenedKinds(whitening, kinds.means @ whitening, kinds.weights)
@@ -157,8 +157,8 @@ class WitnessMixture(Paced[WhitenedKinds]):
 class NormalDensity(nn.Module):
     """Minus the log density, up to a constant, of a mixture with one Gaussian per kind of negatives' cells.
 
-    A kind's covariance is shrunk by 0.3 towards the common one, since a rare kind has few cells, and then by 0.1 towards a
-    sphere (regularised discriminant analysis: Friedman, JASA 1989).
+    A kind's covariance is shrunk by 0.3 towards the common one, because a rare kind has few cells. It is then shrunk by 0.1
+    towards a sphere (regularised discriminant analysis: Friedman, JASA 1989).
     """
 
     centres: Tensor
@@ -203,15 +203,15 @@ class NormalDensity(nn.Module):
 class MatchedContrast(Direction):
     """A ridge discriminant of suspects against negatives' cells that looked equally suspicious.
 
-    Most suspects are odd normal cells, so their mean says more about oddness than about witnesses. Negative bags have odd
-    cells too. Above one threshold of suspicion, both sides hold the same oddness, and the difference of their means is due
-    to witnesses alone, scaled by their fraction. For thresholds t at the negatives' top 3, 6 and 10 %:
+    Most suspects are odd normal cells, so their mean depends more on oddness than on witnesses. Negative bags have odd
+    cells too. Above a common threshold of suspicion, cells of both sides are equally odd. The difference of their means is
+    then due to witnesses alone, scaled by their fraction. For thresholds t at the negatives' top 3, 6 and 10 %:
 
         w_t = (Σ + diag(penalty))⁻¹ (mean of suspects above t - mean of negatives above t),
 
-    Σ the covariance of all negatives. The directions are averaged, each in units of its spread over the negatives. A cell on
-    the other side of the negatives' mean scores 0, since that does not make it less abnormal. Suspicion must come from
-    detectors that have not seen the bag: otherwise positives are suspicious because they were memorised.
+    where Σ is the covariance of all negatives. The directions are averaged, each in units of its spread over the negatives.
+    A cell on the other side of the negatives' mean scores 0, because that does not make it less abnormal. Suspicion must
+    come from detectors that did not learn from the bag. Otherwise positives are suspicious because they were memorised.
     """
 
     @classmethod
@@ -282,9 +282,9 @@ class TiedMixture:
     def fit(cls, cells: Tensor, max_kinds: int, max_rounds: int, seed: int) -> Self:
         """Fit to ``cells``, (N ≥ 2, K) float64, by expectation maximisation, with 20 cells or more per Gaussian.
 
-        It starts from k-means and stops when the mean log likelihood changes by less than 0.001, as scikit-learn's
-        `GaussianMixture(covariance_type="tied")` does. With one covariance, the quadratic term of a cell is the same for all
-        Gaussians. A round thus costs J products of N by K; scikit-learn needs J of N by K by K.
+        It starts from k-means and stops when the mean log likelihood changes by less than 0.001. scikit-learn's
+        `GaussianMixture(covariance_type="tied")` does the same. With one covariance, the quadratic term of a cell is the
+        same for all Gaussians. A round thus costs J products of N by K; scikit-learn needs J of N by K by K.
         """
         from sklearn.cluster import KMeans
         from sklearn.exceptions import ConvergenceWarning

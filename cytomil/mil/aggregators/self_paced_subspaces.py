@@ -1,4 +1,4 @@
-"""What self-paced measures cells by: groups of columns in a few whitened components, relative to the cell's own bag."""
+"""The measures of a cell in self-paced: groups of columns in a few whitened components, relative to the cell's bag."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cytomil.mil.bags import TrainingBag, drawn_together
 
 IN_MEMORY = 20_000
-"""Cells whose components are held in memory. Those of a larger bag are kept in a temporary file until it is complete."""
+"""Number of cells whose components fit in memory. Those of a larger bag are in a temporary file until it is complete."""
 _MAX_CELLS = 5_000
 _MIN_RELATIVE_VARIANCE = 1e-6
 _FULL_DECOMPOSITION_UP_TO = 256
@@ -26,7 +26,7 @@ _TINY = 1e-12
 class Components(nn.Module):
     """The first principal components of some cells, each scaled to variance 1 over them.
 
-    What only few cells differ in then weighs as much as what all of them differ in.
+    A difference that only few cells show then counts as much as one that all of them show.
     """
 
     origin: Tensor
@@ -58,18 +58,18 @@ class Components(nn.Module):
 
     def forward(self, instances: Tensor) -> Tensor:
         """(N, D) → float64 (N, n_components)."""
-        # In single precision, the features' own: twice as fast, and the directions are of unit spread.
+        # In single precision, like the features: twice as fast, and safe because the directions have unit spread.
         return ((instances - self.origin.float()) @ self.directions.float()).double()
 
 
 class Subspace(nn.Module):
     """Columns ``start`` to ``stop`` of the features in whitened principal components, relative to the bag.
 
-    Slides differ in stain and focus, so a cell may be far from normal because of its slide. Each bag's median is
-    therefore subtracted from its cells, but only as far as bags differ by more than the draw of their cells explains: in
-    component j by the factor τ²/(τ² + σ²/n), the best linear predictor of a random effect (Henderson, Biometrics 1975). τ² is
-    the variance between bags, σ²/n that of a median of n cells, measured by halving each training bag. Bags drawn from one
-    pool of cells keep their medians; bags of people lose them.
+    Slides differ in stain and focus, so a cell may be far from normal because of its slide. Each bag's median is therefore
+    subtracted from its cells. It is subtracted only as far as bags differ by more than the draw of their cells explains.
+    In each component, the factor is τ²/(τ² + σ²/n), the best linear predictor of a random effect (Henderson, Biometrics
+    1975). Here τ² is the variance between bags, and σ²/n is that of a median of n cells. The latter is measured by halving
+    each training bag. Bags drawn from one pool of cells keep their medians, but bags of different people lose them.
 
     Args:
         start: first column.
@@ -104,7 +104,7 @@ class Subspace(nn.Module):
         if halved and len(bags) > 1:
             self.within.copy_(torch.stack(halved).mean(dim=0))
             explained = torch.stack([self.within / bag.size for bag in bags]).mean(dim=0)
-            # A variance of few bags is itself uncertain: one standard error of it does not count as a difference.
+            # The variance over few bags is uncertain, so only what exceeds one standard error counts as a difference.
             by_chance = explained * (1 + (2 / (len(bags) - 1)) ** 0.5)
             self.between.copy_((medians.var(dim=0) - by_chance).clamp(min=0))
 
@@ -151,7 +151,7 @@ def learn_subspaces(
     """Learn one subspace per span of columns, reading the bags one at a time.
 
     Args:
-        bags: none of them empty, with two cells or more together.
+        bags: none of them is empty, and together they have at least two cells.
         spans: first column, one past the last, and the maximum number of components.
         kept: indices of each bag's cells that are wanted.
         seed: of the cells that components are learnt from, and of the bags' halves.
@@ -184,9 +184,9 @@ def _median_variance(bag: Tensor, seed: int) -> Tensor:
 
 
 class SubspacesReading:
-    """A `Reading` that keeps a bag's components until all of it has been read, and so its medians are known.
+    """A `Reading` that keeps a bag's components until all of it has been read and its medians can be computed.
 
-    The medians of a bag of more than 20,000 cells are those of 10,000 to 20,000 of them, evenly spread.
+    For a bag of more than 20,000 cells, the medians are those of 10,000 to 20,000 evenly spread cells.
 
     Args:
         subspaces: what is kept of each block.
@@ -203,7 +203,7 @@ class SubspacesReading:
         self._subspaces, self._suspicion, self._probability = list(subspaces), suspicion, probability
         self._widths = [len(subspace.centre) for subspace in self._subspaces]
         self._row_bytes = 4 * sum(self._widths)
-        # Closed with this reading, which lives as long as one bag is read.
+        # Closed with this reading, which exists only while one bag is read.
         self._spool = cast(IO[bytes], SpooledTemporaryFile(max_size=IN_MEMORY * self._row_bytes))  # noqa: SIM115
         self._count = 0
 

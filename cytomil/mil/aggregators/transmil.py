@@ -70,7 +70,7 @@ class TransMIL(LearnedAggregator):
     """Two layers of Nyström attention with a class token, separated by a position encoding by convolutions (PPEG).
 
     Instances are arranged in a square in the bag's order. TransMIL is the only aggregator that depends on this order, and
-    the only one that needs the whole bag in memory. Dropout is left out, because fits side by side would share its random
+    the only one that needs the whole bag in memory. There is no dropout, because parallel fits would share its random
     numbers.
 
     Args:
