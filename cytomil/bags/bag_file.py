@@ -86,7 +86,7 @@ _STRING = h5py.string_dtype("utf-8")
 
 @dataclass(frozen=True)
 class Instance:
-    """One cell to be written to a bag file. Training sees neither ``label`` nor ``source``.
+    """One cell to be written to a bag file. Neither ``label`` nor ``source`` reaches training.
 
     Args:
         instance_id: the cell's name, unique in its bag.

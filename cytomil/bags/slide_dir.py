@@ -189,7 +189,7 @@ _identities: dict[tuple[Path, int, int], str] = {}  # by file, size and time: a 
 
 
 def _series_apart(files: Sequence[Path]) -> list[DicomSeries]:
-    """The DICOM slides in these files, each opened in another process. One that ends it counts as a slide of its own."""
+    """The DICOM slides in these files, each opened in another process. A file that ends its process counts as one slide."""
     children: list[ChildProcess] = []
 
     def identity(file: Path) -> str:

@@ -70,7 +70,7 @@ class Evaluated:
     """The result of evaluate.
 
     ``problems`` lists bags whose instance labels could not be read or used. ``intervals`` holds the 95 % intervals of ``bag``
-    and ``instance`` under these names. ``labelled_cells`` says of how many cells ``instance`` is, if labels of some cells
+    and ``instance`` under these names. ``labelled_cells`` is the number of cells behind ``instance``, if labels of some cells
     were given: n, n_abnormal, and the SHA-256 of the file.
     """
 
@@ -238,7 +238,7 @@ def _probability(model: TriageModel, values: np.ndarray) -> float:
 def _unused(
     given: CellLabels, rows: Sequence[IndexRow], opened: Sequence[tuple[IndexRow, Features]], listener: Listener
 ) -> list[Problem]:
-    """Slides with labels that are none of the bags. Those of the other split are only told."""
+    """Slides with labels that are none of the bags. Those of the other split are noted, not errors."""
     elsewhere = given.without_bag(row.bag_id for row, _ in opened)
     unknown = given.without_bag(row.bag_id for row in rows)
     if others := [slide for slide in elsewhere if slide not in unknown]:

@@ -88,7 +88,7 @@ def run_all(runs: Sequence[PlannedRun], listener: Listener) -> None:
 
 
 class _Within:
-    """What a stage of a run tells is shown, but its own count of the whole is not: the whole is that of all runs."""
+    """Shows the progress of a stage, but not its forecast of the whole, because the whole is that of all runs."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -182,7 +182,7 @@ def _train(settings: PretrainConfig, listener: Listener) -> None:
 
 
 def _judge(stages: Stages, aggregator: str, listener: Listener) -> dict[str, Any]:
-    """Fit one aggregator, or the run's `OWN`, and measure it. One that fails is said to, and is no candidate."""
+    """Fit one aggregator, or the run's `OWN`, and measure it. One that fails is reported, and is no candidate."""
     from cytomil.evaluation.run import measure
     from cytomil.mil.fit import fit_mil
 
@@ -202,7 +202,7 @@ def _judge(stages: Stages, aggregator: str, listener: Listener) -> dict[str, Any
 
 
 def choose_best_other(held_out: dict[str, dict[str, float]]) -> str | None:
-    """The aggregator with the highest AUROC of held-out training bags, of equals that of least log loss; None of none.
+    """The aggregator with the highest AUROC of held-out training bags; the lower log loss breaks ties. None without any.
 
     No test bag has a part in it.
     """

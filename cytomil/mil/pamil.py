@@ -80,7 +80,7 @@ class PAMIL(AttentionAggregator):
         cluster_weight: float = _CLUSTER_WEIGHT,
     ) -> None:
         super().__init__()
-        # Without cluster_weight, which matters in training alone: cards written before have none.
+        # Without cluster_weight, which matters in training only, and which older cards lack.
         self.config = {
             "in_dim": in_dim,
             "n_prototypes": n_prototypes,
@@ -167,7 +167,7 @@ class PAMIL(AttentionAggregator):
     def loss(self, instances: Tensor, label: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Cross entropy of the bag's label () plus ``cluster_weight`` times the two cluster losses.
 
-        The cluster losses ask every instance to resemble one prototype, and every prototype to have an instance. They are
+        The cluster losses pull every instance towards one prototype, and every prototype towards an instance. They are
         1 minus the mean of the maximum softmaxed affinity, over instances and over prototypes. Branches add their own.
         """
         hidden, raw, affinity = self.attend(instances)

@@ -134,7 +134,7 @@ class _Fitted(Card):
 
 
 class ModelDescription(Card):
-    """What fitting says of a model.
+    """Figures and settings of a fit, as triage.json records them.
 
     ``preparation_sha256`` and ``engine`` are None, and ``orientations`` is 1, for models older than these.
     ``epochs_chosen`` is None for aggregators without epochs. ``cutting``: how the training cells were cut out of slides;

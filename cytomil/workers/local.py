@@ -126,7 +126,7 @@ _ENDED = object()
 
 @dataclass(frozen=True)
 class Sign:
-    """Says that a process works on its message."""
+    """Reports that a process works on its message."""
 
 
 class ChildProcess:
@@ -139,7 +139,7 @@ class ChildProcess:
             [sys.executable, "-P", "-m", "cytomil.workers.pool_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # Libraries print there what they think of a damaged file. What matters of it is in the answer.
+            # Libraries print messages about damaged files there. The answer has what matters.
             stderr=None if os.environ.get(DEBUG) else subprocess.DEVNULL,
             env=environment,
             start_new_session=True,  # Ctrl-C reaches only this process, which then ends the other

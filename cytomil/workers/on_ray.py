@@ -60,7 +60,7 @@ LOCAL = "local"
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    # A worker without a GPU sees no GPU. This is Ray's default, but unset it makes Ray print a warning.
+    # GPUs are hidden from a worker without one. This is Ray's default, but unset it makes Ray print a warning.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 _CONNECT_S = 10.0

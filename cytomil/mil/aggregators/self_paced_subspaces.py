@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cytomil.mil.bags import TrainingBag, drawn_together
 
 IN_MEMORY = 20_000
-"""Number of cells whose components fit in memory. Those of a larger bag are in a temporary file until it is complete."""
+"""Number of cells whose components are held in memory. Those of a larger bag are in a temporary file until it is complete."""
 _MAX_CELLS = 5_000
 _MIN_RELATIVE_VARIANCE = 1e-6
 _FULL_DECOMPOSITION_UP_TO = 256
