@@ -169,9 +169,9 @@ class _Watch:
 
 
 def _serve() -> None:
-    from cytomil import cards as provenance
+    from cytomil import cards
 
-    provenance.now = lambda: RECORDED_MOMENT  # before others import it by name
+    cards.now = lambda: RECORDED_MOMENT  # before others import it by name
     for name in _IMPORTED:
         importlib.import_module(name)
     n_threads = len(list(Path("/proc/self/task").iterdir()))

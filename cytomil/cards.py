@@ -1,4 +1,8 @@
-"""Cards: the JSON files beside an artefact that describe it and how it was made."""
+"""Cards: the JSON files beside an artefact that describe it and how it was made.
+
+A key that this version does not know is ignored. A copy of the card keeps it, unless it is in a value object such as
+`Cutting`.
+"""
 
 from __future__ import annotations
 

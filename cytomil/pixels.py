@@ -1,4 +1,15 @@
-"""What the header and the pixels of an image file mean: 8-bit RGB, or a reason why that would be a guess."""
+"""What the header and the pixels of an image file mean: 8-bit RGB, or a reason why that would be a guess.
+
+Cells and fields are read by the same code, so a picture has the same pixels wherever it is read:
+
+- Transparent pixels become white, like the background of a slide.
+- 16 bits per channel are scaled to 8 by their upper byte. Cameras of 10 to 14 bits often store unscaled values in 16
+  bits, and no entry of the file says so. Such an image is nearly black. A twentieth of the pixels must therefore be in
+  the upper half, as the background of a bright field is. Otherwise the image is refused, even if it is rightly dark.
+- Floating-point, signed and 32-bit pixels are refused, because the file does not define which value is white.
+- Several pages of full size are refused: they may be colours, focus planes or other fields.
+- Rows are taken as stored. Like OpenSlide and QuPath, cytomil ignores orientation tags, so that positions agree.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The bag file: one slide's cells, still encoded, in one HDF5 file."""
+"""The bag file: one slide's cells, still encoded, in one HDF5 file.
+
+A `Bag` has no instance labels, so that training code cannot see them. Evaluation reads them with
+`cytomil.bags.instance_labels.read_instance_labels`.
+"""
 
 from __future__ import annotations
 

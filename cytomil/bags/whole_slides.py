@@ -47,7 +47,7 @@ from cytomil.workers import JobContext
 SCHEMA = "cytomil.finished-slide/1"
 CELLS_VERSION = 1
 """Raise it with every change that gives other cells, coordinates or messages for the same slide and cutting."""
-_LIBRARIES = (
+CELL_LIBRARIES = (
     "numpy",
     "scipy",
     "scikit-image",
@@ -57,6 +57,7 @@ _LIBRARIES = (
     "openslide-python",
     "openslide-bin",
 )
+"""Libraries that affect which cells are found in a slide, and their pixels."""
 _HASHED_BYTES = 1 << 20
 
 
@@ -182,7 +183,9 @@ def key_of(slide: str, files: SlideFiles, cutting: Cutting | None, given_mpp: fl
     without reading the slide again.
     """
     cut = None if cutting is None else cutting.to_json()
-    return sha256_of_json([SCHEMA, slide, files.state, cut, given_mpp, CELLS_VERSION, library_versions(*_LIBRARIES)])
+    return sha256_of_json(
+        [SCHEMA, slide, files.state, cut, given_mpp, CELLS_VERSION, library_versions(*CELL_LIBRARIES)]
+    )
 
 
 def candidates(root: Path, name: str) -> list[Path]:

@@ -1,4 +1,8 @@
-"""Other bags from the cells of the evaluated ones: redrawn, without witnesses, or with permuted labels."""
+"""Other bags from the cells of the evaluated ones: redrawn, without witnesses, or with permuted labels.
+
+A model that predicts the labels of slides without witnesses, or permuted labels, can only use stain, focus, site or day.
+The models that are fitted for the control are discarded.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The record of one evaluation, evaluate.json, and the points of its curves."""
+"""The record of one evaluation, evaluate.json, and the points of its curves.
+
+The record holds the figures of each test bag. Tables, intervals and paired differences therefore need neither bags nor
+models.
+"""
 
 from __future__ import annotations
 

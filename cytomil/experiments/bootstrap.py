@@ -1,4 +1,13 @@
-"""Bootstrap intervals of mean metrics over runs, and of their differences, over runs and patients or bags."""
+"""Bootstrap intervals of mean metrics over runs, and of their differences, over runs and patients or bags.
+
+This is the percentile bootstrap of `scipy.stats.bootstrap` in two stages. Runs (seeds) are drawn, and test bags within
+them, so that the interval covers other seeds too. The interval of a single run is over its bags only. Positive and
+negative units are drawn separately, because half of the test bags are positive by design. Different sets of bags are
+drawn separately too. Runs on the same bags (other methods, or other seeds of the encoder) get the same draw.
+
+A metric is a function of how often each unit (a patient or a bag) counts. In this form, a metric and its resamples are
+one matrix product.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Fit aggregators from several seeds side by side, and cross-validate them over the training bags."""
+"""Fit aggregators from several seeds side by side, and cross-validate them over the training bags.
+
+Cross-validation gives the number of epochs and the held-out probabilities that thresholds are chosen from. Test bags
+have no part in it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Masks of nucleus and cell, with morphological operations and convex hulls of many masks at once."""
+"""Masks of nucleus and cell, with morphological operations and convex hulls of many masks at once.
+
+OpenCV gets a stack of masks, (N, S, S), as one tall picture. Empty margins keep the masks independent. Pixels outside a
+mask count as empty. Pixels are four-connected.
+"""
 
 from __future__ import annotations
 

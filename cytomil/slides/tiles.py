@@ -1,4 +1,8 @@
-"""Find the cells of one tile, and combine those of all tiles: each cell once, in a fixed order."""
+"""Find the cells of one tile, and combine those of all tiles: each cell once, in a fixed order.
+
+Every step on a tile uses only a bounded neighbourhood of a pixel (`margin_px`). A tile with that margin therefore gives
+the same cells as the whole slide.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from cytomil.bags.whole_slides import CELL_LIBRARIES
 from cytomil.cards import Card, Count, Flag, Fraction, Number, Text, library_versions
 from cytomil.files import is_sealed, read_json, sha256_of_json, write_json_card
 from cytomil.triage.sources import SlideEntry, SlideSource
@@ -19,20 +20,7 @@ RESULT_VERSION = 1
 Changes in how cells are found, cut, embedded or assessed count too. `tests/unchanged.json` holds the version that its
 worklists are of.
 """
-LIBRARIES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "scikit-image",
-    "opencv-python-headless",
-    "pillow",
-    "simplejpeg",
-    "openslide-python",
-    "openslide-bin",
-)
+LIBRARIES = ("torch", "torchvision", "timm", "scikit-learn", *CELL_LIBRARIES)
 
 
 class _Cell(Card):

@@ -1,4 +1,9 @@
-"""The interface between jobs and workers, and the workers of this machine: in this process, or in several."""
+"""The interface between jobs and workers, and the workers of this machine: in this process, or in several.
+
+If a process fails, only its current item must be tried again. Threads would block each other, because much of the work
+on a slide holds Python's global lock. The standard library's `multiprocessing` would run the caller's script again in
+each process.
+"""
 
 from __future__ import annotations
 

@@ -15,6 +15,14 @@ BAGS = ["--bag-size", "12", "--train-bags", "6", "--test-bags", "4", "--cell-siz
 TRAIN = ["--epochs", "1", "--batch-size", "16", "--image-size", "16", "--weights", "none", "--method", "simclr"]
 TRAIN += ["--arch", "test_resnet"]  # small, since each test has a copy of everything
 FIT = ["--epochs", "2", "--folds", "2", "--ensemble", "1"]
+EVERY_VERB = (
+    ["make-bags", *BAGS],
+    ["pretrain", *TRAIN],
+    ["embed"],
+    ["fit-mil", *FIT],
+    ["evaluate"],
+    ["rank", "data/bags"],
+)
 
 
 def run(*line):
@@ -33,14 +41,7 @@ def assert_refused(result, *words, status=1):
 def run_every_verb(root):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        for line in (
-            ["make-bags", *BAGS],
-            ["pretrain", *TRAIN],
-            ["embed"],
-            ["fit-mil", *FIT],
-            ["evaluate"],
-            ["rank", "data/bags"],
-        ):
+        for line in EVERY_VERB:
             result = run(*line)
             assert result.exit_code == 0, result.output
 

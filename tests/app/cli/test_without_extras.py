@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .test_bad_input import BAGS, FIT, TRAIN, snapshot
+from .test_bad_input import EVERY_VERB, TRAIN, snapshot
 
 pytestmark = pytest.mark.long
 
@@ -62,14 +62,7 @@ def run(start):
 @pytest.fixture(scope="module")
 def finished(run, tmp_path_factory):
     root = tmp_path_factory.mktemp("without")
-    for line in (
-        ["make-bags", *BAGS],
-        ["pretrain", *TRAIN],
-        ["embed"],
-        ["fit-mil", *FIT],
-        ["evaluate"],
-        ["rank", "data/bags"],
-    ):
+    for line in EVERY_VERB:
         done = run(root, *line)
         assert done.returncode == 0, done.stdout + done.stderr
     return root

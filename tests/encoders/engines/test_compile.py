@@ -10,7 +10,7 @@ from cytomil.encoders.architecture import Encoder, resolve_architecture
 from cytomil.encoders.bundle import load_bundle, save_bundle
 from cytomil.encoders.engines import compile as compile_module
 from cytomil.encoders.engines import open_engine, openvino
-from cytomil.encoders.engines import record as agreement_module
+from cytomil.encoders.engines import record as record_module
 from cytomil.encoders.engines.compile import compile_by_default, compile_engine, training_cells
 from cytomil.encoders.engines.openvino import OpenVino
 from cytomil.encoders.engines.record import read_record
@@ -96,7 +96,7 @@ def test_int8_is_calibrated_and_judged_on_different_training_cells(
 ):
     pytest.importorskip("nncf", reason="int8 needs nncf: pip install 'cytomil[int8]'")
     # What agreement an untrained encoder reaches in 8 bits is not this test's matter.
-    monkeypatch.setattr(agreement_module, "MIN_OVERLAP_INT8", 0.0)
+    monkeypatch.setattr(record_module, "MIN_OVERLAP_INT8", 0.0)
     bundle = make_encoder(tmp_path / "encoder")
     seen = {}
     build = OpenVino.build
@@ -126,7 +126,7 @@ def test_int8_is_calibrated_and_judged_on_different_training_cells(
 
 def test_int8_of_inner_stages_alone(make_encoder, bags_folder, tmp_path, monkeypatch):
     pytest.importorskip("nncf", reason="int8 needs nncf: pip install 'cytomil[int8]'")
-    monkeypatch.setattr(agreement_module, "MIN_OVERLAP_INT8", 0.0)
+    monkeypatch.setattr(record_module, "MIN_OVERLAP_INT8", 0.0)
     monkeypatch.setattr(compile_module, "MIN_CELLS", 12)
     bundle = make_encoder(tmp_path / "encoder")
     record = compile_engine(
@@ -156,7 +156,7 @@ def test_an_engine_that_disagrees_is_refused_with_the_figure_and_nothing_is_stor
     make_encoder, bags_folder, tmp_path, monkeypatch
 ):
     bundle = make_encoder(tmp_path / "encoder")
-    monkeypatch.setattr(agreement_module, "MIN_COSINE_FLOAT", 1.1)
+    monkeypatch.setattr(record_module, "MIN_COSINE_FLOAT", 1.1)
     with pytest.raises(
         EngineError, match=r"openvino-float32 disagrees.*layer h: min cosine [01]\.\d+.*nothing is stored"
     ):
@@ -166,7 +166,7 @@ def test_an_engine_that_disagrees_is_refused_with_the_figure_and_nothing_is_stor
 
 def test_a_refused_engine_leaves_the_one_before_it(compiled, bags_folder, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in compiled.rglob("*") if path.is_file()}
-    monkeypatch.setattr(agreement_module, "MIN_COSINE_FLOAT", 1.1)
+    monkeypatch.setattr(record_module, "MIN_COSINE_FLOAT", 1.1)
     with pytest.raises(EngineError):
         compile_engine(settings(compiled, bags_folder), Silent())
     assert {path: path.stat().st_mtime_ns for path in compiled.rglob("*") if path.is_file()} == before
@@ -258,7 +258,7 @@ def test_auto_is_bfloat16_where_the_processor_has_it_and_it_agrees(
 ):
     bundle = make_encoder(tmp_path / "encoder")
     monkeypatch.setattr(openvino, "has_bf16", lambda: has_bf16)
-    monkeypatch.setattr(agreement_module, "MIN_COSINE_BF16", least)
+    monkeypatch.setattr(record_module, "MIN_COSINE_BF16", least)
     record = compile_engine(settings(bundle.path, bags_folder, precision="auto", layer="z"), Silent())
     assert (record.precision, stored(bundle.path)) == (wanted, [f"openvino-{wanted}"])
 

@@ -8,7 +8,7 @@ import pytest
 
 from cytomil.encoders.bundle import keep_engines, load_bundle, save_bundle, stored_engines
 from cytomil.encoders.engines import open_engine, openvino
-from cytomil.encoders.engines import record as agreement_module
+from cytomil.encoders.engines import record as record_module
 from cytomil.encoders.engines.record import read_record
 from cytomil.errors import EncoderBundleError
 from cytomil.files import sha256_of_file, write_json_card
@@ -103,7 +103,7 @@ def test_a_graph_from_another_machine_runs_where_it_agrees_with_eager(compiled, 
     fast(compiled)
     change(compiled, machine={"processor": "another"})
     assert opened() == (NAME, [])
-    monkeypatch.setattr(agreement_module, "MIN_COSINE_FLOAT", 1.1)
+    monkeypatch.setattr(record_module, "MIN_COSINE_FLOAT", 1.1)
     name, (line,) = opened()
     assert name == "eager"
     assert "disagrees with eager here: min cosine" in line
