@@ -144,7 +144,7 @@ class NoveltyReading:
         self._cloud = _Cloud(novelty.mean, novelty.weight, novelty.axes, novelty.spread)
         self._total = torch.zeros(len(novelty.spread) + 2, dtype=torch.float64)
         self._n = 0
-        self._outside = Gathered()
+        self._beyond = Gathered()
 
     def add(self, block: np.ndarray) -> None:
         """Take the slide's next embeddings, float32 (n, D)."""
@@ -152,19 +152,18 @@ class NoveltyReading:
             measured = _standardised(self._cloud.measure(part), self._novelty.usual)
             self._total += measured.clamp(-_CLIP, _CLIP).sum(dim=0)
             self._n += len(part)
-            self._outside.add(_outlyingness(measured))
+            self._beyond.add(_outlyingness(measured) > self._novelty.cell_limit)
 
     def result(self) -> SlideNovelty:
         """The slide's novelty, from N ≥ 1 cells."""
         held_out = self._novelty.held_out
         mean_square = float((self._total / self._n).square().mean())
         statistic = _statistic(mean_square, self._n, float(self._novelty.slide_variance))
-        is_beyond = (self._outside.all() > self._novelty.cell_limit).numpy()
         return SlideNovelty(
             shift=mean_square**0.5,
             p_value=_p_value(statistic, held_out.numpy(), len(self._total)),
             farther_than_all=bool(statistic > held_out.max()),
-            is_beyond=is_beyond,
+            is_beyond=self._beyond.all().numpy(),
         )
 
 

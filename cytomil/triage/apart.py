@@ -82,8 +82,8 @@ class ReadingProcess:
 
     def open(self, found: SlideEntry, reading: SlideReading) -> SlideApart:
         """Open one entry of a folder of slides. Raises a `CytomilError` that says why it cannot be read."""
-        self.run(found.path, partial(_open, found, reading, Path.cwd()))
-        return SlideApart(self, found)
+        is_whole = self.run(found.path, partial(_open, found, reading, Path.cwd()))
+        return SlideApart(self, found, is_whole)
 
     def forgive(self, path: Path) -> None:
         """Try the slide at ``path`` again, even if it ended the process before, because its file has changed."""
@@ -123,10 +123,13 @@ class ReadingProcess:
 
 
 class SlideApart:
-    """One slide, opened in a `ReadingProcess`. Its members are those of `cytomil.triage.sources.SlideSource`."""
+    """One slide, opened in a `ReadingProcess`. Its members are those of `cytomil.triage.sources.SlideSource`.
 
-    def __init__(self, process: ReadingProcess, found: SlideEntry) -> None:
-        self._process, self._found = process, found
+    ``is_whole``: whether it is a whole slide.
+    """
+
+    def __init__(self, process: ReadingProcess, found: SlideEntry, is_whole: bool) -> None:
+        self._process, self._found, self._is_whole = process, found, is_whole
 
     @property
     def mpp(self) -> float | None:
@@ -173,11 +176,12 @@ class SlideApart:
         self, result: SlideResult, names: Sequence[str], scores: np.ndarray, out: Path, cells_csv: bool
     ) -> SlideResult:
         """See `with_places`. The result is unchanged if the slide is not a whole slide."""
-        return self._of_source(partial(_placed, result, names, scores, out, cells_csv))
+        # The names and scores of a large bag would be copied to the other process for nothing.
+        return self._of_source(partial(_placed, result, names, scores, out, cells_csv)) if self._is_whole else result
 
     def with_qc(self, result: SlideResult, out: Path) -> SlideResult:
         """See `cytomil.triage.whole_slide.with_qc`. The result is unchanged if the slide is not a whole slide."""
-        return self._of_source(partial(_with_qc, result, out))
+        return self._of_source(partial(_with_qc, result, out)) if self._is_whole else result
 
     def _of_source(self, function: Callable[[SlideSource], Any]) -> Any:
         return self._run(partial(_apply, function))
@@ -205,10 +209,11 @@ class Reading:
         return partial(map, lambda request: request(served))
 
 
-def _open(found: SlideEntry, reading: SlideReading, folder: Path, served: _Served) -> None:
+def _open(found: SlideEntry, reading: SlideReading, folder: Path, served: _Served) -> bool:
     os.chdir(folder)  # paths are relative to the folder in which the calling process is
     _close(served)
     served.source = open_source(found, reading)
+    return isinstance(served.source, WholeSlide)
 
 
 def _n_cells(found: SlideEntry, folder: Path, served: _Served) -> int | None:
@@ -248,8 +253,10 @@ def _placed(
     result: SlideResult, names: Sequence[str], scores: np.ndarray, out: Path, cells_csv: bool, source: SlideSource
 ) -> SlideResult:
     progress(len(names) * _S_PER_CELL)
-    return with_places(result, source, names, scores, out, cells_csv) if isinstance(source, WholeSlide) else result
+    assert isinstance(source, WholeSlide)
+    return with_places(result, source, names, scores, out, cells_csv)
 
 
 def _with_qc(result: SlideResult, out: Path, source: SlideSource) -> SlideResult:
-    return with_qc(result, source, out) if isinstance(source, WholeSlide) else result
+    assert isinstance(source, WholeSlide)
+    return with_qc(result, source, out)

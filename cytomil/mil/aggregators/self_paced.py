@@ -166,8 +166,10 @@ class SelfPaced(TwoSidedScorer):
 
     def pool(self, distances: Tensor) -> float:
         """The mean over three top fractions of the log of the mean of a bag's top distances, (N,) → a number."""
-        ordered = distances.double().sort(descending=True).values
-        tops = [ordered[: top_count(len(ordered), part * self.share)] for part in _POOLED]
+        counts = [top_count(len(distances), part * self.share) for part in _POOLED]
+        # Not sorted as a whole: a slide may have a million cells.
+        ordered = distances.topk(max(counts)).values.double()
+        tops = [ordered[:count] for count in counts]
         return float(torch.stack([top.mean().clamp(min=_MIN_SPREAD).log() for top in tops]).mean())
 
     def read(self, kind: InstanceScore) -> SubspacesReading:

@@ -190,7 +190,7 @@ class SubspacesReading:
 
     Args:
         subspaces: what is kept of each block.
-        suspicion: components of some cells relative to their bag, one (n, K) per subspace → distances (n,).
+        suspicion: components of some cells relative to their bag, one (n, K) per subspace → distances, float32 (n,).
         probability: the bag's distances (N,) → its probability.
     """
 
@@ -216,12 +216,22 @@ class SubspacesReading:
     def result(self) -> tuple[float, Tensor]:
         """See `Reading`."""
         step = -(-self._count // IN_MEMORY)
-        # Copies: a view would keep its whole block in memory.
-        drawn = torch.cat([block[-start % step :: step].clone() for start, block in self._blocks()])
-        medians = [part.median(dim=0).values.double() for part in drawn.split(self._widths, dim=1)]
-        distances = torch.cat([self._of_block(block, medians) for _, block in self._blocks()])
+        medians = self._medians(step)
+        # Filled in place, because joining pieces would need their memory twice.
+        distances = torch.empty(self._count)
+        for start, block in self._blocks():
+            distances[start : start + len(block)] = self._of_block(block, medians)
         self._spool.close()
         return self._probability(distances), distances
+
+    def _medians(self, step: int) -> list[Tensor]:
+        """The median of every ``step``-th cell, (K,) per subspace."""
+        drawn = torch.empty(-(-self._count // step), sum(self._widths))
+        for start, block in self._blocks():
+            some = block[-start % step :: step]
+            begin = -(-start // step)
+            drawn[begin : begin + len(some)] = some
+        return [part.median(dim=0).values.double() for part in drawn.split(self._widths, dim=1)]
 
     def _of_block(self, block: Tensor, medians: Sequence[Tensor]) -> Tensor:
         relative = [
