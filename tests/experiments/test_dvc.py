@@ -36,7 +36,7 @@ def project(tmp_path, params):
     return root
 
 
-@pytest.mark.long
+@pytest.mark.nightly  # `test_side_by_side` has failing cells, and `test_pipeline` has DVC
 def test_a_failed_cell_does_not_end_the_grid_and_a_fresh_clone_goes_on(project, tmp_path):
     grid = ("dvc", "repro", "-k", "experiments/cpu/dvc.yaml")
     first = run(project, *grid)

@@ -17,7 +17,8 @@ def kill(trial, n, seed):
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_a_killed_command_leaves_whole_files_and_its_rerun_equals_an_unbroken_run(trial, command):
-    kill(trial(command), 2 if command.name == "evaluate" else 3, seed=0)
+    # An evaluation takes seconds, most of them for its plots.
+    kill(trial(command), 1 if command.name == "evaluate" else 3, seed=0)
 
 
 @pytest.mark.nightly

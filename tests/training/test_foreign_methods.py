@@ -35,7 +35,8 @@ from cytomil.training.methods.classification import FullySupervised
 class Ceiling(FullySupervised):
     pass
 """
-SMALL = {"epochs": 1, "batch_size": 16, "image_size": 16, "projection_dim": 8, "weights": "none"}
+SMALL = {"epochs": 1, "batch_size": 16, "image_size": 16, "projection_dim": 8, "arch": "test_resnet"}
+SMALL |= {"weights": "none", "engine": "none"}
 
 
 def snippet(language):
@@ -107,7 +108,7 @@ def test_a_ceiling_of_another_package_is_marked_to_the_end(installed, bags, tmp_
     evaluate(EvaluateConfig(features=features, model=model, bags=bags, out=tmp_path / "reports"), Silent())
     runs = read_runs([tmp_path / "reports"])
     assert runs.done[0].record.uses_instance_labels is True
-    assert make_table(runs, None, 10, 0).ceilings == {"their-ceiling"}
+    assert make_table(runs, None, 10, 0).ceilings == {"their-ceiling test_resnet"}
 
 
 def test_the_command_line_finds_it(package, bags, tmp_path):

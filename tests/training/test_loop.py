@@ -32,6 +32,7 @@ SMALL = {
     "epochs": 3,
     "batch_size": 32,
     "image_size": 16,
+    "arch": "test_resnet",  # small; ResNet-18 has a test of its own in `test_starting`
     "weights": "none",
     "projection_dim": 16,
     "warmup_epochs": 0.5,

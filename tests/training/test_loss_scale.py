@@ -165,7 +165,7 @@ def stop_after(epoch):
     return stop
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_an_interrupted_run_in_float16_goes_on_with_its_scale(bags, tmp_path):
     # At the first scale gradients overflow, so that each epoch ends with another scale than it began with.
     checkpoints = []

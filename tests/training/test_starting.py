@@ -40,7 +40,9 @@ def run(bags_folder, tmp_path):
     """``run("encoder", method="none")``: the bundle that pretrain writes there."""
 
     def made(out, resume=False, on_epoch=None, **changed):
-        settings = PretrainConfig(**{**SMALL, "bags": bags_folder, "out": tmp_path / out, **changed})
+        # A small network where no weights name another one.
+        small = {} if "weights" in changed else {"arch": "test_resnet"}
+        settings = PretrainConfig(**{**SMALL, **small, "bags": bags_folder, "out": tmp_path / out, **changed})
         return pretrain(settings, Silent(), on_epoch, resume).bundle
 
     return made
@@ -53,7 +55,7 @@ def same(first, second):
 
 class TestNone:
     def test_the_encoder_is_kept_as_it_starts(self, run):
-        bundle = run("encoder", method="none", seed=3)
+        bundle = run("encoder", method="none", seed=3, arch="resnet18")
         torch.manual_seed(3)
         assert same(bundle.encoder.backbone, Encoder(Architecture(projection_dim=0)).backbone)
         pixels = torch.rand(2, 3, 32, 32)
@@ -77,7 +79,7 @@ class TestNone:
         assert records == list(card.history)
 
     def test_an_untrained_encoder_has_not_collapsed_but_a_dead_one_has(self, run, tmp_path):
-        assert run("untrained", method="none").card.collapsed is False
+        assert run("untrained", method="none", arch="resnet18").card.collapsed is False
         dead = {name: torch.zeros_like(tensor) for name, tensor in resnet18(weights=None).state_dict().items()}
         torch.save(dead, tmp_path / "dead.pth")
         card = run("dead", method="none", weights=tmp_path / "dead.pth", stem="standard").card
@@ -85,7 +87,7 @@ class TestNone:
         assert card.collapse_reason
 
     def test_a_finished_one_is_left_as_it_is(self, run, bags_folder, tmp_path):
-        run("encoder", method="none")
+        run("encoder", method="none", weights="none")
         settings = PretrainConfig(**{**SMALL, "bags": bags_folder, "out": tmp_path / "encoder", "method": "none"})
         assert pretrain(settings, Silent(), resume=True).already_done
 
@@ -109,21 +111,22 @@ class TestWeights:
         assert card.start_weights is None
         assert card.normalisation.mean != pytest.approx([0.485, 0.456, 0.406], abs=1e-3)
 
-    def test_a_run_goes_on_wherever_its_weights_lie_but_not_with_others(self, run, imagenet, tmp_path):
-        wanted = {"method": "simclr", "stem": "standard"}
+    def test_a_run_goes_on_wherever_its_weights_lie_but_not_with_others(self, run, tmp_path):
+        wanted = {"method": "simclr", "arch": "test_resnet"}
+        weights, other = tmp_path / "weights.pth", tmp_path / "other.pth"
+        for path in (weights, other):
+            torch.save(timm.create_model("test_resnet").state_dict(), path)
 
         def stop(record):
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            run("broken", weights=imagenet, on_epoch=stop, **wanted)
-        other = tmp_path / "other.pth"
-        torch.save(resnet18(weights=None).state_dict(), other)
+            run("broken", weights=weights, on_epoch=stop, **wanted)
         with pytest.raises(ResumeError, match="weights"):
             run("broken", weights=other, resume=True, **wanted)
-        moved = shutil.copy(imagenet, tmp_path / "moved.pth")
+        moved = shutil.copy(weights, tmp_path / "moved.pth")
         resumed = run("broken", weights=moved, resume=True, **wanted)
-        assert same(resumed.encoder, run("unbroken", weights=imagenet, **wanted).encoder)
+        assert same(resumed.encoder, run("unbroken", weights=weights, **wanted).encoder)
 
     def test_dsvdd_keeps_the_backbone_that_it_starts_from(self, run, imagenet):
         bundle = run("encoder", method="dsvdd", weights=imagenet, stem="standard", epochs=1)
@@ -145,7 +148,7 @@ class TestWeights:
 class TestGoingOn:
     """Training that goes on from others' weights."""
 
-    LITE: ClassVar = {"weights": "efficientnet-lite0", "method": "slam-ags"}
+    LITE: ClassVar = {"weights": "efficientnet-lite0", "method": "slam-ags", "image_size": 16}
 
     def state(self):
         return resolve_initialisation("efficientnet-lite0", "auto", "auto", 32, 8).weights.state

@@ -50,7 +50,8 @@ bags, out, *methods = sys.argv[1:]
 with training_processes("cpu") as processes:
     for method in methods:
         settings = PretrainConfig(bags=bags, out=Path(out) / method, method=method, epochs=2, batch_size=21,
-            image_size=16, weights="none", projection_dim=8, learning_rate=0.01, warmup_epochs=0, precision="float32")
+            image_size=16, arch="test_resnet", weights="none", projection_dim=8,
+            learning_rate=0.01, warmup_epochs=0, precision="float32")
         pretrain(settings, Silent(), processes=processes)
 """
 
@@ -98,8 +99,10 @@ def test_an_error_of_both_processes_is_said_once(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("weights", "image_size"), [("none", "16"), ("efficientnet-lite0", "32")])
-def test_the_command_line_trains_on_two_processes_and_prints_once(bags, tmp_path, weights, image_size):
+@pytest.mark.parametrize(
+    ("arch", "weights", "image_size"), [("test_resnet", "none", "16"), ("auto", "efficientnet-lite0", "32")]
+)
+def test_the_command_line_trains_on_two_processes_and_prints_once(bags, tmp_path, arch, weights, image_size):
     options = [
         "--method",
         "slam-ags",
@@ -109,8 +112,12 @@ def test_the_command_line_trains_on_two_processes_and_prints_once(bags, tmp_path
         "32",
         "--image-size",
         image_size,
+        "--arch",
+        arch,
         "--weights",
         weights,
+        "--engine",
+        "none",
         "--projection-dim",
         "8",
     ]

@@ -407,7 +407,7 @@ def test_a_lost_file_of_a_slide_is_made_again(road, three, tmp_path):
     assert lost.read_bytes() == content
 
 
-@pytest.mark.long
+@pytest.mark.nightly  # `tests/faults` kills rank too
 def test_killed_half_way_and_run_again_the_worklist_is_that_of_an_unbroken_run(road, tmp_path):
     for i in range(4):
         (tmp_path / "slides").mkdir(exist_ok=True)

@@ -32,8 +32,6 @@ from cytomil.workers import WorkerFailure, open_workers
 from cytomil.workers.on_ray import connected
 from tests.workers.jobs import Square
 
-pytestmark = pytest.mark.long
-
 
 class Noting(Silent):
     def __init__(self):
@@ -87,6 +85,7 @@ def slides(bags_folder, tmp_path):
     return folder
 
 
+@pytest.mark.long
 def test_an_address_where_nobody_listens_is_one_line():
     for address in ("127.0.0.1:1", "nonsense"):
         with (
@@ -101,6 +100,7 @@ class TestMap:
     def run(self, job, numbers, listener=None):
         return open_workers("local").map(job, numbers, listener or Silent(), "squares", "numbers")
 
+    @pytest.mark.long
     def test_results_come_in_order_from_workers_that_start_once_with_their_cores(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         listener = Noting()
@@ -113,12 +113,14 @@ class TestMap:
         assert all(int(cores) >= 1 for _, cores, _ in starts)
         assert listener.notes == ["started"]
 
+    @pytest.mark.long
     def test_a_lost_worker_costs_nothing(self, tmp_path):
         listener = Noting()
         results = self.run(Square(tmp_path, deadly=(2, 5)), list(range(6)), listener)
         assert [value for value, _ in results] == [0, 1, 4, 9, 16, 25]
         assert sum("a worker failed" in note for note in listener.notes) == 2
 
+    @pytest.mark.long
     def test_what_kills_every_worker_is_given_up_with_the_reason(self, tmp_path):
         results = self.run(Square(tmp_path, deadly=(1,), times=9), [0, 1, 2, 3])
         assert [result[0] for i, result in enumerate(results) if i != 1] == [0, 4, 9]
@@ -127,6 +129,7 @@ class TestMap:
         assert "\n" not in results[1].reason
         assert (tmp_path / "deaths-1").read_text() == "xxx"
 
+    @pytest.mark.long
     def test_a_users_mistake_is_raised_as_it_is(self, tmp_path):
         with pytest.raises(NoCellsError, match=r"^no cells there\.$"):
             self.run(Square(tmp_path, broken="work"), [1, 2])
@@ -179,7 +182,9 @@ class TestSameAsOneProcess:
         write_worklist(worklist, settings.out)
         return worklist
 
-    @pytest.mark.parametrize("threads", [1, 2])
+    @pytest.mark.parametrize(
+        "threads", [pytest.param(1, marks=pytest.mark.nightly), pytest.param(2, marks=pytest.mark.long)]
+    )
     def test_embed_to_the_byte_with_any_number_of_threads(self, threads, bags_folder, encoder_folder, tmp_path):
         torch.set_num_threads(threads)
         try:
@@ -193,6 +198,7 @@ class TestSameAsOneProcess:
             torch.set_num_threads(1)
         assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
+    @pytest.mark.long
     def test_make_bags_to_the_byte_though_a_worker_is_killed_at_work(self, make_slide_folders, tmp_path):
         slides = make_slide_folders(tmp_path / "slides", ["a", "b", "c", "d"], cells=800)
         (tmp_path / "labels.csv").write_text("slide,label,split\na,0,train\nb,1,train\nc,0,test\nd,1,test\n")
@@ -208,6 +214,7 @@ class TestSameAsOneProcess:
         )
         assert there == here
 
+    @pytest.mark.long
     def test_rank_to_the_byte_though_a_worker_is_killed_at_work(self, slides, model, tmp_path, monkeypatch):
         killed = []
         # Both runs write to the same relative folder, which the worklist names.
@@ -223,6 +230,7 @@ class TestSameAsOneProcess:
         assert len(worklist.slides) == 5
         assert contents(tmp_path / "there" / "triage") == contents(tmp_path / "here" / "triage")
 
+    @pytest.mark.nightly
     def test_rank_to_the_byte_with_two_threads_a_worker(self, make_slide_folders, model, tmp_path, monkeypatch):
         # Of the batch sizes tried, seven is the one whose embeddings differ between one thread and two.
         slides = make_slide_folders(tmp_path / "slides", ["a", "b"], cells=70)
@@ -237,6 +245,7 @@ class TestSameAsOneProcess:
         assert contents(tmp_path / "there" / "triage") == contents(tmp_path / "here" / "triage")
 
 
+@pytest.mark.nightly
 def test_a_slide_that_costs_three_workers_is_not_assessed_and_the_others_are(make_slide_folders, model, tmp_path):
     slides = make_slide_folders(tmp_path / "slides", ["a-sound"])
     make_slide_folders(slides, ["b-deadly"], cells=2000)  # long at work, so that it is this one that is killed
@@ -259,6 +268,7 @@ def test_a_slide_that_costs_three_workers_is_not_assessed_and_the_others_are(mak
     assert found["a-sound"]["probability"] is not None
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_no_process_behind(slides, model, tmp_path):
     line = [sys.executable, "-m", "cytomil", "rank", str(slides), "--model", str(model), "--out", "triage"]
     command = subprocess.Popen(

@@ -10,10 +10,11 @@ import pytest
 
 BAGS = ["--bag-size", "40", "--train-bags", "12", "--test-bags", "4", "--cell-size", "24", "--difficulty", "0"]
 TRAIN = ["--epochs", "1", "--batch-size", "64", "--image-size", "16", "--weights", "none", "--method", "simclr"]
+TRAIN += ["--arch", "test_resnet", "--engine", "none"]
 SLOWLY = ["--batch-size", "1", "--layer", "z", "--orientations", "1"]  # long enough to be killed, by one cell at a time
 
 
-@pytest.mark.long
+@pytest.mark.nightly  # `tests/faults` kills embed too
 def test_a_killed_embed_goes_on_and_ends_with_the_features_of_an_unbroken_run(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 

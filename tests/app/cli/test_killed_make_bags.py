@@ -28,7 +28,7 @@ def write_slide(path, seed, side=1600):
         tiff.write(np.asarray(image), tile=(128, 128), photometric="rgb", **tags)
 
 
-@pytest.mark.long
+@pytest.mark.nightly  # `tests/faults` kills make-bags too
 def test_a_killed_run_goes_on_and_reads_no_finished_slide_again(tmp_path):
     (tmp_path / "slides").mkdir()
     for number in range(1, 5):

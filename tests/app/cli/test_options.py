@@ -101,6 +101,7 @@ def test_folders_without_a_table_are_wrong_usage(tmp_path):
 def test_two_encoders_side_by_side_have_curves_of_their_own(tmp_path, bags_folder):
     for name, method in (("one", "none"), ("two", "simclr")):
         line = ["--epochs", "1", "--batch-size", "16", "--image-size", "16", "--weights", "none", "--bags", bags_folder]
+        line += ["--arch", "test_resnet", "--engine", "none"]
         assert run("pretrain", "--method", method, *line, "--out", tmp_path / name).exit_code == 0
     assert {path.parent.name for path in (tmp_path / "dvclive").rglob("metrics.json")} == {"one", "two"}
     one, two = (set((tmp_path / "dvclive" / name / "plots" / "metrics").iterdir()) for name in ("one", "two"))

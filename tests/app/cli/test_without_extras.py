@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,12 +61,16 @@ def run(start):
 
 
 @pytest.fixture(scope="module")
-def finished(run, tmp_path_factory):
-    root = tmp_path_factory.mktemp("without")
-    for line in EVERY_VERB:
-        done = run(root, *line)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return root
+def finished(run, shared, tmp_path_factory):
+    """A copy of what all verbs made; some tests write to it."""
+
+    def make(root: Path) -> None:
+        for line in EVERY_VERB:
+            done = run(root, *line)
+            assert done.returncode == 0, done.stdout + done.stderr
+
+    made = shared.folder("without-extras", make)
+    return shutil.copytree(made, tmp_path_factory.mktemp("without") / "extras", symlinks=True)
 
 
 @pytest.mark.parametrize(

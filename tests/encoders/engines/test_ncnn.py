@@ -67,7 +67,7 @@ def test_its_record_names_its_files_and_both_libraries(bundle):
 
 
 @pytest.mark.parametrize(
-    ("arch", "projection_dim"), [("resnet18", 0), pytest.param("resnet50", 8, marks=pytest.mark.long)]
+    ("arch", "projection_dim"), [("resnet18", 0), pytest.param("resnet50", 8, marks=pytest.mark.nightly)]
 )
 def test_other_networks_with_and_without_projector(bags_folder, tmp_path, pixels, arch, projection_dim):
     torch.manual_seed(0)
