@@ -160,7 +160,7 @@ class Hdf5File:
         has, dtype = self._call(lambda: found.shape), self._call(lambda: found.dtype)
         if has is None or len(has) != len(shape) or any(n not in (None, m) for n, m in zip(shape, has, strict=True)):
             announced = "" if shape[0] is None else f"{shape[0]} instances announced, "
-            raise self.refused(f"contradicts itself: {announced}{name} has shape {has}")
+            raise self.refused(f"is inconsistent: {announced}{name} has shape {has}")
         if not _KINDS[kind](dtype):
             raise self.refused(f"holds {dtype} as {name}, which are not {kind}")
         return Hdf5Dataset(found.asstr() if kind == "text" else found, found, self._call)

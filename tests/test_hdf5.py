@@ -125,9 +125,9 @@ def reading(path):
         (lambda file: file.dataset("names", "bytes", (2,)), "which are not bytes"),
         (
             lambda file: file.dataset("names", "text", (3,)),
-            r"contradicts itself: 3 instances announced, names has shape \(2,\)",
+            r"is inconsistent: 3 instances announced, names has shape \(2,\)",
         ),
-        (lambda file: file.dataset("numbers", "numbers", (3,)), r"contradicts itself.*numbers has shape \(3, 2\)"),
+        (lambda file: file.dataset("numbers", "numbers", (3,)), r"is inconsistent.*numbers has shape \(3, 2\)"),
         (
             lambda file: file.require_schema("s/2", "a file"),
             "is not a file of this version .schema 's/1', expected 's/2'",

@@ -20,7 +20,7 @@ from cytomil.encoders.stages import layer_groups, layer_of
 from cytomil.errors import ImageUnreadableError, NoCellsError
 from cytomil.features.cache import EmbeddedBlock
 from cytomil.features.config import EmbedConfig
-from cytomil.features.embed import Embedder, n_described
+from cytomil.features.embed import Embedder, n_morphology
 from cytomil.layer import Layer
 from cytomil.mil.triage_model import TriageModel, load_triage_model
 from cytomil.progress import Count, Listener, Problem, Silent, Work
@@ -174,7 +174,7 @@ class CellReader:
     @property
     def dim(self) -> int:
         """Length of an embedding."""
-        return sum(layer_groups(self._bundle.encoder, self._layer.embedded)) + n_described(self._layer)
+        return sum(layer_groups(self._bundle.encoder, self._layer.embedded)) + n_morphology(self._layer)
 
     def read(self, images: Images, problems: list[Problem]) -> Iterator[EmbeddedBlock]:
         """The embeddings block by block; cells that cannot be read are added to ``problems``."""

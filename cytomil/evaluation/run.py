@@ -210,7 +210,7 @@ def _control(settings: EvaluateConfig, model: TriageModel, manifest: Manifest, l
     def labels_of(i: int) -> np.ndarray | None:
         row, features = opened[i]
         labels = _instance_labels(manifest, row.bag_id, features, unread)
-        return None if labels is None else labels[draw_of(fit_settings).places(row.bag_id, len(labels))]
+        return None if labels is None else labels[draw_of(fit_settings).indices(row.bag_id, len(labels))]
 
     return without_witnesses(bags, labels_of, fit_settings, listener)
 

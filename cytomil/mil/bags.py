@@ -128,13 +128,13 @@ class TrainingBag:
     @property
     def values(self) -> Tensor:
         """The features, float32 (N, D), standardised if asked for. Each access computes them again, to save memory."""
-        return self.some(slice(None))
+        return self.select(slice(None))
 
     def have_verdict(self, verdict: int) -> Tensor:
         """Whether readers gave each cell this verdict, 1 abnormal or 0 not abnormal: bool (N,)."""
         return torch.zeros(len(self), dtype=torch.bool) if self.verdicts is None else self.verdicts == verdict
 
-    def some(self, cells: slice | Tensor) -> Tensor:
+    def select(self, cells: slice | Tensor) -> Tensor:
         """`values` of some cells."""
         kept = self.stored[cells].float()
         return kept if self.standardise is None else self.standardise(kept)
@@ -148,7 +148,7 @@ def drawn_together(bags: Sequence[TrainingBag], max_cells: int, seed: int) -> Te
     bounds = torch.searchsorted(drawn, torch.tensor(starts)).tolist()
     return torch.cat(
         [
-            bag.some(drawn[first:last] - start)
+            bag.select(drawn[first:last] - start)
             for bag, start, first, last in zip(bags, starts, bounds, bounds[1:], strict=False)
         ]
     )

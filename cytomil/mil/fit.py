@@ -155,12 +155,12 @@ def training_bags(
     """The drawn cells of each cache, and those with feedback. A bag of unknown patient counts as a patient of its own."""
     bags = []
     for row, features in listener.track(opened, "reading features", unit="bags"):
-        places, verdicts = draw_of(settings).places(features.bag_id, len(features)), None
+        indices, verdicts = draw_of(settings).indices(features.bag_id, len(features)), None
         if feedback.of_bag(row.bag_id):
             codes = feedback.codes(row.bag_id, features.instance_ids)
-            places = np.union1d(places, np.flatnonzero(codes != UNKNOWN))
-            verdicts = torch.from_numpy(codes[places])
-        values = torch.from_numpy(features.some(places))
+            indices = np.union1d(indices, np.flatnonzero(codes != UNKNOWN))
+            verdicts = torch.from_numpy(codes[indices])
+        values = torch.from_numpy(features.select(indices))
         patient = row.patient_id or f"bag:{row.bag_id}"
         bags.append(TrainingBag(row.bag_id, values, row.label, patient, features.groups, verdicts=verdicts))
     return bags

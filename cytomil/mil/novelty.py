@@ -203,7 +203,7 @@ def fit_novelty(bags: Sequence[TrainingBag], fold: np.ndarray) -> Novelty:
 
 def _even_sample(bags: Sequence[TrainingBag]) -> Tensor:
     most = max(1, _FITTED_CELLS // len(bags))
-    return torch.cat([bag.some(slice(None, None, -(-len(bag) // most))) for bag in bags])
+    return torch.cat([bag.select(slice(None, None, -(-len(bag) // most))) for bag in bags])
 
 
 def _standardised(measured: Tensor, usual: Tensor) -> Tensor:

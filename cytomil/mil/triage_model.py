@@ -25,7 +25,7 @@ from cytomil.errors import (
     TriageModelError,
     require_folder,
 )
-from cytomil.features.config import group_of_turns
+from cytomil.features.config import require_group
 from cytomil.features.embed import preparation_sha256, stored_layer
 from cytomil.file_manifest import write_file_manifest
 from cytomil.files import put_back, replacing_folder, sha256_of_file, write_json_card
@@ -158,7 +158,7 @@ class ModelDescription(Card):
     settings: dict[str, Any]
     layer: Text
     preparation_sha256: Text | None = None
-    orientations: Annotated[Count, AfterValidator(group_of_turns)] = 1
+    orientations: Annotated[Count, AfterValidator(require_group)] = 1
     engine: Text | None = None
     cutting: Cutting | None
     limits: tuple[Text, ...]

@@ -17,7 +17,7 @@ from cytomil.errors import (
     TriageModelError,
     WorkersError,
 )
-from cytomil.features.embed import seen_px
+from cytomil.features.embed import max_image_px
 from cytomil.file_manifest import require_signature
 from cytomil.files import sha256_of_file
 from cytomil.litter import mark_own
@@ -223,7 +223,7 @@ def _reading(model: TriageModel, settings: RankConfig, listener: Listener) -> Sl
     if cutting is None and settings.crop_um is not None:
         transform = model.encoder.transform
         # The resolution that the layer uses, plus the margin that the encoder's centre crop removes.
-        crop_px = math.ceil(seen_px(model.layer, transform.image_size) / transform.center_crop)
+        crop_px = math.ceil(max_image_px(model.layer, transform.image_size) / transform.center_crop)
         cutting = Cutting(settings.crop_um, crop_px, settings.diameter_um or Cutting.diameter_um)
     elif settings.crop_um is not None or settings.diameter_um is not None:
         carried = (

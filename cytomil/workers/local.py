@@ -68,7 +68,7 @@ class Job(Protocol[Item_contra, Result_co]):
         """Load what all items need, once per worker.
 
         Returns:
-            A function from items to results, one per item, in order. It may read ahead.
+            A function from items to results, one per item, in order. It may prefetch.
 
         Raises:
             CytomilError: the user made a mistake. The function may raise it too.

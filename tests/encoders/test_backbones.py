@@ -76,7 +76,7 @@ def test_a_name_that_leads_to_a_download_is_no_name(name):
 
 
 def test_a_small_stem_is_for_resnets():
-    with pytest.raises(SettingsError, match="test_vit has its own"):
+    with pytest.raises(SettingsError, match="the first layers of test_vit are fixed"):
         resolve_architecture("test_vit", "small", 8, 32)
 
 

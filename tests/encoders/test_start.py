@@ -37,7 +37,7 @@ def normalised(pixels):
 
 def embedded(start, pixels):
     encoder = Encoder(start.architecture)
-    start.weights.put_into(encoder)
+    start.weights.load_into(encoder)
     with torch.inference_mode():
         return encoder.eval()(pixels)[0]
 
@@ -207,7 +207,7 @@ class TestRefusals:
 
     def test_how_many_tensors_match_and_which_first_does_not(self, resnet_file):
         said = self.refused(resnet_file, architecture=Architecture("resnet50", "standard"))
-        assert "97 of 318 tensors match, the first that does not is layer1.0.conv1.weight" in said
+        assert "97 of 318 tensors match, the first mismatch is layer1.0.conv1.weight" in said
         assert "(64, 64, 3, 3) in the file, (64, 64, 1, 1) here" in said
 
     def test_a_deeper_network_is_not_taken_in_part(self, tmp_path):

@@ -54,7 +54,7 @@ def test_features_are_kept_in_half_precision_and_read_in_single():
     bag = TrainingBag("a", stored, 0, "p", standardise=Standardiser(torch.ones(3), torch.full((3,), 2.0)))
     assert bag.values.dtype == torch.float32
     torch.testing.assert_close(bag.values, (stored.float() - 1) / 2)
-    torch.testing.assert_close(bag.some(torch.tensor([4, 2])), bag.values[[4, 2]])
+    torch.testing.assert_close(bag.select(torch.tensor([4, 2])), bag.values[[4, 2]])
 
 
 def test_the_spread_of_what_lies_far_from_nought_is_not_lost():
