@@ -315,7 +315,7 @@ class Model:
         if len(given) != len(values):
             raise ValueError(f"there are {len(given)} names for {len(values)} cells")
         assessment = self._model.ensemble.assess(values)
-        is_unlike = self._model.novelty.judge([values]).is_unlike
+        is_unlike = self._model.novelty.measure([values]).is_unlike
         return Scored(assessment.probability, assessment.scores, given, is_unlike)
 
     def __repr__(self) -> str:

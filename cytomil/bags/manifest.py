@@ -76,7 +76,7 @@ def open_unaltered(manifest: Manifest, row: BagRow) -> Bag:
     bag = open_listed(manifest, row)
     if content_sha256(bag) != row.sha256:
         raise BagFileError(
-            f"{bag.path} is not the bag that {MANIFEST_NAME} lists (altered or exchanged). Make the bags again with "
+            f"{bag.path} is not the bag that {MANIFEST_NAME} lists (altered or replaced). Make the bags again with "
             "`cytomil make-bags`."
         )
     return bag

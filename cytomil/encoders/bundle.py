@@ -179,7 +179,7 @@ def load_bundle(path: Path) -> EncoderBundle:
     sha256 = sha256_of_file(weights)
     if sha256 != card.weights_sha256:
         raise EncoderBundleError(
-            f"{weights} is not the file that {CARD_NAME} describes (damaged or exchanged). Train again."
+            f"{weights} is not the file that {CARD_NAME} describes (damaged or replaced). Train again."
         )
     try:
         encoder = Encoder(card.architecture)

@@ -14,7 +14,7 @@ from cytomil.bags.images import MIN_CELLS
 from cytomil.encoders.engines import Engine, open_same_engine
 from cytomil.errors import CytomilError, NoCellsError, TriageModelError
 from cytomil.features.embed import Embedder, as_lines
-from cytomil.mil.bags import cells_to_teach
+from cytomil.mil.bags import informative_cells
 from cytomil.mil.cross_validate import Assessment, score_shares
 from cytomil.mil.novelty import SlideNovelty
 from cytomil.mil.triage_model import TriageCard, TriageModel, load_triage_model
@@ -190,7 +190,7 @@ class Ranker:
             key_instances=self._key_instances(source, cells),
             to_teach=tuple(
                 TeachingCell(cells.names[i], float(assessment.scores[i]))
-                for i in cells_to_teach(assessment.scores, self._settings.top, self._settings.learn)
+                for i in informative_cells(assessment.scores, self._settings.top, self._settings.learn)
             ),
             score_shares=tuple(score_shares(assessment.scores).tolist()),
         )

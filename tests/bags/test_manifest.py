@@ -64,7 +64,7 @@ def test_a_name_that_leaves_the_folder_is_refused(tmp_path, bag_id):
 
 
 def test_a_negative_number_of_cells_is_refused(tmp_path):
-    assert "-3 instances" in refusal(tmp_path, "a,a.h5,p,train,0,-3,,s")
+    assert "number of instances is -3" in refusal(tmp_path, "a,a.h5,p,train,0,-3,,s")
 
 
 @pytest.mark.parametrize("wrong", [{"label": 1}, {"patient_id": "other"}, {"n_instances": 9}, {"sha256": "0"}])

@@ -93,7 +93,7 @@ def test_the_hash_is_checked_on_every_use(web, cache, digits):
     content[-100] ^= 1
     path.write_bytes(content)
     said = refused(one)
-    assert "damaged or exchanged" in said
+    assert "damaged or was replaced" in said
     assert "Delete it" in said
 
 

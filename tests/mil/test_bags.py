@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytomil.mil.bags import Standardiser, TrainingBag, drawn_together, split, spread_folds
+from cytomil.mil.bags import Standardiser, TrainingBag, draw_cells, split, spread_folds
 
 
 def bags(values):
@@ -66,11 +66,11 @@ def test_the_spread_of_what_lies_far_from_nought_is_not_lost():
 def test_cells_are_drawn_from_all_bags_together(most):
     some = [TrainingBag(str(i), torch.arange(10.0 * i, 10 * i + 10)[:, None], 0, "p") for i in range(10)]
     some.insert(3, TrainingBag("empty", torch.zeros(0, 1), 0, "p"))
-    drawn = drawn_together(some, most, 0)
+    drawn = draw_cells(some, most, 0)
     assert drawn.shape == (min(most, 100), 1)
     assert len(set(drawn.flatten().tolist())) == len(drawn)
-    assert torch.equal(drawn, drawn_together(some, most, 0))
-    assert most != 37 or not torch.equal(drawn, drawn_together(some, most, 1))
+    assert torch.equal(drawn, draw_cells(some, most, 0))
+    assert most != 37 or not torch.equal(drawn, draw_cells(some, most, 1))
 
 
 def bags_of(labelled):

@@ -241,7 +241,7 @@ def test_cross_validation_tells_positive_bags(name):
 
 @EVERY
 def test_what_holds_bags_out_to_fit_its_curve_gives_them_back_on_its_own_scale(name, fitted):
-    judged = fitted[name][0].judged
+    judged = fitted[name][0].cross_fitted
     if CLASSES[name].by_epochs:
         assert judged is None
         return
