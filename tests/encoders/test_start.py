@@ -174,8 +174,8 @@ class TestDinoBloom:
     @pytest.mark.parametrize(
         ("name", "reason"),
         [
-            ("vit_base_patch14_dinov2", r"\(1, 1, 384\) in the file, \(1, 1, 768\) here"),
-            ("resnet50", "conv1.weight, not in the file"),
+            ("vit_base_patch14_dinov2", r"\(1, 1, 384\) in the file, \(1, 1, 768\) in the network"),
+            ("resnet50", "conv1.weight: not in the file"),
         ],
     )
     def test_another_architecture_is_told_how_far_it_fits(self, checkpoint, name, reason):
