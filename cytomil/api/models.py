@@ -67,10 +67,10 @@ class Printed:
         """Yield ``items``, and count them now and then."""
         if total is None and isinstance(items, Sized):
             total = len(items)
-        tell = _counter(f"{description}: ", total, unit)
+        report = _counter(f"{description}: ", total, unit)
         for item in items:
             yield item
-            tell(1)
+            report(1)
 
     @contextmanager
     def whole(self, work: Work) -> Iterator[Count]:
@@ -83,20 +83,20 @@ class Printed:
 
 
 class _Counted:
-    def __init__(self, tell: Callable[[int], None]) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[int], None]) -> None:
+        self._report = report
 
     def step(self, units: int) -> None:
-        self._tell(units)
+        self._report(units)
 
     def skip(self, units: int) -> None:
-        self._tell(units)
+        self._report(units)
 
 
 def _counter(prefix: str, total: int | None, unit: str) -> Callable[[int], None]:
     done, due = 0, time.monotonic() + _SECONDS_BETWEEN
 
-    def tell(units: int) -> None:
+    def report(units: int) -> None:
         nonlocal done, due
         done += units
         if time.monotonic() >= due or done == total:
@@ -104,7 +104,7 @@ def _counter(prefix: str, total: int | None, unit: str) -> Callable[[int], None]
             print(f"{prefix}{done:,}{of} {unit}".rstrip(), file=sys.stderr, flush=True)
             due = time.monotonic() + _SECONDS_BETWEEN
 
-    return tell
+    return report
 
 
 class Encoder:
@@ -285,17 +285,17 @@ class Model:
         """
         problems: list[Problem] = []
         names: list[str] = []
-        assessed, judged = self._model.ensemble.begin(), self._model.novelty.begin()
+        reading, novelty = self._model.ensemble.begin(), self._model.novelty.begin()
         for block in self._cells.read(images, problems):
             names += block.instance_ids
-            assessed.add(block.values)
-            judged.add(block.values)
+            reading.add(block.values)
+            novelty.add(block.values)
         if not names:
             first = f" The first: {problems[0].where}: {problems[0].reason}" if problems else ""
             raise NoCellsError(f"there are no cells to score.{first}")
-        assessment = assessed.result()
+        assessment = reading.result()
         return Scored(
-            assessment.probability, assessment.scores, tuple(names), judged.result().is_unlike, tuple(problems)
+            assessment.probability, assessment.scores, tuple(names), novelty.result().is_unlike, tuple(problems)
         )
 
     def score_embeddings(self, embeddings: np.ndarray, names: Iterable[str] = ()) -> Scored:
