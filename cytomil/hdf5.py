@@ -129,7 +129,7 @@ class Hdf5File:
         expected, accepted = _ATTRIBUTES[kind]
         fits = isinstance(value, accepted)
         if not fits:
-            raise self.refused(f"has the {name} {repr(value)[:60]}, which is not {expected}")
+            raise self.refused(f"has the attribute {name} = {repr(value)[:60]}, which is not {expected}")
         return kind(value)
 
     def whole_numbers(self, name: str) -> tuple[int, ...]:
@@ -138,7 +138,7 @@ class Hdf5File:
             return ()
         value = np.asarray(self._attribute(name))
         if value.ndim != 1 or (value.size and value.dtype.kind not in "iu"):
-            raise self.refused(f"has the {name} {repr(value)[:60]}, which are not whole numbers")
+            raise self.refused(f"has the attribute {name} = {repr(value)[:60]}, which are not whole numbers")
         return tuple(int(number) for number in value)
 
     def dataset(self, name: str, kind: str, shape: tuple[int | None, ...]) -> Hdf5Dataset:

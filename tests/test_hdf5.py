@@ -114,8 +114,8 @@ def reading(path):
     ("ask", "said"),
     [
         (lambda file: file.attribute("none", str), "lacks none"),
-        (lambda file: file.attribute("word", int), "word is 'one', which is not a whole number"),
-        (lambda file: file.attribute("share", int), "share is .*0.5.*, which is not a whole number"),
+        (lambda file: file.attribute("word", int), "word = 'one', which is not a whole number"),
+        (lambda file: file.attribute("share", int), "share = .*0.5.*, which is not a whole number"),
         (lambda file: file.attribute("n", str), "which is not text"),
         (lambda file: file.attribute("list", float), "which is not a number"),
         (lambda file: file.whole_numbers("word"), "which are not whole numbers"),
