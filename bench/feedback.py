@@ -36,7 +36,7 @@ from bench.recipe import (
     task_and_rates,
 )
 from bench.tables import Measured, Table
-from cytomil.mil.bags import cells_to_teach
+from cytomil.mil.bags import informative_cells
 from cytomil.threads import usable_cores
 
 SHOWN = {
@@ -126,7 +126,7 @@ def _shown(scores: np.ndarray, top: int, which: str, label: int) -> np.ndarray:
     ordered = np.argsort(-scores, kind="stable")
     if which == "learn":
         n_top = top - top // 2
-        return np.concatenate([ordered[:n_top], cells_to_teach(scores, n_top, top // 2)])
+        return np.concatenate([ordered[:n_top], informative_cells(scores, n_top, top // 2)])
     if which == "positive":
         return ordered[: 2 * top * label]
     return ordered[:top]

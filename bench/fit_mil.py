@@ -114,7 +114,7 @@ def score(root: str, n: int) -> dict[str, float]:
     before = own_peak_mb() / 1000
     features = open_features(path)
     assessment = ensemble.assess_blocks(features.blocks())
-    beyond = novelty.judge(features.blocks()).is_beyond
+    beyond = novelty.measure(features.blocks()).is_beyond
     if len(assessment.scores) != n or len(beyond) != n:
         raise SystemExit("not every cell was scored")
     size, peak = path.stat().st_size / 1e9, own_peak_mb() / 1000

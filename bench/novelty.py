@@ -69,12 +69,12 @@ def measure(options: argparse.Namespace) -> Measured:
         novelty = fit_novelty(train, assign_folds(train, settings))
         rows = [
             _row("training slides, each left out", [_left_out(train, i, settings) for i in range(len(train))]),
-            _row("test slides", [novelty.judge([embed(images)]) for images in test]),
+            _row("test slides", [novelty.measure([embed(images)]) for images in test]),
         ]
         for name, shift in _shifts():
-            rows.append(_row(name, [novelty.judge([embed(_shifted(images, shift))]) for images in test]))
+            rows.append(_row(name, [novelty.measure([embed(_shifted(images, shift))]) for images in test]))
         for name, slides in _foreign(root).items():
-            rows.append(_row(name, [novelty.judge([embed(images)]) for images in slides]))
+            rows.append(_row(name, [novelty.measure([embed(images)]) for images in slides]))
     text = (
         f"A model of {len(train)} bone-marrow slides of {options.bag_size} cells with an untrained encoder: the number of "
         "slides flagged as unlike the training slides, and the median of their p-values."
@@ -118,7 +118,7 @@ def _left_out(train: Sequence[TrainingBag], i: int, settings: Any) -> Any:
 
     rest = [bag for j, bag in enumerate(train) if j != i]
     novelty: Novelty = fit_novelty(rest, assign_folds(rest, settings))
-    return novelty.judge([train[i].values.numpy()])
+    return novelty.measure([train[i].values.numpy()])
 
 
 def _row(name: str, judged: Sequence[Any]) -> dict[str, str]:

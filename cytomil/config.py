@@ -50,7 +50,7 @@ def own_config(
     if first["type"] != "extra_forbidden":
         raise SettingsError(f"{kind} '{name}': {key}: {why_refused(first)}")
     known = list(model.model_fields)
-    all_there_are = f"There are: {', '.join(known)}." if known else "It has none of its own."
+    all_there_are = f"There are: {', '.join(known)}." if known else "It has no settings of its own."
     hint = did_you_mean(key, [*known, *beside]) or all_there_are
     raise SettingsError(f"{kind} '{name}' has no setting '{key}'. {hint}")
 

@@ -45,11 +45,11 @@ class ImageUnreadableError(CytomilError):
 
 
 class BagFileError(CytomilError):
-    """A bag file or manifest is truncated, has another schema, or contradicts itself."""
+    """A bag file or manifest is truncated, has another schema, or is inconsistent."""
 
 
 class TableError(CytomilError):
-    """A user's table (labels, resolutions, patients) cannot be read, or contradicts itself."""
+    """A user's table (labels, resolutions, patients) cannot be read, or is inconsistent."""
 
 
 class FeatureFileError(CytomilError):

@@ -126,10 +126,10 @@ class Hdf5File:
     def attribute(self, name: str, kind: type[A]) -> A:
         """A scalar attribute. Raises the error if it is missing or of another type."""
         value = self._attribute(name)
-        said, accepted = _ATTRIBUTES[kind]
+        expected, accepted = _ATTRIBUTES[kind]
         fits = isinstance(value, accepted)
         if not fits:
-            raise self.refused(f"says that its {name} is {repr(value)[:60]}, which is not {said}")
+            raise self.refused(f"has the attribute {name} = {repr(value)[:60]}, which is not {expected}")
         return kind(value)
 
     def whole_numbers(self, name: str) -> tuple[int, ...]:
@@ -138,7 +138,7 @@ class Hdf5File:
             return ()
         value = np.asarray(self._attribute(name))
         if value.ndim != 1 or (value.size and value.dtype.kind not in "iu"):
-            raise self.refused(f"says that its {name} are {repr(value)[:60]}, which are not whole numbers")
+            raise self.refused(f"has the attribute {name} = {repr(value)[:60]}, which are not whole numbers")
         return tuple(int(number) for number in value)
 
     def dataset(self, name: str, kind: str, shape: tuple[int | None, ...]) -> Hdf5Dataset:
@@ -160,7 +160,7 @@ class Hdf5File:
         has, dtype = self._call(lambda: found.shape), self._call(lambda: found.dtype)
         if has is None or len(has) != len(shape) or any(n not in (None, m) for n, m in zip(shape, has, strict=True)):
             announced = "" if shape[0] is None else f"{shape[0]} instances announced, "
-            raise self.refused(f"contradicts itself: {announced}{name} has shape {has}")
+            raise self.refused(f"is inconsistent: {announced}{name} has shape {has}")
         if not _KINDS[kind](dtype):
             raise self.refused(f"holds {dtype} as {name}, which are not {kind}")
         return Hdf5Dataset(found.asstr() if kind == "text" else found, found, self._call)
@@ -223,5 +223,5 @@ def _fault_of_seal(path: Path, *state: int) -> str:
             return "has no checksum: an earlier version of cytomil made it, or another program"
         return "is damaged or not a file of cytomil's"
     if head != (_SEAL % sha256_of_file(path, SEAL_BYTES).encode()).ljust(SEAL_BYTES, b"\0"):
-        return "is truncated or damaged: its content is not what its checksum says"
+        return "is truncated or damaged: its content does not match its checksum"
     return ""

@@ -241,7 +241,7 @@ def _to_rgb(image: Image.Image, page: TiffPage | None, head: bytes) -> Image.Ima
         image = _grey_of_16_bits(image, is_12_bit, page is not None and page.is_white_zero)
         is_deep = False  # judged already
     elif image.mode in ("I", "F"):
-        raise PictureError(f"nothing says which value of its 32-bit pixels is white. {_CURE}")
+        raise PictureError(f"the file does not state which value of its 32-bit pixels is white. {_CURE}")
     elif image.mode == "LAB":
         raise PictureError(f"its colours are given as Lab. {_CURE}")
     if not image.has_transparency_data:

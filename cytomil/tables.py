@@ -227,8 +227,8 @@ def _known_columns(path: Path, header: Sequence[str], columns: Sequence[Column])
         cure = f"Did you mean {guess}?" if guess else f"There are {known}."
         lacking = f" The file needs {_listing(missing)}." if missing else ""
         raise TableError(
-            f"{path}: unknown column '{unknown[0]}'. {cure}{lacking} A column that is of no concern here: begin its name "
-            f"with {REMARK}, as in '{REMARK}{composed(unknown[0])}', or remove it."
+            f"{path}: unknown column '{unknown[0]}'. {cure}{lacking} To keep a column that cytomil must ignore, begin its "
+            f"name with {REMARK}, as in '{REMARK}{composed(unknown[0])}', or remove it."
         )
     if missing:
         optional = _listing([column.name for column in columns if not column.required])

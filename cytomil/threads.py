@@ -1,4 +1,4 @@
-"""Computes results ahead of their use in threads: in order, with bounded memory and low priority."""
+"""Prefetch results in threads: in order, with bounded memory and low priority."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ahead(jobs: Iterable[Callable[[], T]], workers: int, most: int) -> Generator[T]:
-    """Yield the results of ``jobs`` in their order, whatever the timing of the threads.
+def prefetch(jobs: Iterable[Callable[[], T]], workers: int, max_pending: int) -> Generator[T]:
+    """Yield the results of ``jobs`` in their order, computed in advance by threads.
 
     An exception of a job, or of ``jobs``, is raised at its place in the order. Closing the iterator waits for running jobs
     and discards the others.
@@ -63,10 +63,10 @@ def ahead(jobs: Iterable[Callable[[], T]], workers: int, most: int) -> Generator
     Args:
         jobs: functions to call. A separate thread iterates over them, so the iterator may wait for other work.
         workers: threads that call them; 0: one per usable core.
-        most: max number of jobs that are started and whose results are not yet used, which bounds memory.
+        max_pending: max number of started jobs whose results are not yet used, which bounds memory.
     """
     waiting: SimpleQueue[Future[T] | None] = SimpleQueue()
-    slots, stopped = threading.Semaphore(most), threading.Event()
+    slots, stopped = threading.Semaphore(max_pending), threading.Event()
     pool = ThreadPoolExecutor(workers or usable_cores(), initializer=_lower_priority)
 
     def submit() -> None:
@@ -103,7 +103,7 @@ def _lower_priority() -> None:
     """Lower the priority of this thread, so that the thread that uses the results runs first.
 
     Only Linux has a priority per thread. A thread inherits that of its parent, so the new one is computed from the process.
-    Otherwise nested calls of `ahead` would lower it again and again.
+    Otherwise nested calls of `prefetch` would lower it again and again.
     """
     if sys.platform == "linux":
         own = os.getpriority(os.PRIO_PROCESS, os.getpid())

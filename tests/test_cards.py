@@ -115,7 +115,7 @@ def test_any_edited_encoder_card_loads_or_is_one_line(encoder_folder, bundle_cop
     write_json_card(bundle_copy / ENCODER_CARD, mutated(data, card, ("schema",)))
     bundle = loaded(lambda: load_bundle(bundle_copy))
     if bundle:
-        json.loads(bundle.made_of)
+        json.loads(bundle.provenance)
         assert sealed(bundle.card.to_json())
 
 

@@ -114,8 +114,8 @@ def reading(path):
     ("ask", "said"),
     [
         (lambda file: file.attribute("none", str), "lacks none"),
-        (lambda file: file.attribute("word", int), "word is 'one', which is not a whole number"),
-        (lambda file: file.attribute("share", int), "share is .*0.5.*, which is not a whole number"),
+        (lambda file: file.attribute("word", int), "word = 'one', which is not a whole number"),
+        (lambda file: file.attribute("share", int), "share = .*0.5.*, which is not a whole number"),
         (lambda file: file.attribute("n", str), "which is not text"),
         (lambda file: file.attribute("list", float), "which is not a number"),
         (lambda file: file.whole_numbers("word"), "which are not whole numbers"),
@@ -125,9 +125,9 @@ def reading(path):
         (lambda file: file.dataset("names", "bytes", (2,)), "which are not bytes"),
         (
             lambda file: file.dataset("names", "text", (3,)),
-            r"contradicts itself: 3 instances announced, names has shape \(2,\)",
+            r"is inconsistent: 3 instances announced, names has shape \(2,\)",
         ),
-        (lambda file: file.dataset("numbers", "numbers", (3,)), r"contradicts itself.*numbers has shape \(3, 2\)"),
+        (lambda file: file.dataset("numbers", "numbers", (3,)), r"is inconsistent.*numbers has shape \(3, 2\)"),
         (
             lambda file: file.require_schema("s/2", "a file"),
             "is not a file of this version .schema 's/1', expected 's/2'",

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from cytomil.threads import ahead
+from cytomil.threads import prefetch
 
 
 def slow_square(n):
@@ -17,12 +17,12 @@ def slow_square(n):
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_results_come_in_the_order_of_the_jobs(workers):
     jobs = (partial(slow_square, n) for n in range(30))
-    assert list(ahead(jobs, workers, 4)) == [n * n for n in range(30)]
+    assert list(prefetch(jobs, workers, 4)) == [n * n for n in range(30)]
 
 
 def test_no_more_is_begun_than_was_allowed():
     begun, used = [], 0
-    for n in ahead((partial(lambda n: begun.append(n) or n, n) for n in range(40)), 2, 5):
+    for n in prefetch((partial(lambda n: begun.append(n) or n, n) for n in range(40)), 2, 5):
         time.sleep(0.001)
         assert n == used
         assert len(begun) <= used + 5
@@ -35,7 +35,7 @@ def fails():
 
 
 def test_a_failed_job_is_raised_at_its_place():
-    results = ahead(iter([partial(slow_square, 2), fails, partial(slow_square, 3)]), 2, 2)
+    results = prefetch(iter([partial(slow_square, 2), fails, partial(slow_square, 3)]), 2, 2)
     assert next(results) == 4
     with pytest.raises(KeyError, match="this job"):
         next(results)
@@ -46,7 +46,7 @@ def test_what_the_source_of_jobs_raises_reaches_the_consumer():
         yield partial(slow_square, 1)
         raise OSError("cut off")
 
-    results = ahead(jobs(), 2, 2)
+    results = prefetch(jobs(), 2, 2)
     assert next(results) == 1
     with pytest.raises(OSError, match="cut off"):
         next(results)
@@ -63,7 +63,7 @@ def test_closing_ends_the_threads_and_the_source():
             closed.set()
 
     before = threading.active_count()
-    results = ahead(jobs(), 2, 3)
+    results = prefetch(jobs(), 2, 3)
     next(results)
     results.close()
     assert closed.is_set()
@@ -71,5 +71,5 @@ def test_closing_ends_the_threads_and_the_source():
 
 
 def test_jobs_may_wait_for_other_work_done_ahead():
-    inner = ahead((partial(slow_square, n) for n in range(20)), 2, 2)
-    assert list(ahead((partial(slow_square, n) for n in inner), 2, 2)) == [n**4 for n in range(20)]
+    inner = prefetch((partial(slow_square, n) for n in range(20)), 2, 2)
+    assert list(prefetch((partial(slow_square, n) for n in inner), 2, 2)) == [n**4 for n in range(20)]

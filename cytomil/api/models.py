@@ -20,7 +20,7 @@ from cytomil.encoders.stages import layer_groups, layer_of
 from cytomil.errors import ImageUnreadableError, NoCellsError
 from cytomil.features.cache import EmbeddedBlock
 from cytomil.features.config import EmbedConfig
-from cytomil.features.embed import Embedder, n_described
+from cytomil.features.embed import Embedder, n_morphology
 from cytomil.layer import Layer
 from cytomil.mil.triage_model import TriageModel, load_triage_model
 from cytomil.progress import Count, Listener, Problem, Silent, Work
@@ -67,10 +67,10 @@ class Printed:
         """Yield ``items``, and count them now and then."""
         if total is None and isinstance(items, Sized):
             total = len(items)
-        tell = _counter(f"{description}: ", total, unit)
+        report = _counter(f"{description}: ", total, unit)
         for item in items:
             yield item
-            tell(1)
+            report(1)
 
     @contextmanager
     def whole(self, work: Work) -> Iterator[Count]:
@@ -83,20 +83,20 @@ class Printed:
 
 
 class _Counted:
-    def __init__(self, tell: Callable[[int], None]) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[int], None]) -> None:
+        self._report = report
 
     def step(self, units: int) -> None:
-        self._tell(units)
+        self._report(units)
 
     def skip(self, units: int) -> None:
-        self._tell(units)
+        self._report(units)
 
 
 def _counter(prefix: str, total: int | None, unit: str) -> Callable[[int], None]:
     done, due = 0, time.monotonic() + _SECONDS_BETWEEN
 
-    def tell(units: int) -> None:
+    def report(units: int) -> None:
         nonlocal done, due
         done += units
         if time.monotonic() >= due or done == total:
@@ -104,7 +104,7 @@ def _counter(prefix: str, total: int | None, unit: str) -> Callable[[int], None]
             print(f"{prefix}{done:,}{of} {unit}".rstrip(), file=sys.stderr, flush=True)
             due = time.monotonic() + _SECONDS_BETWEEN
 
-    return tell
+    return report
 
 
 class Encoder:
@@ -174,7 +174,7 @@ class CellReader:
     @property
     def dim(self) -> int:
         """Length of an embedding."""
-        return sum(layer_groups(self._bundle.encoder, self._layer.embedded)) + n_described(self._layer)
+        return sum(layer_groups(self._bundle.encoder, self._layer.embedded)) + n_morphology(self._layer)
 
     def read(self, images: Images, problems: list[Problem]) -> Iterator[EmbeddedBlock]:
         """The embeddings block by block; cells that cannot be read are added to ``problems``."""
@@ -285,17 +285,17 @@ class Model:
         """
         problems: list[Problem] = []
         names: list[str] = []
-        assessed, judged = self._model.ensemble.begin(), self._model.novelty.begin()
+        reading, novelty = self._model.ensemble.begin(), self._model.novelty.begin()
         for block in self._cells.read(images, problems):
             names += block.instance_ids
-            assessed.add(block.values)
-            judged.add(block.values)
+            reading.add(block.values)
+            novelty.add(block.values)
         if not names:
             first = f" The first: {problems[0].where}: {problems[0].reason}" if problems else ""
             raise NoCellsError(f"there are no cells to score.{first}")
-        assessment = assessed.result()
+        assessment = reading.result()
         return Scored(
-            assessment.probability, assessment.scores, tuple(names), judged.result().is_unlike, tuple(problems)
+            assessment.probability, assessment.scores, tuple(names), novelty.result().is_unlike, tuple(problems)
         )
 
     def score_embeddings(self, embeddings: np.ndarray, names: Iterable[str] = ()) -> Scored:
@@ -315,7 +315,7 @@ class Model:
         if len(given) != len(values):
             raise ValueError(f"there are {len(given)} names for {len(values)} cells")
         assessment = self._model.ensemble.assess(values)
-        is_unlike = self._model.novelty.judge([values]).is_unlike
+        is_unlike = self._model.novelty.measure([values]).is_unlike
         return Scored(assessment.probability, assessment.scores, given, is_unlike)
 
     def __repr__(self) -> str:

@@ -25,9 +25,10 @@ from cytomil.slides.find import Cutting
 
 
 class Strings(Sequence[str]):
-    """A sequence of strings as one block of UTF-8 text: 8 bytes per string and its own letters, where a list needs some 70.
+    """A sequence of strings, stored as one block of UTF-8 text.
 
-    Reading an entry makes a new string. `extend` adds at the end; nothing else changes a sequence.
+    It takes 8 bytes per string in addition to the text, and a list takes about 70. Indexing creates a new string. Only
+    `extend` changes the sequence.
     """
 
     def __init__(self, strings: Iterable[str] = ()) -> None:
@@ -37,23 +38,23 @@ class Strings(Sequence[str]):
 
     def extend(self, strings: Iterable[str]) -> None:
         """Add strings at the end."""
-        for one in strings:
-            self._text += one.encode("utf-8", "surrogatepass")
+        for string in strings:
+            self._text += string.encode("utf-8", "surrogatepass")
             self._ends.append(len(self._text))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
     @overload
-    def __getitem__(self, place: int) -> str: ...
+    def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, place: slice) -> tuple[str, ...]: ...
-    def __getitem__(self, place: int | slice) -> str | tuple[str, ...]:
-        if isinstance(place, slice):
-            return tuple(self._at(i) for i in range(*place.indices(len(self))))
-        i = place + len(self) if place < 0 else place
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        if isinstance(index, slice):
+            return tuple(self._at(i) for i in range(*index.indices(len(self))))
+        i = index + len(self) if index < 0 else index
         if not 0 <= i < len(self):
-            raise IndexError(f"place {place} of {len(self)} strings")
+            raise IndexError(f"index {index} is out of range for {len(self)} strings")
         return self._at(i)
 
     def __iter__(self) -> Iterator[str]:
@@ -211,15 +212,15 @@ def open_bag(path: Path | str) -> Bag:
 
 
 def _in_blocks(ids: Hdf5Dataset) -> Strings:
-    """All ids. The strings of h5py would take ten times as much memory for a large bag."""
-    found = Strings()
+    """All ids, read block by block. For a large bag, the strings of h5py would take ten times as much memory."""
+    strings = Strings()
     for start in range(0, len(ids), _IDS_PER_BLOCK):
-        found.extend(ids.read(start, start + _IDS_PER_BLOCK))
-    return found
+        strings.extend(ids.read(start, start + _IDS_PER_BLOCK))
+    return strings
 
 
 def content_sha256(bag: Bag) -> str:
-    """SHA-256 of what training sees of a bag, computed from the file. It equals ``bag.sha256`` unless the file changed."""
+    """SHA-256 of the parts of a bag that training reads. It equals ``bag.sha256`` unless the file has changed."""
     cells = (
         Instance(bag.instance_ids[i], image, tuple(bag.coords[i]))
         for start in range(0, len(bag), 256)
@@ -250,7 +251,7 @@ def column(file: Hdf5File, name: str) -> Hdf5Dataset:
 def _info(file: Hdf5File) -> BagInfo:
     mpp, label = file.attribute("mpp", float), file.attribute("label", int)
     if not (np.isnan(mpp) or (np.isfinite(mpp) and mpp > 0)) or label not in (0, 1):
-        raise file.refused(f"has {mpp:g} µm per pixel and label {label}, which is not possible")
+        raise file.refused(f"has {mpp:g} µm per pixel and label {label}, which is impossible")
     return BagInfo(
         bag_id=file.attribute("bag_id", str),
         label=label,
@@ -262,18 +263,18 @@ def _info(file: Hdf5File) -> BagInfo:
 
 
 def _cutting(file: Hdf5File) -> Cutting | None:
-    written = file.attribute("cutting", str)
+    text = file.attribute("cutting", str)
     try:
-        known = json.loads(written)
-        return None if known is None else Cutting(**known)
+        fields = json.loads(text)
+        return None if fields is None else Cutting(**fields)
     except (ValueError, TypeError, RecursionError, SettingsError) as error:
         raise file.refused(f"has an invalid attribute 'cutting' ({error})") from None
 
 
 def _start_digest(info: BagInfo) -> hashlib._Hash:
     mpp = None if info.mpp is None else float(info.mpp)
-    seen = (SCHEMA, info.bag_id, info.patient_id, int(info.label), mpp, _cutting_json(info))
-    return hashlib.sha256(repr(seen).encode())
+    fields = (SCHEMA, info.bag_id, info.patient_id, int(info.label), mpp, _cutting_json(info))
+    return hashlib.sha256(repr(fields).encode())
 
 
 def _cutting_json(info: BagInfo) -> str:
@@ -299,16 +300,16 @@ def _blocks(instances: Iterable[Instance], size: int) -> Iterator[list[Instance]
 
 @dataclass(frozen=True)
 class Draw:
-    """At most ``max_cells`` cells per bag, drawn without replacement by ``seed`` and the bag's id. 0: all cells."""
+    """At most ``max_cells`` cells per bag, drawn without replacement; 0: all cells. ``seed`` and the bag's id decide."""
 
     max_cells: int = 0
     seed: int = 0
 
     def count(self, n: int) -> int:
-        """How many of ``n`` cells are drawn."""
+        """Number of cells drawn from a bag of ``n`` cells."""
         return min(n, self.max_cells) if self.max_cells else n
 
-    def places(self, bag_id: str, n: int) -> np.ndarray:
+    def indices(self, bag_id: str, n: int) -> np.ndarray:
         """Indices of the drawn cells among a bag's ``n`` cells, in ascending order, int64 (`count`,)."""
         if self.count(n) == n:
             return np.arange(n)

@@ -63,11 +63,11 @@ def require_enough(classes: ClassFolders, plan: Plan, left_out: int = 0) -> None
     n_abnormal = sum(map(len, classes.abnormal.values()))
     if left_out == 0 and n_normal >= plan.n_normal and n_abnormal >= plan.n_abnormal:
         return
-    spoilt = f", of which {left_out} are unreadable or duplicates" if left_out else ""
+    unusable = f", of which {left_out} are unreadable or duplicates" if left_out else ""
     raise NotEnoughCellsError(
         f"{classes.root}: these bags need {plan.n_normal:,} normal and {plan.n_abnormal:,} abnormal cells; there are "
         f"{n_normal:,} normal ({_counts(classes.normal)}) and {n_abnormal:,} abnormal ({_counts(classes.abnormal)})"
-        f"{spoilt}. Lower --bag-size, --train-bags, --test-bags or --witness-rate."
+        f"{unusable}. Lower --bag-size, --train-bags, --test-bags or --witness-rate."
     )
 
 
@@ -134,7 +134,7 @@ class Plan:
 
     @property
     def jobs(self) -> list[tuple[str, int, int]]:
-        """Split, number within the split (from 1) and label of every bag, in the order they are made."""
+        """Split, number within the split (from 1) and label of every bag, in the order in which they are made."""
         return [
             (split, number, label)
             for split, labels in (("train", self.train_labels), ("test", self.test_labels))

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from cytomil.config import Config, Names
 
-WHERE_WORK_IS_DONE = ("workers", "ray_address")
+EXECUTION_SETTINGS = ("workers", "ray_address")
 """Fields of `MakeBagsConfig` that do not change the result."""
 
 

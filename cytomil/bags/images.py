@@ -1,4 +1,4 @@
-"""Single cell images: lists those of a folder, and reads, decodes and encodes them.
+"""Single cell images: list those of a folder, and read, decode and encode them.
 
 Bags keep the original bytes, which are decoded when needed.
 """
@@ -42,13 +42,13 @@ def open_image(encoded: bytes, name: str) -> Image.Image:
         image = read_picture(encoded, _require_cell_size).image if pixels is None else Image.fromarray(pixels)
     except PictureError as error:
         raise ImageUnreadableError(f"{name}: {error}") from None
-    # Pillow would save a comment again, and a patient's name may be in it.
+    # Pillow would copy a comment into the next file, and it may contain a patient's name.
     image.info = {}
     return image
 
 
 def looks_like_field(width: int, height: int) -> bool:
-    """Whether a picture of this size may be a whole field instead of a cell: both sides have at least 480 px."""
+    """Whether a picture of this size (px) may be a field instead of a cell: both sides have at least 480 px."""
     return min(width, height) >= _FIELD_PX
 
 
@@ -56,7 +56,7 @@ def _require_cell_size(width: int, height: int) -> None:
     """Raise `PictureError` if a picture is too small for a cell, or has the size of a camera field or a slide."""
     shorter, longer = min(width, height), max(width, height)
     if shorter < CELL_PX[0]:
-        raise PictureError(f"{width}×{height} px are too few for a cell.")
+        raise PictureError(f"{width}×{height} px is too small for a cell.")
     if longer > CELL_PX[1] or (shorter >= _FIELD_PX and longer >= _FIELD_ASPECT * shorter):
         raise PictureError(
             f"{width}×{height} px: this looks like a whole field or slide, not a cell. Put it directly into the folder of "
@@ -89,7 +89,7 @@ def read_encoded(path: Path, name: str) -> bytes:
     try:
         size = path.stat().st_size
         if size > _MAX_BYTES:
-            raise ImageUnreadableError(f"{name}: {size / 1e6:,.0f} MB are too many for a cell image.")
+            raise ImageUnreadableError(f"{name}: {size / 1e6:,.0f} MB is too large for a cell image.")
         return path.read_bytes()
     except OSError as error:
         raise ImageUnreadableError(f"{name}: {why_unreadable(path, error)}") from None
@@ -120,7 +120,7 @@ class CellFiles:
     """The files of a folder of cells, at any depth and through links, in a fixed order.
 
     Args:
-        files: every file that may be a cell, whatever its name. Only decoding can decide it.
+        files: every file that may be a cell, whatever its name. Only decoding shows whether it is one.
         left_out: files that cannot be cells, named by their path in the folder, with the reason.
     """
 
@@ -128,7 +128,7 @@ class CellFiles:
     left_out: tuple[Problem, ...]
 
     def why_none(self) -> str:
-        """The rest of a message that begins with the folder's name: it holds no cells, and why."""
+        """Why the folder holds no cells, as the end of a sentence that begins with the folder's name."""
         if not self.left_out:
             return f"holds no cell images ({PICTURE_KINDS})."
         first, n = self.left_out[0], len(self.left_out)
@@ -176,5 +176,5 @@ def _walk(folder: Path, failed: Callable[[OSError], None]) -> Iterator[Path]:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    found = folder.stat()
-    return found.st_dev, found.st_ino
+    status = folder.stat()
+    return status.st_dev, status.st_ino

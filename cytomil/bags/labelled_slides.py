@@ -1,4 +1,4 @@
-"""Bags of labelled slides: plans the splits, reads the slides in parallel, and assembles the folder of bags."""
+"""Bags of labelled slides: plan the splits, read the slides in parallel, and assemble the folder of bags."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cytomil.bags.config import MakeBagsConfig
 from cytomil.bags.images import MIN_CELLS
 from cytomil.bags.manifest import SPLITS, BagRow, MadeBags
 from cytomil.bags.patients import LabelledSlide, label_words, read_labels
-from cytomil.bags.slide_dir import SharedCells, list_slide_dir, split_by_patient, unlike
+from cytomil.bags.slide_dir import SharedCells, copy_warning, list_slide_dir, split_by_patient
 from cytomil.bags.whole_slides import (
     FinishedSlide,
     FinishedSlides,
@@ -37,51 +37,51 @@ from cytomil.threads import usable_cores
 from cytomil.workers import WorkerFailure, open_workers
 
 
-def copies(places: Mapping[str, Path]) -> dict[str, str]:
+def copies(paths: Mapping[str, Path]) -> dict[str, str]:
     """Map the name of each slide that is a copy of an earlier one to the earlier one's name.
 
-    ``places`` maps names to slide files or folders of cell images; the first of several copies is the original. In a
+    ``paths`` maps names to slide files or folders of cell images; the first of several copies is the original. In a
     folder, the bytes of the images are compared, not their names. Files are read only if all their sizes are equal.
     """
     first: dict[str, str] = {}
-    filled = {name: place for name, place in places.items() if next(_files_of(place), None)}
-    for group in _alike(filled, _sizes):
+    filled = {name: path for name, path in paths.items() if next(_files_of(path), None)}
+    for group in _group_by(filled, _sizes):
         if len(group) > 1:
-            for same in _alike({name: places[name] for name in group}, _contents):
+            for same in _group_by({name: paths[name] for name in group}, _contents):
                 first |= dict.fromkeys(same[1:], same[0])
     return first
 
 
-def _alike(places: Mapping[str, Path], key: Callable[[Path], Hashable]) -> list[list[str]]:
+def _group_by(paths: Mapping[str, Path], key: Callable[[Path], Hashable]) -> list[list[str]]:
     groups: dict[Hashable, list[str]] = defaultdict(list)
-    for name, place in places.items():
-        groups[key(place)].append(name)
+    for name, path in paths.items():
+        groups[key(path)].append(name)
     return list(groups.values())
 
 
-def _sizes(place: Path) -> Hashable:
-    return place.is_dir(), tuple(sorted(file.stat().st_size for file in _files_of(place)))
+def _sizes(path: Path) -> Hashable:
+    return path.is_dir(), tuple(sorted(file.stat().st_size for file in _files_of(path)))
 
 
-def _contents(place: Path) -> Hashable:
+def _contents(path: Path) -> Hashable:
     try:
-        return tuple(sorted(map(sha256_of_file, _files_of(place))))
+        return tuple(sorted(map(sha256_of_file, _files_of(path))))
     except OSError:
-        return place  # a slide that cannot be read is no copy; it is reported when its bag is made
+        return path  # an unreadable slide does not count as a copy; making its bag reports it
 
 
-def _files_of(place: Path) -> Iterator[Path]:
+def _files_of(path: Path) -> Iterator[Path]:
     """The files of a slide, including the companion folder of an .mrxs file."""
-    if place.is_file():
-        yield place
-    folder = place.with_suffix("") if place.suffix.lower() == ".mrxs" else place
+    if path.is_file():
+        yield path
+    folder = path.with_suffix("") if path.suffix.lower() == ".mrxs" else path
     if folder.is_dir():
-        yield from sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        yield from sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
 
 
 _CELLS_AT_ONCE = 256
-_WORTH_A_PROCESS = 4_000_000
-"""Bytes of slides per process. Starting a process takes up to a second, which smaller slides do not repay."""
+_MIN_BYTES_PER_PROCESS = 4_000_000
+"""Min bytes of slides per process. For fewer, starting a process, up to a second, takes longer than it saves."""
 
 
 def from_labelled_slides(folder: Path, settings: MakeBagsConfig, listener: Listener) -> MadeBags:
@@ -94,46 +94,46 @@ def from_labelled_slides(folder: Path, settings: MakeBagsConfig, listener: Liste
     root, labels = Path(settings.source), settings.labels
     assert labels is not None
     listed = read_labels(labels, label_words(settings.positive, settings.negative))
-    places, problems = _places(root, listed)
-    distinct, copied = _without_copies(labels, listed, places)
+    paths, problems = _paths(root, listed)
+    distinct, copied = _without_copies(labels, listed, paths)
     problems += copied
     slides = split_by_patient(distinct, settings.test_fraction, settings.seed)
     # Training slides first: an image in both splits is then left out of the test slide.
     slides = sorted(slides, key=_training_first)
-    given, unused = _resolutions(settings, listed, places)
-    chosen = [slide for slide in slides if slide.slide in places]
-    bags = _read_slides(chosen, places, Resolutions(given, settings.mpp), settings, listener)
-    gathered = _Gathered(folder)
+    given, unused = _resolutions(settings, listed, paths)
+    chosen = [slide for slide in slides if slide.slide in paths]
+    bags = _read_slides(chosen, paths, Resolutions(given, settings.mpp), settings, listener)
+    collected = _BagFolder(folder)
     for slide, bag in zip(chosen, listener.track(bags, "collecting bags", unit="bags"), strict=True):
-        gathered.add(slide, bag)
-    problems += gathered.problems
+        collected.add(slide, bag)
+    problems += collected.problems
     problems += [Problem(name, f"has no line in {labels.name}") for name in _unlisted(root, listed)]
     problems += [
         Problem(name, f"its line in {unused[name]} matches no slide of {labels.name}") for name in sorted(unused)
     ]
-    rows = gathered.rows
+    rows = collected.rows
     if not rows:
         raise BagFileError(f"none of the slides in {labels} could be read: {problems[0].where}: {problems[0].reason}")
-    notes = (*_note_on_patients(slides), *_note_on_edges(gathered.n_at_edge))
+    notes = (*_note_on_patients(slides), *_note_on_edges(collected.n_at_edge))
     planned = listed if listed[0].split else slides
-    problems += gathered.problems_of_cells
+    problems += collected.problems_of_cells
     return MadeBags(settings.out, tuple(rows), tuple(problems), notes, unused_labels(labels, planned, rows))
 
 
 @dataclass(frozen=True)
 class _SlideBag:
-    """A slide that was read in this run or an earlier one, with the metadata of its bag and the folder of its files."""
+    """A slide that this run or an earlier one has read, the metadata of its bag, and the folder that holds its files."""
 
-    place: Path
+    path: Path
     info: BagInfo
     key: str | None
     finished: FinishedSlide
-    lies_in: FinishedSlides
+    folder: FinishedSlides
 
 
 def _read_slides(
     slides: Sequence[LabelledSlide],
-    places: Mapping[str, Path],
+    paths: Mapping[str, Path],
     resolutions: Resolutions,
     settings: MakeBagsConfig,
     listener: Listener,
@@ -143,42 +143,42 @@ def _read_slides(
     cutting = Cutting(settings.crop_um, settings.crop_px, settings.diameter_um)
     here = FinishedSlides(unfinished(settings.out))
     parts = {entry.path: entry.parts for entry in list_slide_dir(root).slides}
-    found: dict[str, _SlideBag] = {}
+    bags: dict[str, _SlideBag] = {}
     to_read: list[SlideToRead] = []
     size = 0
     for slide in listener.track(slides, "looking for finished slides", unit="slides"):
-        name, place = slide.slide, places[slide.slide]
-        cut = None if place.is_dir() else cutting
+        name, path = slide.slide, paths[slide.slide]
+        cut = None if path.is_dir() else cutting
         info = BagInfo(
             name, slide.label, slide.patient_id, None if cut is None else cut.mpp, f"{root.name}/{name}", cut
         )
         files, key = None, None
         # If the files cannot be listed, reading the slide fails too and reports the reason.
         with suppress(OSError):
-            files = files_of(place, parts.get(place, ()))
-            key = key_of(name, files, cut, resolutions.of(place) if cut else None)
+            files = files_of(path, parts.get(path, ()))
+            key = key_of(name, files, cut, resolutions.of(path) if cut else None)
         earlier = None if key is None else _earlier(name, key, settings.mpp, (here, FinishedSlides(settings.out)))
         if earlier is not None:
-            found[name] = _SlideBag(place, info, key, *earlier)
+            bags[name] = _SlideBag(path, info, key, *earlier)
         else:
-            to_read.append(SlideToRead(place, info, key))
+            to_read.append(SlideToRead(path, info, key))
             size += files.size if files else 0
-    if found:
-        listener.note(f"{len(found)} of {len(slides)} slides were read before, {len(to_read)} remain")
-    processes = settings.workers or min(usable_cores(), 1 + size // _WORTH_A_PROCESS)
+    if bags:
+        listener.note(f"{len(bags)} of {len(slides)} slides were read before, {len(to_read)} remain")
+    processes = settings.workers or min(usable_cores(), 1 + size // _MIN_BYTES_PER_PROCESS)
     workers = open_workers(settings.ray_address, max(1, min(processes, len(to_read))))
     job = ReadingSlides(here, resolutions)
     answers = workers.map(job, to_read, listener, "making bags", "slides") if to_read else []
     for one, answer in zip(to_read, answers, strict=True):
         finished = FinishedSlide(reason=answer.reason) if isinstance(answer, WorkerFailure) else answer
-        found[one.info.bag_id] = _SlideBag(one.place, one.info, one.key, finished, here)
-    return [found[slide.slide] for slide in slides]
+        bags[one.info.bag_id] = _SlideBag(one.path, one.info, one.key, finished, here)
+    return [bags[slide.slide] for slide in slides]
 
 
 def _earlier(
     slide: str, key: str, fallback_mpp: float | None, folders: Sequence[FinishedSlides]
 ) -> tuple[FinishedSlide, FinishedSlides] | None:
-    """A slide that an earlier run finished, and the first of ``folders`` that holds all its files. None if there is none."""
+    """A slide that an earlier run finished, and the first of ``folders`` with all its files. None if no folder has them."""
     for folder in folders:
         finished = folder.read(slide, key, fallback_mpp)
         if finished is not None:
@@ -186,7 +186,7 @@ def _earlier(
     return None
 
 
-class _Gathered:
+class _BagFolder:
     """Assembles the folder of bags. Slides are added one by one, training slides first."""
 
     def __init__(self, folder: Path) -> None:
@@ -203,37 +203,37 @@ class _Gathered:
         self.problems_of_cells += finished.problems
         self.n_at_edge += finished.n_at_edge
         if finished.has_picture:
-            put(bag.lies_in.picture(name), self._into.picture(name))
+            put(bag.folder.picture(name), self._into.picture(name))
         reason = finished.reason or self._add_bag(slide, bag)
         if reason:
             self.problems.append(Problem(name, reason))
 
     def _add_bag(self, slide: LabelledSlide, bag: _SlideBag) -> str:
-        """Returns the reason why there is no bag, empty if there is one."""
-        name, read = slide.slide, open_bag(bag.lies_in.bag(slide.slide))
+        """Add the slide's bag. Returns the reason if it cannot be added, else an empty text."""
+        name, source = slide.slide, open_bag(bag.folder.bag(slide.slide))
         target = self._into.bag(name)
-        owners: list[LabelledSlide | None] = [None] * len(read)
-        if bag.place.is_dir():
-            digests = [hashlib.sha256(cell.image).digest() for cell in _cells(read)]
-            owners, reason = self._shared.look(slide, digests)
+        owners: list[LabelledSlide | None] = [None] * len(source)
+        if bag.path.is_dir():
+            digests = [hashlib.sha256(cell.image).digest() for cell in _cells(source)]
+            owners, reason = self._shared.add(slide, digests)
             if reason:
                 return reason
-        for instance_id, owner in zip(read.instance_ids, owners, strict=True):
+        for instance_id, owner in zip(source.instance_ids, owners, strict=True):
             if owner is not None:
                 reason = f"the same image is in the {owner.split} slide {owner.slide}; left out here"
-                self.problems_of_cells.append(Problem(cell_source(bag.place, instance_id), reason))
+                self.problems_of_cells.append(Problem(cell_source(bag.path, instance_id), reason))
         n = owners.count(None)
-        if bag.place.is_dir() and n < MIN_CELLS:
+        if bag.path.is_dir() and n < MIN_CELLS:
             return f"too few cells: {n}, at least {MIN_CELLS} are needed" if n else "none of its images can be read"
-        sha256 = read.sha256
-        if n == len(read) and read.info == bag.info:
-            put(read.path, target)
+        sha256 = source.sha256
+        if n == len(source) and source.info == bag.info:
+            put(source.path, target)
         else:
-            left = (cell for cell, owner in zip(_cells(read), owners, strict=True) if owner is None)
-            folder = bag.place if bag.place.is_dir() else None
-            sourced = (replace(cell, source=cell_source(folder, cell.instance_id)) if folder else cell for cell in left)
+            kept = (cell for cell, owner in zip(_cells(source), owners, strict=True) if owner is None)
+            folder = bag.path if bag.path.is_dir() else None
+            sourced = (replace(cell, source=cell_source(folder, cell.instance_id)) if folder else cell for cell in kept)
             sha256, _ = write_bag(target, bag.info, sourced)
-        if n == len(read) and bag.key is not None:
+        if n == len(source) and bag.key is not None:
             self._into.write(name, bag.key, replace(bag.finished, sha256=sha256))
         self.rows.append(BagRow(name, target.name, slide.patient_id, slide.split, slide.label, n, None, sha256))
         return ""
@@ -251,34 +251,36 @@ def _training_first(slide: LabelledSlide) -> tuple[bool, str]:
     return slide.split != "train", slide.slide
 
 
-def _places(root: Path, slides: Sequence[LabelledSlide]) -> tuple[dict[str, Path], list[Problem]]:
+def _paths(root: Path, slides: Sequence[LabelledSlide]) -> tuple[dict[str, Path], list[Problem]]:
     """The path of each slide, and the slides with no path or several. Raises `TableError` if two slides share a path."""
-    places: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     problems = []
     name_of: dict[Path, str] = {}
     for slide in slides:
         try:
-            place = locate(root, slide.slide)
+            path = locate(root, slide.slide)
         except NotFoundError as error:
             problems.append(Problem(slide.slide, str(error)))
             continue
-        other = name_of.setdefault(place, slide.slide)
+        other = name_of.setdefault(path, slide.slide)
         if other != slide.slide:
-            raise TableError(f"{other} and {slide.slide} are the same slide, {place}. Give every slide one line.")
-        places[slide.slide] = place
-    return places, problems
+            raise TableError(f"{other} and {slide.slide} are the same slide, {path}. Give every slide one line.")
+        paths[slide.slide] = path
+    return paths, problems
 
 
 def _without_copies(
-    labels: Path, slides: Sequence[LabelledSlide], places: Mapping[str, Path]
+    labels: Path, slides: Sequence[LabelledSlide], paths: Mapping[str, Path]
 ) -> tuple[list[LabelledSlide], list[Problem]]:
-    """The slides without byte-identical copies, and the copies left out. Of a training and a test slide, the test slide is.
+    """The slides without byte-identical copies, and the copies that are left out.
+
+    If a training slide and a test slide are copies of each other, the test slide is left out.
 
     Raises `TableError` if a copy has another label, because either label may be wrong.
     """
     by_name = {slide.slide: slide for slide in slides}
-    ordered = [slide.slide for slide in sorted(slides, key=_training_first) if slide.slide in places]
-    first = copies({name: places[name] for name in ordered})
+    ordered = [slide.slide for slide in sorted(slides, key=_training_first) if slide.slide in paths]
+    first = copies({name: paths[name] for name in ordered})
     for name, other in first.items():
         if by_name[name].label != by_name[other].label:
             raise TableError(
@@ -289,7 +291,7 @@ def _without_copies(
         Problem(
             name,
             f"a byte-identical copy of {f'the {by_name[other].split} slide ' if by_name[other].split else ''}{other}; "
-            f"left out{unlike(by_name[name], by_name[other])}",
+            f"left out{copy_warning(by_name[name], by_name[other])}",
         )
         for name, other in sorted(first.items())
     ]
@@ -297,7 +299,7 @@ def _without_copies(
 
 
 def _resolutions(
-    settings: MakeBagsConfig, slides: Sequence[LabelledSlide], places: Mapping[str, Path]
+    settings: MakeBagsConfig, slides: Sequence[LabelledSlide], paths: Mapping[str, Path]
 ) -> tuple[dict[str, float], dict[str, str]]:
     """µm per pixel by slide, from the labels file and ``settings.mpp_csv``.
 
@@ -308,14 +310,14 @@ def _resolutions(
     if settings.mpp_csv is None:
         return given, {}
     table = Resolutions(read_resolutions(settings.mpp_csv))
-    fitting = {composed(name) for place in places.values() for name in (place.name, place.stem)}
-    for name, place in places.items():
-        mpp = table.of(place)
+    known_names = {composed(name) for path in paths.values() for name in (path.name, path.stem)}
+    for name, path in paths.items():
+        mpp = table.of(path)
         if mpp is not None and given.setdefault(name, mpp) != mpp:
             raise TableError(
                 f"{settings.labels} gives {name} {given[name]:g} µm/px, {settings.mpp_csv} gives {mpp:g}. Remove one."
             )
-    return given, {name: settings.mpp_csv.name for name in table.by_slide if name not in fitting}
+    return given, {name: settings.mpp_csv.name for name in table.by_slide if name not in known_names}
 
 
 def _note_on_edges(n: int) -> tuple[str, ...]:
@@ -339,7 +341,7 @@ _WITHOUT = {
 
 
 def unused_labels(labels: Path, slides: Sequence[LabelledSlide], rows: Sequence[BagRow]) -> tuple[str, ...]:
-    """One message per split that has no bags, or none of one label."""
+    """One message per split that has no bags, or no bags of one label."""
     found = []
     for split in SPLITS:
         lost = [label for label in (0, 1) if not any((row.split, row.label) == (split, label) for row in rows)]
@@ -355,7 +357,7 @@ def unused_labels(labels: Path, slides: Sequence[LabelledSlide], rows: Sequence[
 
 def _unlisted(root: Path, slides: Sequence[LabelledSlide]) -> list[str]:
     """Slides in the folder that have no line in the labels file."""
-    listed = {path for slide in slides for path in candidates(root, slide.slide)}
+    listed = {entry for slide in slides for entry in candidates(root, slide.slide)}
     names = {composed(slide.slide) for slide in slides}
     return [
         one.name

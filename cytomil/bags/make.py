@@ -1,4 +1,4 @@
-"""make-bags: makes bags from one of three sources and replaces the output folder."""
+"""make-bags: make bags from one of three sources and replace the output folder."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from cytomil.bags.class_folders import (
     require_enough,
     write_simulated_bags,
 )
-from cytomil.bags.config import WHERE_WORK_IS_DONE, MakeBagsConfig
+from cytomil.bags.config import EXECUTION_SETTINGS, MakeBagsConfig
 from cytomil.bags.labelled_slides import from_labelled_slides
 from cytomil.bags.manifest import CARDS_FOLDER, MANIFEST_NAME, QC_FOLDER, RECORD_NAME, MadeBags, write_manifest
-from cytomil.bags.patients import FOLDER, PatientDraw, patients_cells
+from cytomil.bags.patients import FOLDER, PatientDraw, cells_by_patient
 from cytomil.bags.synthetic_cells import SOURCE as SYNTHETIC
 from cytomil.bags.synthetic_cells import synthetic_abnormal, synthetic_normal
 from cytomil.bags.whole_slides import unfinished
@@ -45,8 +45,8 @@ def write_fingerprint(file: Path, settings: MakeBagsConfig, listener: Listener) 
     """Write and return a summary of the input of ``make_bags``.
 
     The summary holds settings, number of files and bytes, and one SHA-256 over names and contents. It does not depend on
-    where the files lie. A hidden file beside ``file`` keeps the hash of each file, so that large slides are not read each
-    time. A kept hash is used while size, times and inode are unchanged.
+    the location of the files. A hidden file beside ``file`` keeps the hash of each file, so that large slides are not
+    read every time. A kept hash is used while size, times and inode are unchanged.
 
     Raises `NotFoundError` if the source or a table does not exist.
     """
@@ -60,15 +60,15 @@ def write_fingerprint(file: Path, settings: MakeBagsConfig, listener: Listener) 
         size += status.st_size
         state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         key = printable(str(path.absolute()))
-        state_then, digest = kept.get(key, (None, ""))
-        if state_then != state:
+        kept_state, digest = kept.get(key, (None, ""))
+        if kept_state != state:
             digest = sha256_of_file(path)
         if time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS:
             hashes[key] = (state, digest)
         found.append((printable(name), digest))
     document = {
         "schema": SCHEMA,
-        "settings": settings.model_dump(mode="json", exclude={"out", *WHERE_WORK_IS_DONE}),
+        "settings": settings.model_dump(mode="json", exclude={"out", *EXECUTION_SETTINGS}),
         "files": len(found),
         "bytes": size,
         "sha256": sha256_of_json(sorted(found)),
@@ -127,7 +127,7 @@ def make_bags(settings: MakeBagsConfig, listener: Listener) -> MadeBags:
         made = make(folder, settings, listener)
         write_manifest(folder, made.rows)
         record = {
-            "settings": settings.model_dump(mode="json", exclude={"out", *WHERE_WORK_IS_DONE}),
+            "settings": settings.model_dump(mode="json", exclude={"out", *EXECUTION_SETTINGS}),
             "made": now(),
             "versions": versions(),
             "notes": made.notes,
@@ -179,7 +179,10 @@ def _from_synthetic(folder: Path, settings: MakeBagsConfig, listener: Listener) 
     abnormal = synthetic_abnormal(settings.seed, settings.cell_size, settings.difficulty)
     rows = write_simulated_bags(folder, plan, repeat(Supply(normal, abnormal)), SYNTHETIC, rng, listener)
     return MadeBags(
-        settings.out, tuple(rows), (), ("These cells are synthetic: a program drew them, not from any patient.",)
+        settings.out,
+        tuple(rows),
+        (),
+        ("These cells are synthetic: a program drew them. They do not come from any patient.",),
     )
 
 
@@ -207,7 +210,7 @@ def _from_patients(
     listener: Listener,
 ) -> MadeBags:
     assert settings.patients is not None
-    cells, problems = patients_cells(classes, settings.patients)
+    cells, problems = cells_by_patient(classes, settings.patients)
     draw = PatientDraw(classes.root, cells, rng)
     given = draw.assign(plan)
     rows = write_simulated_bags(folder, plan, draw.bags(given), classes.root.name, rng, listener)

@@ -19,7 +19,7 @@ from cytomil.text import from_text_cell, is_file_name, is_inside, printable
 MANIFEST_NAME = "bags.csv"
 SPLITS = ("train", "test")
 _NAMES = ("bag_id", "path", "patient_id")
-_SEAL = "checksum"
+_CHECKSUM = "checksum"
 
 
 @dataclass(frozen=True)
@@ -72,23 +72,23 @@ def open_listed(manifest: Manifest, row: BagRow) -> Bag:
 
 
 def open_unaltered(manifest: Manifest, row: BagRow) -> Bag:
-    """As `open_listed`, and read all cells to check that they are those that the row's hash is of."""
+    """Open the bag file of a row, as `open_listed`. Also read all cells and check them against the row's hash."""
     bag = open_listed(manifest, row)
     if content_sha256(bag) != row.sha256:
         raise BagFileError(
-            f"{bag.path} is not the bag that {MANIFEST_NAME} lists (altered or exchanged). Make the bags again with "
+            f"{bag.path} is not the bag that {MANIFEST_NAME} lists (altered or replaced). Make the bags again with "
             "`cytomil make-bags`."
         )
     return bag
 
 
 def fingerprint(rows: Iterable[BagRow]) -> str:
-    """SHA-256 over the content of a set of bags. It does not depend on where the bags lie."""
+    """SHA-256 over the content of a set of bags. It does not depend on the location of the files."""
     return sha256_of_json(sorted((row.bag_id, row.sha256, row.label, row.split) for row in rows))
 
 
 def witness_rate_of(manifest: Manifest) -> float | None:
-    """The witness rate that all positive bags of known rate have; None if there is no such rate."""
+    """The witness rate of the positive bags. None if it is unknown or differs between bags."""
     rates = {row.witness_rate for row in manifest.rows if row.label and row.witness_rate is not None}
     return rates.pop() if len(rates) == 1 else None
 
@@ -102,7 +102,9 @@ def write_manifest(folder: Path, rows: Sequence[BagRow]) -> None:
 
 def manifest_text(rows: Sequence[BagRow]) -> str:
     """The content of bags.csv. Each row has a checksum over its values and the number of rows."""
-    return csv_text([*_COLUMNS, _SEAL], (_cells(row) | {_SEAL: _seal(row, len(rows))} for row in rows), _NAMES)
+    return csv_text(
+        [*_COLUMNS, _CHECKSUM], (_cells(row) | {_CHECKSUM: _checksum(row, len(rows))} for row in rows), _NAMES
+    )
 
 
 def _cells(row: BagRow) -> dict[str, str]:
@@ -110,7 +112,7 @@ def _cells(row: BagRow) -> dict[str, str]:
     return {name: str(value) for name, value in asdict(row).items()} | {"witness_rate": rate}
 
 
-def _seal(row: BagRow, n_rows: int) -> str:
+def _checksum(row: BagRow, n_rows: int) -> str:
     return sha256_of_json([_cells(row), n_rows])[:16]
 
 
@@ -131,7 +133,7 @@ def read_manifest(folder: Path, made_by: str = "cytomil make-bags") -> Manifest:
             if missing:
                 raise BagFileError(f"{path} lacks the columns {', '.join(missing)}. Make it again with `{made_by}`.")
             # Tables from elsewhere may lack checksums and have other columns, but one of make-bags has them at its end.
-            if _SEAL not in header and len(header) > len(_COLUMNS) and tuple(header[: len(_COLUMNS)]) == _COLUMNS:
+            if _CHECKSUM not in header and len(header) > len(_COLUMNS) and tuple(header[: len(_COLUMNS)]) == _COLUMNS:
                 raise BagFileError(f"{path}: its first line is damaged. Make it again with `{made_by}`.")
             lines = list(reader)
             rows = tuple(_parse(path, line, number) for number, line in enumerate(lines, start=2))
@@ -141,7 +143,7 @@ def read_manifest(folder: Path, made_by: str = "cytomil make-bags") -> Manifest:
         raise BagFileError(f"{path} lists no bags. Make it again with `{made_by}`.")
     _check(path, rows)
     for number, (row, line) in enumerate(zip(rows, lines, strict=True), start=2):
-        if _SEAL in header and line[_SEAL] != _seal(row, len(rows)):
+        if _CHECKSUM in header and line[_CHECKSUM] != _checksum(row, len(rows)):
             raise BagFileError(
                 f"{path}, line {number}: edited or damaged. To change a label, patient or split, correct the labels file "
                 f"and run `{made_by}` again."
@@ -164,7 +166,9 @@ def _parse(path: Path, line: dict[str, str], number: int) -> BagRow:
     if row.label not in (0, 1):
         raise BagFileError(f"{path}, line {number}: label {row.label} is neither 0 (negative) nor 1 (positive).")
     if row.n_instances < 0:
-        raise BagFileError(f"{path}, line {number}: {row.n_instances} instances is not possible.")
+        raise BagFileError(
+            f"{path}, line {number}: the number of instances is {row.n_instances}. It must be 0 or more."
+        )
     if not is_file_name(row.bag_id) or not is_inside(row.path):
         raise BagFileError(
             f"{path}, line {number}: bag '{printable(row.bag_id)}' at '{printable(row.path)}' lies outside the folder. "
@@ -185,7 +189,7 @@ def _check(path: Path, rows: Sequence[BagRow]) -> None:
         first = first_of.setdefault(row.patient_id, row) if row.patient_id else row
         if first.split != row.split:
             raise BagFileError(
-                f"{path}: bags '{first.bag_id}' ({first.split}) and '{row.bag_id}' ({row.split}) are of one patient. "
+                f"{path}: bags '{first.bag_id}' ({first.split}) and '{row.bag_id}' ({row.split}) belong to one patient. "
                 "Put all slides of a patient into one split."
             )
 
@@ -214,15 +218,15 @@ class FittedBag(Card):
 
 
 def patient_key(patient_id: str) -> str:
-    """A hash that stands for a patient, 32 hexadecimal digits; "" if the patient is unknown.
+    """A hash that represents a patient, 32 hexadecimal digits; "" if the patient is unknown.
 
-    It is no secret: who can guess the id can compute the hash too.
+    It does not protect the id: anyone who guesses the id can compute the hash.
     """
     return hashlib.sha256(f"cytomil patient {patient_id}".encode()).hexdigest()[:32] if patient_id else ""
 
 
 class Fitted:
-    """Finds bags again among those that something was fitted to."""
+    """Recognises the bags that a model or an encoder was fitted to."""
 
     def __init__(self, bags: Iterable[FittedBag]) -> None:
         bags = tuple(bags)
@@ -230,7 +234,7 @@ class Fitted:
         self._patients = {bag.patient for bag in bags if bag.patient}
 
     def seen(self, sha256: str, patient_id: str) -> str:
-        """What of a bag had a part in fitting: "it", "its patient", or "" for neither."""
+        """What was used in fitting: "it" (the bag), "its patient" (only another bag of the patient), or "" (neither)."""
         if sha256 in self._bags:
             return "it"
         return "its patient" if patient_key(patient_id) in self._patients else ""

@@ -1,8 +1,8 @@
-"""Tables of labels and patients, and simulated bags of real patients.
+"""Tables of labels and patients, and simulated bags of real patients' cells.
 
 Each simulated bag holds one patient's cells, and all bags of a patient are in one split. The label of a bag says whether it
-holds abnormal cells, not whether the patient is ill. The normal cells of ill patients make negative bags too, so that a
-model cannot predict the label from the patient.
+holds abnormal cells, not whether the patient is ill. Negative bags also come from the normal cells of ill patients, so that
+a model cannot predict the label from the patient.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ COLUMNS = (
 class LabelledSlide:
     """One row of the labels file. ``split`` and ``patient_id`` are empty if the file does not give them.
 
-    ``mpp`` is the resolution of a whole slide in µm per level-0 pixel; None: as the slide's own file says.
+    ``mpp`` is the resolution of a whole slide in µm per level-0 pixel; None: the value in the slide's file.
     """
 
     slide: str
@@ -83,13 +83,19 @@ def label_words(positive: Sequence[str], negative: Sequence[str]) -> LabelWords:
 
 
 def read_labels(path: Path, words: LabelWords | None = None) -> list[LabelledSlide]:
-    """Read a table with the columns slide and label and, optionally, patient, split (train or test) and mpp.
+    """Read a labels file: a table with the columns slide and label, and optionally patient, split and mpp.
 
-    ``words`` are the labels' words; None: 0 and 1.
+    Args:
+        path: the table.
+        words: the words in the label column; None: 1 is diseased and 0 is healthy.
+
+    Returns:
+        One entry per row, in the order of the table.
 
     Raises:
-        TableError: the table cannot be read, a label is not among ``words``, a slide is listed twice, a patient is in two
-            splits or has two spellings, or an mpp is not a number. The message names file and line.
+        TableError: the table cannot be read, a label is not among ``words``, a slide is listed twice, a split is neither
+            train nor test, a patient is in two splits or has two spellings, or an mpp is not a number. The message names
+            file and line.
     """
     words = words or LabelWords()
     rows = read_table(path, COLUMNS, "a spreadsheet: columns slide, label, patient")
@@ -123,13 +129,13 @@ def _parse(row: Row, words: LabelWords) -> LabelledSlide:
     if Path(name).name != name or name == "..":
         raise TableError(f"{row.where}: slide '{name}' must be a name in the folder of slides, not a path.")
     if label is None:
-        raise TableError(f"{row.where}: label '{row['label']}' is {_neither(words)}")
+        raise TableError(f"{row.where}: label '{row['label']}' is {_why_invalid(words)}")
     if split and split not in SPLITS:
         raise TableError(f"{row.where}: split '{row['split']}' must be {' or '.join(SPLITS)}.")
     return LabelledSlide(name, label, row["patient"], split, parse_mpp(row["mpp"], row.where) if row["mpp"] else None)
 
 
-def _neither(words: LabelWords) -> str:
+def _why_invalid(words: LabelWords) -> str:
     if words == LabelWords():
         return (
             "neither 0 (healthy) nor 1 (diseased). To use words as labels, name them with "
@@ -159,13 +165,13 @@ class PatientCells:
     files: tuple[list[Path], list[Path]] = field(default_factory=lambda: ([], []))
 
 
-def patients_cells(classes: ClassFolders, patients: str) -> tuple[dict[str, PatientCells], list[Problem]]:
-    """Every patient's cells. Cells without a known patient are left out and returned as problems.
+def cells_by_patient(classes: ClassFolders, patients: str) -> tuple[dict[str, PatientCells], list[Problem]]:
+    """The cells of each patient. Cells without a known patient are left out and returned as problems.
 
     Args:
         classes: the class folders.
-        patients: `FOLDER` if the folders below each class are the patients, or the path of a table with the columns image
-            and patient. An image in the table is a path below ``classes.root``, or a file name that occurs only once.
+        patients: `FOLDER` if each class folder has one folder per patient. Otherwise the path of a table with the columns
+            image and patient. An image is given as a path below ``classes.root``, or as a file name that occurs only once.
 
     Raises:
         NotFoundError: the table does not exist.
@@ -178,16 +184,16 @@ def patients_cells(classes: ClassFolders, patients: str) -> tuple[dict[str, Pati
         for file in side[name]
     ]
     names = [_name(classes.root, file) for _, file in files]
-    of = _by_folder(names) if patients == FOLDER else _by_table(Path(patients), names)
-    found: dict[str, PatientCells] = defaultdict(PatientCells)
+    patient_of = _by_folder(names) if patients == FOLDER else _by_table(Path(patients), names)
+    cells: dict[str, PatientCells] = defaultdict(PatientCells)
     problems = []
     for (label, file), name in zip(files, names, strict=True):
-        if name in of:
-            found[of[name]].files[label].append(file)
+        if name in patient_of:
+            cells[patient_of[name]].files[label].append(file)
         else:
-            where = "is in no patient's folder" if patients == FOLDER else f"has no line in {Path(patients).name}"
-            problems.append(Problem(name, where))
-    return dict(found), problems
+            reason = "is in no patient's folder" if patients == FOLDER else f"has no line in {Path(patients).name}"
+            problems.append(Problem(name, reason))
+    return dict(cells), problems
 
 
 def _name(root: Path, file: Path) -> str:
@@ -195,35 +201,35 @@ def _name(root: Path, file: Path) -> str:
 
 
 def _by_folder(names: Sequence[str]) -> dict[str, str]:
-    """Image → the folder below its class, as in CLASS/PATIENT/…/cell.png."""
-    of = {name: name.split("/")[1] for name in names if name.count("/") >= 2}
-    require_one_spelling(((patient, name.rpartition("/")[0]) for name, patient in of.items()), "patient")
-    return of
+    """Map each image to the folder below its class, as in CLASS/PATIENT/…/cell.png."""
+    patient_of = {name: name.split("/")[1] for name in names if name.count("/") >= 2}
+    require_one_spelling(((patient, name.rpartition("/")[0]) for name, patient in patient_of.items()), "patient")
+    return patient_of
 
 
 def _by_table(path: Path, names: Sequence[str]) -> dict[str, str]:
     rows = read_table(path, _COLUMNS, "a spreadsheet: columns image, patient")
     require_one_spelling(((row["patient"], row.where) for row in rows), "patient")
     known = set(names)
-    whole_of: dict[str, list[str]] = defaultdict(list)
+    paths_of: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        whole_of[name.rpartition("/")[2]].append(name)
-    of: dict[str, str] = {}
+        paths_of[name.rpartition("/")[2]].append(name)
+    patient_of: dict[str, str] = {}
     for row in rows:
         image = row["image"].replace("\\", "/").removeprefix("./")
         if not row["patient"]:
             raise TableError(f"{row.where}: image '{image}' has no patient. Fill it in or remove the line.")
-        if image not in known and len(whole_of[image]) > 1:
+        if image not in known and len(paths_of[image]) > 1:
             raise TableError(
-                f"{row.where}: {len(whole_of[image])} files have the name '{image}'. Write the path, such as "
-                f"{whole_of[image][0]}."
+                f"{row.where}: {len(paths_of[image])} files have the name '{image}'. Write the path, such as "
+                f"{paths_of[image][0]}."
             )
-        for name in [image] if image in known else whole_of[image]:
-            if of.setdefault(name, row["patient"]) != row["patient"]:
+        for name in [image] if image in known else paths_of[image]:
+            if patient_of.setdefault(name, row["patient"]) != row["patient"]:
                 raise TableError(
-                    f"{row.where}: image '{image}' has patient '{of[name]}' in an earlier line. Remove one line."
+                    f"{row.where}: image '{image}' has patient '{patient_of[name]}' in an earlier line. Remove one line."
                 )
-    return of
+    return patient_of
 
 
 class PatientDraw:
@@ -240,24 +246,24 @@ class PatientDraw:
         names = sorted(cells)
         self._order = [names[i] for i in rng.permutation(len(names))]
         self._seed_of = dict(zip(self._order, rng.integers(2**63, size=len(names)), strict=True))
-        self._sound: dict[str, tuple[list[tuple[bytes, Path]], list[tuple[bytes, Path]]]] = {}
+        self._readable: dict[str, tuple[list[tuple[bytes, Path]], list[tuple[bytes, Path]]]] = {}
         self._owner: dict[bytes, str] = {}
 
     def assign(self, plan: Plan) -> list[str]:
-        """The patient of every bag of ``plan.jobs``. A patient gets a second bag only if no other patient can give it.
+        """The patient of every bag of ``plan.jobs``. A patient gets a second bag only if no other patient has enough cells.
 
         Only the cells of chosen patients are read. If some are unreadable, the choice is repeated with the new counts.
-        Raises `NotEnoughCellsError` if the patients do not suffice.
+        Raises `NotEnoughCellsError` if there are too few patients with enough cells.
         """
         counts = {name: tuple(map(len, self._cells[name].files)) for name in self._order}
         while True:
             given = _assign(self._root, plan, counts)
-            unread = [name for name in dict.fromkeys(given) if name not in self._sound]
+            unread = [name for name in dict.fromkeys(given) if name not in self._readable]
             if not unread:
                 return given
             for name in unread:
-                self._sound[name] = self._read(name)
-                counts[name] = tuple(map(len, self._sound[name]))
+                self._readable[name] = self._read(name)
+                counts[name] = tuple(map(len, self._readable[name]))
 
     def bags(self, given: Sequence[str]) -> Iterator[Supply]:
         """The patient's cells for each bag. Bags of the same patient have no cell in common."""
@@ -265,24 +271,24 @@ class PatientDraw:
         return (supplies[name] for name in given)
 
     def notes(self, plan: Plan, given: Sequence[str]) -> tuple[str, ...]:
-        """Notes on the patients that matter for figures on these bags."""
+        """Notes on the patients that readers of figures on these bags must know."""
         most = max(Counter(given).values())
         negative = [name for name, (_, _, label) in zip(given, plan.jobs, strict=True) if not label]
-        healthy = sum(not self._sound[name][1] for name in negative)
-        found = [
-            f"each bag holds one patient's cells: {len(given)} bags of {len(set(given))} patients, at most {most} of one. "
-            "No patient is in both splits.",
+        healthy = sum(not self._readable[name][1] for name in negative)
+        notes = [
+            f"each bag holds one patient's cells: {len(given)} bags of {len(set(given))} patients, at most {most} per "
+            "patient. No patient is in both splits.",
             "a bag's label says whether it holds abnormal cells, not whether the patient is ill: "
             f"{len(negative) - healthy} of {len(negative)} negative bags are normal cells of patients who have abnormal ones.",
         ]
         if healthy:
-            found.append(
+            notes.append(
                 f"{healthy} negative bags are of patients without any abnormal cell. If these patients differ from the others "
                 "in site, stain or day, the figures are too optimistic."
             )
         if self.n_duplicates:
-            found.append(f"{self.n_duplicates} byte-identical images left out.")
-        return tuple(found)
+            notes.append(f"{self.n_duplicates} byte-identical images left out.")
+        return tuple(notes)
 
     def _read(self, patient: str) -> tuple[list[tuple[bytes, Path]], list[tuple[bytes, Path]]]:
         found: tuple[list[tuple[bytes, Path]], list[tuple[bytes, Path]]] = ([], [])
@@ -305,7 +311,7 @@ class PatientDraw:
         return found
 
     def _draw(self, patient: str, label: int) -> Iterator[Instance]:
-        cells = self._sound[patient][label]
+        cells = self._readable[patient][label]
         rng = np.random.default_rng([int(self._seed_of[patient]), label])
         for i in rng.permutation(len(cells)):
             digest, file = cells[i]
@@ -315,25 +321,27 @@ class PatientDraw:
 
 
 def _assign(root: Path, plan: Plan, counts: Mapping[str, Sequence[int]]) -> list[str]:
-    """A patient for each of ``plan.jobs``. ``counts``: normal and abnormal cells by patient, in order of preference."""
+    """Assign a patient to each of ``plan.jobs``.
+
+    ``counts`` maps each patient to the numbers of normal and abnormal cells. Earlier patients are preferred.
+    """
     needs = {1: (plan.bag_size - plan.n_witnesses, plan.n_witnesses), 0: (plan.bag_size, 0)}
     left = {name: list(count) for name, count in counts.items()}
 
-    def can(name: str, label: int) -> bool:
+    def has_enough(name: str, label: int) -> bool:
         return all(have >= need for have, need in zip(left[name], needs[label], strict=True))
 
-    capable = {label: [name for name in counts if can(name, label)] for label in (0, 1)}
+    capable = {label: [name for name in counts if has_enough(name, label)] for label in (0, 1)}
     others = [name for name in capable[0] if name not in set(capable[1])]
-    side = _sides(capable[1], plan) | _sides(others, plan)
+    split_of = _assign_splits(capable[1], plan) | _assign_splits(others, plan)
     n_bags: Counter[str] = Counter()
     given: dict[int, str] = {}
     jobs = plan.jobs
-    for i in sorted(
-        range(len(jobs)), key=lambda i: -jobs[i][2]
-    ):  # positive bags first: fewer patients suffice for them
+    # Positive bags first, because fewer patients have enough cells for them.
+    for i in sorted(range(len(jobs)), key=lambda i: -jobs[i][2]):
         split, _, label = jobs[i]
-        able = [name for name in side if side[name] == split and can(name, label)]
-        if not able:
+        candidates = [name for name in split_of if split_of[name] == split and has_enough(name, label)]
+        if not candidates:
             raise NotEnoughCellsError(
                 f"{root}: there are not enough patients. The settings ask for {len(plan.train_labels)} training and "
                 f"{len(plan.test_labels)} test bags of {plan.bag_size} cells, each of one patient, with {plan.n_witnesses} "
@@ -342,14 +350,14 @@ def _assign(root: Path, plan: Plan, counts: Mapping[str, Sequence[int]]) -> list
                 "--test-bags."
             )
         # Patients with abnormal cells first, for both labels. Otherwise the patient would reveal the label.
-        given[i] = min(able, key=lambda name: (n_bags[name], counts[name][1] == 0))
+        given[i] = min(candidates, key=lambda name: (n_bags[name], counts[name][1] == 0))
         n_bags[given[i]] += 1
         left[given[i]] = [have - need for have, need in zip(left[given[i]], needs[label], strict=True)]
     return [given[i] for i in range(len(jobs))]
 
 
-def _sides(names: Sequence[str], plan: Plan) -> dict[str, str]:
-    """Patient → split, in the proportion of the bags. Each split that has bags gets at least one patient."""
+def _assign_splits(names: Sequence[str], plan: Plan) -> dict[str, str]:
+    """Map each patient to a split, in the proportion of the bags. A split that has bags gets at least one patient."""
     n_train, n_test = len(plan.train_labels), len(plan.test_labels)
     n = round(len(names) * n_test / (n_train + n_test))
     if n_train and n_test and len(names) > 1:

@@ -1,4 +1,4 @@
-"""Lists a folder of slides: which entries are slides, and which are parts, notes or output of cytomil.
+"""List a folder of slides: which entries are slides, and which are parts, notes or output of cytomil.
 
 rank and make-bags both use this module, so that they find the same slides.
 """
@@ -23,10 +23,10 @@ from cytomil.workers.local import ChildProcess, JobContext
 
 
 def split_by_patient(slides: list[LabelledSlide], test_fraction: float, seed: int) -> list[LabelledSlide]:
-    """Assign a split to every slide: about ``test_fraction`` are test, both splits have both labels, no patient is in two.
+    """Assign a split to every slide: a fraction of about ``test_fraction`` is for testing.
 
-    Slides that have a split keep it. Each slide without a patient counts as its own patient. Raises `BagFileError` if one
-    label has fewer than two patients.
+    Both splits get both labels, and no patient is in both. Slides that have a split keep it. Each slide without a patient
+    counts as its own patient. Raises `BagFileError` if one label has fewer than two patients.
     """
     if all(slide.split for slide in slides):
         return slides
@@ -52,7 +52,7 @@ def _candidates(labels: np.ndarray, patients: list[str], n_folds: int, seed: int
     """Possible test sets of whole patients, as masks, best first.
 
     A fold may lack a label if a patient has slides of both labels. The slides of such a patient alone are then a valid test
-    set, so single patients come last.
+    set. Single patients are therefore the last candidates.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -66,32 +66,33 @@ def _candidates(labels: np.ndarray, patients: list[str], n_folds: int, seed: int
 
 
 class SharedCells:
-    """Finds cells of a slide that are also in earlier slides. Training slides must come first."""
+    """Finds cells of a slide that are also in earlier slides. Training slides must be added first."""
 
     def __init__(self) -> None:
         self._owner: dict[bytes, LabelledSlide] = {}
 
-    def look(self, slide: LabelledSlide, digests: Sequence[bytes]) -> tuple[list[LabelledSlide | None], str]:
-        """Compare one slide, given the digests of its images, with all earlier ones.
+    def add(self, slide: LabelledSlide, digests: Sequence[bytes]) -> tuple[list[LabelledSlide | None], str]:
+        """Compare one slide, given the digests of its images, with all earlier ones, and add it unless it is a copy.
 
-        Returns, for each cell, the slide of the other split that has it, or None. The text says why the slide is a copy of
-        an earlier one: more than half of its cells are in it. It is empty if the slide is no copy.
+        Returns:
+            For each cell, the slide of the other split that contains it, or None. Also the reason why the slide is a copy
+            of an earlier one, which contains more than half of its cells; empty if the slide is not a copy.
         """
         owners = [self._owner.get(digest, slide) for digest in digests]
         shared = Counter(owner for owner in owners if owner is not slide)
         (owner, n_shared), *_ = shared.most_common(1) or [(slide, 0)]
         if 2 * n_shared > len(digests):
             reason = f"a copy: {n_shared} of its {len(digests)} cells are in the {owner.split} slide {owner.slide}"
-            return [], reason + unlike(slide, owner)
+            return [], reason + copy_warning(slide, owner)
         self._owner |= {digest: slide for digest, owner in zip(digests, owners, strict=True) if owner is slide}
         return [owner if owner.split != slide.split else None for owner in owners], ""
 
 
-def unlike(slide: LabelledSlide, other: LabelledSlide) -> str:
-    """How label and patient of a copy differ from the original, as an appendix to the reason for leaving it out."""
+def copy_warning(slide: LabelledSlide, other: LabelledSlide) -> str:
+    """A warning if label or patient of a copy differ from the original's, to append to the reason; else empty."""
     found = [f"label {other.label}, here {slide.label}"] if other.label != slide.label else []
     if other.patient_id != slide.patient_id:
-        found.append("another patient")  # unnamed: the message stays in make-bags.json
+        found.append("another patient")  # not named, because make-bags.json keeps this message
     return f". WARNING: the original differs ({'; '.join(found)}). Correct the labels file" if found else ""
 
 
@@ -133,7 +134,7 @@ def list_slide_dir(folder: Path, outputs: Collection[Path] = ()) -> SlideDir:
     written = {Path(os.path.realpath(output)) for output in outputs}
     own = _OWN_FOLDERS if is_own_output(folder) or Path(os.path.realpath(folder)) in written else frozenset()
     parts = {part for entry in entries for part in companions_of(entry)}
-    series = _series_apart([entry for entry in entries if is_dicom_file(entry)])
+    series = _find_series([entry for entry in entries if is_dicom_file(entry)])
     in_series = {part: one for one in series for part in one.parts}
     slides, ignored = [], []
     for entry in entries:
@@ -156,7 +157,7 @@ def list_slide_dir(folder: Path, outputs: Collection[Path] = ()) -> SlideDir:
 
 
 def _slides_of_folder(folder: Path) -> list[SlideEntry]:
-    """The slides of a folder. It is one slide of cell images, or holds one or several slides as DICOM series."""
+    """The slides of a folder, which holds either the cell images of one slide or DICOM series of one or more slides."""
     series = dicom_series_in(folder)
     if not series:
         return [SlideEntry(printable(folder.name), folder)]
@@ -171,7 +172,7 @@ def dicom_series_in(folder: Path) -> list[SlideEntry]:
         files = sorted(entry for entry in folder.iterdir() if not is_litter(entry.name) and is_dicom_file(entry))
     except OSError:
         return []
-    return [SlideEntry(printable(one.file.name), one.file, one.parts) for one in _series_apart(files)]
+    return [SlideEntry(printable(one.file.name), one.file, one.parts) for one in _find_series(files)]
 
 
 @dataclass(frozen=True)
@@ -188,8 +189,8 @@ class _Identify:
 _identities: dict[tuple[Path, int, int], str] = {}  # by file, size and time: a watched folder is listed often
 
 
-def _series_apart(files: Sequence[Path]) -> list[DicomSeries]:
-    """The DICOM slides in these files, each opened in another process. A file that ends its process counts as one slide."""
+def _find_series(files: Sequence[Path]) -> list[DicomSeries]:
+    """The DICOM slides in these files. Another process opens each file. A file that crashes it counts as one slide."""
     children: list[ChildProcess] = []
 
     def identity(file: Path) -> str:

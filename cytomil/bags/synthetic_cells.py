@@ -1,4 +1,4 @@
-"""Draws synthetic blood cells with a May-Grünwald-Giemsa-like stain.
+"""Draw synthetic blood cells with a May-Grünwald-Giemsa-like stain.
 
 A cell is drawn as two fields of dye (azure and eosin). Beer-Lambert absorption turns them into light. Stain variation is
 therefore a change of dye, as on a glass slide, and not a tint of the picture. Background, stain, light and focus do not
@@ -35,18 +35,18 @@ class Morphology:
     cell_radius: float
     cytoplasm_azure: float
     cytoplasm_eosin: float
-    vacuoles: float = 0.0  # how many
+    vacuoles: float = 0.0  # number
     nucleus_ratio: float  # radius of a disc of the nucleus's area, over the cell's radius
     nucleus_roughness: float  # contour wobble, in lobe radii
     eccentricity: float  # 0 centred, 1 touching the cell's edge
-    lobes: float = 1.0  # how many
+    lobes: float = 1.0  # number
     lobe_spacing: float = 0.0  # between neighbouring lobes, in lobe radii
     lobe_bend: float = 0.0  # turn at each lobe, in radians
     chromatin: float  # mean dye in the nucleus
     clump_size: float
     clump_contrast: float  # relative standard deviation of the nuclear dye
-    nucleoli: float = 0.0  # how many
-    granules: float  # how many
+    nucleoli: float = 0.0  # number
+    granules: float  # number
     granule_radius: float
     granule_azure: float
     granule_eosin: float
@@ -204,7 +204,7 @@ def _distance(size: int, centre: Point) -> Field:
 
 
 def _cover(signed_distance: Field) -> Field:
-    """1 inside a shape, 0 outside, with a ramp 1.3 pixels wide against jagged edges."""
+    """1 inside a shape, 0 outside, with a ramp 1.3 pixels wide, which avoids jagged edges."""
     return np.clip(0.5 - signed_distance * (signed_distance.shape[0] / 1.3), 0.0, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Reads cells from whole slides and folders of cell images, and keeps finished slides for a later run."""
+"""Read cells from whole slides and folders of cell images, and keep finished slides for a later run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from cytomil.workers import JobContext
 
 SCHEMA = "cytomil.finished-slide/1"
 CELLS_VERSION = 1
-"""Raise it with every change that gives other cells, coordinates or messages for the same slide and cutting."""
+"""Raise it with every change of the cells, coordinates or messages for the same slide and cutting."""
 CELL_LIBRARIES = (
     "numpy",
     "scipy",
@@ -104,7 +104,7 @@ class FinishedSlides:
         return self.folder / QC_FOLDER / f"{safe_name(slide)}.jpg"
 
     def read(self, slide: str, key: str, fallback_mpp: float | None) -> FinishedSlide | None:
-        """The slide that was finished with this key. None if there is none or its files are incomplete."""
+        """The slide finished with this key. None if there is none or its files are incomplete."""
         try:
             document = read_json(self._card(slide))
             card = _FinishedCard.model_validate(document)
@@ -128,8 +128,8 @@ class FinishedSlides:
 def unfinished(out: Path) -> Path:
     """The folder in which a run keeps finished slides until all are finished.
 
-    It lies beside ``out``, because DVC deletes the outputs of a stage before it runs. It is hidden, so that it is not taken
-    for a slide.
+    It is beside ``out``, because DVC deletes the outputs of a stage before it runs. It is hidden, so that it does not
+    count as a slide.
     """
     out = out.resolve()
     return out.with_name(f".{out.name}.unfinished")
@@ -152,28 +152,28 @@ class SlideFiles:
     state: list[Any]
 
 
-def files_of(place: Path, parts: Sequence[Path] = ()) -> SlideFiles:
+def files_of(path: Path, parts: Sequence[Path] = ()) -> SlideFiles:
     """The files of a slide (its ``parts`` and companions included) or of a folder of cells. Raises OSError.
 
     The state holds names, sizes, times and the first megabyte of a slide. The whole content is not read, because every
     change of a file changes its time.
     """
-    if place.is_dir():
-        listed = list_cell_files(place)
+    if path.is_dir():
+        listed = list_cell_files(path)
         files, extra = list(listed.files), [[one.where, one.reason] for one in listed.left_out]
     else:
-        files = sorted({place, *parts, *(file for one in companions_of(place) for file in _files_in(one))})
-        with place.open("rb") as file:
+        files = sorted({path, *parts, *(file for companion in companions_of(path) for file in _files_in(companion))})
+        with path.open("rb") as file:
             extra = [["first bytes", hashlib.sha256(file.read(_HASHED_BYTES)).hexdigest()]]
     states = [(file, file.stat()) for file in files]
     stats = [
-        [os.fsencode(f.relative_to(place.parent)).hex(), s.st_size, s.st_mtime_ns, s.st_ctime_ns] for f, s in states
+        [os.fsencode(f.relative_to(path.parent)).hex(), s.st_size, s.st_mtime_ns, s.st_ctime_ns] for f, s in states
     ]
-    return SlideFiles(sum(status.st_size for _, status in states), [place.is_dir(), stats, extra])
+    return SlideFiles(sum(status.st_size for _, status in states), [path.is_dir(), stats, extra])
 
 
-def _files_in(place: Path) -> list[Path]:
-    return [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
+def _files_in(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
 
 
 def key_of(slide: str, files: SlideFiles, cutting: Cutting | None, given_mpp: float | None) -> str:
@@ -216,7 +216,7 @@ def locate(root: Path, name: str) -> Path:
     """
     found = candidates(root, name)
     if not found:
-        raise NotFoundError(f"{root / name}: no such folder or slide file.{_proposal(root, name)} Correct its line.")
+        raise NotFoundError(f"{root / name}: no such folder or slide file.{_suggestion(root, name)} Correct its line.")
     if len(found) > 1:
         either = " or ".join(f"the folder {path.name}" if path.is_dir() else path.name for path in found)
         raise NotFoundError(
@@ -225,7 +225,7 @@ def locate(root: Path, name: str) -> Path:
     return slide_file_of(found[0]) if found[0].is_dir() else found[0]
 
 
-def _proposal(root: Path, name: str) -> str:
+def _suggestion(root: Path, name: str) -> str:
     """A hint at the entry most similar to ``name``. Leading zeros are ignored, because spreadsheets turn 007 into 7."""
     names = [composed(path.name) for path in sorted(root.iterdir()) if is_slide_file(path) or path.is_dir()]
     padded = [
@@ -254,7 +254,7 @@ def cut_cells(slide: Slide, cells: Cells, cutting: Cutting) -> Iterator[Instance
         yield Instance(cell_id(centre_x, centre_y), encode_image(pixels), coords)
 
 
-_FAULTS_OF_A_SLIDE = (NotFoundError, SlideUnreadableError, ResolutionError)
+_SLIDE_ERRORS = (NotFoundError, SlideUnreadableError, ResolutionError)
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ class SlideToRead:
     Without a key, the slide is not recorded as finished.
     """
 
-    place: Path
+    path: Path
     info: BagInfo
     key: str | None
 
@@ -284,8 +284,8 @@ class ReadingSlides:
     def _finish(self, cores: int, one: SlideToRead) -> FinishedSlide:
         """Read one slide. A slide that cannot be read is not recorded as finished, so that the next run tries again."""
         try:
-            done = self._read_folder(one) if one.place.is_dir() else self._read_whole_slide(cores, one)
-        except _FAULTS_OF_A_SLIDE as error:
+            done = self._read_folder(one) if one.path.is_dir() else self._read_whole_slide(cores, one)
+        except _SLIDE_ERRORS as error:
             return FinishedSlide(reason=str(error), has_picture=self.finished.picture(one.info.bag_id).is_file())
         if one.key is not None:
             self.finished.write(one.info.bag_id, one.key, done)
@@ -293,7 +293,7 @@ class ReadingSlides:
 
     def _read_folder(self, one: SlideToRead) -> FinishedSlide:
         problems: list[Problem] = []
-        sha256, _ = write_bag(self.finished.bag(one.info.bag_id), one.info, folder_cells(one.place, problems))
+        sha256, _ = write_bag(self.finished.bag(one.info.bag_id), one.info, folder_cells(one.path, problems))
         return FinishedSlide(sha256, problems=tuple(problems))
 
     def _read_whole_slide(self, cores: int, one: SlideToRead) -> FinishedSlide:
@@ -301,15 +301,15 @@ class ReadingSlides:
         name, cutting = one.info.bag_id, one.info.cutting
         assert cutting is not None
         self.finished.picture(name).unlink(missing_ok=True)
-        with self.resolutions.open(one.place) as slide:
-            is_assumed = slide.mpp_source == "given" and self.resolutions.of(one.place) is None
-            cells = find_cells(one.place, cutting.finding, slide.mpp, cores, crop_um=cutting.crop_um)
+        with self.resolutions.open(one.path) as slide:
+            is_assumed = slide.mpp_source == "given" and self.resolutions.of(one.path) is None
+            cells = find_cells(one.path, cutting.finding, slide.mpp, cores, crop_um=cutting.crop_um)
             buffer = io.BytesIO()
             qc_thumbnail(slide, cells).save(buffer, "JPEG", quality=85)
             write_bytes(self.finished.picture(name), buffer.getvalue())
             done = FinishedSlide(has_picture=True, assumed_mpp=slide.mpp if is_assumed else None)
             try:
-                require_enough_cells(one.place, cells, cutting.finding)
+                require_enough_cells(one.path, cells, cutting.finding)
             except NoCellsError as error:
                 return replace(done, reason=str(error))
             sha256, _ = write_bag(self.finished.bag(name), one.info, cut_cells(slide, cells.whole, cutting))

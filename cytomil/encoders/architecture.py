@@ -45,8 +45,8 @@ def is_resnet(name: str) -> bool:
     return name in _RESNETS
 
 
-def wants_image_size(name: str) -> bool:
-    """Whether the network is built for one image size, like a vision transformer.
+def needs_image_size(name: str) -> bool:
+    """Whether the network must be built for one image size, like a vision transformer.
 
     Raises:
         SettingsError: the name is unknown.
@@ -55,7 +55,7 @@ def wants_image_size(name: str) -> bool:
 
 
 def make_backbone(name: str, stem: str = "standard", image_size: int | None = None) -> Backbone:
-    """Build a network by name. ``stem`` is for ResNets only, ``image_size`` for networks that `wants_image_size`.
+    """Build a network by name. ``stem`` is for ResNets only, ``image_size`` for networks that `needs_image_size` reports.
 
     Raises:
         SettingsError: the name is unknown, or the network cannot be built for the size.
@@ -64,7 +64,7 @@ def make_backbone(name: str, stem: str = "standard", image_size: int | None = No
 
 
 def require_image_size(name: str, network: nn.Module, dim: int, image_size: int) -> None:
-    """Run the network once. Raises `SettingsError` unless it gives ``dim`` numbers per cell of ``image_size`` pixels."""
+    """Run the network once. Raises `SettingsError` unless it returns ``dim`` numbers per cell of ``image_size`` pixels."""
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
     side = patch[0] if isinstance(patch, tuple) else patch
     if isinstance(side, int) and image_size % side:
@@ -88,7 +88,7 @@ def require_image_size(name: str, network: nn.Module, dim: int, image_size: int)
         network.train(was_training)
     if shape != (2, dim):
         raise SettingsError(
-            f"{name} gives shape {shape[1:]} for a cell, not one embedding of {dim}. Use another --arch."
+            f"{name} returns the shape {shape[1:]} for a cell instead of an embedding of length {dim}. Use another --arch."
         )
 
 
@@ -145,9 +145,9 @@ def _timm_config(name: str) -> Any:
     config = timm.get_pretrained_cfg(name.partition(".")[0]) if timm.is_model(name) and ":" not in name else None
     if config is None:
         near = difflib.get_close_matches(name, [*_RESNETS, *timm.list_models()], n=1)
-        meant = f" Did you mean '{near[0]}'?" if near else ""
+        suggestion = f" Did you mean '{near[0]}'?" if near else ""
         raise SettingsError(
-            f"there is no arch '{name}'. Available: {', '.join(_RESNETS)}, and what timm.list_models() shows.{meant}"
+            f"there is no arch '{name}'. Available: {', '.join(_RESNETS)}, and the names of timm.list_models().{suggestion}"
         )
     return config
 
@@ -269,9 +269,11 @@ def resolve_architecture(
     """
     if is_resnet(name):
         return Architecture(name, resolve_stem(stem, image_size), projection_dim, projector=projector)
-    sized = wants_image_size(name)
+    sized = needs_image_size(name)
     if stem == "small":
-        raise SettingsError(f"--stem small is for resnet18 and resnet50; {name} has its own. Remove --stem.")
+        raise SettingsError(
+            f"--stem small is for resnet18 and resnet50; the first layers of {name} are fixed. Remove --stem."
+        )
     return Architecture(name, "standard", projection_dim, image_size if sized else None, projector)
 
 

@@ -32,7 +32,7 @@ OWN_FILES: tuple[str, ...] = (CARD_NAME, WEIGHTS_NAME, f"{ENGINES_FOLDER}/*")
 
 
 class TrainingData(Card):
-    """The bags that an encoder was trained on. Values that a card does not have are 0, "" or ().
+    """The bags that an encoder was trained on. Missing values are 0, "" or ().
 
     ``cutting`` is how their cells were cut out of slides; None if they were single images or were cut in several ways.
     ``fitted_to`` lists them for methods that train.
@@ -109,7 +109,7 @@ class EncoderBundle:
         return self.card.caveats
 
     @property
-    def made_of(self) -> str:
+    def provenance(self) -> str:
         """The architecture and the origin of the weights, as JSON, for artefacts that the encoder makes."""
         known = ("architecture", "method", "start_weights", "weights_sha256")
         card = self.card.to_json()
@@ -148,7 +148,7 @@ def stored_engines(path: Path) -> list[str]:
 def keep_engines(source: Path, folder: Path) -> None:
     """Copy the engines in the bundle ``source`` to the bundle ``folder`` if they were compiled from the same weights.
 
-    A bundle that is rewritten with the same weights keeps its engines, and a triage model gets those of its encoder.
+    A bundle that is rewritten with the same weights keeps its engines. A triage model gets the engines of its encoder.
     """
     weights_sha256 = sha256_of_file(folder / WEIGHTS_NAME)
     for name in stored_engines(source):
@@ -179,7 +179,7 @@ def load_bundle(path: Path) -> EncoderBundle:
     sha256 = sha256_of_file(weights)
     if sha256 != card.weights_sha256:
         raise EncoderBundleError(
-            f"{weights} is not the file that {CARD_NAME} describes (damaged or exchanged). Train again."
+            f"{weights} is not the file that {CARD_NAME} describes (damaged or replaced). Train again."
         )
     try:
         encoder = Encoder(card.architecture)

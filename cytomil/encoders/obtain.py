@@ -1,4 +1,4 @@
-"""Get published weights by name as a local file with a verified hash: from a package, the cache or the network."""
+"""Get published weights by name, as a local file with a verified hash, from a package, the cache or the network."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ _COUNTER = "num_batches_tracked"
 
 
 def from_efficientnet_pytorch(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Rename EfficientNet-PyTorch's tensors to timm's names if both networks are EfficientNets, else change nothing.
+    """Rename EfficientNet-PyTorch's tensors to timm's names if both networks are EfficientNets.
 
     EfficientNet-PyTorch numbers all blocks consecutively, timm numbers them per stage.
     """
@@ -113,14 +113,14 @@ def _timm_name(name: str, tensors: Mapping[str, Tensor], places: list[tuple[int,
 
 
 def by_order(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Assign the tensors to the network's names by their order in the file; None if that is uncertain.
+    """Assign the tensors to the network's names by their order in the file; None if the assignment is uncertain.
 
-    It is certain if all of these hold. Counters of batches are ignored.
+    It is certain if all of these conditions hold. Batch counters are ignored.
 
-    - No name is one of the network.
+    - The file has no name of the network.
     - All shapes match one by one.
     - Every tensor is of the expected kind (weight, bias, running mean or variance).
-    - Only a classifier is left over, at the end.
+    - Only a classifier remains at the end of the file.
     """
     given = [(name, tensor) for name, tensor in tensors.items() if not name.endswith(_COUNTER)]
     places = [(name, tensor) for name, tensor in wanted.items() if not name.endswith(_COUNTER)]
@@ -176,7 +176,7 @@ def obtain(published: Published, note: Callable[[str], None]) -> Obtained:
     # In the format of sha256sum, so that users can check it without cytomil.
     first = recorded.read_text(encoding="utf-8").partition(" ")[0]
     if sha256 != first or not sha256.startswith(published.sha256):
-        raise WeightsFileError(f"{kept} is damaged or exchanged: its SHA-256 is {sha256}. Delete it and run again.")
+        raise WeightsFileError(f"{kept} is damaged or was replaced: its SHA-256 is {sha256}. Delete it and run again.")
     if not published.sha256:
         return Obtained(kept, sha256, "recorded at the first download; no source publishes it")
     extent = "" if len(published.sha256) == 64 else f"its first {len(published.sha256)} digits, "
@@ -221,7 +221,7 @@ def _download(published: Published, kept: Path, recorded: Path, note: Callable[[
                     published.source.url, str(partial), hash_prefix=published.sha256 or None, progress=False
                 )
             elif isinstance(published.source, TimmWeights):
-                _save_what_timm_downloads(published.source.name, partial, Path(scratch))
+                _save_timm_weights(published.source.name, partial, Path(scratch))
             # A truncated file or an error page must not be kept.
             read_state(partial)
             sha256 = sha256_of_file(partial)
@@ -232,13 +232,13 @@ def _download(published: Published, kept: Path, recorded: Path, note: Callable[[
         unreadable = isinstance(error, WeightsFileError)
         reason = "the download cannot be read as weights: truncated, or a web page" if unreadable else lines[0][:200]
         raise WeightsFileError(
-            f"weights {published.name} could not be downloaded ({reason}). They are {published.source}. Get the file on a "
-            f"machine with network and run: cytomil pretrain --weights FILE --arch {published.architecture}"
+            f"weights {published.name} could not be downloaded ({reason}). Their source is {published.source}. Get the file "
+            f"on a machine with network access and run: cytomil pretrain --weights FILE --arch {published.architecture}"
         ) from None
     write_text(recorded, f"{sha256}  {kept.name}\n")
 
 
-def _save_what_timm_downloads(name: str, path: Path, scratch: Path) -> None:
+def _save_timm_weights(name: str, path: Path, scratch: Path) -> None:
     import timm
 
     network = timm.create_model(name, pretrained=True, num_classes=0, cache_dir=scratch)
@@ -248,7 +248,7 @@ def _save_what_timm_downloads(name: str, path: Path, scratch: Path) -> None:
 
 @contextmanager
 def _network_timeout() -> Iterator[None]:
-    """Give up a connection that sends nothing. By default there is no timeout."""
+    """Close a connection that sends no data for `_TIMEOUT_S` seconds. By default there is no timeout."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT_S)
     try:

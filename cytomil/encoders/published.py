@@ -11,11 +11,11 @@ from cytomil.errors import SettingsError
 NONE = "none"
 TIMM = "timm/"
 
-DINOBLOOM_SAW = (
+DINOBLOOM_CAVEAT = (
     "These are DinoBloom's weights, or look like them. DinoBloom was pretrained on the bone-marrow set (Matek et al., 2021) "
     "and other public sets of blood cells, so figures on their cells are not figures on unseen cells."
 )
-_REDDINO_SAW = (
+_REDDINO_CAVEAT = (
     "These are RedDino's weights. RedDino was pretrained on red blood cells of 18 data sets, some of them public, so "
     "figures on public sets of red blood cells may not be figures on unseen cells."
 )
@@ -25,7 +25,7 @@ _HALF = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True)
 class Wheel:
-    """A file inside an installed Python package. ``extra`` of cytomil installs it; empty: cytomil itself does."""
+    """A file inside an installed Python package. ``extra`` is the extra of cytomil that installs it; empty: none is needed."""
 
     distribution: str
     package: str
@@ -98,9 +98,9 @@ def _lite(i: int, sha256: str, megabytes: int) -> Published:
 
 def _torchvision(name: str, digits: str, megabytes: int) -> Published:
     source = Download(f"https://download.pytorch.org/models/{name}-{digits}.pth")
-    named = "torchvision, in the file's name"
+    hash_from = "torchvision, in the file's name"
     return Published(
-        name, name, source, "BSD-3-Clause", digits, named, megabytes, mean=_IMAGENET_MEAN, std=_IMAGENET_STD
+        name, name, source, "BSD-3-Clause", digits, hash_from, megabytes, mean=_IMAGENET_MEAN, std=_IMAGENET_STD
     )
 
 
@@ -114,7 +114,7 @@ def _dinobloom(letter: str, size: str, sha256: str = "") -> Published:
         "STAMP, which uses the file" if sha256 else "",
         mean=_IMAGENET_MEAN,
         std=_IMAGENET_STD,
-        caveats=(DINOBLOOM_SAW,),
+        caveats=(DINOBLOOM_CAVEAT,),
     )
 
 
@@ -127,7 +127,7 @@ def _reddino(letter: str, size: str, megabytes: int) -> Published:
         megabytes=megabytes,
         mean=_IMAGENET_MEAN,
         std=_IMAGENET_STD,
-        caveats=(_REDDINO_SAW,),
+        caveats=(_REDDINO_CAVEAT,),
     )
 
 

@@ -1,8 +1,8 @@
 """The layers of an encoder: h, z, and statistics of inner stages of its network.
 
-The last layers contain what the training loss asks for. How dark, coarse or large a cell is can be found in earlier
-stages. The mean, maximum and spread of each channel over the whole cell distinguish unusual cells that h and z alone do
-not. PaDiM (arXiv 2011.08785) combines stages in the same way, position by position. docs/log/research-log.md has the
+The last layers represent what the training loss requires. Earlier stages also represent how dark, coarse or large a cell
+is. The mean, maximum and spread of each channel over the whole cell therefore reveal unusual cells that h and z alone
+miss. PaDiM (arXiv 2011.08785) combines stages in the same way, per position. docs/log/research-log.md has the
 measurements.
 
 The stages of a ResNet are numbered as in torchvision (layer1 is 1). Others are numbered as in timm's
@@ -30,7 +30,7 @@ _DEFAULT_STAGES = 3
 
 
 def stages_of(encoder: Encoder) -> tuple[int, ...]:
-    """The numbers of the available stages of ``encoder``; empty if its library gives none."""
+    """The numbers of the available stages of ``encoder``; empty if its library provides none."""
     network: Any = encoder.backbone
     if is_resnet(encoder.architecture.name):
         return (1, 2, 3, 4)
@@ -42,8 +42,8 @@ def stages_of(encoder: Encoder) -> tuple[int, ...]:
 def default_layer(encoder: Encoder) -> Layer:
     """The layer that is embedded by default.
 
-    These are stages 1, 4, 5 and 6 of EfficientNets and related networks, and the three stages before the last one of
-    others. It is h if there are no stages.
+    For EfficientNets and related networks, it consists of stages 1, 4, 5 and 6. For others, it consists of the three
+    stages before the last one. It is h if there are no stages.
     """
     numbers = stages_of(encoder)
     if _has_block_stages(encoder.backbone) and max(_OF_EFFICIENTNETS) in numbers:
@@ -53,7 +53,7 @@ def default_layer(encoder: Encoder) -> Layer:
 
 
 def layer_of(text: str, encoder: Encoder) -> Layer:
-    """The layer of ``encoder`` that the setting ``text`` means, see `cytomil.layer`.
+    """The layer of ``encoder`` for the setting ``text``, see `cytomil.layer`.
 
     Raises:
         SettingsError: ``text`` is not a layer, or the encoder has no such stage.
@@ -71,8 +71,10 @@ def require_layer(layer: Layer, encoder: Encoder) -> None:
     numbers = stages_of(encoder)
     if missing := [number for number in layer.stages if number not in numbers]:
         name = encoder.architecture.name
-        there = f"stages {numbers[0]} to {numbers[-1]}" if numbers else "no inner stages available"
-        raise SettingsError(f"layer {layer}: {name} has no stage {missing[0]}; it has {there}. Use another --layer.")
+        available = f"stages {numbers[0]} to {numbers[-1]}" if numbers else "no inner stages"
+        raise SettingsError(
+            f"layer {layer}: {name} has no stage {missing[0]}; it has {available}. Use another --layer."
+        )
 
 
 def layer_dim(encoder: Encoder, layer: Layer) -> int:
@@ -81,7 +83,7 @@ def layer_dim(encoder: Encoder, layer: Layer) -> int:
 
 
 def layer_groups(encoder: Encoder, layer: Layer) -> tuple[int, ...]:
-    """Length of the part of each of the layer's stages, in their order; one number for a layer without stages.
+    """Number of values per stage of the layer, in their order; a single number for a layer without stages.
 
     Raises:
         SettingsError: ``encoder`` has no such stage.
@@ -135,7 +137,7 @@ class Layers(nn.Module):
         else:
             h, maps = self._inner(normalised)
             for number, values in zip(self._stages, maps, strict=True):
-                statistics |= {(number, name): value for name, value in self._over_places(number, values).items()}
+                statistics |= {(number, name): value for name, value in self._pooled(number, values).items()}
         return tuple(
             torch.cat([statistics[number, name] for number in layer.stages for name in layer.statistics], dim=1)
             if layer.stages
@@ -143,20 +145,20 @@ class Layers(nn.Module):
             for layer in self._layers
         )
 
-    def _over_places(self, number: int, maps: Tensor) -> dict[str, Tensor]:
+    def _pooled(self, number: int, maps: Tensor) -> dict[str, Tensor]:
         """Maps (N, C, H, W) → the statistics of this stage that the layers need, (N, C) each."""
-        wanted = {name for layer in self._layers if number in layer.stages for name in layer.statistics}
-        places = maps.flatten(2)
-        found = {}
-        if "max" in wanted:
-            found["max"] = places.amax(dim=2)
-        if wanted & {"mean", "spread"}:
-            mean = places.mean(dim=2, keepdim=True)
-            found["mean"] = mean.flatten(1)
-            if "spread" in wanted:
-                # Written out, because ncnn has no standard deviation.
-                found["spread"] = (places - mean).square().mean(dim=2).sqrt()
-        return found
+        names = {name for layer in self._layers if number in layer.stages for name in layer.statistics}
+        positions = maps.flatten(2)
+        statistics = {}
+        if "max" in names:
+            statistics["max"] = positions.amax(dim=2)
+        if names & {"mean", "spread"}:
+            mean = positions.mean(dim=2, keepdim=True)
+            statistics["mean"] = mean.flatten(1)
+            if "spread" in names:
+                # Computed explicitly, because ncnn has no standard deviation.
+                statistics["spread"] = (positions - mean).square().mean(dim=2).sqrt()
+        return statistics
 
 
 def _projected(encoder: Encoder, layer: Layer, h: Tensor | None) -> Tensor:
@@ -170,8 +172,8 @@ def _projected(encoder: Encoder, layer: Layer, h: Tensor | None) -> Tensor:
 class _InnerMaps:
     """Normalised pixels → h if needed, and each stage's maps (N, C, H, W). Layers after the last stage are skipped.
 
-    This is not a module. As a module, converters would see the encoder's layers under two names, and pnnx would lose their
-    weights.
+    This is not a module. If it were, converters would find the encoder's layers under two names, and pnnx would lose
+    their weights.
     """
 
     def __init__(self, encoder: Encoder, stages: tuple[int, ...], with_h: bool) -> None:
@@ -184,7 +186,7 @@ class _InnerMaps:
             names = {f"layer{number}": str(number) for number in stages} | ({last: "h"} if with_h else {})
             was_training = network.training
             self._graph = create_feature_extractor(network, names)
-            network.train(was_training)  # the graph shares its layers and has changed their mode
+            network.train(was_training)  # creating the graph has changed the mode of the shared layers
             return
         self._network = network
         self._options: dict[str, Any] = {"indices": list(stages)}
@@ -194,8 +196,8 @@ class _InnerMaps:
 
     def __call__(self, normalised: Tensor) -> tuple[Tensor | None, list[Tensor]]:
         if self._graph is not None:
-            found = self._graph(normalised)
-            return found.get("h"), [found[str(number)] for number in self._stages]
+            outputs = self._graph(normalised)
+            return outputs.get("h"), [outputs[str(number)] for number in self._stages]
         if not self._with_h:
             return None, self._network.forward_intermediates(
                 normalised, **self._options, stop_early=True, intermediates_only=True
@@ -205,7 +207,7 @@ class _InnerMaps:
 
 
 def _has_block_stages(network: Any) -> bool:
-    """Whether timm can give all blocks of this network as stages, instead of one stage per resolution."""
+    """Whether timm can return all blocks of this network as stages, instead of one stage per resolution."""
     method = getattr(network, "forward_intermediates", None)
     return method is not None and "extra_blocks" in inspect.signature(method).parameters
 
@@ -214,7 +216,7 @@ _TRAINED_STAGES = 2
 
 
 def default_frozen_stages(encoder: Encoder) -> int:
-    """The number of stages without the last two; 0 if the network's stages are not known."""
+    """The default of ``frozen_stages``: all stages but the last two; 0 if the network's stages are not known."""
     return max(
         0, max(stage_of_parameters(encoder.architecture.name, encoder.backbone).values(), default=0) - _TRAINED_STAGES
     )
@@ -237,7 +239,7 @@ def early_parameters(encoder: Encoder, stages: int) -> list[nn.Parameter]:
         raise SettingsError(f"the stages of {name} are not known. Use --frozen-stages 0.")
     if stages >= (last := max(numbers.values())):
         raise SettingsError(
-            f"--frozen-stages {stages} leaves nothing of {name} to train. Use {last - 1} or fewer, or --method none."
+            f"--frozen-stages {stages} freezes all stages of {name}. Use {last - 1} or fewer, or --method none."
         )
     return [parameter for name, parameter in encoder.backbone.named_parameters() if numbers[name] <= stages]
 

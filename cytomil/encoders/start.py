@@ -1,4 +1,4 @@
-"""The start of an encoder: an architecture, and optionally published or local weights."""
+"""The initial state of an encoder: an architecture, and optionally published or local weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cytomil.encoders.architecture import (
     resolve_architecture,
 )
 from cytomil.encoders.obtain import Obtained, by_order, from_efficientnet_pytorch, obtain, read_state
-from cytomil.encoders.published import DINOBLOOM_SAW, NONE, Published, find_published, is_published, refuse_unknown
+from cytomil.encoders.published import DINOBLOOM_CAVEAT, NONE, Published, find_published, is_published, refuse_unknown
 from cytomil.errors import SettingsError, WeightsFileError
 from cytomil.files import sha256_of_file
 
@@ -62,7 +62,7 @@ class InitialWeights:
         """The record of these weights in encoder.json."""
         return {"file": self.file, "sha256": self.sha256, "tensors": self.tensors, **self.published}
 
-    def put_into(self, encoder: Encoder) -> None:
+    def load_into(self, encoder: Encoder) -> None:
         """Load the weights and their channel statistics into an encoder of the same architecture."""
         encoder.backbone.load_state_dict(self.state)
         encoder.normalise_by(torch.tensor(self.mean), torch.tensor(self.std))
@@ -122,8 +122,8 @@ def resolve_initialisation(
     if is_resnet(published.architecture) and stem == AUTO:
         stem = "standard"  # the published weights have these first layers, whatever the image size
     architecture = resolve_architecture(published.architecture, stem, projection_dim, image_size, projector)
-    backbone = _tried(architecture, image_size)
-    return Initialisation(architecture, _named(published, obtain(published, note), architecture, backbone))
+    backbone = _build(architecture, image_size)
+    return Initialisation(architecture, _load_published(published, obtain(published, note), architecture, backbone))
 
 
 def prepare_initialisation(architecture: Architecture, image_size: int, weights: Path | None = None) -> Initialisation:
@@ -131,8 +131,8 @@ def prepare_initialisation(architecture: Architecture, image_size: int, weights:
 
     It reads weights of torchvision, timm, EfficientNet-PyTorch, DINO and DINOv2 (DinoBloom): a state dict, or one under
     ``teacher``, ``state_dict`` or ``model``. Tensor names may have the prefix ``backbone.``. Heads and classifiers are left
-    out. If no name is one of the network, tensors are assigned in their order, provided that all shapes and kinds match.
-    A caveat then reports it. timm interpolates the position embedding of a transformer.
+    out. If the file has no name of the network, tensors are assigned in their order, provided that all shapes and kinds
+    match, and a caveat says so. timm interpolates the position embedding of a transformer.
 
     Raises:
         SettingsError: the image size does not suit the architecture.
@@ -140,29 +140,31 @@ def prepare_initialisation(architecture: Architecture, image_size: int, weights:
         WeightsFileError: the file does not hold weights, or holds those of another architecture.
     """
     if weights is None and is_resnet(architecture.name):
-        return Initialisation(architecture)  # it takes any image size
-    backbone = _tried(architecture, image_size)
+        return Initialisation(architecture)  # ResNets take any image size
+    backbone = _build(architecture, image_size)
     if weights is None:
         return Initialisation(architecture)
-    return Initialisation(architecture, _fitted(weights, read_state(weights), architecture, backbone))
+    return Initialisation(architecture, _load_file(weights, read_state(weights), architecture, backbone))
 
 
-def _tried(architecture: Architecture, image_size: int) -> Backbone:
+def _build(architecture: Architecture, image_size: int) -> Backbone:
     backbone = make_backbone(architecture.name, architecture.stem, architecture.image_size)
     require_image_size(architecture.name, backbone.network, backbone.dim, image_size)
     return backbone
 
 
-def _named(published: Published, obtained: Obtained, architecture: Architecture, backbone: Backbone) -> InitialWeights:
-    fitted = _fitted(obtained.path, read_state(obtained.path), architecture, backbone)
+def _load_published(
+    published: Published, obtained: Obtained, architecture: Architecture, backbone: Backbone
+) -> InitialWeights:
+    loaded = _load_file(obtained.path, read_state(obtained.path), architecture, backbone)
     return InitialWeights(
-        fitted.file,
+        loaded.file,
         obtained.sha256,
-        fitted.tensors,
-        fitted.state,
-        published.mean or fitted.mean,
-        published.std or fitted.std,
-        tuple(dict.fromkeys((*published.caveats, *fitted.caveats))),
+        loaded.tensors,
+        loaded.state,
+        published.mean or loaded.mean,
+        published.std or loaded.std,
+        tuple(dict.fromkeys((*published.caveats, *loaded.caveats))),
         {
             "name": published.name,
             "source": str(published.source),
@@ -172,16 +174,18 @@ def _named(published: Published, obtained: Obtained, architecture: Architecture,
     )
 
 
-def _fitted(path: Path, tensors: dict[str, Tensor], architecture: Architecture, backbone: Backbone) -> InitialWeights:
+def _load_file(
+    path: Path, tensors: dict[str, Tensor], architecture: Architecture, backbone: Backbone
+) -> InitialWeights:
     if any(name.startswith("projector.") for name in tensors):
-        # The record of what it was trained on, perhaps instance labels, is in its encoder.json and would be lost.
+        # encoder.json records its training data, perhaps including instance labels. This record would be lost.
         raise WeightsFileError(
             f"{path} is an encoder of cytomil. Use its folder directly: cytomil embed --encoder FOLDER."
         )
     tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if any(name.startswith("backbone.") for name in tensors):
         tensors = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
-    caveats = (DINOBLOOM_SAW,) if _looks_like_dinobloom(path, tensors) else ()
+    caveats = (DINOBLOOM_CAVEAT,) if _looks_like_dinobloom(path, tensors) else ()
     tensors = from_efficientnet_pytorch(tensors, backbone.network)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(backbone.classifiers)}
     wanted = backbone.network.state_dict()
@@ -189,9 +193,9 @@ def _fitted(path: Path, tensors: dict[str, Tensor], architecture: Architecture, 
         given = ordered
         caveats = (*caveats, _BY_ORDER.format(file=path.name, architecture=architecture.name))
     else:
-        given = _as_timm_has_them(tensors, backbone)
+        given = _convert_for_timm(tensors, backbone)
     fitting = {name for name, tensor in wanted.items() if name in given and given[name].shape == tensor.shape}
-    # Files from before PyTorch 0.4.1, such as ImageNet's ResNets, have no counters of batches.
+    # Files of PyTorch before 0.4.1, such as the ResNets trained on ImageNet, have no batch counters.
     missing = [name for name in wanted if name not in fitting and not name.endswith("num_batches_tracked")]
     surplus = [name for name in given if name not in wanted]
     if missing or surplus:
@@ -200,20 +204,20 @@ def _fitted(path: Path, tensors: dict[str, Tensor], architecture: Architecture, 
     broken = next((name for name in fitting if not torch.isfinite(state[name]).all()), None)
     if broken:
         raise WeightsFileError(
-            f"{path}: {broken} is not finite. The file is damaged, or its training diverged. Use others."
+            f"{path}: {broken} is not finite. The file is damaged, or its training diverged. Use other weights."
         )
     return InitialWeights(path.name, sha256_of_file(path), len(fitting), state, backbone.mean, backbone.std, caveats)
 
 
-def _as_timm_has_them(tensors: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
-    """The tensors under timm's names, with the position embedding interpolated, if timm has a converter for them."""
+def _convert_for_timm(tensors: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
+    """Rename the tensors and interpolate the position embedding with timm's converter for the network, if there is one."""
     convert = getattr(sys.modules[type(backbone.network).__module__], "checkpoint_filter_fn", None)
     if backbone.library != "timm" or convert is None:
         return tensors
     try:
         return convert(tensors, backbone.network)
     except (RuntimeError, KeyError, ValueError, AttributeError, IndexError, AssertionError):
-        return tensors  # the caller reports what does not fit
+        return tensors  # the caller reports the mismatch
 
 
 def _mismatch(
@@ -227,10 +231,10 @@ def _mismatch(
 ) -> str:
     if missing:
         first = missing[0]
-        there = f"{tuple(given[first].shape)} in the file" if first in given else "not in the file"
-        reason = f"the first that does not is {first}, {there}, {tuple(wanted[first].shape)} here"
+        in_file = f"{tuple(given[first].shape)} in the file" if first in given else "not in the file"
+        reason = f"the first mismatch is {first}: {in_file}, {tuple(wanted[first].shape)} in the network"
     else:
-        reason = f"but the file has {len(surplus)} more, the first of them {surplus[0]}"
+        reason = f"but the file has {len(surplus)} more; the first is {surplus[0]}"
     small = architecture.stem == "small" and missing == ["conv1.weight"]
     remedy = (
         "They have ImageNet's first layers: use --stem standard, or an --image-size above 64."

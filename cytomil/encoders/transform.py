@@ -1,4 +1,4 @@
-"""From an encoded cell image to the input pixels of the encoder, in training and ranking alike."""
+"""Convert an encoded cell image to the input pixels of the encoder, in the same way for training and ranking."""
 
 from __future__ import annotations
 

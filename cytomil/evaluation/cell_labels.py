@@ -1,4 +1,4 @@
-"""Labels that a person gives to some cells of evaluated bags: a table, or a GeoJSON file of one slide.
+"""Labels that a person gave to some cells of evaluated bags, in a table or in a GeoJSON file of one slide.
 
 Only `evaluate` reads them with this module. Training cannot import it.
 """
@@ -22,7 +22,7 @@ from cytomil.progress import Problem
 from cytomil.tables import Column, Row, read_table
 
 MIN_LABELLED = 10
-"""A bag with fewer labelled cells has no figures of cells."""
+"""Min number of labelled cells of a bag. With fewer, the bag has no cell metrics."""
 _CODES = VERDICTS | {"unsure": UNKNOWN}
 _COLUMNS = (
     Column("slide", required=True),
@@ -41,15 +41,15 @@ class GivenLabel:
     """A label of one cell.
 
     Args:
-        where: the cell as the file names it, for messages.
-        cell: its id; empty if only its place is known.
-        place: its centre (x, y) in level-0 px from the corner of the slide's picture; None if only its id is known.
+        where: the name of the cell in the file, for messages.
+        cell: its id; empty if only its position is known.
+        position: its centre (x, y) in level-0 px from the corner of the slide's picture; None if only its id is known.
         code: 1 abnormal, 0 not abnormal, -1 unsure.
     """
 
     where: str
     cell: str
-    place: tuple[float, float] | None
+    position: tuple[float, float] | None
     code: int
 
 
@@ -62,64 +62,72 @@ class CellLabels:
     of_slide: dict[str, list[GivenLabel]]
 
     def of_bag(self, bag: Bag, problems: list[Problem]) -> np.ndarray | None:
-        """The labels of a bag's cells, int8 (N,): 1 abnormal, 0 not abnormal, -1 not labelled. None if they are too few.
+        """The labels of a bag's cells, int8 (N,): 1 abnormal, 0 not abnormal, -1 not labelled. None if there are too few.
 
-        A label belongs to the cell of its id, or to the nearest cell, if its place is within that cell's usual radius.
-        Labels that fit no cell, and two labels that contradict each other on one cell, are added to ``problems``. The name
-        of a slide's file may have its suffix or lack it.
+        A label belongs to the cell with its id, or to the nearest cell if its position is within the expected cell radius.
+        Labels that match no cell, and contradictory labels of one cell, are added to ``problems``. A slide may be named with
+        or without the suffix of its file.
         """
         bag_id = bag.info.bag_id
         slides = [bag_id] if bag_id in self.of_slide else [one for one in self.of_slide if _is_name_of(one, bag_id)]
         given = [one for slide in slides for one in self.of_slide[slide]]
         if not given:
             return None
-        places = _Places(bag)
+        index = _CellIndex(bag)
         codes: dict[int, int] = {}
         unmatched, contradicted = [], set()
         for one in given:
-            cell = places.find(one)
+            cell = index.find(one)
             if cell is None:
                 unmatched.append(one.where)
             elif codes.setdefault(cell, one.code) != one.code:
                 contradicted.add(cell)
         if unmatched:
-            why = "" if places.are_known else ". Its cells have no known places: name them by instance_id"
-            problems.append(Problem(bag_id, f"{_named(unmatched, 'label')} of {self.path} fit none of its cells{why}"))
+            why = (
+                ""
+                if index.has_positions
+                else ". The positions of its cells are unknown: give the instance_id of each label"
+            )
+            problems.append(
+                Problem(bag_id, f"{_list_names(unmatched, 'label')} of {self.path} match none of its cells{why}")
+            )
         if contradicted:
             names = [bag.instance_ids[i] for i in sorted(contradicted)]
             problems.append(
-                Problem(bag_id, f"{_named(names, 'cell')} with contradictory labels in {self.path}: not counted")
+                Problem(bag_id, f"{_list_names(names, 'cell')} with contradictory labels in {self.path}: not used")
             )
         labels = np.full(len(bag), UNKNOWN, np.int8)
         for cell in codes.keys() - contradicted:
             labels[cell] = codes[cell]
-        return self._sufficient(bag, labels, problems)
+        return self._require_enough(bag, labels, problems)
 
-    def _sufficient(self, bag: Bag, labels: np.ndarray, problems: list[Problem]) -> np.ndarray | None:
+    def _require_enough(self, bag: Bag, labels: np.ndarray, problems: list[Problem]) -> np.ndarray | None:
         n, n_abnormal = int((labels != UNKNOWN).sum()), int((labels == 1).sum())
         reason = ""
         if bag.info.label == 0:
             reason = f"its label is 0, but {n_abnormal} of its cells are labelled abnormal" if n_abnormal else ""
         elif n < MIN_LABELLED:
-            reason = f"only {n} of its cells are labelled, fewer than {MIN_LABELLED}: no figures of cells"
+            reason = f"only {n} of its cells are labelled, at least {MIN_LABELLED} are needed: no cell metrics"
         elif n_abnormal in (0, n):
-            reason = f"all {n} labelled cells are {'abnormal' if n_abnormal else 'normal'}: no figures of cells"
+            reason = f"all {n} labelled cells are {'abnormal' if n_abnormal else 'normal'}: no cell metrics"
         if reason:
             problems.append(Problem(bag.info.bag_id, reason))
             return None
         return labels
 
     def without_bag(self, bag_ids: Iterable[str]) -> dict[str, int]:
-        """Slides that are none of these bags, with the number of their labels.
+        """The slides in the file that match none of these bags, with the number of their labels.
 
-        Raises `TableError` if a slide's name may mean two bags.
+        Raises `TableError` if a slide's name matches two bags.
         """
         known = set(bag_ids)
         found = {}
         for slide, given in self.of_slide.items():
             bags = sorted(bag for bag in known if _is_name_of(slide, bag))
             if len(bags) > 1:
-                raise TableError(f"{self.path}: slide '{slide}' may be {' or '.join(bags)}. Give them different names.")
+                raise TableError(
+                    f"{self.path}: slide '{slide}' matches the bags {' and '.join(bags)}. Give them different names."
+                )
             if not bags:
                 found[slide] = len(given)
         return found
@@ -137,12 +145,12 @@ def read_cell_labels(path: Path) -> CellLabels:
     """Read a table or a GeoJSON file.
 
     A table has the columns slide, verdict and instance_id, as `cytomil feedback` writes them, or x and y instead of
-    instance_id. A GeoJSON file is named after its slide, as `cytomil rank` names it, and `ClassifiedObject.verdict` says
-    which classes are labels. Other objects are left alone.
+    instance_id. A GeoJSON file is named after its slide, as `cytomil rank` names it. `ClassifiedObject.verdict` says
+    which classes are labels. Other objects are ignored.
 
     Raises:
         NotFoundError: the file is missing.
-        TableError: it is neither, a verdict is unknown, or a line names no cell.
+        TableError: it is neither a table nor GeoJSON, a verdict is unknown, or a line names no cell.
     """
     of_slide: dict[str, list[GivenLabel]] = defaultdict(list)
     if path.suffix.lower() in _GEOJSON:
@@ -165,16 +173,16 @@ def _given(row: Row) -> GivenLabel:
     if row["instance_id"]:
         return GivenLabel(row["instance_id"], row["instance_id"], None, _CODES[verdict])
     try:
-        place = float(row["x"]), float(row["y"])
+        position = float(row["x"]), float(row["y"])
     except ValueError:
-        place = np.nan, np.nan
-    if not np.isfinite(place).all():
+        position = np.nan, np.nan
+    if not np.isfinite(position).all():
         raise TableError(f"{row.where}: give the cell's instance_id, or its centre as numbers x and y.")
-    return GivenLabel(f"({row['x']}, {row['y']})", "", place, _CODES[verdict])
+    return GivenLabel(f"({row['x']}, {row['y']})", "", position, _CODES[verdict])
 
 
-class _Places:
-    """Finds the cells of a bag by id, or by place if it was made from a whole slide."""
+class _CellIndex:
+    """Finds the cells of a bag by id, or by position if the bag was made from a whole slide."""
 
     def __init__(self, bag: Bag) -> None:
         self._index = {name: i for i, name in enumerate(bag.instance_ids)}
@@ -186,29 +194,29 @@ class _Places:
         from scipy.spatial import cKDTree
 
         centres = np.array([[float(number) for number in one.groups()] for one in found if one])
-        # A crop's corner is half a crop from the centre, and further off on slides whose picture has an origin.
+        # A crop's corner is half a crop from the centre, and farther away if the slide has a `Slide.origin`.
         across, down = (centres - bag.coords).mean(axis=0)
         if abs(across - down) <= 1 and across > 0:
             self._tree = cKDTree(centres)
-            # Touching cells lie two radii apart.
-            self._reach = (across + down) / cutting.crop_um * cutting.diameter_um / 2
+            # The centres of touching cells are two radii apart.
+            self._radius = (across + down) / cutting.crop_um * cutting.diameter_um / 2
 
     @property
-    def are_known(self) -> bool:
-        """Whether cells can be found by place."""
+    def has_positions(self) -> bool:
+        """Whether cells can be found by position."""
         return self._tree is not None
 
     def find(self, label: GivenLabel) -> int | None:
-        """The place of the cell in its bag; None if there is none."""
-        if label.cell or label.place is None:
+        """The index of the cell in its bag; None if no cell matches."""
+        if label.cell or label.position is None:
             return self._index.get(label.cell)
         if self._tree is None:
             return None
-        distance, nearest = self._tree.query(label.place)
-        return int(nearest) if distance <= self._reach else None
+        distance, nearest = self._tree.query(label.position)
+        return int(nearest) if distance <= self._radius else None
 
 
-def _named(names: Sequence[str], what: str) -> str:
+def _list_names(names: Sequence[str], what: str) -> str:
     """`3 labels (a, b, c)`; at most `_MAX_NAMED` names."""
     shown = ", ".join(names[:_MAX_NAMED]) + (", …" if len(names) > _MAX_NAMED else "")
     return f"{len(names)} {what}{'s' * (len(names) != 1)} ({shown})"

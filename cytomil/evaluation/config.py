@@ -40,6 +40,6 @@ class EvaluateConfig(Config):
     )
     name: str | None = Field(None, description="row of this run in tables; none: the pretraining method's name")
     table: Names = Field((), description="folders of reports: only make tables and figures from them")
-    against: str | None = Field("simclr", description="row with which --table compares all others, run by run")
+    against: str | None = Field("simclr", description="row that --table compares with all others, run by run")
     resamples: int = Field(2000, ge=100, description="bootstrap resamples per interval of --table")
     seed: int = Field(0, ge=0, description="seed of the bootstrap")

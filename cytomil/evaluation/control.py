@@ -1,4 +1,4 @@
-"""Other bags from the cells of the evaluated ones: redrawn, without witnesses, or with permuted labels.
+"""Figures on modified bags: redrawn from the cells of the evaluated bags, without witnesses, or with permuted labels.
 
 A model that predicts the labels of slides without witnesses, or permuted labels, can only use stain, focus, site or day.
 The models that are fitted for the control are discarded.
@@ -39,12 +39,12 @@ class RedrawnMetrics:
 
     Args:
         bag: figures at the model's own threshold.
-        best_f1: F1 at ``best_threshold``. Its difference to ``bag.f1`` is the cost of a threshold from training bags.
+        best_f1: F1 at ``best_threshold``. Its difference from ``bag.f1`` is the cost of a threshold from training bags.
         best_threshold: the threshold with the highest F1 on these bags.
         bag_size: cells per bag.
         n_witnesses: witnesses per positive bag.
-        n_normal: normal cells to draw from.
-        n_abnormal: abnormal cells to draw from.
+        n_normal: number of normal cells to draw from.
+        n_abnormal: number of abnormal cells to draw from.
         probabilities: of each bag, so that runs can be combined.
         labels: of each bag.
     """
@@ -103,9 +103,9 @@ def redrawn_metrics(
         truth.append(i % 2)
         probabilities.append(call(values[cells]))
     metrics = bag_metrics(probabilities, truth, threshold)
-    judged = np.array(probabilities)
-    best_threshold = best_f1_threshold(judged, np.array(truth))
-    best = float(f1_score(truth, judged >= best_threshold))
+    scores = np.array(probabilities)
+    best_threshold = best_f1_threshold(scores, np.array(truth))
+    best = float(f1_score(truth, scores >= best_threshold))
     return RedrawnMetrics(
         metrics, best, best_threshold, size, n_witnesses, len(normal), len(abnormal), probabilities, truth
     )

@@ -98,10 +98,10 @@ def bag_intervals(
     """
     n_positive, n_negative = n_independent(labels, patients)
     called = np.asarray(probabilities) >= metrics.threshold
-    concerned = called | np.asarray(labels, bool)
-    n_concerned = sum(n_independent(concerned[concerned], np.asarray(patients)[concerned].tolist()))
+    counted = called | np.asarray(labels, bool)
+    n_counted = sum(n_independent(counted[counted], np.asarray(patients)[counted].tolist()))
     by_name: dict[str, Callable[[float], Interval]] = {
-        "f1": lambda value: f1_interval(value, n_concerned),
+        "f1": lambda value: f1_interval(value, n_counted),
         "auroc": lambda value: auroc_interval(value, n_positive, n_negative),
         "auprc": lambda value: proportion_interval(value, n_positive),
         "sensitivity": lambda value: proportion_interval(value, n_positive),

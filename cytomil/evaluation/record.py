@@ -247,13 +247,13 @@ def name_of(encoder_settings: dict[str, Any]) -> str:
     """
     method = str(encoder_settings.get("method", "unknown"))
     arch, weights = str(encoder_settings.get("arch", "resnet18")), str(encoder_settings.get("weights") or "none")
-    named = "-".join([method, *_departures(encoder_settings)]) if method == "slam-ags" else method
+    named = "-".join([method, *_non_default_options(encoder_settings)]) if method == "slam-ags" else method
     stem = "" if weights == "none" else Path(weights).stem
     parts = (named, arch if arch not in ("resnet18", "auto") else "", stem)
     return " ".join(part for part in parts if part)
 
 
-def _departures(settings: dict[str, Any]) -> list[str]:
+def _non_default_options(settings: dict[str, Any]) -> list[str]:
     # Encoders of earlier versions have the options of the method among the other settings.
     options = settings.get("options")
     own = options.get("slam-ags") if isinstance(options, dict) else None
@@ -301,7 +301,7 @@ def make_record(
             "n_abnormal": sum(int(labels.sum()) for _, labels in scored),
             "sha256": given.sha256,
         }
-        # Figures of other cells are not to be compared with these.
+        # Metrics on other cells must not be compared with these.
         bags_fingerprint = sha256_of_json([bags_fingerprint, given.sha256])
     return {
         "schema": SCHEMA,

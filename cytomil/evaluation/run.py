@@ -118,8 +118,8 @@ def measure(settings: EvaluateConfig, listener: Listener) -> Measured:
         raise SettingsError("sites are for permuted labels. Add --permutations 10.")
     if settings.cells and (settings.redraw or (settings.control and not settings.permutations)):
         raise SettingsError(
-            "--redraw and --control need the labels of all cells, and --cells gives those of some. Remove one of them, or "
-            "add --permutations 10 to --control."
+            "--redraw and --control need the labels of all cells, but --cells labels only some. Remove one of these options, "
+            "or add --permutations 10 to --control."
         )
     given = read_cell_labels(settings.cells) if settings.cells else None
     index = read_index(settings.features)
@@ -128,7 +128,7 @@ def measure(settings: EvaluateConfig, listener: Listener) -> Measured:
     model = load_triage_model(settings.model)
     _require_unseen(settings, model, [row for row, _ in opened])
     key = opened[0][1].key
-    # Cards of models from versions without engines have no engine.
+    # Models of versions without engines have no engine in their card.
     fitted_with = (
         model.encoder.sha256,
         str(model.layer),
@@ -147,14 +147,14 @@ def measure(settings: EvaluateConfig, listener: Listener) -> Measured:
     problems = _unused(given, index.rows, opened, listener) if given else []
     if model.card.feedback is not None and settings.split != Split.TEST:
         listener.note(
-            "the model learnt from readers' verdicts on cells of training bags: figures of their cells are too good"
+            "the model learnt from readers' verdicts on cells of training bags: metrics of these cells are too optimistic"
         )
     predictions = []
     for row, features in listener.track(opened, "evaluating", unit="bags"):
         assessment = model.ensemble.assess_blocks(features.blocks())
         labels = _instance_labels(manifest, row.bag_id, features, problems, given)
-        about = (row.bag_id, row.patient_id, row.label, assessment.probability, assessment.scores, labels)
-        predictions.append(Prediction(*about, is_part_labelled=given is not None))
+        fields = (row.bag_id, row.patient_id, row.label, assessment.probability, assessment.scores, labels)
+        predictions.append(Prediction(*fields, is_part_labelled=given is not None))
     threshold = model.card.thresholds.decision
     bag = bag_metrics([p.probability for p in predictions], [p.label for p in predictions], threshold)
     scored = [p.scored for p in predictions if p.scored is not None]
@@ -205,12 +205,12 @@ def _control(settings: EvaluateConfig, model: TriageModel, manifest: Manifest, l
             for bag, (row, _) in zip(bags, opened, strict=True)
         }
         return permuted_labels(bags, by_patient, settings.permutations, fit_settings, listener)
-    unread: list[Problem] = []
+    ignored: list[Problem] = []
 
     def labels_of(i: int) -> np.ndarray | None:
         row, features = opened[i]
-        labels = _instance_labels(manifest, row.bag_id, features, unread)
-        return None if labels is None else labels[draw_of(fit_settings).places(row.bag_id, len(labels))]
+        labels = _instance_labels(manifest, row.bag_id, features, ignored)
+        return None if labels is None else labels[draw_of(fit_settings).indices(row.bag_id, len(labels))]
 
     return without_witnesses(bags, labels_of, fit_settings, listener)
 
@@ -238,13 +238,13 @@ def _probability(model: TriageModel, values: np.ndarray) -> float:
 def _unused(
     given: CellLabels, rows: Sequence[IndexRow], opened: Sequence[tuple[IndexRow, Features]], listener: Listener
 ) -> list[Problem]:
-    """Slides with labels that are none of the bags. Those of the other split are noted, not errors."""
-    elsewhere = given.without_bag(row.bag_id for row, _ in opened)
+    """Problems for labelled slides that match no bag. Slides of the other split get a note instead."""
+    unmatched = given.without_bag(row.bag_id for row, _ in opened)
     unknown = given.without_bag(row.bag_id for row in rows)
-    if others := [slide for slide in elsewhere if slide not in unknown]:
-        listener.note(f"labels of bags that are not evaluated are not used: {', '.join(sorted(others))}")
+    if others := [slide for slide in unmatched if slide not in unknown]:
+        listener.note(f"labels of bags outside the evaluated split are not used: {', '.join(sorted(others))}")
     return [
-        Problem(slide, f"none of the bags is called so: {n} label{'s' * (n != 1)} of {given.path} not used")
+        Problem(slide, f"no bag has this name: {n} label{'s' * (n != 1)} of {given.path} not used")
         for slide, n in unknown.items()
     ]
 
@@ -252,7 +252,7 @@ def _unused(
 def _instance_labels(
     manifest: Manifest, bag_id: str, features: Features, problems: list[Problem], given: CellLabels | None = None
 ) -> np.ndarray | None:
-    """The labels of a bag's cells in the order of ``features``: those that are ``given``, or else the bag's own."""
+    """The labels of a bag's cells in the order of ``features``, from ``given`` or else from the bag file."""
     row = next((row for row in manifest.rows if row.bag_id == bag_id), None)
     if row is None:
         problems.append(Problem(bag_id, f"is not in {manifest.folder}: no instance labels"))

@@ -158,11 +158,11 @@ def _notes(table: Table, judge: str, rows: tuple[tuple[tuple[str, ...], ...], ..
         )
     if _without_width(shown):
         notes.append(
-            "an interval of zero width: every draw from so few bags gave this figure, which does not make it certain"
+            "an interval of zero width: every draw from these few bags gave the same figure, so its uncertainty is unknown"
         )
     explained = {
         "paper ": f"paper: {SOURCE}, other cells and bags",
-        "best ": "each model's bags called by its own threshold; best: all called by the best common threshold",
+        "best ": "each model at its own threshold; best: all models at the best common threshold",
         COLLAPSED: f"{COLLAPSED} the encoder of at least one run collapsed",
         FAILED_SOME: f"{FAILED_SOME} at least one run failed",
         CEILING: f"{CEILING} trained on instance labels: an upper bound, not a competitor",

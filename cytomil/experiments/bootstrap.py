@@ -5,8 +5,8 @@ them, so that the interval covers other seeds too. The interval of a single run 
 negative units are drawn separately, because half of the test bags are positive by design. Different sets of bags are
 drawn separately too. Runs on the same bags (other methods, or other seeds of the encoder) get the same draw.
 
-A metric is a function of how often each unit (a patient or a bag) counts. In this form, a metric and its resamples are
-one matrix product.
+A metric is a function of the number of times that each unit (a patient or a bag) counts. In this form, one matrix
+product computes a metric and all its resamples.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cytomil.evaluation.record import EvaluationRecord, RecordedBag, RecordedRed
 from cytomil.experiments.runs import Run
 
 Counts = np.ndarray
-"""How often each unit counts, (…, U); ones for the original set."""
+"""Number of times that each unit counts, (…, U); ones for the original set."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One run of a comparison: an encoder, judged by its own aggregator or by given ones, and the record of it."""
+"""One run of a comparison: train an encoder, evaluate it with its own or with given aggregators, and record the result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cytomil.training.config import PretrainConfig
 
 PAMIL = "pamil"
 BEST_OTHER = "best other"
-_TRAINS_NOTHING = {
+_WITHOUT_EFFECT = {
     *("bags", "out", "features", "encoder", "model", "name", "table", "against"),
     *("device", "workers", "cache", "ray_address"),
 }
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Stages:
-    """The configurations of a run. Each of ``aggregators`` judges the encoder; `OWN` is that of ``fit_mil``."""
+    """The settings of a run. The encoder is evaluated with each of ``aggregators``; `OWN` is the aggregator of ``fit_mil``."""
 
     pretrain: PretrainConfig
     embed: EmbedConfig
@@ -42,16 +42,17 @@ class Stages:
 
     @property
     def identity(self) -> str:
-        """Names what shapes a run's result, but for its bags and the code: a record of another identity is run again.
+        """SHA-256 over the settings that determine a run's result, without its bags and the code.
 
-        Only settings that were stated count. A new setting in cytomil or another default therefore repeats no run.
+        A run whose record has another identity is repeated. Only explicit settings count. A new setting of cytomil or
+        another default therefore does not repeat runs.
         """
         stages = {"pretrain": self.pretrain, "embed": self.embed, "fit_mil": self.fit_mil, "evaluate": self.evaluate}
         sections = {
             name: {
                 key: value
                 for key, value in stage.model_dump(mode="json", exclude_unset=True).items()
-                if key not in _TRAINS_NOTHING
+                if key not in _WITHOUT_EFFECT
             }
             for name, stage in stages.items()
         }
@@ -60,9 +61,9 @@ class Stages:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that is to be done: its cell, its bags, the file of its record.
+    """A planned run: its cell in the grid, its bags, and the file of its record.
 
-    ``stages`` may raise a `CytomilError`, which is then the reason of the run's failure.
+    If ``stages`` raises a `CytomilError`, the run fails for this reason.
     """
 
     cell: Cell
@@ -72,23 +73,23 @@ class PlannedRun:
 
 
 def run_all(runs: Sequence[PlannedRun], listener: Listener) -> None:
-    """Do all runs that have no record yet. A run that fails leaves a record with the reason, and the others go on."""
+    """Do all runs that have no record yet. The record of a failed run states the reason, and the other runs continue."""
     with listener.whole(Work(len(runs), "runs")) as count:
         for number, run in enumerate(runs, start=1):
             what = f"run {number} of {len(runs)}, {run.cell.name}, seed {run.cell.seed}"
             if is_done(run):
-                listener.note(f"{what}: done before")
+                listener.note(f"{what}: already done")
                 count.skip(1)
                 continue
             listener.note(what)
-            failed = do_run(run, _Within(listener))["failed"]
+            failed = do_run(run, _StageListener(listener))["failed"]
             if failed:
                 listener.note(f"{what}: failed: {failed}")
             (count.skip if failed else count.step)(1)
 
 
-class _Within:
-    """Shows the progress of a stage, but not its forecast of the whole, because the whole is that of all runs."""
+class _StageListener:
+    """Shows the progress of a stage, but not its forecast, because the forecast shown is that of all runs."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -104,7 +105,7 @@ class _Within:
 
 
 def is_done(run: PlannedRun) -> bool:
-    """Whether the run's record is there, whole, without failure, and of these settings and bags."""
+    """Whether a complete record without failure exists for these settings and bags."""
     try:
         record = json.loads(run.record.read_text(encoding="utf-8"))
     except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
@@ -119,10 +120,10 @@ def is_done(run: PlannedRun) -> bool:
 
 
 def do_run(run: PlannedRun, listener: Listener) -> dict[str, Any]:
-    """Do a run to its end and write its record. An interrupted one goes on from its last checkpoint.
+    """Do a run and write its record. An interrupted run continues after its last checkpoint.
 
-    Encoder and features stay in their folders, so that a run with other aggregators need not make them again. Its
-    ``seconds`` are then of what was left to do. Whatever goes wrong is kept in the record under ``failed``.
+    Encoder and features remain in their folders, so that a run with other aggregators can use them. ``seconds`` of such a
+    run are those of the remaining work. If an error occurs, the record has its message under ``failed``.
     """
     cell = run.cell
     record: dict[str, Any] = {
@@ -135,7 +136,7 @@ def do_run(run: PlannedRun, listener: Listener) -> dict[str, Any]:
         stages = run.stages()
         record["identity"] = stages.identity
         record |= _measure(stages, cell, listener)
-    except Exception as error:  # whatever fails in one run, the others go on and the table shows it
+    except Exception as error:  # the other runs continue, and the table shows the failure
         record["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
     write_json(run.record, record)
     return record
@@ -154,35 +155,35 @@ def _measure(stages: Stages, cell: Cell, listener: Listener) -> dict[str, Any]:
     with _timed(seconds, "embed"):
         embed(stages.embed, listener)
     with _timed(seconds, "judge"):
-        judged = {name: _judge(stages, name, listener) for name in stages.aggregators}
-    first = next((name for name in (OWN, PAMIL) if name in judged), stages.aggregators[0])
-    if "failed" in judged[first]:
-        raise CytomilError(f"{first}: {judged[first]['failed']}")
-    evaluations = [judged[first]["record"] | {"judge": first}]
-    others = {name: one["held_out"] for name, one in judged.items() if name != first and "held_out" in one}
+        results = {name: _evaluate(stages, name, listener) for name in stages.aggregators}
+    first = next((name for name in (OWN, PAMIL) if name in results), stages.aggregators[0])
+    if "failed" in results[first]:
+        raise CytomilError(f"{first}: {results[first]['failed']}")
+    evaluations = [results[first]["record"] | {"judge": first}]
+    others = {name: one["held_out"] for name, one in results.items() if name != first and "held_out" in one}
     best = choose_best_other(others)
     if best is not None:
-        evaluations.append(judged[best]["record"] | {"judge": BEST_OTHER})
+        evaluations.append(results[best]["record"] | {"judge": BEST_OTHER})
     return {
-        "candidates": {name: {key: one[key] for key in one if key != "record"} for name, one in judged.items()},
-        # A bag holds whole cells, so 3 of 260 stand for the 1 % that was asked for.
+        "candidates": {name: {key: one[key] for key in one if key != "record"} for name, one in results.items()},
+        # The requested rate. Bags have whole cells, so 3 of 260 cells represent 1 %.
         "evaluations": [one | {"witness_rate": _rate(cell)} for one in evaluations],
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
     }
 
 
 def _train(settings: PretrainConfig, listener: Listener) -> None:
-    """Train the encoder, or go on, or leave it where it is finished: other aggregators may want it again."""
+    """Train the encoder, or continue its training. A finished encoder is kept, because other aggregators may need it."""
     from cytomil.training.loop import pretrain
 
     try:
         pretrain(settings, listener, resume=True)
-    except ResumeError:  # what lies there is another run's
+    except ResumeError:  # the folder holds the checkpoint of another run
         pretrain(settings, listener)
 
 
-def _judge(stages: Stages, aggregator: str, listener: Listener) -> dict[str, Any]:
-    """Fit one aggregator, or the run's `OWN`, and measure it. One that fails is reported, and is no candidate."""
+def _evaluate(stages: Stages, aggregator: str, listener: Listener) -> dict[str, Any]:
+    """Fit and evaluate one aggregator, or the run's `OWN`. If it fails, the reason is returned, and it is not a candidate."""
     from cytomil.evaluation.run import measure
     from cytomil.mil.fit import fit_mil
 
@@ -202,9 +203,9 @@ def _judge(stages: Stages, aggregator: str, listener: Listener) -> dict[str, Any
 
 
 def choose_best_other(held_out: dict[str, dict[str, float]]) -> str | None:
-    """The aggregator with the highest AUROC of held-out training bags; the lower log loss breaks ties. None without any.
+    """The aggregator with the highest AUROC on held-out training bags. Lower log loss breaks ties. None if there are none.
 
-    No test bag has a part in it.
+    Test bags are not used.
     """
     return min(sorted(held_out), key=lambda name: (-held_out[name]["auroc"], held_out[name]["log_loss"]), default=None)
 

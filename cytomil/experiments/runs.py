@@ -30,7 +30,7 @@ class Cell:
     seed: int
 
 
-class _Place(Card):
+class _CellCard(Card):
     """A `Cell` in the record of a grid."""
 
     name: Text
@@ -41,7 +41,7 @@ class _Place(Card):
 class _GridRecord(Card):
     """The part of a record of schema cytomil.run/1 that the tables read."""
 
-    cell: _Place
+    cell: _CellCard
     failed: Text | None = None
     evaluations: tuple[EvaluationRecord, ...] = ()
 
@@ -72,7 +72,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Runs:
-    """All runs in the folders. ``failed`` has the reasons, ``planned`` the cells that a grid.yaml names."""
+    """All runs in the folders. ``failed`` maps cells to reasons. ``planned`` holds the cells of each grid.yaml."""
 
     done: tuple[Run, ...]
     failed: dict[Cell, str]
@@ -84,8 +84,8 @@ def read_runs(folders: Sequence[Path]) -> Runs:
 
     Raises:
         NotFoundError: a folder does not exist, or there is no record in any of them.
-        EvaluationError: a record is damaged, or two are of the same run. Or runs cannot be compared: those of one witness
-            rate and seed have different bags, or those of one witness rate have bags made with different settings.
+        EvaluationError: a record is damaged, two records are of the same run, or runs cannot be compared. Runs with the same
+            witness rate need bags made with the same settings. With the same seed, they need the same bags.
     """
     done: list[Run] = []
     failed: dict[Cell, str] = {}
@@ -138,9 +138,9 @@ def _run(record: EvaluationRecord, file: Path) -> Run:
     return Run(_cell(record), record.judge, record.bags_fingerprint, record, file)
 
 
-def _cell(place: EvaluationRecord | _Place) -> Cell:
-    rate = place.witness_rate
-    return Cell(place.name, -1.0 if rate is None else round(rate, 6), place.seed)
+def _cell(card: EvaluationRecord | _CellCard) -> Cell:
+    rate = card.witness_rate
+    return Cell(card.name, -1.0 if rate is None else round(rate, 6), card.seed)
 
 
 def _planned(file: Path) -> set[Cell]:
@@ -181,7 +181,7 @@ def _refuse_other_bags(runs: Sequence[Run]) -> None:
 
 
 def _refuse_other_protocols(runs: Sequence[Run]) -> None:
-    """Every seed has its own bags, but a mean over seeds needs bags that were made with the same settings."""
+    """Refuse bags made with different settings. Each seed has its own bags, but a mean over seeds needs equal settings."""
     first: dict[tuple[float, str], tuple[Run, str]] = {}
     for run in runs:
         rate = run.cell.witness_rate

@@ -19,15 +19,15 @@ SCHEMA = "cytomil.features/1"
 CHUNK_CELLS = 256  # measured: python -m bench hdf5
 _CHUNK_ROWS = 1024
 _BLOCK = 8192
-# Measured bytes beside the arrays: the overhead of HDF5 per file, and the name of each cell.
-_BYTES_A_FILE = 15_000
-_BYTES_A_NAME = 36
+# Measured bytes in addition to the arrays: the overhead of HDF5 per file, and the name of each cell.
+_BYTES_PER_FILE = 15_000
+_BYTES_PER_NAME = 36
 _STRING = h5py.string_dtype("utf-8")
 
 
 @dataclass(frozen=True)
 class FeatureKey:
-    """Identifies the input and the encoder of features. A cache with another key is made again."""
+    """Identifies the input and the encoder of features. A cache with another key is replaced."""
 
     bag_sha256: str
     encoder_sha256: str
@@ -74,13 +74,13 @@ class Features:
             return self._finite(self._values(file).read())
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The embeddings in blocks of some thousand, float32 (n ≥ 1, D). All at once may not fit into memory."""
+        """The embeddings in blocks of some thousand, float32 (n ≥ 1, D). The whole array may not fit into memory."""
         with _reading(self.path) as file:
             values = self._values(file)
             for start in range(0, len(values), _BLOCK):
                 yield self._finite(values.read(start, start + _BLOCK))
 
-    def some(self, cells: np.ndarray) -> np.ndarray:
+    def select(self, cells: np.ndarray) -> np.ndarray:
         """The embeddings of some cells, given by ascending indices (n,): (n, D) in the file's number format."""
         with _reading(self.path) as file:
             values = self._values(file)
@@ -116,7 +116,7 @@ def bytes_needed(n: int, dim: int, dtype: str) -> int:
     """Size of a cache of ``n`` cells and ``dim`` columns in bytes. Names longer than twelve letters need more."""
     values = _whole_chunks(n, CHUNK_CELLS) * dim * np.dtype(dtype).itemsize
     coords_and_ids = _whole_chunks(n, _CHUNK_ROWS) * (2 * 8 + 16)
-    return values + coords_and_ids + _BYTES_A_FILE + n * _BYTES_A_NAME
+    return values + coords_and_ids + _BYTES_PER_FILE + n * _BYTES_PER_NAME
 
 
 def _whole_chunks(n: int, chunk: int) -> int:
@@ -206,7 +206,7 @@ def write_features(
 def open_features(path: Path | str) -> Features:
     """Open and validate a cache.
 
-    Raises `FeatureFileError` if the file is truncated, is not a feature cache or contradicts itself.
+    Raises `FeatureFileError` if the file is truncated, is not a feature cache or is inconsistent.
     """
     path = Path(path)
     with _reading(path) as file:
@@ -220,7 +220,7 @@ def open_features(path: Path | str) -> Features:
         groups = file.whole_numbers("groups")
         if groups and (min(groups) < 1 or sum(groups) != dim):
             widths = ", ".join(map(str, groups))
-            raise file.refused(f"contradicts itself: it lists groups of {widths} columns, but has {dim} columns")
+            raise file.refused(f"is inconsistent: it lists groups of {widths} columns, but has {dim} columns")
         return Features(
             path=path,
             bag_id=bag_id,

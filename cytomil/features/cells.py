@@ -15,7 +15,7 @@ from cytomil.encoders.transform import CellTransform, decode_cells_for
 from cytomil.limits import progress
 from cytomil.morphology.measure import SIDE, describe
 from cytomil.progress import Problem
-from cytomil.threads import ahead, usable_cores
+from cytomil.threads import prefetch, usable_cores
 
 _PIECE = 64  # cells: small enough to split a batch between threads, large enough for a negligible cost per read
 
@@ -79,7 +79,7 @@ def feed(
     """Yield blocks of ``batch_size`` cells, including unreadable ones. The last block may be smaller.
 
     Blocks do not depend on number or timing of threads. Only enough cells to fill one batch and keep the threads busy are
-    decoded ahead, so memory does not grow with the number of cells.
+    prefetched, so memory does not grow with the number of cells.
 
     Args:
         pieces: functions that read some cells each, in order, in the sizes of `piece_sizes`.
@@ -89,7 +89,7 @@ def feed(
     """
     begun = -(-batch_size // _PIECE) + 2 * (workers or usable_cores())
     parts: list[CellBlock] = []
-    with closing(ahead((partial(_decoded, piece, preparation) for piece in pieces), workers, begun)) as decoded:
+    with closing(prefetch((partial(_decoded, piece, preparation) for piece in pieces), workers, begun)) as decoded:
         for part in decoded:
             parts.append(part)
             if sum(len(one.instance_ids) + len(one.problems) for one in parts) >= batch_size:

@@ -13,7 +13,7 @@ from cytomil.encoders.engines.registry import EngineName
 from cytomil.layer import known_layer
 
 
-def group_of_turns(n: int) -> int:
+def require_group(n: int) -> int:
     """Return ``n`` if ``n`` orientations form a mathematical group. Raises ValueError otherwise."""
     if n not in (1, 2, 4, 8):
         raise ValueError("must be 1, 2, 4 or 8")
@@ -40,7 +40,7 @@ class EmbedConfig(Config):
         "auto: the encoder's default stages; morphology: those, plus measurements of nucleus and cytoplasm",
     )
     split: Split = Field(Split.ALL, description="which bags to embed")
-    orientations: Annotated[int, AfterValidator(group_of_turns)] = Field(
+    orientations: Annotated[int, AfterValidator(require_group)] = Field(
         2, description="rotations and mirror images over which a cell's embedding is averaged; multiplies the cost"
     )
     batch_size: int = Field(256, ge=1, description="cells per forward pass")

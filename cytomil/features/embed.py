@@ -27,7 +27,7 @@ from cytomil.files import sha256_of_json
 from cytomil.layer import Layer
 from cytomil.morphology.measure import DESCRIPTION, N_DESCRIPTORS, SIDE
 from cytomil.progress import Count, Listener, Problem, Work, require_disk_space
-from cytomil.threads import ahead
+from cytomil.threads import prefetch
 from cytomil.workers import JobContext, WorkerFailure, open_workers
 
 
@@ -41,7 +41,7 @@ def stored_layer(text: str) -> Layer:
         ) from None
 
 
-def n_described(layer: Layer) -> int:
+def n_morphology(layer: Layer) -> int:
     """Number of trailing feature columns that hold the cell's morphology instead of the encoder's output."""
     return N_DESCRIPTORS if layer.described else 0
 
@@ -51,8 +51,8 @@ def preparation_sha256(layer: Layer, transform_sha256: str) -> str:
     return sha256_of_json([transform_sha256, DESCRIPTION]) if layer.described else transform_sha256
 
 
-def seen_px(layer: Layer, image_size: int) -> int:
-    """Side in pixels of the largest image made of a cell. The encoder's is ``image_size``."""
+def max_image_px(layer: Layer, image_size: int) -> int:
+    """Side in pixels of the largest image made of each cell. The encoder's image has the side ``image_size``."""
     return max(image_size, SIDE) if layer.described else image_size
 
 
@@ -85,13 +85,13 @@ class Embedder:
     def __init__(self, bundle: EncoderBundle, engine: Engine, layer: Layer, dtype: str, orientations: int = 1) -> None:
         self.bundle, self.layer = bundle, layer
         self._engine, self._dtype, self._orientations = engine, dtype, orientations
-        description = (n_described(layer),) if layer.described else ()
+        description = (n_morphology(layer),) if layer.described else ()
         self._groups = layer_groups(bundle.encoder, layer.embedded) + description
 
     @property
     def preparation(self) -> Preparation:
         """The preparation of cells that `embed` needs."""
-        return Preparation(self.bundle.transform, n_described(self.layer) > 0)
+        return Preparation(self.bundle.transform, n_morphology(self.layer) > 0)
 
     def bytes_needed(self, n: int) -> int:
         """Size of the features of ``n`` cells in bytes."""
@@ -129,9 +129,9 @@ class Embedder:
             yield from self.embedded(bag_id, blocks, problems)
             unreadable.extend(as_lines(problems))
 
-        key, made_of = self.key(source_sha256), self.bundle.made_of
+        key, provenance = self.key(source_sha256), self.bundle.provenance
         dim = sum(self._groups)
-        write_features(path, bag_id, key, dim, embedded(), mpp, unreadable, encoder=made_of, groups=self._groups)
+        write_features(path, bag_id, key, dim, embedded(), mpp, unreadable, encoder=provenance, groups=self._groups)
         return problems
 
     def embedded(self, bag_id: str, blocks: Iterable[CellBlock], problems: list[Problem]) -> Iterator[EmbeddedBlock]:
@@ -242,7 +242,7 @@ class _Outcome:
 class _Embedding:
     """The job that embeds bags. ``work`` is the work of all bags.
 
-    ``embedder`` is not sent to other processes. Each makes its own, from the same encoder and engine.
+    ``embedder`` is not sent to other processes. Each process makes its own from the same encoder and engine.
     """
 
     settings: EmbedConfig
@@ -262,7 +262,7 @@ class _Embedding:
 
     def start(self, context: JobContext) -> Callable[[Iterable[BagRow]], Iterator[_Outcome]]:
         settings = self.settings.model_copy(update={"workers": context.threads(self.settings.workers)})
-        embedder = self.embedder or self._own_embedder()
+        embedder = self.embedder or self._make_embedder()
 
         def embed_bags(rows: Iterable[BagRow]) -> Iterator[_Outcome]:
             # With Ray, this listener is silent, and the main process counts the bags.
@@ -271,7 +271,7 @@ class _Embedding:
 
         return embed_bags
 
-    def _own_embedder(self) -> Embedder:
+    def _make_embedder(self) -> Embedder:
         settings = self.settings
         bundle = load_bundle(settings.encoder)
         if bundle.sha256 != self.encoder_sha256:
@@ -282,7 +282,7 @@ class _Embedding:
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _StartedBag:
     """A bag whose first block is decoded."""
 
     bag: Bag
@@ -292,24 +292,24 @@ class _Begun:
 def _embed_bags(
     settings: EmbedConfig, manifest: Manifest, embedder: Embedder, rows: Iterable[BagRow], count: Count
 ) -> Iterator[_Outcome]:
-    def begin(row: BagRow) -> tuple[BagRow, _Begun | BagFileError | None]:
+    def start(row: BagRow) -> tuple[BagRow, _StartedBag | BagFileError | None]:
         try:
             bag = open_unaltered(manifest, row)
             if is_valid(settings.out / f"{row.bag_id}.h5", embedder.key(row.sha256)):
                 return row, None
             blocks = bag_blocks(bag, embedder.preparation, settings.batch_size, settings.workers)
-            return row, _Begun(bag, _started(blocks))
+            return row, _StartedBag(bag, _with_first_block(blocks))
         except BagFileError as error:
             return row, error
 
     # The next bag is started while one is embedded. Otherwise the engine would wait for the first block of each bag.
-    with closing(ahead((partial(begin, row) for row in rows), workers=1, most=2)) as begun_bags:
-        for row, begun in begun_bags:
-            yield _embed_begun(settings, embedder, row, begun, count)
+    with closing(prefetch((partial(start, row) for row in rows), workers=1, max_pending=2)) as started_bags:
+        for row, started in started_bags:
+            yield _embed_started(settings, embedder, row, started, count)
 
 
-def _started(blocks: Iterator[CellBlock]) -> Iterator[CellBlock]:
-    """The same blocks, with the first one computed now."""
+def _with_first_block(blocks: Iterator[CellBlock]) -> Iterator[CellBlock]:
+    """The same blocks. The first one is computed now."""
     return chain(list(islice(blocks, 1)), blocks)
 
 
@@ -326,31 +326,31 @@ def _counted(blocks: Iterable[CellBlock], n: int, count: Count) -> Iterator[Cell
         raise
 
 
-def _embed_begun(
-    settings: EmbedConfig, embedder: Embedder, row: BagRow, begun: _Begun | BagFileError | None, count: Count
+def _embed_started(
+    settings: EmbedConfig, embedder: Embedder, row: BagRow, started: _StartedBag | BagFileError | None, count: Count
 ) -> _Outcome:
     path = settings.out / f"{row.bag_id}.h5"
-    if begun is None:
+    if started is None:
         count.skip(row.n_instances)
         unreadable = open_features(path).unreadable
         listed = (one.partition(": ") for one in unreadable)
         problems = [
             Problem(f"{row.bag_id}/{name}", why or "could not be read when embedded") for name, _, why in listed
         ]
-    elif isinstance(begun, BagFileError):
+    elif isinstance(started, BagFileError):
         count.skip(row.n_instances)
-        return _Outcome(problems=(Problem(row.bag_id, str(begun)),))
+        return _Outcome(problems=(Problem(row.bag_id, str(started)),))
     else:
         try:
-            blocks = _counted(begun.blocks, row.n_instances, count)
-            faults = embedder.embed(path, row.bag_id, row.sha256, blocks, begun.bag.info.mpp)
+            blocks = _counted(started.blocks, row.n_instances, count)
+            faults = embedder.embed(path, row.bag_id, row.sha256, blocks, started.bag.info.mpp)
         except BagFileError as error:
             return _Outcome(problems=(Problem(row.bag_id, str(error)),))
         problems = [Problem(f"{row.bag_id}/{fault.where}", fault.reason) for fault in faults]
     indexed = _index_row(row, path)
     if indexed.n_instances == 0:
         return _Outcome(problems=(*problems, Problem(row.bag_id, "none of its cells can be read")))
-    return _Outcome(indexed, begun is None, tuple(problems))
+    return _Outcome(indexed, started is None, tuple(problems))
 
 
 def _index_row(row: BagRow, path: Path) -> IndexRow:

@@ -40,7 +40,7 @@ def read_embed_record(folder: Path) -> EmbedRecord | None:
 
 
 def contradictions(index: FeatureIndex) -> Iterator[str]:
-    """One sentence per bag whose row in features.csv is not that of bags.csv. None if bags.csv is no longer there.
+    """One sentence per bag whose row in features.csv is not that of bags.csv. There are none if bags.csv no longer exists.
 
     Raises `FeatureFileError` or `BagFileError` if embed.json or bags.csv is damaged.
     """
@@ -60,7 +60,7 @@ def contradictions(index: FeatureIndex) -> Iterator[str]:
 
 
 def require_agreement(index: FeatureIndex) -> None:
-    """Raise `FeatureFileError` if features.csv contradicts the bags.csv that it was made from, if that is still there."""
+    """Raise `FeatureFileError` if features.csv contradicts the bags.csv that it was made from, if that file still exists."""
     for contradiction in contradictions(index):
         raise FeatureFileError(contradiction)
 
@@ -77,7 +77,7 @@ def _differing(row: IndexRow, other: BagRow) -> list[str]:
 
 INDEX_NAME = "features.csv"
 _NAMES = ("bag_id", "path", "patient_id")
-_SEAL = "checksum"
+_CHECKSUM = "checksum"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class IndexRow:
     n_instances: int
     bag_sha256: str
 
-    def seal(self, n_rows: int) -> str:
+    def checksum(self, n_rows: int) -> str:
         """The checksum of the row in a file of ``n_rows`` rows."""
         return sha256_of_json([asdict(self), n_rows])[:16]
 
@@ -153,8 +153,8 @@ def write_index(index: FeatureIndex) -> None:
 
 def index_text(rows: Sequence[IndexRow]) -> str:
     """The content of features.csv."""
-    columns = [*(field.name for field in fields(IndexRow)), _SEAL]
-    return csv_text(columns, (asdict(row) | {_SEAL: row.seal(len(rows))} for row in rows), _NAMES)
+    columns = [*(field.name for field in fields(IndexRow)), _CHECKSUM]
+    return csv_text(columns, (asdict(row) | {_CHECKSUM: row.checksum(len(rows))} for row in rows), _NAMES)
 
 
 def read_index(folder: Path) -> FeatureIndex:
@@ -183,7 +183,7 @@ def read_index(folder: Path) -> FeatureIndex:
         edited = [
             number
             for number, (row, line) in enumerate(zip(rows, lines, strict=True), 2)
-            if row.seal(len(rows)) != line[_SEAL]
+            if row.checksum(len(rows)) != line[_CHECKSUM]
         ]
     except (UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError, AttributeError) as error:
         raise FeatureFileError(f"{path} is damaged ({error}). Make it again with `cytomil embed`.") from None

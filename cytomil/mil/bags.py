@@ -1,4 +1,4 @@
-"""Bags of embeddings for fitting: their standardisation, their folds, and what readers said of single cells."""
+"""Bags of embeddings for fitting: their standardisation, their folds, and readers' verdicts on single cells."""
 
 from __future__ import annotations
 
@@ -34,41 +34,41 @@ class Feedback:
         return found
 
     def codes(self, bag_id: str, instance_ids: Sequence[str]) -> np.ndarray:
-        """The verdict on each of a bag's cells, int8 (N,); -1 for cells that nobody judged."""
+        """The verdict on each of a bag's cells, int8 (N,); -1 for cells without a verdict."""
         verdicts = self.of_bag(bag_id)
         return np.array([verdicts.get(name, UNKNOWN) for name in instance_ids], np.int8)
 
-    def tell_unused(self, bag_ids: Iterable[str], note: Callable[[str], None]) -> None:
-        """Send ``note`` one line if verdicts are on slides that are none of the bags."""
+    def note_unused(self, bag_ids: Iterable[str], note: Callable[[str], None]) -> None:
+        """Send ``note`` one line if there are verdicts on slides that match none of the bags."""
         known = set(bag_ids)
         unused = [slide for slide in self.cells if not {slide, Path(slide).stem} & known]
         if unused:
             n = sum(len(self.cells[slide]) for slide in unused)
-            note(f"{n} verdicts are not used, because these slides are no training bags: {', '.join(sorted(unused))}")
+            note(f"{n} verdicts are not used, because these slides are not training bags: {', '.join(sorted(unused))}")
 
 
 NO_FEEDBACK = Feedback({})
 
 
-def cells_to_teach(scores: np.ndarray, n_top: int, n: int) -> np.ndarray:
-    """Choose further cells whose verdicts also tell the model about less suspicious ones.
+def informative_cells(scores: np.ndarray, n_top: int, n: int) -> np.ndarray:
+    """Choose further cells, so that verdicts also cover less suspicious cells.
 
-    Their ranks are spread over all cells below the top ones, in equal steps of the logarithm: most lie close to the top,
-    where the model is least sure. `python -m bench feedback` measures what they add.
+    Their ranks are spread over all cells below the top ones, in equal steps of the logarithm. Most of them are near the
+    top, where the model is least certain. `python -m bench feedback` measures their benefit.
 
     Args:
         scores: of all cells of a slide, (N,).
-        n_top: number of highest scores that are shown anyway.
+        n_top: number of cells with the highest scores, which are shown in any case.
         n: number of cells to choose.
 
     Returns:
-        Indices of at most ``n`` cells, in order of falling score.
+        Indices of at most ``n`` cells, in order of descending score.
     """
     ranks = np.argsort(-scores, kind="stable")[n_top:]
     if not n or not len(ranks):
         return ranks[:0]
-    places = np.geomspace(n_top + 1, n_top + len(ranks), min(n, len(ranks))).round().astype(int) - n_top - 1
-    return ranks[np.unique(places)]
+    positions = np.geomspace(n_top + 1, n_top + len(ranks), min(n, len(ranks))).round().astype(int) - n_top - 1
+    return ranks[np.unique(positions)]
 
 
 def read_feedback(path: Path) -> Feedback:
@@ -76,7 +76,7 @@ def read_feedback(path: Path) -> Feedback:
 
     Raises:
         NotFoundError: the file is missing.
-        TableError: a verdict is none of abnormal, normal and not a cell, or a cell has two.
+        TableError: a verdict is not one of abnormal, normal and not a cell, or a cell has two verdicts.
     """
     columns = [Column(name, required=True) for name in COLUMNS]
     cells: dict[str, dict[str, int]] = {}
@@ -86,12 +86,12 @@ def read_feedback(path: Path) -> Feedback:
             raise TableError(f"{row.where}: '{row['verdict']}' is not one of {', '.join(VERDICTS)}.")
         own = cells.setdefault(row["slide"], {})
         if own.setdefault(row["instance_id"], VERDICTS[verdict]) != VERDICTS[verdict]:
-            raise TableError(f"{row.where}: cell {row['instance_id']} has two verdicts. Leave one line.")
+            raise TableError(f"{row.where}: cell {row['instance_id']} has two verdicts. Keep one line.")
     return Feedback(cells)
 
 
 _MAX_VALUE = 1e12
-# Relative to the group's typical spread. A dimension that hardly moved in training must not dominate when it moves later.
+# Relative to the group's typical spread. A dimension that hardly varied in training must not dominate if it varies later.
 _MIN_RELATIVE_SPREAD = 0.1
 
 
@@ -101,12 +101,13 @@ class TrainingBag:
 
     Args:
         bag_id: the bag's name.
-        stored: (N, D), the features as memory holds them, float16 or float32.
+        stored: (N, D), the features in memory, float16 or float32.
         label: 0 or 1.
-        patient: the patient's name; where unknown, one of the bag's own.
+        patient: the patient's name; if unknown, a name that only this bag has.
         groups: widths of groups of columns that belong together, such as an encoder's stages. Empty: one group.
         standardise: applied to the features whenever they are read.
-        verdicts: int8 (N,), what readers said of each cell: 1 abnormal, 0 not abnormal, -1 nothing. None: of no cell.
+        verdicts: int8 (N,), the readers' verdict on each cell: 1 abnormal, 0 not abnormal, -1 none. None: there are no
+            verdicts in this bag.
     """
 
     bag_id: str
@@ -127,20 +128,20 @@ class TrainingBag:
 
     @property
     def values(self) -> Tensor:
-        """The features, float32 (N, D), standardised if asked for. Each access computes them again, to save memory."""
-        return self.some(slice(None))
+        """The features, float32 (N, D), standardised if ``standardise`` is set. Computed at each access, to save memory."""
+        return self.select(slice(None))
 
     def have_verdict(self, verdict: int) -> Tensor:
         """Whether readers gave each cell this verdict, 1 abnormal or 0 not abnormal: bool (N,)."""
         return torch.zeros(len(self), dtype=torch.bool) if self.verdicts is None else self.verdicts == verdict
 
-    def some(self, cells: slice | Tensor) -> Tensor:
+    def select(self, cells: slice | Tensor) -> Tensor:
         """`values` of some cells."""
         kept = self.stored[cells].float()
         return kept if self.standardise is None else self.standardise(kept)
 
 
-def drawn_together(bags: Sequence[TrainingBag], max_cells: int, seed: int) -> Tensor:
+def draw_cells(bags: Sequence[TrainingBag], max_cells: int, seed: int) -> Tensor:
     """Draw up to ``max_cells`` of all the bags' cells without replacement: float32 (≤ max_cells, D)."""
     sizes = [len(bag) for bag in bags]
     drawn = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed))[:max_cells].sort().values
@@ -148,7 +149,7 @@ def drawn_together(bags: Sequence[TrainingBag], max_cells: int, seed: int) -> Te
     bounds = torch.searchsorted(drawn, torch.tensor(starts)).tolist()
     return torch.cat(
         [
-            bag.some(drawn[first:last] - start)
+            bag.select(drawn[first:last] - start)
             for bag, start, first, last in zip(bags, starts, bounds, bounds[1:], strict=False)
         ]
     )
@@ -166,7 +167,7 @@ def min_spread(std: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Standardiser:
-    """Brings each dimension to zero mean and unit variance over the training bags. ``mean`` and ``std`` are (D,)."""
+    """Scales each dimension to zero mean and unit variance over the training bags. ``mean`` and ``std`` are (D,)."""
 
     mean: Tensor
     std: Tensor
@@ -175,11 +176,11 @@ class Standardiser:
     def of(cls, bags: Sequence[TrainingBag]) -> Standardiser:
         """Measure mean and standard deviation over all instances of ``bags``.
 
-        A dimension's standard deviation counts as at least a tenth of the root mean square of its group. Networks have
-        dimensions that are silent in training, and a new slide may wake them.
+        The lower limit of a standard deviation is a tenth of the root mean square of its group. Some dimensions of a network
+        are constant in training, but may vary on a new slide.
         """
         n = sum(len(bag) for bag in bags)
-        # One bag at a time, and about the mean: a plain sum of squares loses the spread of values far from 0.
+        # One bag at a time, about the mean. A plain sum of squares would be imprecise for values far from 0.
         mean = sum((bag.values.double().sum(dim=0) for bag in bags), start=torch.zeros(bags[0].dim).double()) / n
         squares = ((bag.values.double() - mean).square().sum(dim=0) for bag in bags)
         std = (sum(squares, start=torch.zeros_like(mean)) / n).sqrt().float()
@@ -197,7 +198,7 @@ def spread_folds(bags: Sequence[TrainingBag], max_folds: int) -> tuple[np.ndarra
     """Spread bags over folds, by patient where possible.
 
     Every fold holds a negative bag, and outside each fold there are bags of both labels. If a label has only one patient,
-    bags are held out instead of patients. If it has only one bag, nothing can be held out: all bags are one fold.
+    bags are held out instead of patients. If it has only one bag, nothing can be held out, and all bags are in one fold.
 
     Args:
         bags: of both labels.

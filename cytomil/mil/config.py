@@ -12,14 +12,14 @@ from cytomil.config import Config, OwnOptions
 
 
 class InstanceScore(StrEnum):
-    """What an instance's score measures."""
+    """The quantity that an instance's score measures."""
 
     EVIDENCE = "evidence"
     ATTENTION = "attention"
 
 
 class FitConfig(Config):
-    """What every aggregator may need while it is fitted. The defaults suit a notebook; a seed is an argument of its own."""
+    """The settings of fitting that all aggregators share. The seed is a separate argument."""
 
     learning_rate: float = Field(1e-3, gt=0, description="learning rate of Adam")
     weight_decay: float = Field(0.0, ge=0, description="weight decay of Adam")
@@ -56,7 +56,7 @@ class FitMilConfig(FitConfig):
         description="settings specific to an aggregator, such as pamil's n_prototypes, by its name; "
         "`fit-mil --aggregator NAME --help` lists them",
     )
-    epochs: int = Field(60, ge=1, description="maximum number of epochs; cross-validation chooses how many of them")
+    epochs: int = Field(60, ge=1, description="max number of epochs; cross-validation chooses the number")
     cells_per_bag: int = Field(2000, ge=0, description="cells per bag used for fitting, sampled with the seed; 0: all")
     feedback: Path | None = Field(
         None, description="CSV of cells that readers confirmed or rejected, as `cytomil feedback` writes it"

@@ -1,7 +1,7 @@
-"""Fit aggregators from several seeds side by side, and cross-validate them over the training bags.
+"""Fit aggregators from several seeds in parallel, and cross-validate them over the training bags.
 
-Cross-validation gives the number of epochs and the held-out probabilities that thresholds are chosen from. Test bags
-have no part in it.
+Cross-validation chooses the number of epochs, and provides the held-out probabilities for the choice of thresholds. It
+does not use test bags.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cytomil.errors import FeatureFileError
-from cytomil.mil.aggregators.base import Aggregator, JudgedBags
+from cytomil.mil.aggregators.base import Aggregator, CrossFittedBags
 from cytomil.mil.aggregators.registry import find_aggregator, own_config
 from cytomil.mil.bags import Standardiser, TrainingBag
 from cytomil.mil.config import FitMilConfig, InstanceScore
@@ -35,7 +35,7 @@ class Assessment:
 
     Args:
         probability: of being positive, 0 to 1.
-        scores: (N,), above 0, one per instance, in the unit that `Ensemble.meaning` names.
+        scores: (N,), above 0, one per instance, in the unit of `Ensemble.meaning`.
     """
 
     probability: float
@@ -53,7 +53,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Aggregators of one kind whose results are averaged. ``name`` is the kind's in the registry."""
+    """Aggregators of one kind whose results are averaged. ``name`` is the name of the kind in the registry."""
 
     name: str
     members: tuple[Member, ...]
@@ -64,24 +64,24 @@ class Ensemble:
         return self.assess_blocks([values])
 
     def assess_blocks(self, blocks: Iterable[np.ndarray]) -> Assessment:
-        """Assess a bag in blocks of embeddings, float32 (n ≥ 1, D). Each is read once, and one is in memory at a time."""
+        """Assess a bag in blocks of embeddings, float32 (n ≥ 1, D). Each is read once. One block is in memory at a time."""
         reading = self.begin()
         for block in blocks:
             reading.add(block)
         return reading.result()
 
     def begin(self) -> EnsembleReading:
-        """Begin to read a bag."""
+        """Start reading a bag."""
         return EnsembleReading(self)
 
     @property
-    def judged(self) -> JudgedBags | None:
-        """`Aggregator.judged` of the only member. Aggregators that are averaged have none."""
-        return self.members[0].aggregator.judged
+    def cross_fitted(self) -> CrossFittedBags | None:
+        """`Aggregator.cross_fitted` of the only member; None for aggregators that are averaged."""
+        return self.members[0].aggregator.cross_fitted
 
     @property
     def meaning(self) -> str:
-        """What an instance's score means, in words that follow a number."""
+        """The meaning of an instance's score, in words that follow a number."""
         return self.members[0].aggregator.meaning[self.instance_score]
 
 
@@ -106,8 +106,8 @@ class EnsembleReading:
         probabilities, scores = zip(*(reading.result() for reading in self._readings), strict=True)
         evidence = self._ensemble.instance_score is InstanceScore.EVIDENCE
         units = [member.reference if evidence else 1.0 for member in self._ensemble.members]
-        shared = [score.div(unit).numpy() for score, unit in zip(scores, units, strict=True)]
-        return Assessment(float(np.mean(probabilities)), np.mean(shared, axis=0))
+        scaled = [score.div(unit).numpy() for score, unit in zip(scores, units, strict=True)]
+        return Assessment(float(np.mean(probabilities)), np.mean(scaled, axis=0))
 
 
 def reference_evidence(aggregator: Aggregator, standardise: Standardiser, bags: Sequence[TrainingBag]) -> float:
@@ -145,21 +145,21 @@ class HeldOut:
 
 
 def cross_validate(bags: Sequence[TrainingBag], settings: FitMilConfig, listener: Listener) -> HeldOut:
-    """Hold every bag out once: in one fit if the aggregator does so itself (`of_judged`), else by `over_folds`.
+    """Hold every bag out once. If the aggregator does so in a single fit, use its result, else `over_folds`.
 
     Raises:
         FeatureFileError: a label has fewer than two patients.
-        SettingsError: there is no such aggregator, or it does not take ``settings.options``.
+        SettingsError: there is no such aggregator, or it does not accept ``settings.options``.
     """
     require_two_patients(bags)
     if find_aggregator(settings.aggregator).holds_out:
 
-        def fit_once(_: int, check: Callable[[], None]) -> JudgedBags | None:
+        def fit_once(_: int, check: Callable[[], None]) -> CrossFittedBags | None:
             *_others, (model, _standardise) = training_epochs(bags, settings, 1, member_seed(settings, 0))
-            return model.judged
+            return model.cross_fitted
 
-        (judged,) = fit_side_by_side([0], fit_once, settings.workers, listener, "cross-validating")
-        if (held_out := of_judged(judged)) is not None:
+        (cross_fitted,) = fit_in_parallel([0], fit_once, settings.workers, listener, "cross-validating")
+        if (held_out := from_cross_fitted(cross_fitted)) is not None:
             return held_out
     return over_folds(bags, settings, listener)
 
@@ -191,28 +191,30 @@ def over_folds(bags: Sequence[TrainingBag], settings: FitMilConfig, listener: Li
 
     members = n_members(kind, settings)
     jobs = [(fold, member) for fold in range(len(standardisers)) for member in range(members)]
-    found = fit_side_by_side(jobs, fit, settings.workers, listener, "cross-validating")
-    by_epoch = np.zeros((len(found[0]), len(bags)))
-    for (fold, _), probabilities in zip(jobs, found, strict=True):
+    results = fit_in_parallel(jobs, fit, settings.workers, listener, "cross-validating")
+    by_epoch = np.zeros((len(results[0]), len(bags)))
+    for (fold, _), probabilities in zip(jobs, results, strict=True):
         by_epoch[:, folds == fold] += np.array(probabilities) / members
     loss = _log_loss(by_epoch, labels)
     best = int(loss.argmin())
     return HeldOut(by_epoch[best], folds, best + 1, loss)
 
 
-def of_judged(judged: JudgedBags | None) -> HeldOut | None:
-    """The bags that an aggregator held out itself. None if a patient is in two of its folds.
+def from_cross_fitted(bags: CrossFittedBags | None) -> HeldOut | None:
+    """The result for bags that an aggregator held out itself. None if a patient is in two of its folds.
 
-    Scorer and logistic curve were fitted to other patients' bags. Only the features' standardisation has seen all cells.
+    The scorer and the logistic curve were fitted to other patients' bags. Only the standardisation of the features used
+    all cells.
     """
-    if judged is None or judged.fold is None or judged.apart is None:
+    if bags is None or bags.fold is None or bags.held_out_probabilities is None:
         return None
-    return HeldOut(judged.apart, judged.fold, 1, _log_loss(judged.apart[None], judged.labels))
+    loss = _log_loss(bags.held_out_probabilities[None], bags.labels)
+    return HeldOut(bags.held_out_probabilities, bags.fold, 1, loss)
 
 
 def _log_loss(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    certain = np.clip(probabilities, 1e-7, 1 - 1e-7)
-    loss: np.ndarray = -np.where(labels == 1, np.log(certain), np.log1p(-certain)).mean(axis=1)
+    clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    loss: np.ndarray = -np.where(labels == 1, np.log(clipped), np.log1p(-clipped)).mean(axis=1)
     return loss
 
 
@@ -261,17 +263,17 @@ def training_epochs(
     seed: int,
     standardise: Standardiser | None = None,
 ) -> Iterator[tuple[Aggregator, Standardiser]]:
-    """Fit the chosen aggregator to ``bags``. Yields it with its standardiser after every epoch; without epochs, once.
+    """Fit the chosen aggregator to ``bags``. Yields it with its standardiser after every epoch, or once without epochs.
 
     Args:
         bags: of both labels, not standardised.
-        settings: the aggregator, its own settings and those that all share.
+        settings: the aggregator, its settings and those that all aggregators share.
         epochs: number of epochs.
-        seed: decides every random choice.
-        standardise: of these bags, if it is known already.
+        seed: the seed of every random choice.
+        standardise: the standardiser of these bags, if it was computed before.
 
     Raises:
-        SettingsError: there is no such aggregator, or it does not take ``settings.options``.
+        SettingsError: there is no such aggregator, or it does not accept ``settings.options``.
     """
     kind, options = find_aggregator(settings.aggregator), own_config(settings.aggregator, settings.options)
     standardise = standardise or Standardiser.of(bags)
@@ -282,16 +284,16 @@ def training_epochs(
 
 def positive_probability(model: Aggregator, values: Tensor) -> float:
     """The probability of the positive class for one standardised bag, (N, D)."""
-    # Attention, if there is any, is a by-product. Evidence would be computed for every instance and discarded.
+    # Attention scores need no extra computation. Evidence would be computed for every instance and discarded.
     kind = InstanceScore.ATTENTION if InstanceScore.ATTENTION in model.meaning else InstanceScore.EVIDENCE
     return model.assess(values, kind)[0]
 
 
 class StoppedError(Exception):
-    """Another fit failed, or the user interrupted: this one can stop."""
+    """Raised to stop a fit, because another one failed or the user interrupted."""
 
 
-def fit_side_by_side(
+def fit_in_parallel(
     jobs: Sequence[Job],
     fit: Callable[[Job, Callable[[], None]], Result],
     workers: int,
@@ -300,14 +302,14 @@ def fit_side_by_side(
 ) -> list[Result]:
     """Run ``fit(job, check)`` for every job in threads, and return the results in the jobs' order.
 
-    Threads, not processes: PyTorch releases the interpreter lock while it computes, the bags are in memory once, and
-    nothing has to start up. Each uses a single PyTorch thread, so the result is the same for any number of workers.
+    Threads are used instead of processes. PyTorch releases the interpreter lock while it computes, the bags are in memory
+    once, and nothing has to start. Each fit uses a single PyTorch thread, so the result does not depend on ``workers``.
 
     Args:
         jobs: what to fit.
-        fit: fits one job. A long one calls ``check`` from time to time, which raises `StoppedError` if another failed.
+        fit: fits one job. A long fit calls ``check`` from time to time, which raises `StoppedError` if another fit failed.
         workers: number of jobs at a time; 0: one per core.
-        listener: is told about progress.
+        listener: shows progress.
         description: of the work, for the listener.
     """
     stop = Event()
@@ -331,7 +333,7 @@ def fit_side_by_side(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run PyTorch, BLAS and OpenMP on one thread: other fits use the other cores, and a bag is too small to split."""
+    """Run PyTorch, BLAS and OpenMP on one thread. Other fits use the other cores, and a bag is too small to split."""
     from threadpoolctl import threadpool_limits
 
     threads = torch.get_num_threads()

@@ -34,10 +34,10 @@ from cytomil.mil.cross_validate import (
     Ensemble,
     HeldOut,
     Member,
-    fit_side_by_side,
+    fit_in_parallel,
+    from_cross_fitted,
     member_seed,
     n_members,
-    of_judged,
     over_folds,
     reference_evidence,
     require_two_patients,
@@ -61,10 +61,10 @@ from cytomil.mil.triage_model import (
 from cytomil.progress import Listener
 
 _LIMITS = (
-    "It knows only the kinds of cells, stains and scanners of its training slides.",
-    "Thresholds come from held-out training slides whose cells the encoder had seen with their slide labels, "
-    "so they may be optimistic.",
-    "Its probability orders slides; it is not the patient's risk.",
+    "It is valid only for the kinds of cells, stains and scanners of its training slides.",
+    "Thresholds come from held-out training slides. The encoder was trained on the cells and labels of these slides, so "
+    "the thresholds may be optimistic.",
+    "Its probability ranks slides. It is not the patient's risk.",
 )
 
 
@@ -72,12 +72,11 @@ def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
     """Cross-validate by patient, fit to all training bags, choose the thresholds, and write the triage model.
 
     Raises:
-        SettingsError: the aggregator is unknown, or does not take its options, the feedback or the instance score; found
-            first.
+        SettingsError: the aggregator is unknown, or does not accept its options, the feedback or the instance score.
         NotFoundError: there are no features, no encoder or no feedback.
         TableError: the feedback is not a table of verdicts.
         FeatureFileError: features are damaged, of another encoder or of too few patients, or contradict their bags.csv.
-        BagFileError: that bags.csv is damaged.
+        BagFileError: the bags.csv is damaged.
         EncoderBundleError: the encoder is damaged.
         TriageModelError: the model that was written cannot be read back.
     """
@@ -96,11 +95,11 @@ def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
         )
     feedback = _feedback(settings)
     bags = training_bags(opened, settings, listener, feedback)
-    feedback.tell_unused((bag.bag_id for bag in bags), listener.note)
+    feedback.note_unused((bag.bag_id for bag in bags), listener.note)
     labels = np.array([bag.label for bag in bags])
     held_out, ensemble = _fit(bags, settings, listener)
     learnt = _learnt_from(feedback, bags, settings, held_out, listener)
-    thresholds = choose_thresholds(held_out, labels, ensemble.judged, settings.sensitivity, settings.seed)
+    thresholds = choose_thresholds(held_out, labels, ensemble.cross_fitted, settings.sensitivity, settings.seed)
     novelty = fit_novelty(bags, held_out.fold)
     description = ModelDescription(
         made=now(),
@@ -152,15 +151,15 @@ def training_bags(
     listener: Listener,
     feedback: Feedback = NO_FEEDBACK,
 ) -> list[TrainingBag]:
-    """The drawn cells of each cache, and those with feedback. A bag of unknown patient counts as a patient of its own."""
+    """The drawn cells of each cache, and those with feedback. A bag of unknown patient counts as its own patient."""
     bags = []
     for row, features in listener.track(opened, "reading features", unit="bags"):
-        places, verdicts = draw_of(settings).places(features.bag_id, len(features)), None
+        indices, verdicts = draw_of(settings).indices(features.bag_id, len(features)), None
         if feedback.of_bag(row.bag_id):
             codes = feedback.codes(row.bag_id, features.instance_ids)
-            places = np.union1d(places, np.flatnonzero(codes != UNKNOWN))
-            verdicts = torch.from_numpy(codes[places])
-        values = torch.from_numpy(features.some(places))
+            indices = np.union1d(indices, np.flatnonzero(codes != UNKNOWN))
+            verdicts = torch.from_numpy(codes[indices])
+        values = torch.from_numpy(features.select(indices))
         patient = row.patient_id or f"bag:{row.bag_id}"
         bags.append(TrainingBag(row.bag_id, values, row.label, patient, features.groups, verdicts=verdicts))
     return bags
@@ -169,7 +168,7 @@ def training_bags(
 def _learnt_from(
     feedback: Feedback, bags: Sequence[TrainingBag], settings: FitMilConfig, held_out: HeldOut, listener: Listener
 ) -> FeedbackCard | None:
-    """How many verdicts were used, and what the same fit reaches on held-out bags without them."""
+    """The number of verdicts used, and the AUROC on held-out bags with and without them."""
     if not feedback.cells:
         return None
     from sklearn.metrics import roc_auc_score
@@ -195,7 +194,7 @@ def _feedback_limit(learnt: FeedbackCard | None) -> list[str]:
 
 
 def draw_of(settings: FitMilConfig) -> Draw:
-    """The choice of each bag's cells that fitting reads."""
+    """The draw of cells per bag that are used for fitting."""
     return Draw(settings.cells_per_bag, settings.seed)
 
 
@@ -203,7 +202,7 @@ def _fit(bags: Sequence[TrainingBag], settings: FitMilConfig, listener: Listener
     if find_aggregator(settings.aggregator).holds_out:
         require_two_patients(bags)
         ensemble = _refit(bags, settings, 1, listener)
-        return of_judged(ensemble.judged) or over_folds(bags, settings, listener), ensemble
+        return from_cross_fitted(ensemble.cross_fitted) or over_folds(bags, settings, listener), ensemble
     held_out = over_folds(bags, settings, listener)
     return held_out, _refit(bags, settings, held_out.n_epochs, listener)
 
@@ -219,7 +218,7 @@ def _refit(bags: Sequence[TrainingBag], settings: FitMilConfig, epochs: int, lis
         return Member(aggregator, standardise, reference_evidence(aggregator, standardise, bags))
 
     jobs = range(n_members(kind, settings))
-    members = fit_side_by_side(jobs, fit, settings.workers, listener, "fitting on all training bags")
+    members = fit_in_parallel(jobs, fit, settings.workers, listener, "fitting on all training bags")
     return Ensemble(settings.aggregator, tuple(members), settings.instance_score)
 
 
@@ -231,16 +230,17 @@ def _reference_shares(ensemble: Ensemble, bags: Sequence[TrainingBag]) -> tuple[
 
 
 def _chosen_by(ensemble: Ensemble, held_out: HeldOut) -> str:
-    if ensemble.judged is not None:
-        return "the training bags that the model's curve of probability was fitted to, each held out"
+    if ensemble.cross_fitted is not None:
+        return "the training bags that the model's probability curve was fitted to, each held out"
     return f"{held_out.fold.max() + 1}-fold cross-validation over the training bags"
 
 
 def _novelty_limit(novelty: Novelty) -> str:
     return (
-        f"A slide is flagged as unlike the training slides where its cells as a whole lie farther out than those of all "
-        f"{len(novelty.held_out)} training slides, each held out, and fewer than {UNLIKE_BELOW:.0%} of slides like them "
-        "would; or far out by any measure. A slide may differ in ways that this does not see."
+        "A slide is flagged as unlike the training slides in two cases. Either its average cell differs more than that of "
+        f"each of the {len(novelty.held_out)} training slides, each held out, and fewer than {UNLIKE_BELOW:.0%} of similar "
+        "slides would differ as much. Or it is shifted by more than one standard deviation of a cell. A slide may differ in "
+        "ways that this check does not detect."
     )
 
 

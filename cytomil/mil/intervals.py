@@ -1,4 +1,4 @@
-"""95 % intervals of figures measured on few bags, in closed form. They stay valid if every call was right."""
+"""95 % intervals of figures measured on few bags, in closed form. They are valid even if every call was correct."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """PAMIL: prototype attention-based multiple instance learning.
 
 Source: Liu et al., MICCAI 2024, doi 10.1007/978-3-031-72083-3_34, as SLAM-AGS uses it. The prototype and the instance branch
-follow a public adaptation of the original, including its factors; docstrings say where they differ.
+follow a public adaptation of the original, including its factors; docstrings state the differences.
 """
 
 from __future__ import annotations
@@ -37,23 +37,25 @@ class Prototypes(StrEnum):
 class PAMILConfig(BaseConfig):
     """PAMIL's own settings."""
 
-    n_prototypes: int = Field(10, ge=1, description="PAMIL's prototypes")
-    prototypes: Prototypes = Field(Prototypes.RANDOM, description="how PAMIL's prototypes start")
+    n_prototypes: int = Field(10, ge=1, description="number of PAMIL's prototypes")
+    prototypes: Prototypes = Field(Prototypes.RANDOM, description="how PAMIL's prototypes are initialised")
     prototype_branch: bool = Field(
-        False, description="PAMIL: the original's prototypes classify the bag along with attention"
+        False, description="PAMIL: add the original's prototype branch, which classifies the bag by its prototypes"
     )
-    instance_branch: bool = Field(False, description="PAMIL: the original's pseudo labels of instances train it too")
+    instance_branch: bool = Field(
+        False, description="PAMIL: add the original's instance branch, which trains on pseudo labels of instances"
+    )
     cluster_weight: float = Field(_CLUSTER_WEIGHT, ge=0, description="weight of each of PAMIL's two cluster losses")
 
 
 class PAMIL(AttentionAggregator):
-    """PAMIL's attention branch, and its two further branches if asked for.
+    """PAMIL's attention branch, and optionally its two other branches.
 
     Instances and learnable prototypes pass through one shared layer and are scaled to unit length (SLAM-AGS adds the
     scaling). A gate, tanh of a prototype times sigmoid of an instance, gives each instance an affinity to each prototype.
     A linear layer turns affinities into one attention logit per class, and a softmax over the bag into attention
-    scores. Each class pools the bag with its own attention and has its own classifier. SLAM-AGS leaves the original's
-    prototype and instance branches out, and so does the default here.
+    scores. Each class pools the bag with its own attention and has its own classifier. SLAM-AGS omits the original's
+    prototype and instance branches, and they are off by default here.
 
     Args:
         in_dim: length of an instance's embedding.
@@ -80,7 +82,7 @@ class PAMIL(AttentionAggregator):
         cluster_weight: float = _CLUSTER_WEIGHT,
     ) -> None:
         super().__init__()
-        # Without cluster_weight, which matters in training only, and which older cards lack.
+        # Without cluster_weight, which affects only training and is not in older cards.
         self.config = {
             "in_dim": in_dim,
             "n_prototypes": n_prototypes,
@@ -198,7 +200,7 @@ class PAMIL(AttentionAggregator):
 
 
 class PrototypeBranch(nn.Module):
-    """Classifies a bag by the prototypes it contains, however its instances are weighed.
+    """Classifies a bag by the prototypes that it contains, independently of the attention.
 
     The presence of prototype p is s_p = max_n a_np, the maximum affinity of any of the bag's instances n to it. With
     m = max_p s_p, prototypes are averaged with weights softmax_p(s_p / |m|), and a linear layer gives the classes' logits.
@@ -235,7 +237,7 @@ class InstanceBranch(nn.Module):
 
     In the classifier of the bag's own class, the ``n_sampled`` instances with the highest attention are positive and as
     many with the lowest are negative. In every other class's classifier, those with the highest are negative. The adaptation
-    takes the positive class's attention for all classes; here each class has its own, as in CLAM, the idea's source.
+    uses the positive class's attention for all classes. Here each class has its own, as in CLAM, the source of the idea.
 
     Args:
         hidden_dim: length H of the shared layer's output.
@@ -264,7 +266,7 @@ class InstanceBranch(nn.Module):
 class UnitHidden(torch.autograd.Function):
     """normalize(relu(x Wᵀ + b)), rows of unit length: x (N, D), W (H, D), b (H,) → (N, H), computed in x's dtype.
 
-    One autograd step instead of several: most of a fit's time outside of matrix products went between them. With
+    A single autograd step replaces several, whose overhead took most of a fit's time outside matrix products. With
     r = relu(x Wᵀ + b) and h = r / ‖r‖, a gradient g of h becomes (g - h (g·h)) / ‖r‖ where r > 0, and 0 elsewhere. A row
     whose r is all 0 stays 0 and passes no gradient on.
     """
@@ -306,7 +308,9 @@ def kmeans_prototypes(bags: Sequence[np.ndarray], n_prototypes: int, seed: int) 
 
     pooled = np.concatenate([centres(bag) for bag in bags])
     if len(pooled) < n_prototypes:
-        raise ValueError(f"{n_prototypes} prototypes were asked for; all bags together hold {len(pooled)} instances")
+        raise ValueError(
+            f"{n_prototypes} prototypes need at least as many instances, but all bags together have {len(pooled)}"
+        )
     return centres(pooled).astype(np.float32)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cytomil.mil.aggregators.base import JudgedBags
+from cytomil.mil.aggregators.base import CrossFittedBags
 from cytomil.mil.cross_validate import HeldOut
 
 _BOOTSTRAPS = 200
@@ -18,9 +18,9 @@ class Thresholds:
     """The thresholds between the three calls, as probabilities.
 
     Args:
-        decision: from here on, a bag is called positive (``review first``).
-        low: below, a bag is ``low priority``; at most ``decision``.
-        decision_range: minimum and maximum of ``decision`` and of what each fold alone would have chosen.
+        decision: the lowest probability of a bag that is called positive (``review first``).
+        low: bags with a lower probability are ``low priority``; at most ``decision``.
+        decision_range: min and max of ``decision`` and of the thresholds chosen on each fold alone.
         low_range: the same for ``low``.
     """
 
@@ -31,23 +31,24 @@ class Thresholds:
 
 
 def choose_thresholds(
-    held_out: HeldOut, labels: np.ndarray, own: JudgedBags | None, sensitivity: float, seed: int
+    held_out: HeldOut, labels: np.ndarray, own: CrossFittedBags | None, sensitivity: float, seed: int
 ) -> Thresholds:
     """Choose ``decision`` by `steady_f1_threshold`, and ``low`` so that ``sensitivity`` of the positive bags reach it.
 
-    The bags are those that the model judged itself, if any, otherwise cross-validation's. In cross-validation, each fold's
-    model has its own scale of probability, learnt from fewer bags (docs/log/research-log.md, 69).
+    If the model has cross-fitted probabilities, these are used, otherwise those of cross-validation. In cross-validation,
+    the scale of the probabilities differs between the folds' models, which learnt from fewer bags
+    (docs/log/research-log.md, 69).
 
     Args:
         held_out: cross-validation's results.
         labels: of the same bags, (n_bags,), 0 or 1.
-        own: `Aggregator.judged` of the model that the thresholds are for.
+        own: `Aggregator.cross_fitted` of the final model.
         sensitivity: fraction of the positive bags, 0 to 1.
         seed: of the bootstraps.
     """
-    judged = own or JudgedBags(held_out.probabilities, labels)
-    decision = steady_f1_threshold(judged.probabilities, judged.labels, seed)
-    low = min(sensitivity_threshold(judged.probabilities, judged.labels, sensitivity), decision)
+    bags = own or CrossFittedBags(held_out.probabilities, labels)
+    decision = steady_f1_threshold(bags.probabilities, bags.labels, seed)
+    low = min(sensitivity_threshold(bags.probabilities, bags.labels, sensitivity), decision)
     folds = [held_out.fold == number for number in range(held_out.fold.max() + 1)]
     folds = [fold for fold in folds if labels[fold].any()]  # a threshold needs a positive bag
     decisions = [steady_f1_threshold(held_out.probabilities[fold], labels[fold], seed) for fold in folds]
@@ -61,14 +62,14 @@ def choose_thresholds(
 
 
 def steady_f1_threshold(probabilities: np.ndarray, labels: np.ndarray, seed: int) -> float:
-    """Mean of `best_f1_threshold` over 200 bootstraps, stratified by label; same shapes as there.
+    """Mean of `best_f1_threshold` over 200 bootstraps, stratified by label; with the same arguments.
 
     With few bags, the best threshold depends on one or two of them; the mean varies less (docs/log/research-log.md, 59).
     """
     rng = np.random.default_rng(seed)
-    sides = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    drawn = [np.concatenate([rng.choice(side, len(side)) for side in sides]) for _ in range(_BOOTSTRAPS)]
-    return float(np.mean([best_f1_threshold(probabilities[bags], labels[bags]) for bags in drawn]))
+    by_label = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    drawn = [np.concatenate([rng.choice(side, len(side)) for side in by_label]) for _ in range(_BOOTSTRAPS)]
+    return float(np.mean([best_f1_threshold(probabilities[chosen], labels[chosen]) for chosen in drawn]))
 
 
 def best_f1_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -82,7 +83,7 @@ def best_f1_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
     ranked, positive = probabilities[order], labels[order]
     found = np.cumsum(positive)
     f1 = 2 * found / (np.arange(1, len(ranked) + 1) + positive.sum())
-    # A threshold cannot separate equal probabilities: only the last of a run of equals can be the cut.
+    # A threshold cannot separate equal probabilities, so only the last one of equal ones can be the cut.
     f1[:-1][ranked[:-1] == ranked[1:]] = -1
     cut = int(f1.argmax())
     below = ranked[cut + 1] if cut + 1 < len(ranked) else 0.0

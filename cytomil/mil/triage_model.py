@@ -25,7 +25,7 @@ from cytomil.errors import (
     TriageModelError,
     require_folder,
 )
-from cytomil.features.config import group_of_turns
+from cytomil.features.config import require_group
 from cytomil.features.embed import preparation_sha256, stored_layer
 from cytomil.file_manifest import write_file_manifest
 from cytomil.files import put_back, replacing_folder, sha256_of_file, write_json_card
@@ -54,7 +54,7 @@ OWN_FILES: tuple[str, ...] = (
 
 
 class AggregatorCard(Card):
-    """The aggregators' kind, their number, and what else builds one, such as ``in_dim``."""
+    """The kind of the aggregators, their number, and the other arguments that build one, such as ``in_dim``."""
 
     name: Text
     members: Annotated[Count, Field(ge=1)]
@@ -62,12 +62,12 @@ class AggregatorCard(Card):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The keyword arguments that the kind takes."""
+        """The keyword arguments of the kind."""
         return dict(self.model_extra or {})
 
 
 class TrainedOn(Card):
-    """The training bags. ``cells_drawn`` of their ``cells`` were read; models older than drawing do not say."""
+    """The training bags. ``cells_drawn`` of their ``cells`` were used. Older models do not record this number."""
 
     bags: Count
     positive_bags: Count = 0
@@ -77,7 +77,7 @@ class TrainedOn(Card):
 
 
 class HeldOutFigures(Card):
-    """The model's figures on training bags held out; models older than a field do not have it.
+    """The model's metrics on held-out training bags. Older models lack some fields.
 
     ``auroc_interval`` is 95 %. ``log_loss`` is in nats. ``probabilities`` and ``labels`` are per bag.
     """
@@ -112,9 +112,9 @@ class ChosenThresholds(Card):
 
 
 class FeedbackCard(Card):
-    """Readers' verdicts that the model learned from: ``confirmed`` and ``rejected`` cells, and verdicts not used.
+    """Readers' verdicts that the model learned from: ``confirmed`` and ``rejected`` cells, and unused verdicts.
 
-    ``auroc`` and ``auroc_without`` are of held-out training bags, with the verdicts and without.
+    ``auroc`` and ``auroc_without`` are measured on held-out training bags, with and without the verdicts.
     """
 
     confirmed: Count
@@ -125,7 +125,7 @@ class FeedbackCard(Card):
 
 
 class _Fitted(Card):
-    """What `save_triage_model` itself writes."""
+    """The fields that `save_triage_model` adds."""
 
     aggregator: AggregatorCard
     score_meaning: Text
@@ -134,14 +134,14 @@ class _Fitted(Card):
 
 
 class ModelDescription(Card):
-    """Figures and settings of a fit, as triage.json records them.
+    """Metrics and settings of a fit, as recorded in triage.json.
 
-    ``preparation_sha256`` and ``engine`` are None, and ``orientations`` is 1, for models older than these.
+    ``preparation_sha256`` and ``engine`` are None, and ``orientations`` is 1, for older models.
     ``epochs_chosen`` is None for aggregators without epochs. ``cutting``: how the training cells were cut out of slides;
-    None if they were single images. ``reference_shares`` are the fractions of normal training cells between two of the
-    ``score_bin_edges``. ``limits`` are sentences for a reader. ``feedback`` is None for models that did not learn from
+    None if they were single images. ``reference_shares`` are the fractions of normal training cells per bin of
+    ``score_bin_edges``. ``limits`` are sentences for readers. ``feedback`` is None for models that did not learn from
     readers' verdicts. ``features`` is the folder of the training features, relative to the model's. ``fitted_to`` lists the
-    training bags; both are empty for models older than these.
+    training bags. Both are empty for older models.
     """
 
     made: Text
@@ -158,7 +158,7 @@ class ModelDescription(Card):
     settings: dict[str, Any]
     layer: Text
     preparation_sha256: Text | None = None
-    orientations: Annotated[Count, AfterValidator(group_of_turns)] = 1
+    orientations: Annotated[Count, AfterValidator(require_group)] = 1
     engine: Text | None = None
     cutting: Cutting | None
     limits: tuple[Text, ...]
@@ -196,7 +196,7 @@ class TriageModel:
 
     @property
     def orientations(self) -> int:
-        """The number of orientations over which a cell's embedding is averaged; 1 for models older than this setting."""
+        """The number of orientations over which a cell's embedding is averaged; 1 for older models."""
         return self.card.orientations
 
     @property
@@ -236,7 +236,7 @@ def save_triage_model(
             **description.to_json(),
         }
         write_json_card(folder / CARD_NAME, card)
-        # Without engines: `cytomil compile` may replace them, and each has its own record of hashes.
+        # Engines are not included, because `cytomil compile` may replace them, and each has its own record of hashes.
         encoder_files = (f"{ENCODER_FOLDER}/{name}" for name in (bundle.CARD_NAME, bundle.WEIGHTS_NAME))
         write_file_manifest(folder, [folder / name for name in (CARD_NAME, WEIGHTS_NAME, *encoder_files)])
     return load_triage_model(path)
@@ -254,7 +254,7 @@ def load_triage_model(path: Path) -> TriageModel:
     card = read_card(path / CARD_NAME, TriageCard, SCHEMA, TriageModelError, "cytomil fit-mil")
     weights = path / WEIGHTS_NAME
     if not weights.is_file() or sha256_of_file(weights) != card.aggregator_sha256:
-        raise TriageModelError(f"{weights} is missing, damaged or exchanged. Fit again with `cytomil fit-mil`.")
+        raise TriageModelError(f"{weights} is missing or damaged, or was replaced. Fit again with `cytomil fit-mil`.")
     try:
         encoder = load_bundle(path / ENCODER_FOLDER)
         tensors = load_file(weights)
@@ -276,7 +276,7 @@ def load_triage_model(path: Path) -> TriageModel:
         raise TriageModelError(f"{path} cannot be used here: {error}") from None
     if (card.preparation_sha256 or encoder.transform.sha256) != made_with:
         raise TriageModelError(
-            f"{path} was fitted to cells described in another way than this version of cytomil describes them. "
+            f"{path} was fitted to morphology measurements that differ from those of this version of cytomil. "
             "Embed and fit again: `cytomil embed`, `cytomil fit-mil`."
         )
     return TriageModel(path, encoder, ensemble, novelty, card)
@@ -290,8 +290,8 @@ class Weakness:
     text: str
 
 
-def said_auroc(held_out: HeldOutFigures) -> str:
-    """The AUROC on training slides held out, with its interval, for a reader."""
+def auroc_text(held_out: HeldOutFigures) -> str:
+    """The AUROC on held-out training slides with its interval, as text for readers."""
     low, high = held_out.auroc_interval
     return f"AUROC {held_out.auroc:.2f}, 95 % interval {low:.2f} to {high:.2f}; 0.5 is chance"
 
@@ -300,12 +300,12 @@ def weaknesses(n: int, held_out: HeldOutFigures) -> tuple[Weakness, ...]:
     """The weaknesses of a model fitted to ``n`` slides, worst first; empty for a sound model."""
     found = []
     low, high = held_out.auroc_interval
-    measured = said_auroc(held_out)
+    measured = auroc_text(held_out)
     if high < _CHANCE:
         found.append(
             Weakness(
                 "WORSE THAN CHANCE",
-                f"On training slides held out, the model put healthy slides before diseased ones ({measured}). "
+                f"On held-out training slides, the model ranked healthy slides above diseased ones ({measured}). "
                 "Do not use its order or its calls.",
             )
         )
@@ -313,7 +313,7 @@ def weaknesses(n: int, held_out: HeldOutFigures) -> tuple[Weakness, ...]:
         found.append(
             Weakness(
                 "MAY BE NO BETTER THAN CHANCE",
-                f"On training slides held out, the model could not be shown to tell diseased from healthy ({measured}). "
+                f"On held-out training slides, it is not certain that the model ranks better than chance ({measured}). "
                 "Do not rely on its order or its calls.",
             )
         )
@@ -321,7 +321,7 @@ def weaknesses(n: int, held_out: HeldOutFigures) -> tuple[Weakness, ...]:
         found.append(
             Weakness(
                 f"LEARNT FROM {n} SLIDES",
-                f"That is few: with fewer than {FEW_BAGS}, its thresholds and figures may be far off ({measured}). "
+                f"With fewer than {FEW_BAGS} training slides, thresholds and metrics may be far off ({measured}). "
                 "Read every slide as if it had no call.",
             )
         )
@@ -331,13 +331,13 @@ def weaknesses(n: int, held_out: HeldOutFigures) -> tuple[Weakness, ...]:
 _WRITTEN_BY_BUNDLE = frozenset({"schema", "architecture", "transform", "normalisation", "weights_sha256"})
 
 
-def _load_ensemble(tensors: dict[str, Tensor], shape: AggregatorCard) -> Ensemble:
-    kind = find_aggregator(shape.name)
+def _load_ensemble(tensors: dict[str, Tensor], card: AggregatorCard) -> Ensemble:
+    kind = find_aggregator(card.name)
     members = []
-    for i in range(shape.members):
-        aggregator = kind(**shape.config)
+    for i in range(card.members):
+        aggregator = kind(**card.config)
         prefix = f"{i}.model."
         aggregator.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         standardise = Standardiser(tensors[f"{i}.mean"], tensors[f"{i}.std"])
         members.append(Member(aggregator.eval(), standardise, float(tensors[f"{i}.reference"])))
-    return Ensemble(shape.name, tuple(members), shape.instance_score)
+    return Ensemble(card.name, tuple(members), card.instance_score)

@@ -179,8 +179,10 @@ def _worklist(triage: Triage, log: ReviewLog, values: Mapping[str, Any], _: Any)
     slides = []
     for slide in triage.slides:
         own = Judgements.of(entries, reader, slide.slide)
-        told = slide.model_dump(include={"rank", "slide", "call", "probability", "is_unlike", "reason", "n_cells"})
-        slides.append(told | {"number": triage.numbers[slide.slide], "judged": len(own.cells), "verdict": own.verdict})
+        document = slide.model_dump(include={"rank", "slide", "call", "probability", "is_unlike", "reason", "n_cells"})
+        slides.append(
+            document | {"number": triage.numbers[slide.slide], "judged": len(own.cells), "verdict": own.verdict}
+        )
     return _json(
         {
             "created": triage.created,
@@ -194,17 +196,22 @@ def _worklist(triage: Triage, log: ReviewLog, values: Mapping[str, Any], _: Any)
 def _slide(triage: Triage, log: ReviewLog, values: Mapping[str, Any], _: Any) -> Response:
     shown = _shown(triage, values)
     slide = shown.slide
-    told: dict[str, Any] = slide.model_dump(exclude={"path", "files"})
-    told |= {"pyramid": None, "fault": ""}
+    document: dict[str, Any] = slide.model_dump(exclude={"path", "files"})
+    document |= {"pyramid": None, "fault": ""}
     if shown.is_whole:
         try:
             size = shown.size
-            told["to_teach"] = [one.model_dump() for one in shown.to_teach]
-            told["pyramid"] = {"width": size.width, "height": size.height, "max_level": size.max_level, "tile": TILE_PX}
+            document["to_teach"] = [one.model_dump() for one in shown.to_teach]
+            document["pyramid"] = {
+                "width": size.width,
+                "height": size.height,
+                "max_level": size.max_level,
+                "tile": TILE_PX,
+            }
         except ReviewError as error:
-            told["fault"] = str(error)
-    told["earlier"] = _earlier(triage, log, _reader(values), slide.slide)
-    return _json(told | _judgements(triage, log, _reader(values), slide.slide))
+            document["fault"] = str(error)
+    document["earlier"] = _earlier(triage, log, _reader(values), slide.slide)
+    return _json(document | _judgements(triage, log, _reader(values), slide.slide))
 
 
 def _earlier(triage: Triage, log: ReviewLog, reader: str, slide: str) -> str:

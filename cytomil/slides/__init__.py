@@ -1,11 +1,10 @@
 """Open a whole slide, find its cells, and crop them.
 
 - ``open`` reads any region at any resolution.
-- ``multi_file`` groups the files that belong to one slide.
-- ``resolution`` chooses the resolution of a slide and recognises areas that were not scanned.
-- ``detect`` finds the cells of a tile, ``find`` those of a whole slide.
-- ``tiles`` combines the cells of tiles, and draws them for people.
-- ``crops`` cuts out the cells for the encoder.
+- ``resolution`` groups the files that belong to one slide, chooses its resolution, and recognises areas that were not
+  scanned.
+- ``tiles`` finds the cells of a tile, combines those of all tiles, and draws them.
+- ``find`` finds the cells of a whole slide and crops them for the encoder.
 
 OpenSlide, SciPy and scikit-image are imported when first used.
 """

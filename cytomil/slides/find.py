@@ -27,11 +27,11 @@ from cytomil.slides.tiles import (
     margin_px,
     tiles_of,
 )
-from cytomil.threads import ahead
+from cytomil.threads import prefetch
 
 T = TypeVar("T")
 
-_PX_PER_DIAMETER = 35  # a finer resolution finds no more cells on thin smears, a coarser one merges touching cells
+_PX_PER_DIAMETER = 35  # a higher value finds no more cells on thin smears, and a lower one merges touching cells
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class CellFinding:
     """
 
     diameter_um: float = 7.0
-    """Expected cell diameter in µm. Cells from a quarter of it to three times it are found."""
+    """Expected cell diameter in µm. Cells of 0.25 to 3 times this diameter are found."""
     tile_px: int = 1280
     """Side of a tile in detection pixels, which are a 35th of the diameter. A worker needs about 150 bytes per pixel."""
     min_cells: int = 10
-    """A slide with fewer cells is not assessed."""
+    """Min number of cells. A slide with fewer is not assessed."""
 
     def __post_init__(self) -> None:
         if not 1.0 <= self.diameter_um <= 200.0:
@@ -78,7 +78,7 @@ def iter_cells(
     progress: Callable[[int, int], None] | None = None,
     crop_um: float = 0.0,
 ) -> Iterator[Cells]:
-    """Yield the cells of the slide at ``path``, in the order of `Cells`, while others are still searched for.
+    """Yield the cells of the slide at ``path``, in the order of `Cells`, while the search continues.
 
     Args:
         path: the slide.
@@ -106,8 +106,8 @@ def iter_cells(
             with handles.lend() as slide:
                 return tile, _cells_of_tile(slide, tile, finding, detection_mpp, crop_um)
 
-        # Only positions are kept, so work ahead needs no limit.
-        with closing(ahead((partial(search, tile) for tile in tiles), workers, len(tiles))) as found:
+        # Only positions are kept, so prefetching needs no limit.
+        with closing(prefetch((partial(search, tile) for tile in tiles), workers, len(tiles))) as found:
             reported = _report_progress(found, len(tiles), progress)
             yield from join_tiles(reported, finding.diameter_um / detection_mpp, detection_mpp / own_mpp)
 
@@ -153,7 +153,8 @@ def _cells_of_tile(slide: Slide, tile: Tile, finding: CellFinding, detection_mpp
     centres, radii = detect(with_background(rgb, scanned), diameter_px)
     at_edge = reaches_unscanned(centres, half_crop, scanned)
     centres += np.array((left, top))
-    # Slightly beyond the core too: the centre of a cell may differ by a pixel between two tiles, and be in neither core.
+    # Cells slightly beyond the core are kept too. The centre of a cell may differ by a pixel between two tiles, and would
+    # then be in neither core.
     inside = (centres >= (tile.left - beyond_core, tile.top - beyond_core)) & (
         centres < (tile.right + beyond_core, tile.bottom + beyond_core)
     )
@@ -218,9 +219,9 @@ def iter_crops(
 ) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
     """Yield one crop per cell, centred on the cell, in the order of ``cells``.
 
-    A crop shows ``crop_um`` µm per side at any resolution of the slide. It is white outside the slide, which crops of
-    `Cells.whole` do not touch. One crop is in memory at a time. The order of `Cells` keeps neighbours together, so they
-    profit from OpenSlide's cache of decoded tiles.
+    A crop shows ``crop_um`` µm per side at any resolution of the slide. It is white outside the slide. Crops of
+    `Cells.whole` are inside. One crop is in memory at a time. In the order of `Cells`, successive cells are neighbours, so
+    OpenSlide's cache usually holds their decoded tiles.
 
     Yields:
         (x, y, image): level-0 px of the crop's top-left corner, negative beyond the slide's border, and RGB uint8

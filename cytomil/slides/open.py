@@ -34,34 +34,34 @@ MPP_LOWEST, MPP_HIGHEST = 0.05, 2.0
 _MAX_FIELD_PX = 80_000_000  # a plain picture is decoded as a whole, at up to 11 bytes per pixel
 _MAX_TILE_PX = 1 << 26  # scanners write tiles of 240 to 4096 px
 _MAX_LEVEL_PX, _MAX_SIDE_PX = 1 << 42, 1 << 24  # 0.8 m at the finest resolution
-# The thumbnail of a slide with a single level reads all of it. This limits what is decoded at once (4 bytes per pixel).
+# A thumbnail of a slide with a single level reads the whole level. This limits the pixels decoded at once, 4 bytes each.
 _SOURCE_PX_AT_ONCE = 16_000_000
 _CONVERT = "Export it as a pyramidal tiled TIFF with JPEG compression, 8 bits per channel."
 _COPY = "The file is damaged or truncated; copy it again from the scanner."
 _TILE_CACHE_BYTES = 64 << 20
 _SAME_SHAPE_WITHIN = 0.05  # max relative difference of a level's two downsampling factors
-_SQUARE_WITHIN = 0.01  # the two axes of scanners differ by less; with more, round cells would look stretched
+_SQUARE_WITHIN = 0.01  # max relative difference of the axes; scanners differ by less, and cells would look stretched
 _MICROMETRES_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
 
 
 def is_slide_file(path: Path) -> bool:
-    """Whether ``path`` is a file named like a slide. System files and the folder of an ``.mrxs`` are not."""
+    """Whether ``path`` is a file with the suffix of a slide. System files and the folder of an ``.mrxs`` are excluded."""
     return path.suffix.lower() in SLIDE_SUFFIXES and not is_litter(path.name) and path.is_file()
 
 
 class Slide:
     """One open slide, read by level-0 position and resolution. A context manager, made by `open_slide`.
 
-    Positions count from the upper left corner of the scanned part, as in QuPath. This part is given by OpenSlide's bounds
-    if the file states them (MIRAX, Leica, Ventana), else it is all of level 0. Threads must not share a slide: each opens
-    its own.
+    Positions count from the upper left corner of the scanned part, as in QuPath. OpenSlide's bounds
+    define this part if the file states them (MIRAX, Leica, Ventana). Otherwise it is all of level 0. Threads must not share
+    a slide. Each must open its own.
 
     Attributes:
         path: the file.
         mpp: micrometres per level-0 pixel.
         mpp_source: ``"file"`` or ``"given"``.
         dimensions: level-0 (width, height) of the scanned part, in px.
-        origin: the corner (x, y) of the scanned part in the file's own level 0, in which TRIDENT and CLAM count.
+        origin: the corner (x, y) of the scanned part in px of the file's own level 0, the coordinates of TRIDENT and CLAM.
     """
 
     def __init__(self, path: Path, handle: Any, mpp: float, mpp_source: str) -> None:
@@ -87,8 +87,8 @@ class Slide:
     def read(self, x: float, y: float, width_px: int, height_px: int, mpp: float) -> npt.NDArray[np.uint8]:
         """The region whose top-left corner is level-0 (``x``, ``y``), as RGB uint8 (height_px, width_px, 3).
 
-        It is resampled with antialiasing from the coarsest level that is at least as fine. It is white outside the slide
-        and in gaps of the scan. The result for a pixel does not depend on the extent of the region.
+        It is resampled with antialiasing from the coarsest level whose resolution suffices. It is white outside the slide
+        and in gaps of the scan. The value of a pixel does not depend on the extent of the region.
 
         Args:
             x: level-0 px.
@@ -163,13 +163,13 @@ def open_slide(path: Path, mpp: float | None = None) -> Slide:
 
     Args:
         path: the file.
-        mpp: µm per level-0 pixel from the user (``--mpp`` or a row of the CSV). It overrules even a plausible value in the
-            file, because the user may know that this is wrong.
+        mpp: µm per level-0 pixel from the user (``--mpp`` or a row of the CSV). It takes precedence over a plausible value
+            in the file, because the user may know that this is wrong.
 
     Raises:
         SlideUnreadableError: the slide cannot be opened.
-        ResolutionError: the resolution is missing, or outside 0.05-2 µm/px. Light does not resolve finer details, and cells
-            cannot be judged at coarser resolutions.
+        ResolutionError: the resolution is missing, or outside 0.05-2 µm/px. Light microscopes do not resolve finer details,
+            and coarser resolutions do not show the details of a cell.
     """
     _require_content(path)
     handle = _open_plain(path) if path.suffix.lower() in PLAIN_IMAGE_SUFFIXES else _open_whole_slide(path)
@@ -219,7 +219,12 @@ def _open_whole_slide(path: Path) -> Any:
 
 
 def _require_plausible_tiles(path: Path, pages: tuple[TiffPage, ...]) -> None:
-    """OpenSlide allocates memory by what a header says, without a check, and the process ends if there is too little."""
+    """Refuse implausible sizes in the header.
+
+    OpenSlide allocates memory for them without a check. If memory is insufficient, the process ends.
+
+    Raises `SlideUnreadableError`.
+    """
     for page in pages:
         if page.tile and (min(page.tile) < 1 or page.tile[0] * page.tile[1] > _MAX_TILE_PX):
             raise SlideUnreadableError(
@@ -227,7 +232,7 @@ def _require_plausible_tiles(path: Path, pages: tuple[TiffPage, ...]) -> None:
             )
         _require_plausible_size(path, page.width, page.height)
         if page.tile and page.n_tiles < (needed := math.prod(map(_tiles_across, (page.width, page.height), page.tile))):
-            # OpenSlide would show the others as gaps, however many there are.
+            # OpenSlide would show the missing tiles as gaps, regardless of their number.
             raise SlideUnreadableError(
                 f"{path}: its header lists {page.n_tiles:,} tiles, but {page.width:,}×{page.height:,} px need "
                 f"{needed:,}. {_COPY}"
@@ -252,7 +257,7 @@ def _require_one_picture(path: Path, pages: tuple[TiffPage, ...]) -> None:
 
 
 def _fault(path: Path, error: Exception, what_failed: str) -> str:
-    """Why OpenSlide or the disk failed on this file, and the remedy."""
+    """Why OpenSlide or the disk failed to read this file, and the remedy."""
     if isinstance(error, PermissionError):
         return why_unreadable(path, error)
     try:
@@ -273,7 +278,7 @@ def _open_plain(path: Path) -> Any:
     def require_size(width: int, height: int) -> None:
         if width * height > _MAX_FIELD_PX:
             raise PictureError(
-                f"{width:,}×{height:,} px are too many for a plain picture (at most {_MAX_FIELD_PX / 1e6:.0f} "
+                f"{width:,}×{height:,} px is too large for a plain picture (at most {_MAX_FIELD_PX / 1e6:.0f} "
                 "megapixels). Save it as a pyramidal tiled TIFF."
             )
 
@@ -292,7 +297,7 @@ def _open_plain(path: Path) -> Any:
 
 
 class _PlainField:
-    """A plain image with the part of OpenSlide's interface that `Slide` uses, and with its own resolution tag."""
+    """A plain image with the part of OpenSlide's interface that `Slide` uses. The resolution comes from its tag."""
 
     def __init__(self, field: Any, properties: Mapping[str, str]) -> None:
         self.properties = properties
@@ -352,14 +357,14 @@ def _levels_of_slide(handle: Any) -> list[int]:
     OpenSlide treats every tiled page of a plain TIFF as a level. Label and macro images have other aspect ratios.
     """
     width, height = handle.level_dimensions[0]
-    found = []
+    levels = []
     for level, (w, h) in enumerate(handle.level_dimensions):
         across, down = width / max(w, 1), height / max(h, 1)
         # Sides are rounded to whole pixels, and some scanners pad them to whole tiles.
         tolerance = max(_SAME_SHAPE_WITHIN, 2 / max(min(w, h), 1))
         if abs(across - down) <= tolerance * min(across, down):
-            found.append(level)
-    return found
+            levels.append(level)
+    return levels
 
 
 def _number(text: str | None) -> float | None:
@@ -371,7 +376,7 @@ def _number(text: str | None) -> float | None:
 
 
 class Handles:
-    """A pool of handles of one slide. Every thread gets its own, and a new one is opened if none is free."""
+    """A pool of handles of one slide. Each thread gets its own handle, and a new one is opened if none is free."""
 
     def __init__(self, path: Path, mpp: float | None = None) -> None:
         self._path, self._mpp = path, mpp

@@ -23,7 +23,7 @@ _INDEX_SUFFIXES = frozenset({".vms", ".vmu"})
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """One slide in DICOM. ``parts`` are all of its files, and ``file`` is the largest, which is opened."""
+    """One DICOM slide. ``parts`` are all of its files, and ``file`` is the largest of them, which is opened."""
 
     file: Path
     parts: tuple[Path, ...]
@@ -65,9 +65,9 @@ def is_dicom_file(path: Path) -> bool:
 
 
 def dicom_series(files: Iterable[Path], identity: Callable[[Path], str]) -> list[DicomSeries]:
-    """The slides in these DICOM files. A file without an identity counts as one slide, so that it is reported.
+    """The slides in these DICOM files. A file without an identity counts as one slide, so that opening it reports the fault.
 
-    ``identity`` is `dicom_identity`, or the same in another process.
+    ``identity`` is `dicom_identity`, which may run in another process.
     """
     by_identity: dict[str, list[Path]] = {}
     for file in sorted(files):
@@ -76,7 +76,7 @@ def dicom_series(files: Iterable[Path], identity: Callable[[Path], str]) -> list
 
 
 def dicom_identity(file: Path) -> str:
-    """Names the series of a DICOM file; "" if OpenSlide cannot open it.
+    """The identifier of the series of a DICOM file; "" if OpenSlide cannot open it.
 
     OpenSlide finds the other files of a series from any one of them.
     """
@@ -99,7 +99,7 @@ _RIM_PX = 2  # resampling and JPEG mix this rim of a gap with the picture
 _BACKGROUND_RANK = 95  # percentile; the background is the brightest part of a slide
 _BRIGHT, _GREY_WITHIN = 200, 24  # of 255; empty areas of a slide are bright and nearly grey
 _SATURATED = 248
-_MIN_BACKGROUND = 0.2  # of the pixels outside gaps; less is not enough background to distinguish a gap from
+_MIN_BACKGROUND = 0.2  # of the pixels outside gaps; with less background, a gap cannot be distinguished from it
 
 
 def is_scanned(rgb: npt.NDArray[np.uint8], alpha: npt.NDArray[np.uint8], diameter_px: float) -> Mask:
@@ -182,8 +182,9 @@ class Resolutions:
     """The user's resolutions, in µm per level-0 pixel.
 
     Args:
-        by_slide: file name of a slide, with or without suffix → its resolution. It overrules the value in the file.
-        fallback: for slides whose file has no plausible value. It never overrules a plausible one.
+        by_slide: file name of a slide, with or without suffix → its resolution, which takes precedence over that in the
+            file.
+        fallback: for slides whose file has no plausible value. It is not used if the file has one.
     """
 
     by_slide: Mapping[str, float] = field(default_factory=dict)
@@ -195,7 +196,7 @@ class Resolutions:
         return self.by_slide.get(name, self.by_slide.get(stem))
 
     def open(self, path: Path) -> Slide:
-        """Open a slide with the first of these resolutions: its row, the file's plausible value, the fallback.
+        """Open a slide with the first available resolution: its row, a plausible value in the file, the fallback.
 
         Raises:
             SlideUnreadableError: the slide cannot be opened.

@@ -57,11 +57,11 @@ FloatImage = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 BLOCK_PX = 8  # the background is estimated on blocks with this side, in detection pixels
-_BACKGROUND_WINDOW = 2.0  # diameters; a closing removes cells, and keeps changes of the background wider than this
+_BACKGROUND_WINDOW = 2.0  # diameters; the closing removes cells, and keeps wider changes of the background
 _BACKGROUND_RANK = 95  # percentile instead of the extreme, so that a single reflection or dust grain does not count
 _MIN_CONTRAST = 0.05  # optical density; a fainter cell cannot be distinguished from noise
 _CONTRAST_FRACTION = 0.45  # of the foreground's local mean contrast; near the half-height contour of an edge
-_HOLE_AREA = 0.25  # of the expected cell's area; fills the pale centre of a red cell, not the gap between cells
+_HOLE_AREA = 0.25  # of the expected cell's area; fills the pale centre of a red cell, but not a gap between cells
 _WAIST = 0.12  # a waist narrower than exp(-0.12) = 89 % of the smaller cell's radius separates two cells
 _LOG_STEPS = 40  # grey levels per unit of log radius: small integers make the reconstruction faster
 _NUCLEUS_FACTOR = 1.15  # a nucleus in a sheet of cytoplasm is darker than its surroundings by this factor
@@ -166,7 +166,7 @@ def _may_contain_disc(mask: Mask, radius: float) -> bool:
 
 
 def _split(foreground: Mask, distance: FloatImage, diameter_px: float) -> tuple[npt.NDArray[np.int32], int]:
-    """Label the cells by a watershed from the h-maxima of the log distance, which makes waists relative to cell size."""
+    """Label the cells by a watershed from the h-maxima of the log distance. The log makes waists relative to cell size."""
     from scipy import ndimage as ndi
     from skimage.segmentation import watershed
 
@@ -208,12 +208,12 @@ class Cells:
         return len(self.radii)
 
     def __getitem__(self, chosen: slice | Sequence[int] | npt.NDArray[Any]) -> Cells:
-        """Some of them: a slice, or indices (n,)."""
+        """The chosen cells. ``chosen`` is a slice, indices (n,) or a mask (N,)."""
         return Cells(self.centres[chosen], self.radii[chosen], self.at_edge[chosen])
 
     @property
     def whole(self) -> Cells:
-        """The cells whose crops were scanned completely. Only these are assessed."""
+        """The cells whose crops are completely inside the scanned area. Only these are assessed."""
         return self[~self.at_edge]
 
     @staticmethod
@@ -258,17 +258,17 @@ class _Detections:
         return cls(cells, cores[owners], np.ones(len(cells), dtype=bool))
 
 
-def join_tiles(found: Iterable[tuple[Tile, Cells]], diameter_px: float, scale: float) -> Iterator[Cells]:
+def join_tiles(tiles: Iterable[tuple[Tile, Cells]], diameter_px: float, scale: float) -> Iterator[Cells]:
     """Yield each cell once, in order, as soon as no later tile can affect it.
 
     Args:
-        found: tiles row by row, each with its cells in detection pixels, up to `OVERLAP_DIAMETERS` beyond its core.
+        tiles: row by row, each with its cells in detection pixels, up to `OVERLAP_DIAMETERS` beyond its core.
         diameter_px: expected diameter, in detection pixels.
         scale: level-0 pixels per detection pixel.
     """
     upper: _Detections | None = None
     waiting = Cells.joined([])
-    for top, row in groupby(found, key=lambda one: one[0].top):
+    for top, row in groupby(tiles, key=lambda one: one[0].top):
         lower = _Detections.of(list(row))
         if upper is not None:
             _drop_duplicates(upper, lower, diameter_px)
@@ -285,8 +285,8 @@ def join_tiles(found: Iterable[tuple[Tile, Cells]], diameter_px: float, scale: f
         yield _in_order(Cells.joined([waiting, _kept(upper, scale)]))
 
 
-def _kept(finds: _Detections, scale: float) -> Cells:
-    kept = finds.cells[finds.keep]
+def _kept(detections: _Detections, scale: float) -> Cells:
+    kept = detections.cells[detections.keep]
     return Cells(kept.centres * scale, kept.radii * scale, kept.at_edge)
 
 
@@ -303,7 +303,7 @@ def _drop_duplicates(upper: _Detections, lower: _Detections, diameter_px: float)
     centres, radii = cells.centres, cells.radii
     cores, keep = (np.concatenate([getattr(row, name) for row in (upper, lower)]) for name in ("cores", "keep"))
     inset = np.minimum(centres - cores[:, :2], cores[:, 2:] - centres).min(1, initial=np.inf)
-    # A detection inside the core of its tile has precedence over one outside. Otherwise the earlier tile has.
+    # A detection inside the core of its tile takes precedence over one outside. Otherwise the earlier tile does.
     near = np.flatnonzero(inset < _SAME_CELL * radii.max(initial=0) + OVERLAP_DIAMETERS * diameter_px)
     if len(near) < 2:
         return
@@ -326,7 +326,7 @@ _FONT_PX = 16
 
 
 def qc_thumbnail(slide: Slide, cells: Cells, max_px: int = 1600, marked: Sequence[int] = ()) -> Image.Image:
-    """An RGB picture of the slide with a ring around every cell, also for a slide without cells.
+    """An RGB picture of the slide with a ring around every cell. The slide may have no cells.
 
     Cells at the edge of the scanned area have grey rings.
 

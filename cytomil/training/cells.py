@@ -1,4 +1,4 @@
-"""The training cells in memory, decoded once at training size, and whether memory and disk suffice for them."""
+"""The training cells, decoded once at training size, and checks that memory and disk suffice for them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def require_memory(needed: int, what: str, processes: int, listener: Listener) -
 
 
 def require_disk(needed: int, what: str, path: Path, listener: Listener) -> None:
-    """Report how much space the cells (``what``) take in the file ``path``. Raises `SettingsError` if there is less."""
+    """Report how much space the cells (``what``) take in the file ``path``. Raises `SettingsError` if too little is free."""
     listener.note(f"{what}: {needed / 1e6:,.0f} MB on disk, in {path}")
     require_disk_space(needed, what, path.parent, "Lower --image-size, make fewer bags")
 
@@ -124,7 +124,7 @@ def load_training_cells(
     """Decode the cells drawn from the bags.
 
     Raises:
-        BagFileError: a label has no bag, or a bag is not the one that the manifest lists.
+        BagFileError: a label has no bag, or a bag differs from the one that the manifest lists.
     """
     pixels = np.empty((count(rows, draw), transform.image_size, transform.image_size, 3), np.uint8)
     bag, problems = fill_cells(pixels, manifest, rows, transform, listener, draw)
@@ -145,7 +145,7 @@ def fill_cells(
         The index into ``rows`` of each readable cell's bag, int64 (number of readable cells,), and the unreadable cells.
 
     Raises:
-        BagFileError: a label has no bag, or a bag is not the one that the manifest lists.
+        BagFileError: a label has no bag, or a bag differs from the one that the manifest lists.
     """
     for label, name in ((0, "negative"), (1, "positive")):
         if not any(row.label == label for row in rows):
@@ -167,21 +167,21 @@ def fill_cells(
 def _decoded(
     bag: Bag, bag_id: str, draw: Draw, transform: CellTransform, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[np.ndarray, list[Problem]]]:
-    places = draw.places(bag_id, len(bag)).tolist()
-    blocks = [places[start : start + _BLOCK] for start in range(0, len(places), _BLOCK)]
+    indices = draw.indices(bag_id, len(bag)).tolist()
+    blocks = [indices[start : start + _BLOCK] for start in range(0, len(indices), _BLOCK)]
     for first in range(0, len(blocks), _BLOCKS_AT_ONCE):  # limits the memory that a huge bag takes
-        some = blocks[first : first + _BLOCKS_AT_ONCE]
-        encoded = [[image for start, stop in _runs(block) for image in bag.images(start, stop)] for block in some]
-        names = [[f"{bag_id}/{bag.instance_ids[i]}" for i in block] for block in some]
+        group = blocks[first : first + _BLOCKS_AT_ONCE]
+        encoded = [[image for start, stop in _runs(block) for image in bag.images(start, stop)] for block in group]
+        names = [[f"{bag_id}/{bag.instance_ids[i]}" for i in block] for block in group]
         for block, _, unreadable in pool.map(decode_cells, encoded, names, repeat(transform)):
             yield block, unreadable
 
 
-def _runs(places: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Start and stop of each run of consecutive numbers in ascending ``places``."""
-    breaks = [i for i in range(1, len(places)) if places[i] != places[i - 1] + 1]
-    for first, last in zip([0, *breaks], [*breaks, len(places)], strict=True):
-        yield places[first], places[last - 1] + 1
+def _runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Start and stop of each run of consecutive numbers in ascending ``indices``."""
+    breaks = [i for i in range(1, len(indices)) if indices[i] != indices[i - 1] + 1]
+    for first, last in zip([0, *breaks], [*breaks, len(indices)], strict=True):
+        yield indices[first], indices[last - 1] + 1
 
 
 def assemble(

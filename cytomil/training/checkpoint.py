@@ -21,14 +21,14 @@ from cytomil.files import replacing, sha256_of_json
 from cytomil.full_disk import enduring
 
 TRAINING_VERSION = 1
-"""Raise it with every change that gives other weights, losses or draws from the same settings and bags.
+"""Raise it with every change of the weights, losses or draws for the same settings and bags.
 
 A run never continues from a checkpoint of another version. `tests/unchanged.json` names the version of its figures.
 """
 LIBRARIES = ("torch", "torchvision", "torchjd", "numpy", "pillow")
 """Libraries that affect the weights of every encoder. timm affects only its own networks."""
 
-_NOT_SHAPING = frozenset({"out", "bags", "device", "cache"})
+_WITHOUT_EFFECT = frozenset({"out", "bags", "device", "cache"})
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class RunIdentity:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over all fields, except the settings for paths, device and cache."""
-        shaping = {key: value for key, value in self.settings.items() if key not in _NOT_SHAPING}
-        return sha256_of_json({"settings": shaping, "data": self.data, "made_by": self.made_by})
+        settings = {key: value for key, value in self.settings.items() if key not in _WITHOUT_EFFECT}
+        return sha256_of_json({"settings": settings, "data": self.data, "made_by": self.made_by})
 
     def difference(self, other: RunIdentity) -> str:
         """A description of how this run differs from ``other``."""
@@ -61,7 +61,7 @@ class RunIdentity:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    keys = sorted((set(before) | set(now)) - _NOT_SHAPING)
+    keys = sorted((set(before) | set(now)) - _WITHOUT_EFFECT)
     return [f"{key} {before.get(key)} → {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
 
 
@@ -82,7 +82,7 @@ class Checkpoint:
 
 
 _ENTRIES = {"identity", *Checkpoint.__dataclass_fields__}
-# What PyTorch raises for a damaged file, and what a file that holds something else leads to.
+# Errors of PyTorch for a damaged file, and errors that a file with other content causes.
 _UNREADABLE = (
     OSError,
     RuntimeError,
@@ -107,11 +107,11 @@ def save_checkpoint(path: Path, identity: RunIdentity, checkpoint: Checkpoint) -
         torch.save({**content, "sha256": _sha256_of(content)}, file)
 
 
-def load_checkpoint(out: Path, identity: RunIdentity, insist: bool) -> Checkpoint | None:
+def load_checkpoint(out: Path, identity: RunIdentity, must_match: bool) -> Checkpoint | None:
     """The checkpoint of this run. None if no such run was interrupted.
 
     Raises:
-        ResumeError: the checkpoint is damaged; or, with ``insist``, the only interrupted runs for ``out`` had other
+        ResumeError: the checkpoint is damaged; or, with ``must_match``, the only interrupted runs for ``out`` had other
             settings, data or versions.
     """
     path = checkpoint_path(out, identity)
@@ -120,7 +120,7 @@ def load_checkpoint(out: Path, identity: RunIdentity, insist: bool) -> Checkpoin
         content.pop("identity")
         return Checkpoint(**content)
     others = sorted(path.parent.glob(f"{glob.escape(out.name)}-*.pt"), key=lambda other: other.stat().st_mtime)
-    if insist and others:
+    if must_match and others:
         stored = _read(others[-1])["identity"]
         known = stored.keys() == vars(identity).keys()
         difference = identity.difference(RunIdentity(**stored)) if known else "of an earlier version of cytomil"

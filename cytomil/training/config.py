@@ -20,10 +20,11 @@ class PretrainConfig(Config):
     """Settings of an encoder's training."""
 
     method: Annotated[str, AfterValidator(METHODS.known)] = Field(
-        "none", description=f"{', '.join(METHODS)}, or a method that another package brings"
+        "none", description=f"{', '.join(METHODS)}, or a method of another package"
     )
     with_instance_labels: bool = Field(
-        False, description="allow fully-supervised, the upper bound, to read instance labels; no other method may"
+        False,
+        description="allow the method fully-supervised, the upper bound, to read instance labels; other methods never do",
     )
     bags: Path = Field(Path("data/bags"), description="folder with bags.csv")
     out: Path = Field(Path("models/encoder"), description="folder for the encoder bundle")
@@ -42,7 +43,7 @@ class PretrainConfig(Config):
     )
     arch: str = Field(
         "auto",
-        description="resnet18, resnet50, or any name that timm has; auto: that of the named weights, else resnet18",
+        description="resnet18, resnet50, or any name of timm; auto: that of the named weights, else resnet18",
     )
     weights: Annotated[str, BeforeValidator(_named_weights)] = Field(
         "efficientnet-lite0",

@@ -1,4 +1,4 @@
-"""The only access of training to instance labels: for a method that is an upper bound, if the user asked for it."""
+"""The only place where training reads instance labels: for a method that is an upper bound, at the user's request."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def read_training_instance_labels(
 ) -> Tensor:
     """The label of each of ``cells``, which ``draw`` chose: int64 (N,) on the CPU, 1 abnormal, 0 normal.
 
-    Cells of negative bags count as normal, whatever their instance label.
+    Cells of negative bags count as normal, regardless of their instance labels.
 
     Raises:
         BagFileError: a positive bag has no instance labels, or no cell is abnormal.
     """
-    # Imported here: no other training may load the reader of instance labels.
+    # Imported here, so that no other training loads the reader of instance labels.
     from cytomil.bags.instance_labels import read_instance_labels
 
     unreadable = {problem.where for problem in cells.problems}
     labels: list[int] = []
     for row in rows:
-        known = list(read_instance_labels(manifest.file_of(row)).items())
-        drawn = [known[i] for i in draw.places(row.bag_id, len(known))]
+        labelled = list(read_instance_labels(manifest.file_of(row)).items())
+        drawn = [labelled[i] for i in draw.indices(row.bag_id, len(labelled))]
         of_bag = [label for name, label in drawn if f"{row.bag_id}/{name}" not in unreadable]
         if row.label == 1 and any(label not in (0, 1) for label in of_bag):
             raise BagFileError(

@@ -84,8 +84,8 @@ def pretrain(
     Args:
         settings: of the run.
         listener: shows progress and notes.
-        on_epoch: receives one record per epoch: losses, chance level, state of the embeddings, gradients, speed. A run that
-            continues first gives the records of the epochs before, which have no speed.
+        on_epoch: receives one record per epoch: losses, chance level, state of the embeddings, gradients, speed. A resumed
+            run first reports the records of the earlier epochs, without speed.
         resume: raise an error if the interrupted run had other settings or data, and keep a finished run as it is.
         processes: if there are several (see `cytomil.training.processes.training_processes`), each calls this function with
             the same arguments and reads the same files. Only the first one writes.
@@ -97,7 +97,7 @@ def pretrain(
         ResumeError: with ``resume``, the interrupted run had other settings or data; or its checkpoint is damaged.
         DivergedError: a loss became NaN or infinite.
     """
-    tell = on_epoch or (lambda record: None)
+    report = on_epoch or (lambda record: None)
     method = load_method(settings.method)
     own = own_config("method", settings.method, method.Config, settings.options, PretrainConfig.model_fields)
     settings = settings.model_copy(update={"options": {settings.method: own.model_dump(mode="json")}})
@@ -109,7 +109,7 @@ def pretrain(
     identity = _identity(settings, start, rows, method)
     if resume and (done := _finished(settings, identity)):
         return Pretrained(done, (), already_done=True)
-    checkpoint = load_checkpoint(settings.out, identity, insist=resume)
+    checkpoint = load_checkpoint(settings.out, identity, must_match=resume)
     processes = processes or OneProcess(pick_device(settings.device))
     transform = CellTransform(settings.image_size, settings.center_crop)
     cells = _cells(settings, manifest, rows, transform, listener, processes)
@@ -121,45 +121,46 @@ def pretrain(
             make_method, instance_labels=read_training_instance_labels(manifest, rows, cells, draw_of(settings))
         )
     run = Run(settings, identity, cells, processes, checkpoint, make_method, start, listener.note)
-    kept, frozen_stages = default_layer(run.encoder), run.encoder.frozen_stages
-    if method.trains and layer_is_frozen(start.architecture, settings.image_size, frozen_stages, kept):
+    layer, frozen_stages = default_layer(run.encoder), run.encoder.frozen_stages
+    if method.trains and layer_is_frozen(start.architecture, settings.image_size, frozen_stages, layer):
         listener.note(
-            f"layer {kept}, the default of embed, is not trained, because {frozen_stages} stages are frozen. "
+            f"layer {layer}, the default of embed, is not trained, because {frozen_stages} stages are frozen. "
             "Use a later --layer for embed, or lower --frozen-stages."
         )
     if checkpoint:
-        _tell_resumed(checkpoint, settings.epochs, listener.note)
+        _note_resumption(checkpoint, settings.epochs, listener.note)
         for record in checkpoint.history:
-            tell(record)
+            report(record)
     if method.trains:
         with listener.whole(_work(run, cells, settings, processes)) as count:
             for epoch in range(run.epoch, settings.epochs):
-                tell(run.train_epoch(epoch, listener, count))
+                report(run.train_epoch(epoch, listener, count))
     if not method.trains:
         listener.note("measuring the embeddings of up to 1,000 cells")
-        tell(run.examine_untrained())
+        report(run.examine_untrained())
     if not processes.is_first:
         processes.barrier()
         return Pretrained(load_bundle(settings.out), ())
     metadata = run.metadata() | _data_metadata(manifest, rows, identity, len(cells), method.trains)
     engines = stored_engines(settings.out)
     bundle = save_bundle(settings.out, run.encoder, transform, metadata)
-    if gone := sorted(set(engines) - set(stored_engines(settings.out))):
+    if deleted := sorted(set(engines) - set(stored_engines(settings.out))):
         listener.note(
-            f"engines compiled from the old weights were deleted: {', '.join(gone)}. Make them again with `cytomil compile`."
+            f"engines compiled from the old weights were deleted: {', '.join(deleted)}. Compile them again with "
+            "`cytomil compile`."
         )
     checkpoint_path(settings.out, identity).unlink(missing_ok=True)
     processes.barrier()
     return Pretrained(bundle, cells.problems)
 
 
-def _tell_resumed(checkpoint: Checkpoint, epochs: int, note: Callable[[str], None]) -> None:
+def _note_resumption(checkpoint: Checkpoint, epochs: int, note: Callable[[str], None]) -> None:
     note(f"resuming after epoch {checkpoint.epoch} of {epochs}")
     threads = torch.get_num_threads()
     if checkpoint.threads not in (0, threads):
         note(
-            f"so far with {checkpoint.threads} threads, now with {threads}: the weights will differ from those of an unbroken "
-            f"run. Set OMP_NUM_THREADS={checkpoint.threads} for the same weights."
+            f"so far with {checkpoint.threads} threads, now with {threads}: the weights will differ from those of an "
+            f"uninterrupted run. Set OMP_NUM_THREADS={checkpoint.threads} for the same weights."
         )
 
 
@@ -174,10 +175,10 @@ def _start(settings: PretrainConfig, method: type[Method], note: Callable[[str],
 def _identity(
     settings: PretrainConfig, start: Initialisation, rows: tuple[BagRow, ...], method: type[Method]
 ) -> RunIdentity:
-    shaping = settings.model_dump(mode="json")
+    fields = settings.model_dump(mode="json")
     if start.weights:
-        shaping["weights"] = start.weights.sha256  # the path of the file does not matter
-    return RunIdentity(shaping, fingerprint(rows), _made_by(start, method))
+        fields["weights"] = start.weights.sha256  # the path of the file does not matter
+    return RunIdentity(fields, fingerprint(rows), _made_by(start, method))
 
 
 def _made_by(start: Initialisation, method: type[Method]) -> dict[str, str]:
@@ -243,14 +244,14 @@ def _data_metadata(
     infos = [open_bag(manifest.file_of(row)).info for row in rows]
     sources = sorted({info.source.split("/")[0] for info in infos})
     cuttings = {info.cutting for info in infos}
-    # Bags that were cut in different ways, or consist of images, do not determine how to cut a new slide.
-    agreed = cuttings.pop() if len(cuttings) == 1 else None
+    # If bags were cut in different ways, or consist of single images, the cutting of a new slide is undefined.
+    cutting = cuttings.pop() if len(cuttings) == 1 else None
     data = {
         "fingerprint": identity.data,
         "n_bags": len(rows),
         "n_cells": n_cells,
         "sources": sources,
-        "cutting": None if agreed is None else agreed.to_json(),
+        "cutting": None if cutting is None else cutting.to_json(),
         "fitted_to": [
             FittedBag(sha256=row.sha256, patient=patient_key(row.patient_id)).to_json()
             for row in (rows if trains else ())

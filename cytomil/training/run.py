@@ -90,7 +90,7 @@ class Health:
     variation: float
 
     def collapse_reason(self, margin: float | None, chance: float | None, may_be_line: bool = False) -> str:
-        """Why these embeddings count as collapsed; empty if they do not.
+        """Why these embeddings count as collapsed; empty if they are not collapsed.
 
         Args:
             margin: nats by which the contrastive loss is below ``chance``; None if no loss has a chance level.
@@ -179,12 +179,12 @@ class Run:
         )
         self.encoder.normalise_by(*cells.channel_statistics())
         if start.weights:
-            start.weights.put_into(self.encoder)
+            start.weights.load_into(self.encoder)
         self.method = make_method(self.encoder)
         for module in (self.encoder, self.method):
             module.to(self.device).to(memory_format=torch.channels_last)
         if settings.compile:
-            # Only now: the method may copy the encoder.
+            # Only after the method was made, because it may copy the encoder.
             self.encoder.use_compiler(note or Silent().note)
         self.step = Step(self.encoder, self.method, settings, processes, self.precision)
         self.make_view = ViewMaker(settings.crop_scale, settings.jitter, self.method.rotates)
@@ -230,7 +230,7 @@ class Run:
         if not self.step.weights_are_finite():
             raise self._diverged("a weight", (epoch + 1) * self.steps - 1)
         seconds = time.perf_counter() - started
-        record = {"epoch": epoch + 1, **_over_an_epoch(sums, self.steps)}
+        record = {"epoch": epoch + 1, **_epoch_means(sums, self.steps)}
         self.epoch = epoch + 1
         if self.processes.is_first:
             self.health = self._examine()
@@ -286,19 +286,19 @@ class Run:
         names = [name for name in measured[0] if name.startswith("loss_")]
         losses = torch.stack([torch.stack([torch.as_tensor(one[name]) for name in names]) for one in measured])
         for number, finite in enumerate(torch.isfinite(losses).tolist()):
-            if broken := [name for name, good in zip(names, finite, strict=True) if not good]:
+            if broken := [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]:
                 raise self._diverged(", ".join(broken), first_step + number)
         if self.step.loss_scale.is_exhausted():
             raise self._diverged("a gradient", first_step + len(measured) - 1)
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         kept = checkpoint_path(self.settings.out, self.identity)
-        last_good = (
+        checkpoint = (
             f"the last good checkpoint, after epoch {self.epoch}, is {kept}" if self.epoch else "no epoch was completed"
         )
         return DivergedError(
             f"{what} became NaN or infinite at step {step + 1} (epoch {step // self.steps + 1}); "
-            f"{last_good}. Lower --learning-rate."
+            f"{checkpoint}. Lower --learning-rate."
         )
 
     def _examine(self) -> Health:
@@ -342,7 +342,7 @@ def _bytes_of(state: Any) -> int:
     return sum(storages.values())
 
 
-def _over_an_epoch(sums: dict[str, Tensor | float], steps: int) -> dict[str, float | int]:
+def _epoch_means(sums: dict[str, Tensor | float], steps: int) -> dict[str, float | int]:
     """Means of the steps' measurements, and the number of skipped steps. Gradients are averaged over steps taken."""
     skipped = int(sums.get("skipped_steps", 0))
     taken = max(1, steps - skipped)

@@ -50,7 +50,7 @@ class FlatWeights:
         return windows
 
 
-# The scale starts at 2^16 and is halved on every overflow. Below this, the scale is not the cause.
+# The scale starts at 2^16 and is halved on every overflow. Below this limit, the scale is not the cause.
 _MIN_SCALE = 2.0**-10
 
 

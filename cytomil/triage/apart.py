@@ -18,7 +18,7 @@ import numpy as np
 from cytomil.errors import CytomilError, SlideUnreadableError, why_unreadable
 from cytomil.features.cells import CellBlock, Preparation
 from cytomil.limits import MEMORY_BYTES, progress
-from cytomil.threads import ahead
+from cytomil.threads import prefetch
 from cytomil.triage.sources import CellFolder, SlideEntry, SlideSource, n_cells, open_source
 from cytomil.triage.whole_slide import SlideReading, WholeSlide, with_places, with_qc
 from cytomil.triage.worklist import SlideResult
@@ -154,9 +154,9 @@ class SlideApart:
         return self._of_source(methodcaller("images", instance_ids, min_px))
 
     def blocks(self, preparation: Preparation, batch_size: int, workers: int = 0) -> Iterator[CellBlock]:
-        """See `SlideSource`. One block is read ahead."""
+        """See `SlideSource`. One block is prefetched."""
         self._run(partial(_begin, preparation, batch_size, workers))
-        with closing(ahead(repeat(partial(self._run, _next)), workers=1, most=2)) as blocks:
+        with closing(prefetch(repeat(partial(self._run, _next)), workers=1, max_pending=2)) as blocks:
             try:
                 for block in blocks:
                     if block is None:

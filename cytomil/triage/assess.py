@@ -14,7 +14,7 @@ from cytomil.bags.images import MIN_CELLS
 from cytomil.encoders.engines import Engine, open_same_engine
 from cytomil.errors import CytomilError, NoCellsError, TriageModelError
 from cytomil.features.embed import Embedder, as_lines
-from cytomil.mil.bags import cells_to_teach
+from cytomil.mil.bags import informative_cells
 from cytomil.mil.cross_validate import Assessment, score_shares
 from cytomil.mil.novelty import SlideNovelty
 from cytomil.mil.triage_model import TriageCard, TriageModel, load_triage_model
@@ -156,22 +156,22 @@ class Ranker:
         Raises `NoCellsError` if there are too few.
         """
         blocks = source.blocks(self._embedder.preparation, self._settings.batch_size, self._settings.workers)
-        told = self._listener.track(blocks, found.name, unit="blocks of cells")
-        assessed, judged = self._model.ensemble.begin(), self._model.novelty.begin()
+        tracked = self._listener.track(blocks, found.name, unit="blocks of cells")
+        reading, novelty = self._model.ensemble.begin(), self._model.novelty.begin()
         names = Strings()
         problems: list[Problem] = []
-        for block in self._embedder.embedded(found.name, told, problems):
+        for block in self._embedder.embedded(found.name, tracked, problems):
             if block.instance_ids:
                 names.extend(block.instance_ids)
-                assessed.add(block.values)
-                judged.add(block.values)
+                reading.add(block.values)
+                novelty.add(block.values)
         unreadable = as_lines(problems)
         if len(names) < MIN_CELLS:
             raise NoCellsError(_too_few(len(names), unreadable))
-        assessment = assessed.result()
+        assessment = reading.result()
         if not np.isfinite(assessment.probability):
             raise TriageModelError("the model gives no finite probability for this slide. Fit the model again.")
-        return _Cells(names, unreadable, assessment, judged.result())
+        return _Cells(names, unreadable, assessment, novelty.result())
 
     def _result(self, found: SlideEntry, source: SlideApart, cells: _Cells) -> SlideResult:
         assessment, novelty = cells.assessment, cells.novelty
@@ -190,7 +190,7 @@ class Ranker:
             key_instances=self._key_instances(source, cells),
             to_teach=tuple(
                 TeachingCell(cells.names[i], float(assessment.scores[i]))
-                for i in cells_to_teach(assessment.scores, self._settings.top, self._settings.learn)
+                for i in informative_cells(assessment.scores, self._settings.top, self._settings.learn)
             ),
             score_shares=tuple(score_shares(assessment.scores).tolist()),
         )

@@ -17,11 +17,11 @@ from cytomil.errors import (
     TriageModelError,
     WorkersError,
 )
-from cytomil.features.embed import seen_px
+from cytomil.features.embed import max_image_px
 from cytomil.file_manifest import require_signature
 from cytomil.files import sha256_of_file
 from cytomil.litter import mark_own
-from cytomil.mil.triage_model import CARD_NAME, TriageModel, load_triage_model, said_auroc, weaknesses
+from cytomil.mil.triage_model import CARD_NAME, TriageModel, auroc_text, load_triage_model, weaknesses
 from cytomil.progress import Listener, Uncounted, Work
 from cytomil.slides import Cutting, Resolutions, read_resolutions
 from cytomil.text import printable
@@ -210,7 +210,7 @@ def _worklist(
         threshold_range=card.thresholds.decision_range,
         low_threshold_range=card.thresholds.low_range,
         weaknesses=weaknesses(card.trained_on.bags, card.held_out),
-        held_out=said_auroc(card.held_out),
+        held_out=auroc_text(card.held_out),
         synthetic=card.synthetic,
         collapsed=card.collapsed,
         score_meaning=card.score_meaning,
@@ -223,7 +223,7 @@ def _reading(model: TriageModel, settings: RankConfig, listener: Listener) -> Sl
     if cutting is None and settings.crop_um is not None:
         transform = model.encoder.transform
         # The resolution that the layer uses, plus the margin that the encoder's centre crop removes.
-        crop_px = math.ceil(seen_px(model.layer, transform.image_size) / transform.center_crop)
+        crop_px = math.ceil(max_image_px(model.layer, transform.image_size) / transform.center_crop)
         cutting = Cutting(settings.crop_um, crop_px, settings.diameter_um or Cutting.diameter_um)
     elif settings.crop_um is not None or settings.diameter_um is not None:
         carried = (

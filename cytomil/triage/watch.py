@@ -93,7 +93,7 @@ def watch(
     require_names_shown_or_hidden(settings)
     folder = WatchedFolder(slide_dir, settings.out)
     look: Look | None = folder.look()
-    told = ""
+    last_note = ""
     with ReadingProcess() as process:
         followed = _FollowedWorklist(slide_dir, settings, RankSession(slide_dir, settings, listener, process), process)
         while True:
@@ -101,9 +101,9 @@ def watch(
             if worklist is not None:
                 yield worklist
             waits_for = _waits_for(look, settings.pseudonymise is not None)
-            if worklist is not None or waits_for != told:
+            if worklist is not None or waits_for != last_note:
                 listener.note(waits_for)
-                told = waits_for
+                last_note = waits_for
             wait(settings.watch_s)
             try:
                 look = folder.look()

@@ -176,8 +176,8 @@ class SlideReading:
         """How to cut a slide. Raises `TriageModelError` with the cure if that is unknown."""
         if self.cutting is None:
             raise TriageModelError(
-                "the model learnt from cell images of unknown size, so nothing says how large a crop to cut from a whole "
-                "slide. Say how many µm wide a training image was with --crop-um 12, or train on slides "
+                "the model learnt from cell images of unknown size, so the size of the crops from a whole slide is unknown. "
+                "Give the width of a training image in µm, such as --crop-um 12, or train on slides "
                 "(`cytomil make-bags SLIDES --labels labels.csv`)."
             )
         return self.cutting

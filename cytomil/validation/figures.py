@@ -103,7 +103,7 @@ def figures_of(slides: Sequence[MeasuredSlide], decision: float, low: float) -> 
         # Neither depends on the threshold.
         general = [
             figure("auroc", "auroc", "AUROC", "order of the slides: 1 is best, 0.5 is chance"),
-            figure("brier", "brier", "Brier score", "error of the probability: 0 is best, 0.25 says nothing"),
+            figure("brier", "brier", "Brier score", "error of the probability: 0 is best, 0.25 is uninformative"),
         ]
     return (*found, *general)
 

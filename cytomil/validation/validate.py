@@ -302,5 +302,7 @@ def _of_model(worklist: Worklist) -> tuple[Weakness, ...]:
     if worklist.collapsed:
         found.append(Weakness("COLLAPSED", "The encoder under this model collapsed: no figure can be trusted."))
     if worklist.synthetic:
-        found.append(Weakness("SYNTHETIC", "The model was trained on synthetic cells: it says nothing about patients."))
+        found.append(
+            Weakness("SYNTHETIC", "The model was trained on synthetic cells: its results do not apply to patients.")
+        )
     return (*found, *worklist.weaknesses)

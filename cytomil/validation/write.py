@@ -17,7 +17,7 @@ from markupsafe import Markup
 from cytomil.bags.manifest import patient_key
 from cytomil.evaluation.plots import plot_calibration, plot_roc, save_png
 from cytomil.files import sha256_of_file, write_json_card, write_text
-from cytomil.mil.triage_model import said_auroc
+from cytomil.mil.triage_model import auroc_text
 from cytomil.progress import Problem
 from cytomil.triage.write import write_worklist
 from cytomil.validation.figures import Figure, calls_by_label
@@ -47,7 +47,7 @@ def render_page(validation: Validation, pictures: Mapping[str, bytes]) -> str:
             validation=validation,
             card=validation.card,
             worklist=validation.worklist,
-            held_out=said_auroc(validation.card.held_out),
+            held_out=auroc_text(validation.card.held_out),
             calls=calls_by_label(validation.slides),
             shown=[line for line, _ in lines[:_MAX_REASONS]],
             more=sum(n for _, n in lines[_MAX_REASONS:]),

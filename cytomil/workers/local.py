@@ -68,7 +68,7 @@ class Job(Protocol[Item_contra, Result_co]):
         """Load what all items need, once per worker.
 
         Returns:
-            A function from items to results, one per item, in order. It may read ahead.
+            A function from items to results, one per item, in order. It may prefetch.
 
         Raises:
             CytomilError: the user made a mistake. The function may raise it too.
@@ -125,12 +125,12 @@ class InProcess:
 
 
 PATIENCE_S = 120.0
-"""Seconds without an answer or a sign of progress after which a process is killed."""
+"""Seconds without an answer or a report of progress after which a process is killed."""
 _ENDED = object()
 
 
 @dataclass(frozen=True)
-class Sign:
+class Heartbeat:
     """Reports that a process works on its message."""
 
 
@@ -144,7 +144,7 @@ class ChildProcess:
             [sys.executable, "-P", "-m", "cytomil.workers.pool_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # Libraries print messages about damaged files there. The answer has what matters.
+            # Libraries print messages about damaged files to it. The answer contains the reason.
             stderr=None if os.environ.get(DEBUG) else subprocess.DEVNULL,
             env=environment,
             start_new_session=True,  # Ctrl-C reaches only this process, which then ends the other
@@ -163,14 +163,14 @@ class ChildProcess:
         return self.send(pickle.dumps((cores, job)))
 
     def run(self, item: Any) -> Any:
-        """The result of one item, `Raised`, or `WorkerFailure` if the process has ended or gives no sign."""
+        """The result of one item, `Raised`, or `WorkerFailure` if the process has ended or sends no heartbeat."""
         return self.send(pickle.dumps(item))
 
     def send(self, message: bytes) -> Any:
         """The answer to a pickled message, as of `run`."""
         stdin = self._process.stdin
         assert stdin is not None
-        with suppress(OSError, ValueError):  # it has ended, which the answer says
+        with suppress(OSError, ValueError):  # the process has ended, and the answer reports it
             stdin.write(pickle.dumps(message))
             stdin.flush()
         while True:
@@ -178,10 +178,10 @@ class ChildProcess:
                 answer = self._answers.get(timeout=PATIENCE_S)
             except Empty:
                 self.kill()
-                return WorkerFailure(f"it did nothing for {PATIENCE_S:.0f} s")
+                return WorkerFailure(f"it made no progress for {PATIENCE_S:.0f} s")
             if answer is _ENDED:
                 return WorkerFailure(_why_ended(self._process.wait()))
-            if not isinstance(answer, Sign):
+            if not isinstance(answer, Heartbeat):
                 return answer
 
     def kill(self) -> None:
@@ -290,7 +290,7 @@ class _Run:
             except Exception as error:  # results() raises it in the calling thread
                 answer = Raised(error)
             if isinstance(answer, Raised):
-                self._waiting.clear()  # an item that is begun now would be killed before its end
+                self._waiting.clear()  # an item started now would be killed before it is finished
             self._answers.put((index, answer))
 
     def _start_process(self) -> ChildProcess:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from cytomil.errors import CytomilError
 from cytomil.limits import impose, progress
-from cytomil.workers.local import JobContext, Notes, Raised, Sign
+from cytomil.workers.local import Heartbeat, JobContext, Notes, Raised
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
         with lock:
             _send(answers, answer)
 
-    impose(partial(send, Sign()))
+    impose(partial(send, Heartbeat()))
     notes = Notes()
     try:
         cores, job = pickle.loads(messages.get())
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _listen(stream: BinaryIO, messages: SimpleQueue[bytes]) -> None:
-    """Queue the messages. End this process as soon as the calling process has ended, for whatever reason."""
+    """Queue the messages. End this process as soon as the calling process has ended."""
     while True:
         try:
             messages.put(pickle.load(stream))

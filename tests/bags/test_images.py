@@ -137,8 +137,8 @@ def test_a_damaged_jpeg_is_judged_as_pillow_judges_it(cut, flips, progressive):
 @pytest.mark.parametrize(
     ("size", "reason"),
     [
-        ((1, 1), "1×1 px are too few"),
-        ((7, 40), "too few"),
+        ((1, 1), "1×1 px is too small"),
+        ((7, 40), "too small"),
         ((640, 480), "whole field"),
         ((480, 640), "whole field"),
         ((1025, 900), "whole field"),

@@ -44,5 +44,5 @@ def test_a_missing_bag_is_refused(tmp_path, read):
 def test_labels_of_another_length_are_refused(bag_file, read):
     with altering(bag_file) as file:
         file["instance_label"].resize(2, axis=0)
-    with pytest.raises(BagFileError, match="contradicts itself"):
+    with pytest.raises(BagFileError, match="is inconsistent"):
         read(bag_file)

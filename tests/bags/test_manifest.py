@@ -64,7 +64,7 @@ def test_a_name_that_leaves_the_folder_is_refused(tmp_path, bag_id):
 
 
 def test_a_negative_number_of_cells_is_refused(tmp_path):
-    assert "-3 instances" in refusal(tmp_path, "a,a.h5,p,train,0,-3,,s")
+    assert "number of instances is -3" in refusal(tmp_path, "a,a.h5,p,train,0,-3,,s")
 
 
 @pytest.mark.parametrize("wrong", [{"label": 1}, {"patient_id": "other"}, {"n_instances": 9}, {"sha256": "0"}])
@@ -135,13 +135,13 @@ class TestChecksums:
 
 class TestLeakage:
     def test_a_patient_in_two_splits_is_not_written(self, tmp_path):
-        with pytest.raises(BagFileError, match=r"'a' \(train\) and 'b' \(test\) are of one patient"):
+        with pytest.raises(BagFileError, match=r"'a' \(train\) and 'b' \(test\) belong to one patient"):
             write_manifest(tmp_path, [row("a", "p"), row("b", "p", "test")])
         assert list(tmp_path.iterdir()) == []
 
     def test_a_patient_in_two_splits_is_not_read(self, tmp_path):
         message = refusal(tmp_path, "a,a.h5,p,train,0,10,0,x", "b,b.h5,q,test,0,10,0,x", "c,c.h5,p,test,1,10,0.1,x")
-        assert "'a' (train) and 'c' (test) are of one patient" in message
+        assert "'a' (train) and 'c' (test) belong to one patient" in message
 
     def test_unknown_patients_are_not_one_patient(self, tmp_path):
         write_manifest(tmp_path, [row("a", ""), row("b", "", "test")])

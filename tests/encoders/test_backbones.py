@@ -64,7 +64,7 @@ def test_a_network_built_for_one_size_says_so_and_others_do_not():
     ("name", "meant"), [("resnet19", "resnet18"), ("vit_small_patch14_dinov3", "vit_small_patch1")]
 )
 def test_a_name_nobody_has_says_what_there_is(name, meant):
-    with pytest.raises(SettingsError, match=r"resnet18, resnet50, and what timm\.list_models\(\)") as caught:
+    with pytest.raises(SettingsError, match=r"resnet18, resnet50, and the names of timm\.list_models\(\)") as caught:
         resolve_architecture(name, "auto", 8, 32)
     assert f"Did you mean '{meant}" in one_line(caught)
 
@@ -76,7 +76,7 @@ def test_a_name_that_leads_to_a_download_is_no_name(name):
 
 
 def test_a_small_stem_is_for_resnets():
-    with pytest.raises(SettingsError, match="test_vit has its own"):
+    with pytest.raises(SettingsError, match="the first layers of test_vit are fixed"):
         resolve_architecture("test_vit", "small", 8, 32)
 
 
@@ -94,7 +94,7 @@ def test_a_network_that_does_not_run_at_this_size_is_refused():
     with pytest.raises(SettingsError, match=r"resnet10t does not run on cells of 32 px.*--image-size") as caught:
         require_image_size("resnet10t", backbone.network, backbone.dim, 32)
     one_line(caught)
-    with pytest.raises(SettingsError, match="not one embedding of 7"):
+    with pytest.raises(SettingsError, match="instead of an embedding of length 7"):
         require_image_size("resnet18", make_backbone("resnet18").network, 7, 32)
 
 

@@ -139,18 +139,18 @@ class TestDamage:
     def test_truncated_weights(self, bundle_copy):
         weights = bundle_copy / WEIGHTS_NAME
         weights.write_bytes(weights.read_bytes()[:-1000])
-        assert "damaged or exchanged" in self.refused(bundle_copy)
+        assert "damaged or replaced" in self.refused(bundle_copy)
 
     def test_one_altered_byte(self, bundle_copy):
         content = bytearray((bundle_copy / WEIGHTS_NAME).read_bytes())
         content[len(content) // 2] ^= 1
         (bundle_copy / WEIGHTS_NAME).write_bytes(content)
-        assert "damaged or exchanged" in self.refused(bundle_copy)
+        assert "damaged or replaced" in self.refused(bundle_copy)
 
     def test_weights_of_another_encoder(self, bundle_copy, make_encoder, tmp_path):
         other = make_encoder(tmp_path / "other", seed=1)
         shutil.copy(other.path / WEIGHTS_NAME, bundle_copy / WEIGHTS_NAME)
-        assert "damaged or exchanged" in self.refused(bundle_copy)
+        assert "damaged or replaced" in self.refused(bundle_copy)
 
     def test_an_architecture_that_is_not_to_be_had_here(self, bundle_copy):
         rewrite_card(bundle_copy, architecture={"name": "resnet19", "stem": "small", "projection_dim": 16})

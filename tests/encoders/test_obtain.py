@@ -93,7 +93,7 @@ def test_the_hash_is_checked_on_every_use(web, cache, digits):
     content[-100] ^= 1
     path.write_bytes(content)
     said = refused(one)
-    assert "damaged or exchanged" in said
+    assert "damaged or was replaced" in said
     assert "Delete it" in said
 
 
@@ -132,7 +132,7 @@ def test_a_named_start_goes_into_the_encoder_with_what_is_known_of_it(web, state
     # At 32 px random weights would get the small first layer; these have ImageNet's.
     assert start.architecture.stem == "standard"
     encoder = Encoder(start.architecture)
-    start.weights.put_into(encoder)
+    start.weights.load_into(encoder)
     assert torch.equal(encoder.backbone.conv1.weight, state["conv1.weight"])
     facts = start.weights.metadata()
     assert (facts["name"], facts["source"], facts["licence"]) == ("net", f"{web[1]}/net.pth", "none")

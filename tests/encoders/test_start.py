@@ -37,7 +37,7 @@ def normalised(pixels):
 
 def embedded(start, pixels):
     encoder = Encoder(start.architecture)
-    start.weights.put_into(encoder)
+    start.weights.load_into(encoder)
     with torch.inference_mode():
         return encoder.eval()(pixels)[0]
 
@@ -174,8 +174,8 @@ class TestDinoBloom:
     @pytest.mark.parametrize(
         ("name", "reason"),
         [
-            ("vit_base_patch14_dinov2", r"\(1, 1, 384\) in the file, \(1, 1, 768\) here"),
-            ("resnet50", "conv1.weight, not in the file"),
+            ("vit_base_patch14_dinov2", r"\(1, 1, 384\) in the file, \(1, 1, 768\) in the network"),
+            ("resnet50", "conv1.weight: not in the file"),
         ],
     )
     def test_another_architecture_is_told_how_far_it_fits(self, checkpoint, name, reason):
@@ -207,20 +207,20 @@ class TestRefusals:
 
     def test_how_many_tensors_match_and_which_first_does_not(self, resnet_file):
         said = self.refused(resnet_file, architecture=Architecture("resnet50", "standard"))
-        assert "97 of 318 tensors match, the first that does not is layer1.0.conv1.weight" in said
-        assert "(64, 64, 3, 3) in the file, (64, 64, 1, 1) here" in said
+        assert "97 of 318 tensors match, the first mismatch is layer1.0.conv1.weight" in said
+        assert "(64, 64, 3, 3) in the file, (64, 64, 1, 1) in the network" in said
 
     def test_a_deeper_network_is_not_taken_in_part(self, tmp_path):
         state = trained_resnet("resnet18").state_dict()
         deeper = state | {"layer4.2.conv1.weight": torch.zeros(512, 512, 3, 3)}
         torch.save(deeper, tmp_path / "deeper.pth")
         said = self.refused(tmp_path / "deeper.pth")
-        assert "120 of 120 tensors match, but the file has 1 more, the first of them layer4.2.conv1.weight" in said
+        assert "120 of 120 tensors match, but the file has 1 more; the first is layer4.2.conv1.weight" in said
 
     def test_imagenets_first_layers_and_the_small_stem(self, resnet_file):
         said = self.refused(resnet_file, architecture=Architecture(stem="small"))
         assert "119 of 120 tensors match" in said
-        assert "conv1.weight, (64, 3, 7, 7) in the file, (64, 3, 3, 3) here" in said
+        assert "conv1.weight: (64, 3, 7, 7) in the file, (64, 3, 3, 3) in the network" in said
         assert "--stem standard" in said
 
     def test_what_is_not_finite(self, tmp_path):

@@ -145,7 +145,7 @@ def test_without_known_places_ids_are_wanted(tmp_path):
     found, centres = write_slide_bag(tmp_path / "smear.h5", origin=(4000, 900))
     problems = []
     assert by_place(tmp_path / "l.csv", centres[:20]).of_bag(found, problems) is None
-    assert "name them by instance_id" in problems[0].reason
+    assert "give the instance_id of each label" in problems[0].reason
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_missing_file_is_one_line(tmp_path):
 def test_a_slide_may_be_named_without_its_suffix(tmp_path, slide, bags, unknown):
     labels = table(tmp_path / "l.csv", f"{slide},1,2,normal")
     if unknown is None:
-        with pytest.raises(TableError, match="may be smear"):
+        with pytest.raises(TableError, match="matches the bags smear"):
             labels.without_bag(bags)
     else:
         assert labels.without_bag(bags) == unknown

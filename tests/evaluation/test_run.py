@@ -186,7 +186,7 @@ def test_given_labels_that_fit_nothing_are_listed(made, tmp_path):
     done = evaluate(settings(made, tmp_path / "r", cells=label_cells(made, tmp_path / "c.csv", more)), Silent())
     told = {one.where: one.reason for one in done.problems}
     assert set(told) == {"elsewhere.svs", bag}
-    assert "none of the bags" in told["elsewhere.svs"] and "1 label (no-such-cell)" in told[bag]
+    assert "no bag has this name" in told["elsewhere.svs"] and "1 label (no-such-cell)" in told[bag]
 
 
 @pytest.mark.parametrize("more", [{"redraw": 10}, {"control": True}])

@@ -210,7 +210,7 @@ class TestDamage:
     def test_lengths_that_contradict_each_other(self, cache, name, n):
         with altering(cache) as file:
             file[name].resize(n, axis=0)
-        with pytest.raises(FeatureFileError, match=f"contradicts itself: 10 .*{name}"):
+        with pytest.raises(FeatureFileError, match=f"is inconsistent: 10 .*{name}"):
             open_features(cache)
 
     @pytest.mark.parametrize("groups", [(1, 2), (4, 1), (5, -1)])
@@ -218,7 +218,7 @@ class TestDamage:
         with altering(cache) as file:
             file.attrs["groups"] = np.array(groups)
         with pytest.raises(
-            FeatureFileError, match=r"contradicts itself: it lists groups of .* columns, but has 4 columns"
+            FeatureFileError, match=r"is inconsistent: it lists groups of .* columns, but has 4 columns"
         ):
             open_features(cache)
 

@@ -1,7 +1,7 @@
 import pytest
 
 from cytomil.errors import FeatureFileError
-from cytomil.features.embed import n_described, preparation_sha256, seen_px, stored_layer
+from cytomil.features.embed import max_image_px, n_morphology, preparation_sha256, stored_layer
 from cytomil.layer import Layer
 from cytomil.morphology.measure import N_DESCRIPTORS, SIDE
 
@@ -9,14 +9,14 @@ DESCRIBED = Layer("h", described=True)
 
 
 def test_a_described_layer_has_the_description_after_the_encoders_columns():
-    assert n_described(DESCRIBED) == N_DESCRIPTORS
-    assert n_described(DESCRIBED.embedded) == 0
+    assert n_morphology(DESCRIBED) == N_DESCRIPTORS
+    assert n_morphology(DESCRIBED.embedded) == 0
 
 
 @pytest.mark.parametrize(("image_size", "seen"), [(32, SIDE), (SIDE, SIDE), (224, 224)])
 def test_the_finest_picture_decides_how_finely_cells_are_cut(image_size, seen):
-    assert seen_px(DESCRIBED, image_size) == seen
-    assert seen_px(Layer("h"), 32) == 32
+    assert max_image_px(DESCRIBED, image_size) == seen
+    assert max_image_px(Layer("h"), 32) == 32
 
 
 def test_another_description_is_another_preparation_of_described_cells_alone(monkeypatch):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytomil.mil.bags import Standardiser, TrainingBag, drawn_together, split, spread_folds
+from cytomil.mil.bags import Standardiser, TrainingBag, draw_cells, split, spread_folds
 
 
 def bags(values):
@@ -54,7 +54,7 @@ def test_features_are_kept_in_half_precision_and_read_in_single():
     bag = TrainingBag("a", stored, 0, "p", standardise=Standardiser(torch.ones(3), torch.full((3,), 2.0)))
     assert bag.values.dtype == torch.float32
     torch.testing.assert_close(bag.values, (stored.float() - 1) / 2)
-    torch.testing.assert_close(bag.some(torch.tensor([4, 2])), bag.values[[4, 2]])
+    torch.testing.assert_close(bag.select(torch.tensor([4, 2])), bag.values[[4, 2]])
 
 
 def test_the_spread_of_what_lies_far_from_nought_is_not_lost():
@@ -66,11 +66,11 @@ def test_the_spread_of_what_lies_far_from_nought_is_not_lost():
 def test_cells_are_drawn_from_all_bags_together(most):
     some = [TrainingBag(str(i), torch.arange(10.0 * i, 10 * i + 10)[:, None], 0, "p") for i in range(10)]
     some.insert(3, TrainingBag("empty", torch.zeros(0, 1), 0, "p"))
-    drawn = drawn_together(some, most, 0)
+    drawn = draw_cells(some, most, 0)
     assert drawn.shape == (min(most, 100), 1)
     assert len(set(drawn.flatten().tolist())) == len(drawn)
-    assert torch.equal(drawn, drawn_together(some, most, 0))
-    assert most != 37 or not torch.equal(drawn, drawn_together(some, most, 1))
+    assert torch.equal(drawn, draw_cells(some, most, 0))
+    assert most != 37 or not torch.equal(drawn, draw_cells(some, most, 1))
 
 
 def bags_of(labelled):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cytomil.errors import CytomilError, SettingsError, TableError
 from cytomil.mil.aggregators.self_paced import SelfPaced
-from cytomil.mil.bags import TrainingBag, cells_to_teach, read_feedback
+from cytomil.mil.bags import TrainingBag, informative_cells, read_feedback
 from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import fit_mil
 from cytomil.progress import Silent
@@ -29,8 +29,8 @@ def test_verdicts_reach_the_cells_of_their_slide_alone(tmp_path):
     assert feedback.codes("b", ["c1", "c2"]).tolist() == [0, -1]
     assert feedback.codes("c", ["c1"]).tolist() == [-1]
     said = []
-    feedback.tell_unused(["a"], said.append)
-    assert said == ["1 verdicts are not used, because these slides are no training bags: b"]
+    feedback.note_unused(["a"], said.append)
+    assert said == ["1 verdicts are not used, because these slides are not training bags: b"]
 
 
 @pytest.mark.parametrize("line", ["a,c1,malignant", "a,c1,", "a,c1,unsure"])
@@ -139,7 +139,7 @@ def test_a_missing_file_is_one_line(features_folder, encoder_folder, tmp_path):
 @given(st.integers(1, 3000), st.integers(0, 60), st.integers(0, 60), st.integers(0, 9))
 def test_cells_to_teach_lie_below_the_top_and_reach_the_last(n_cells, n_top, n, seed):
     scores = np.random.default_rng(seed).permutation(n_cells).astype(float)
-    chosen = cells_to_teach(scores, n_top, n)
+    chosen = informative_cells(scores, n_top, n)
     top = set(np.argsort(-scores)[:n_top].tolist())
     assert len(set(chosen.tolist())) == len(chosen) <= min(n, max(0, n_cells - n_top))
     assert not top & set(chosen.tolist())

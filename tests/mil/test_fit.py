@@ -17,7 +17,7 @@ from cytomil.mil.cross_validate import (
     Member,
     assign_folds,
     cross_validate,
-    fit_side_by_side,
+    fit_in_parallel,
     one_thread,
     positive_probability,
     reference_evidence,
@@ -159,13 +159,13 @@ def test_a_failing_fit_ends_the_others_and_pytorchs_threads_are_as_before():
             check()
 
     with pytest.raises(FeatureFileError, match="broken"):
-        fit_side_by_side(range(20), fit, 2, Silent(), "")
+        fit_in_parallel(range(20), fit, 2, Silent(), "")
     assert len(started) < 20
     assert torch.get_num_threads() == threads
 
 
 def test_fits_side_by_side_come_back_in_the_order_of_their_jobs_each_with_one_thread():
-    found = fit_side_by_side(range(7), lambda job, check: (job, torch.get_num_threads()), 3, Silent(), "")
+    found = fit_in_parallel(range(7), lambda job, check: (job, torch.get_num_threads()), 3, Silent(), "")
     assert found == [(job, 1) for job in range(7)]
 
 
@@ -234,8 +234,8 @@ def test_a_bags_label_has_no_part_in_the_scale_of_its_held_out_probability(aggre
     for seed in range(12):
         bags = make_bags(18, size=20, shift=0.0, seed=seed)
         *_, (model, _) = training_epochs(bags, settings, 1, 0)
-        own.append(loss(model.judged.probabilities, model.judged.labels))
-        apart.append(loss(model.judged.apart, model.judged.labels))
+        own.append(loss(model.cross_fitted.probabilities, model.cross_fitted.labels))
+        apart.append(loss(model.cross_fitted.held_out_probabilities, model.cross_fitted.labels))
     assert np.mean(own) < np.mean(apart)
     assert np.mean(apart) > 0.99 * np.log(2)  # nothing can be known of noise
 

@@ -209,7 +209,7 @@ def test_kmeans_prototypes_find_the_clusters():
 
 
 def test_kmeans_prototypes_need_enough_instances():
-    with pytest.raises(ValueError, match="3 instances"):
+    with pytest.raises(ValueError, match="all bags together have 3"):
         kmeans_prototypes([bag(3).numpy()], 5, seed=0)
 
 

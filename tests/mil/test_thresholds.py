@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from cytomil.mil.aggregators.base import JudgedBags
+from cytomil.mil.aggregators.base import CrossFittedBags
 from cytomil.mil.cross_validate import HeldOut
 from cytomil.mil.thresholds import best_f1_threshold, choose_thresholds, sensitivity_threshold, steady_f1_threshold
 
@@ -57,7 +57,7 @@ def test_low_never_exceeds_decision_and_ranges_hold_every_fold():
 
 def test_the_models_own_judged_bags_come_before_those_of_the_folds_and_the_ranges_hold_both():
     held_out = HeldOut(np.array([0.9, 0.2, 0.8, 0.3]), np.array([0, 0, 1, 1]), 1, np.zeros(1))
-    own = JudgedBags(np.array([0.5, 0.3, 0.4, 0.2]), np.array([1, 0, 1, 0]))
+    own = CrossFittedBags(np.array([0.5, 0.3, 0.4, 0.2]), np.array([1, 0, 1, 0]))
     found = choose_thresholds(held_out, np.array([1, 0, 1, 0]), own, 1.0, 0)
     assert found.decision == steady_f1_threshold(own.probabilities, own.labels, 0) < 0.5
     assert found.low <= found.decision

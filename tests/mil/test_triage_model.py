@@ -79,7 +79,7 @@ def test_a_model_of_cells_described_in_another_way_is_refused(
     fit(features_folder, encoder_folder, tmp_path / "undescribed", aggregator="knn")
     monkeypatch.setattr("cytomil.features.embed.DESCRIPTION", "another")
     load_triage_model(tmp_path / "undescribed")
-    with pytest.raises(TriageModelError, match="fitted to cells described in another way"):
+    with pytest.raises(TriageModelError, match="fitted to morphology measurements that differ"):
         load_triage_model(tmp_path / "model")
     with pytest.raises(FeatureFileError, match="made by another"):
         fit(features, encoder_folder, tmp_path / "again", aggregator="knn")

@@ -16,7 +16,10 @@ def test_of_each_bag_the_drawn_cells_are_decoded(bags_folder):
     rows, draw = manifest.select("train"), Draw(4, 7)
     whole, drawn = (load_training_cells(manifest, rows, TRANSFORM, Silent(), some) for some in (ALL, draw))
     places = np.concatenate(
-        [np.flatnonzero(whole.bag.numpy() == i)[draw.places(row.bag_id, row.n_instances)] for i, row in enumerate(rows)]
+        [
+            np.flatnonzero(whole.bag.numpy() == i)[draw.indices(row.bag_id, row.n_instances)]
+            for i, row in enumerate(rows)
+        ]
     )
     assert len(drawn) == 4 * len(rows) == count(rows, draw)
     assert torch.equal(drawn.pixels, whole.pixels[places])

@@ -21,7 +21,7 @@ def written(tmp_path):
 
 def test_what_was_saved_is_loaded(written):
     out, checkpoint = written
-    loaded = load_checkpoint(out, IDENTITY, insist=True)
+    loaded = load_checkpoint(out, IDENTITY, must_match=True)
     assert torch.equal(loaded.model["weight"], checkpoint.model["weight"])
     assert (loaded.epoch, loaded.history, loaded.optimizer["groups"]) == (
         2,
@@ -41,7 +41,7 @@ def test_another_value_in_a_readable_file_is_refused(written, part):
         content["optimizer"]["groups"][0]["lr"] = 0.2
     torch.save(content, path)
     with pytest.raises(ResumeError, match=r"damaged \(its checksum does not match\).*Delete it"):
-        load_checkpoint(out, IDENTITY, insist=False)
+        load_checkpoint(out, IDENTITY, must_match=False)
 
 
 def test_a_checkpoint_without_threads_and_checksum_is_read(written):
@@ -50,4 +50,4 @@ def test_a_checkpoint_without_threads_and_checksum_is_read(written):
     content = torch.load(path, weights_only=True)
     del content["sha256"], content["threads"]
     torch.save(content, path)
-    assert load_checkpoint(out, IDENTITY, insist=True).threads == 0
+    assert load_checkpoint(out, IDENTITY, must_match=True).threads == 0

@@ -301,7 +301,7 @@ def test_a_ceiling_must_be_asked_for_twice_and_others_may_not_see_instance_label
 
 
 def test_surgery_is_refused_where_there_is_nothing_to_reconcile(bags, tmp_path):
-    with pytest.raises(SettingsError, match=r"method 'simclr' has no setting 'surgery'. It has none of its own"):
+    with pytest.raises(SettingsError, match=r"method 'simclr' has no setting 'surgery'. It has no settings of its own"):
         pretrain(settings(bags, tmp_path / "e", method="simclr", surgery="pcgrad"), Silent())
 
 

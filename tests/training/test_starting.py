@@ -203,7 +203,7 @@ class TestGoingOn:
         ] == [f"layer {early}"]
 
     def test_a_frozen_network_is_refused(self, run):
-        with pytest.raises(SettingsError, match="--frozen-stages 7 leaves nothing"):
+        with pytest.raises(SettingsError, match="--frozen-stages 7 freezes all stages"):
             run("encoder", frozen_stages=7, **self.LITE)
 
     def test_random_stages_are_not_frozen(self, run):

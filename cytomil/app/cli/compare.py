@@ -30,7 +30,8 @@ def compare(
     aggregators: Annotated[
         str,
         typer.Option(
-            help="aggregators, comma-separated; the first judges, then the best other one. 'own': that of the settings"
+            help="aggregators that evaluate each encoder, comma-separated: the first one, and the best of the others; "
+            "'own': that of the settings"
         ),
     ] = "own",
     bags: Annotated[
@@ -52,7 +53,7 @@ def compare(
     """
     rows = _names(methods, "--methods", METHODS)
     judges = _names(aggregators, "--aggregators", AGGREGATORS, "own")
-    with plain_errors(kept="Finished runs are kept. The same line goes on from there."):
+    with plain_errors(kept="Finished runs are kept. Run the same command again to continue."):
         settings = load({}, params, profile)
         from cytomil.bags.manifest import read_manifest, witness_rate_of
         from cytomil.experiments.planned import PlannedRun, run_all

@@ -19,7 +19,7 @@ def embed(
     as_json: AsJson = False,
 ) -> None:
     """Compute the embeddings of all cells. Finished bags are skipped."""
-    with plain_errors(kept="Bags that were finished are kept. The same line goes on from there."):
+    with plain_errors(kept="Bags that were finished are kept. Run the same command again to continue."):
         settings = load(options, params, profile).embed
         from cytomil.features.embed import embed as run
 

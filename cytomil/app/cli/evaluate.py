@@ -25,7 +25,7 @@ _BAG_ROWS = (
     ("f1", "F1", "at the model's threshold"),
     ("sensitivity", "sensitivity", "positive bags called positive"),
     ("specificity", "specificity", "negative bags called negative"),
-    ("brier", "Brier score", "of the probability: 0 is best, 0.25 says nothing"),
+    ("brier", "Brier score", "of the probability: 0 is best, 0.25 is uninformative"),
 )
 _INSTANCE_ROWS = (
     ("recall_at_k", "recall at k", ""),
@@ -68,7 +68,7 @@ def evaluate(
         with output_folder(settings.out, listener.note, replaced=False):
             done = run(settings, listener)
         bag, instance = done.bag.to_dict(), done.instance.to_dict()
-        columns = ("figure", "value", "what it says")
+        columns = ("figure", "value", "meaning")
         title = f"bags ({bag['n_bags']}, {bag['n_positive']} positive)"
         print_table(title, columns, _rows(bag, _BAG_ROWS, done.intervals["bag"]))
         title = f"cells (means over {instance['n_bags']} positive bags{_labelled(done.labelled_cells)})"
@@ -129,7 +129,7 @@ def _show_redrawn(redrawn: RedrawnMetrics) -> None:
     drawn = (
         f"{redrawn.bag.n_bags} bags redrawn from {redrawn.n_normal:,} normal and {redrawn.n_abnormal:,} abnormal cells"
     )
-    print_table(drawn, ("figure", "value", "what it says"), rows)
+    print_table(drawn, ("figure", "value", "meaning"), rows)
     console.print(
         f"{redrawn.bag_size} cells a bag, {redrawn.n_witnesses} of them abnormal in a positive one. The same cells come again "
         "and again: it is no sample of new slides.",
@@ -142,13 +142,13 @@ def _show_control(control: Control) -> None:
     if permuted:
         reached = sum(auroc >= control.real.auroc for auroc in control.aurocs)
         name = f"labels permuted {permuted} times"
-        says = f"0.5 wanted; {reached} of {permuted} reach the bags' own"
+        says = f"0.5 expected; {reached} of {permuted} reach the bags' own"
     else:
-        name, says = "without their witnesses", f"0.5 wanted; {control.n_removed:,} abnormal cells taken out"
+        name, says = "without their witnesses", f"0.5 expected; {control.n_removed:,} abnormal cells removed"
     real, again = control.real, control.control
     rows = [("as they are", _interval(real), "0.5 is chance"), (name, _interval(again), says)]
     bags = f"{real.n_bags} bags of {real.n_positive_patients} positive and {real.n_negative_patients} negative patients"
-    print_table(f"control ({bags}, cross-validated)", ("bags", "AUROC", "what it says"), rows)
+    print_table(f"control ({bags}, cross-validated)", ("bags", "AUROC", "meaning"), rows)
     if control.differs:
         kept = "with labels that say nothing of them" if permuted else "with no witness in any bag"
         print_warning(

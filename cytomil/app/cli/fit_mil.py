@@ -66,7 +66,7 @@ def fit_mil(
             rows.append(
                 ("without it", f"{learnt.auroc_without:.2f}", "AUROC of the same fit on held-out training bags")
             )
-        print_table(f"triage model in {settings.out}", ("figure", "value", "what it says"), rows)
+        print_table(f"triage model in {settings.out}", ("figure", "value", "meaning"), rows)
         for weakness in weaknesses(model.card.trained_on.bags, held_out):
             print_warning(weakness.title, weakness.text)
         if model.card.uses_instance_labels:

@@ -104,7 +104,9 @@ def pretrain(
     as_json: AsJson = False,
 ) -> None:
     """Train an encoder on the training bags, from slide labels alone."""
-    with plain_errors(kept="Epochs that were finished are kept in a checkpoint. The same line goes on from there."):
+    with plain_errors(
+        kept="Epochs that were finished are kept in a checkpoint. Run the same command again to continue."
+    ):
         settings = load(options, params, profile).pretrain
         from cytomil.encoders.engines.compile import compile_by_default
         from cytomil.training.loop import pretrain as run
@@ -133,7 +135,7 @@ def pretrain(
         card = done.bundle.card
         if done.already_done:
             console.print(f"{settings.out} is finished already: same settings, same bags.")
-        print_table(f"encoder in {settings.out}", ("figure", "value", "what it says"), _summary(card))
+        print_table(f"encoder in {settings.out}", ("figure", "value", "meaning"), _summary(card))
         for caveat in card.caveats:
             print_warning("MIND THE START", caveat)
         if card.uses_instance_labels:
@@ -143,7 +145,7 @@ def pretrain(
         if card.collapsed:
             print_warning(
                 "COLLAPSED",
-                f"{card.collapse_reason}.\nThis encoder tells cells hardly apart; nothing built on it can be trusted. "
+                f"{card.collapse_reason}.\nThis encoder hardly distinguishes cells. Do not trust models built on it. "
                 + _CURES[card.method == "none"],
             )
     finish({"encoder": settings.out, **card.to_json()}, done.problems, as_json, accept_left_out)
@@ -172,7 +174,7 @@ def _summary(card: EncoderCard) -> list[tuple[str, str, str]]:
         (
             "collapsed",
             "YES" if card.collapsed else "no",
-            card.collapse_reason or "the embeddings tell cells apart",
+            card.collapse_reason or "the embeddings distinguish cells",
         ),
         ("contrastive margin", "–" if margin is None else f"{margin:.2f} nats", "under chance; 0 is no better"),
         ("effective rank", "–" if rank is None else f"{rank:.0f}", "directions that h makes use of"),

@@ -40,7 +40,7 @@ def rank(
 ) -> None:
     """Rank a folder of slides: which to read first, and which cells to look at."""
     with plain_errors(
-        kept="The slides that were read are kept, and stand in report.html. The same line goes on from there."
+        kept="The slides that were read are kept, and stand in report.html. Run the same command again to continue."
     ):
         settings = load(options, params, profile).rank
         worklist = _watched(slide_dir, settings) if settings.watch else _ranked(slide_dir, settings)
@@ -55,7 +55,9 @@ def rank(
         if s.reason or s.n_unreadable
     ]
     if n := worklist.unread:
-        problems.append(Problem(f"{n} more slide{'s' * (n != 1)}", "not read yet. The same line goes on from here."))
+        problems.append(
+            Problem(f"{n} more slide{'s' * (n != 1)}", "not read yet. Run the same command again to continue.")
+        )
     finish(to_document(worklist), problems, as_json, accept_left_out)
 
 
@@ -124,7 +126,7 @@ def _show(worklist: Worklist, report: Path) -> None:
     console.print(f"report: {report}", soft_wrap=True)
     console.print("Decision support, not a diagnosis.", style="bold")
     if worklist.synthetic:
-        console.print("The model was trained on synthetic cells: it says nothing about patients.", style="bold")
+        console.print("The model was trained on synthetic cells: its results do not apply to patients.", style="bold")
     if worklist.collapsed:
         print_warning("COLLAPSED", "The encoder under this model collapsed: this order cannot be trusted.")
 

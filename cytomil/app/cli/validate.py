@@ -46,7 +46,7 @@ def validate(
 
     Slides are read with the settings of the section rank. The model is not changed.
     """
-    with plain_errors(kept="The slides that were read are kept. The same line goes on from there."):
+    with plain_errors(kept="The slides that were read are kept. Run the same command again to continue."):
         chosen = {"model": model, "out": out, "mpp": mpp, "crop_um": crop_um}
         settings = load({"rank": chosen}, params, profile).rank
         from cytomil.bags.patients import label_words
@@ -76,7 +76,7 @@ def _show(found: Validation) -> None:
     n = len(found.slides)
     title = f"{n} slides, {found.n_diseased} diseased"
     rows = [(one.name, shown_value(one), shown_slides(one), one.reason or one.meaning) for one in found.figures]
-    print_table(title, ("figure", "value", "slides", "what it says"), rows)
+    print_table(title, ("figure", "value", "slides", "meaning"), rows)
     thresholds = found.card.thresholds
     console.print(
         f"In brackets: 95 % intervals, by patient. Review first from {thresholds.decision:.3f}, low priority below "

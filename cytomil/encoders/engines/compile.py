@@ -48,17 +48,17 @@ def training_cells(bags: Path, transform: CellTransform, n: int, minimum: int, s
     """
     manifest = read_manifest(bags)
     opened = [open_listed(manifest, row) for row in manifest.rows if row.split == "train"]
-    places = [(bag, i) for bag in opened for i in range(len(bag))]
-    drawn = sorted(np.random.default_rng(seed).permutation(len(places))[:n])
-    chosen = [places[i] for i in drawn]
+    cells = [(bag, i) for bag in opened for i in range(len(bag))]
+    drawn = sorted(np.random.default_rng(seed).permutation(len(cells))[:n])
+    chosen = [cells[i] for i in drawn]
     encoded = [bag.images(i, i + 1)[0] for bag, i in chosen]
     pixels, _, _ = decode_cells(encoded, [bag.instance_ids[i] for bag, i in chosen], transform)
     if len(pixels) < minimum:
         raise EngineError(
-            f"{bags} has {len(pixels)} readable cells in training bags; compiling takes at least {minimum}. "
+            f"{bags} has {len(pixels)} readable cells in training bags; compiling needs at least {minimum}. "
             "Name bags with more cells with --bags."
         )
-    # Shuffled from the order of the bags, so that two halves of the cells are similar.
+    # Shuffled, because the cells are in the order of the bags and callers split them into two similar halves.
     return pixels[np.random.default_rng(seed).permutation(len(pixels))]
 
 
@@ -69,12 +69,12 @@ def images_per_second(engine: Engine, eager: Engine, pixels: np.ndarray) -> tupl
     """Median of five alternating runs of both engines on ``pixels``, uint8 (N, S, S, 3), after a warm-up."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(_REPEATS + 1):
-        for runner, taken in zip((engine, eager), seconds, strict=True):
+        for runner, durations in zip((engine, eager), seconds, strict=True):
             start = time.perf_counter()
             runner.embed(pixels)
-            taken.append(time.perf_counter() - start)
-    ours, theirs = (len(pixels) / median(taken[1:]) for taken in seconds)
-    return ours, theirs
+            durations.append(time.perf_counter() - start)
+    engine_speed, eager_speed = (len(pixels) / median(durations[1:]) for durations in seconds)
+    return engine_speed, eager_speed
 
 
 _TIMED_BATCHES = 8
@@ -91,13 +91,13 @@ def compile_engine(settings: CompileConfig, listener: Listener) -> EngineRecord:
         NotFoundError: there is no encoder or no bags.
         EncoderBundleError, BagFileError: the encoder or a bag is damaged.
     """
-    backend, asked = load_backend(settings.engine, settings.options), settings.precision.value
-    if asked not in ("auto", *backend.precisions):
+    backend, precision_setting = load_backend(settings.engine, settings.options), settings.precision.value
+    if precision_setting not in ("auto", *backend.precisions):
         offered = " or ".join(backend.precisions)
-        raise EngineError(f"{backend.name} has no precision {asked}. Use --precision {offered}.")
+        raise EngineError(f"{backend.name} has no precision {precision_setting}. Use --precision {offered}.")
     if backend.caveat:
         listener.note(backend.caveat)
-    tried = backend.auto_precisions() if asked == "auto" else (asked,)
+    tried = backend.auto_precisions() if precision_setting == "auto" else (precision_setting,)
     for precision, following in pairwise(tried):
         try:
             return _compile(settings, backend, precision, listener)
@@ -122,7 +122,7 @@ def compile_by_default(encoder: Path, bags: Path, seed: int, device: str, listen
         if not is_full(error):
             raise
         why = f"{error.filename}: {error.strerror}."
-    listener.note(f"No engine was compiled: {why} embed and rank run eager, several times slower.")
+    listener.note(f"No engine was compiled: {why} embed and rank use the eager engine, which is several times slower.")
     return None
 
 
@@ -132,17 +132,17 @@ def _compile(settings: CompileConfig, backend: Backend, precision: str, listener
     device = backend.device(settings.device)
     if why := backend.why_not_build(precision):
         raise EngineError(f"{why}.")
-    calibration, held_back = _drawn(settings, bundle, backend.calibration_cells(precision))
+    calibration, held_back = _draw_cells(settings, bundle, backend.calibration_cells(precision))
     name = backend.stored_name(backend.name, precision)
     with replacing_folder(settings.encoder / ENGINES_FOLDER / name) as folder:
-        # Libraries that write an engine do not say that the disk is full. It takes as much space as the weights.
+        # Libraries that write an engine do not report a full disk. An engine takes as much space as the weights.
         require_free(folder, (bundle.path / WEIGHTS_NAME).stat().st_size)
         listener.note(f"compiling {name}; this can take a minute or more")
         form = CompiledForm(name, bundle.encoder, layers, bundle.transform.image_size, precision, device, folder)
         with one_line_errors(f"{name} cannot be compiled"):
             metadata = backend.build(form, calibration)
         files = {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())}
-        found, ours, theirs = _measured(backend, form, held_back, listener)
+        found, engine_speed, eager_speed = _measure(backend, form, held_back, listener)
         record = EngineRecord(
             name=name,
             engine=backend.name,
@@ -155,24 +155,24 @@ def _compile(settings: CompileConfig, backend: Backend, precision: str, listener
             files=files,
             layers=[str(layer) for layer in layers],
             agreement=found,
-            images_per_second=ours,
-            eager_images_per_second=theirs,
+            images_per_second=engine_speed,
+            eager_images_per_second=eager_speed,
             facts=metadata | {"made": now(), "code": code_fingerprint("encoders")[:12], "seed": settings.seed},
         )
         record.write(folder)
     return record
 
 
-def _drawn(settings: CompileConfig, bundle: EncoderBundle, n_calibration: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training cells for calibration, and others for the comparison with eager; both uint8 (N, S, S, 3)."""
+def _draw_cells(settings: CompileConfig, bundle: EncoderBundle, n_calibration: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training cells for calibration, and other ones for the comparison with eager; both uint8 (N, S, S, 3)."""
     minimum = 2 * MIN_CELLS if n_calibration else MIN_CELLS
     cells = training_cells(settings.bags, bundle.transform, settings.cells + n_calibration, minimum, settings.seed)
-    # No cell is in both. If the bags hold few, each gets half of them.
+    # No cell is in both sets. If the bags hold few cells, each set gets half of them.
     split = min(n_calibration, len(cells) // 2)
     return cells[:split], cells[split:]
 
 
-def _measured(
+def _measure(
     backend: Backend, form: CompiledForm, cells: np.ndarray, listener: Listener
 ) -> tuple[dict[str, dict[str, float]], float, float]:
     """Agreement by layer, and images per second of the engine and of eager. Raises `EngineError` if it is refused."""
@@ -186,11 +186,12 @@ def _measured(
                 f"{form.name} disagrees with eager on {len(cells)} cells (layer {layer}: {why}); nothing is stored. "
                 "Use another --precision."
             )
-    # Several batches, because an engine that processes several at once would otherwise idle.
+    # Several batches, because some engines process several batches at once and would otherwise be partly idle.
     timed = np.resize(cells, (_TIMED_BATCHES * batch_of(form.image_size), *cells.shape[1:]))
-    ours, theirs = images_per_second(engine, eager, timed)
-    if backend.must_be_faster and ours <= theirs:
+    engine_speed, eager_speed = images_per_second(engine, eager, timed)
+    if backend.must_be_faster and engine_speed <= eager_speed:
         raise EngineError(
-            f"{form.name} is no faster here than eager ({ours:.0f} images/s against {theirs:.0f}); nothing is stored."
+            f"{form.name} is no faster here than eager ({engine_speed:.0f} images/s against {eager_speed:.0f}); nothing is "
+            "stored."
         )
-    return found, ours, theirs
+    return found, engine_speed, eager_speed

@@ -84,12 +84,12 @@ class CompiledForm:
     def network(self, *layers: Layer) -> Layers:
         """A copy of the encoder on the CPU, in evaluation mode. Maps float32 (N, 3, S, S) in 0 to 1 to a tuple of (N, dim).
 
-        It gives ``layers``, or all of the form's layers if none is named.
+        It computes ``layers``, or all of the form's layers if none is named.
         """
         return Layers(copy.deepcopy(self.encoder).cpu(), layers or self.layers).eval()
 
     def output(self, layer: Layer) -> int:
-        """The place of ``layer`` among the outputs of the compiled form."""
+        """The index of ``layer`` among the outputs of the compiled form."""
         return self.layers.index(layer)
 
     def dim(self, layer: Layer) -> int:
@@ -216,7 +216,7 @@ def start_engine(backend: Backend, form: CompiledForm, layer: Layer, key: str) -
 
 @contextmanager
 def one_line_errors(what: str) -> Iterator[None]:
-    """Turn an error of a backend's library into an `EngineError` with ``what`` failed and the first line of the error.
+    """Turn an error of a backend's library into an `EngineError`: ``what``, then the first line of the error.
 
     Libraries raise errors of many kinds for a missing driver, compiler or instruction.
     """
@@ -242,12 +242,12 @@ def batch_of(image_size: int) -> int:
 
 
 def cache_sized_batch(image_size: int) -> int:
-    """Batch size of eager on a processor for cells of ``image_size`` px. The maps of larger batches exceed its caches."""
+    """Batch size of eager on a processor for cells of ``image_size`` px. Larger feature maps do not fit into its caches."""
     return max(1, int(_CACHE_SIZED * (96 / image_size) ** 2))
 
 
 def padded(pixels: np.ndarray, start: int, batch: int) -> np.ndarray:
-    """Cells ``start`` to ``start + batch`` of uint8 (N, S, S, 3). Black cells follow if fewer are left."""
+    """Cells ``start`` to ``start + batch`` of uint8 (N, S, S, 3). If fewer are left, black cells are appended."""
     part = pixels[start : start + batch]
     if len(part) == batch:
         return np.ascontiguousarray(part)

@@ -81,18 +81,18 @@ def read_record(folder: Path) -> EngineRecord:
 def require_valid(record: EngineRecord, folder: Path, bundle: EncoderBundle, device: torch.device) -> None:
     """Raise `EngineError` with the reason unless the engine belongs to this encoder and can run here."""
     if record.weights_sha256 != bundle.sha256:
-        raise EngineError("made for other weights")
+        raise EngineError("compiled for other weights")
     if record.image_size != bundle.transform.image_size:
-        raise EngineError(f"made for cells of {record.image_size} px")
+        raise EngineError(f"compiled for cells of {record.image_size} px")
     if record.device != device.type:
-        raise EngineError(f"made for {record.device}, not for {device.type}")
+        raise EngineError(f"compiled for {record.device}, not for {device.type}")
     backend = backend_of(record)
-    here = backend.versions()
+    installed = backend.versions()
     for library, version in record.versions.items():
-        if here.get(library) != version:
-            raise EngineError(f"made with {library} {version}, here is {here.get(library)}")
+        if installed.get(library) != version:
+            raise EngineError(f"compiled with {library} {version}, but {installed.get(library)} is installed")
     if record.machine != machine(device) and not backend.is_portable(record.precision):
-        raise EngineError(f"made on another machine ({', '.join(record.machine.values())})")
+        raise EngineError(f"compiled on another machine ({', '.join(record.machine.values())})")
     if why := backend.why_not_run(record.precision):
         raise EngineError(why)
     for name, sha256 in record.files.items():
@@ -152,7 +152,7 @@ _NEIGHBOURS = 5  # as in the aggregator knn
 def agreement(eager: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """Compare two engines' embeddings (N, D) of the same cells: min and mean cosine, and `top_overlap`.
 
-    All are NaN, which `refusal` refuses, if the other's embeddings are not finite.
+    All are NaN if the other's embeddings are not finite. `refusal` refuses NaN.
     """
     if not np.isfinite(other).all():
         return {"cells": len(eager)} | dict.fromkeys(("min_cosine", "mean_cosine", "top_overlap"), math.nan)
@@ -181,9 +181,9 @@ def refusal(figures: dict[str, float], precision: str) -> str:
 
 
 def top_overlap(eager: np.ndarray, other: np.ndarray) -> float:
-    """Fraction of the top 5 % cells that both engines have in common, as the mean over two scores that need no labels.
+    """Fraction of the top 5 % of cells that both engines have in common: the mean over two scores that need no labels.
 
-    `rank` shows the few per cent of a slide's cells with the highest score, so these must stay the same. The scores are the
+    `rank` shows the few per cent of a slide's cells with the highest scores, so these must stay the same. The scores are the
     Mahalanobis distance from the cells (Ledoit-Wolf covariance) and the mean distance to the five nearest other cells. Both
     are fitted to eager's embeddings (N, D) and applied to either engine's, because a triage model may be older than the
     engine.
@@ -195,10 +195,10 @@ def top_overlap(eager: np.ndarray, other: np.ndarray) -> float:
 def _distance_from(eager: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Squared Mahalanobis distances (M,) of cells (M, D) from ``eager``'s (N, D), whose covariance is shrunk.
 
-    It uses the singular values of the few cells. The D × D covariance would be large for layers of some thousand numbers.
-    Along the cells' axes a variance is (1 - s) λ + s μ, and across them s μ (Ledoit and Wolf, 2004). Axes whose variance is
-    below the rounding of the embeddings' precision do not count, as in scikit-learn's pseudo-inverse. Along them the
-    rounding of an engine would outweigh all differences between cells.
+    It uses the singular values of the few cells. The D × D covariance would be large for layers with thousands of numbers.
+    Along the cells' axes the variance is (1 - s) λ + s μ, and in all other directions it is s μ (Ledoit and Wolf, 2004).
+    Axes whose variance is below the rounding error of the embeddings are ignored, as in scikit-learn's pseudo-inverse.
+    Along them, the rounding of an engine would outweigh all differences between cells.
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
 
@@ -212,10 +212,10 @@ def _distance_from(eager: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     rounding = np.finfo(eager.dtype).eps * eager.shape[1] * variances.max()
 
     def distance(cells: np.ndarray) -> np.ndarray:
-        apart = cells - mean
-        along = (apart @ axes.T) ** 2
-        across = np.maximum((apart**2).sum(axis=1) - along.sum(axis=1), 0)
-        return along @ _inverse(variances, rounding) + across * _inverse(floor, rounding)
+        offsets = cells - mean
+        along_axes = (offsets @ axes.T) ** 2
+        residual = np.maximum((offsets**2).sum(axis=1) - along_axes.sum(axis=1), 0)
+        return along_axes @ _inverse(variances, rounding) + residual * _inverse(floor, rounding)
 
     return distance
 
@@ -228,7 +228,7 @@ def _inverse(variance: np.ndarray | float, rounding: float) -> np.ndarray:
 
 
 def _neighbour_distance(cells: np.ndarray, eager: np.ndarray) -> np.ndarray:
-    """Mean distance (N,) of each of ``cells`` to its nearest in ``eager``, both (N, D), its own counterpart left out."""
+    """Mean distance (N,) of each of ``cells`` to its nearest in ``eager``, both (N, D), excluding its counterpart."""
     from scipy.spatial.distance import cdist
 
     distances = cdist(cells, eager)

@@ -90,8 +90,8 @@ EngineName = Annotated[
     str,
     AfterValidator(known_engine),
     Field(
-        description="engine that runs the encoder; auto: the fastest that `cytomil compile` stored, else eager; a library's "
-        "name: its fastest; a name such as openvino-int8: that one"
+        description="engine that runs the encoder; auto: the fastest one stored by `cytomil compile`, else eager; a "
+        "library's name: its fastest engine; a full name such as openvino-int8: that engine"
     ),
 ]
 """The engine with which `embed` and `rank` run the encoder."""
@@ -114,13 +114,13 @@ class CompileConfig(Config):
     bags: Path = Field(Path("data/bags"), description="folder with bags.csv; the engine is verified on training cells")
     engine: Annotated[str, AfterValidator(ENGINES.known)] = Field(
         "openvino",
-        description="what compiles the encoder; `cytomil doctor` lists devices and precisions of each; tensorrt has never "
-        "been run on a GPU",
+        description="library that compiles the encoder; `cytomil doctor` lists devices and precisions of each; tensorrt has "
+        "never been run on a GPU",
     )
     precision: Precision = Field(
         Precision.AUTO,
-        description="number format, one that the engine offers; auto: the engine's choice for this machine, openvino's is "
-        "bf16 if the processor supports it, else float32",
+        description="number format, if the engine supports it; auto: the engine's default for this machine (openvino: bf16 "
+        "if the processor supports it, else float32)",
     )
     layer: Annotated[str, AfterValidator(known_layers)] = Field(
         "auto", description="layers that the engine computes, as in embed's --layer; separate several with spaces"

@@ -34,7 +34,8 @@ def open_engine(bundle: EncoderBundle, layer: Layer, name: str, device: str, not
         bundle: the encoder bundle.
         layer: the layer to compute.
         name: ``auto`` (the fastest valid stored engine that is faster than eager), ``eager``, the name of a stored engine
-            such as ``openvino-int8``, or a backend (``openvino``: its fastest valid engine). If it cannot run, eager does.
+            such as ``openvino-int8``, or a backend (``openvino``: its fastest valid engine). If it cannot run, eager runs
+            instead.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         note: receives one line with the reason and the remedy if another engine runs.
 
@@ -91,7 +92,7 @@ def _valid(
                 raise EngineError(f"its {folder.name} folder holds {record.name}")
             require_valid(record, folder, bundle, device)
             if str(layer) not in record.layers:
-                raise EngineError(f"does not give layer {layer}")
+                raise EngineError(f"does not compute layer {layer}")
             found.append((record, folder))
         except EngineError as error:
             faults[stored] = str(error)
@@ -104,7 +105,7 @@ def _require_agreement(engine: Engine, record: EngineRecord, bundle: EncoderBund
     noise = np.random.default_rng(0).integers(0, 256, (_NOISE_CELLS, size, size, 3), np.uint8)
     eager = EagerEngine(bundle.encoder, layer, torch.device("cpu"))
     if why := refusal(agreement(eager.embed(noise), engine.embed(noise)), record.precision):
-        raise EngineError(f"made on another machine, and disagrees with eager here: {why}")
+        raise EngineError(f"compiled on another machine, and disagrees with eager here: {why}")
 
 
 def _note_choice(path: Path, requested: str, running: str, faults: dict[str, str], note: Callable[[str], None]) -> None:

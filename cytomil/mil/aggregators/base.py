@@ -39,20 +39,23 @@ class Reading(Protocol):
 
 
 @dataclass(frozen=True)
-class JudgedBags:
-    """The training bags, judged by a model that holds bags out while it is fitted.
+class CrossFittedBags:
+    """Probabilities of the training bags from an aggregator that holds bags out while it is fitted.
+
+    Each bag is scored by an aggregator that did not learn from its patient. A curve then maps scores to probabilities.
 
     Args:
-        probabilities: (n_bags,), 0 to 1.
+        probabilities: (n_bags,), 0 to 1, by the curve fitted to all bags.
         labels: (n_bags,), 0 or 1.
-        fold: (n_bags,), which bags were held out together. None if a patient is in several folds or a bag is missing.
-        apart: (n_bags,), each bag's probability on a curve that was fitted without its fold. None if ``fold`` is None.
+        fold: (n_bags,), bags with the same number were held out together. None if a patient is in several folds or a bag
+            is missing.
+        held_out_probabilities: (n_bags,), by curves that were fitted without the bag's fold. None if ``fold`` is None.
     """
 
     probabilities: np.ndarray
     labels: np.ndarray
     fold: np.ndarray | None = None
-    apart: np.ndarray | None = None
+    held_out_probabilities: np.ndarray | None = None
 
 
 class Aggregator(nn.Module, ABC):
@@ -61,12 +64,13 @@ class Aggregator(nn.Module, ABC):
     Attributes:
         Config: the class of its settings, a subclass of `cytomil.config.Config`. The default has no settings.
         config: the arguments that build another instance of the same shape, as JSON.
-        meaning: what a score means, per kind of score it can give. The words follow a number: "14 × the average cell".
+        meaning: the meaning of a score, for each kind of score that it supports. The words follow a number: "14 × the
+            average cell".
         by_epochs: whether it is fitted over epochs. Cross-validation then chooses their number.
-        averaged: whether the ensemble averages several, from different seeds.
+        averaged: whether the ensemble averages several models from different seeds.
         takes_feedback: whether it uses `TrainingBag.verdicts`.
-        holds_out: whether ``fit`` holds bags out and sets ``judged``.
-        judged: each training bag, judged without learning from its patient. Available only right after fitting.
+        holds_out: whether ``fit`` holds bags out and sets ``cross_fitted``.
+        cross_fitted: cross-fitted probabilities of the training bags. Available only right after fitting.
     """
 
     Config: ClassVar[type[BaseConfig]] = BaseConfig
@@ -77,7 +81,7 @@ class Aggregator(nn.Module, ABC):
     holds_out: ClassVar[bool] = False
 
     config: dict[str, Any]
-    judged: JudgedBags | None = None
+    cross_fitted: CrossFittedBags | None = None
 
     @classmethod
     @abstractmethod
@@ -89,24 +93,24 @@ class Aggregator(nn.Module, ABC):
         epochs: int = 1,
         seed: int = 0,
     ) -> Iterator[Self]:
-        """Fit to bags. Yields the same object after every epoch, in evaluation mode; without epochs, once.
+        """Fit to bags. Yields the same object in evaluation mode after every epoch, or once without epochs.
 
         Args:
             bags: standardised bags of both labels.
-            settings: what all aggregators share.
+            settings: the settings that all aggregators share.
             options: the settings of this aggregator, an instance of ``cls.Config``. None: its defaults.
             epochs: number of epochs; ignored if ``by_epochs`` is false.
-            seed: decides every random choice.
+            seed: the seed of every random choice.
         """
 
     @classmethod
     def fitted_in(cls, settings: FitConfig) -> torch.dtype:
-        """The dtype of instances while fitting, held-out ones included. A narrower type halves the products' time."""
+        """The dtype of instances in fitting, including held-out ones. A 16-bit type halves the time of matrix products."""
         return torch.float32
 
     @abstractmethod
     def read(self, kind: InstanceScore) -> Reading:
-        """Begin to read a bag. Each aggregator has its own unit of evidence; the ensemble divides by a mean."""
+        """Start reading a bag. The unit of evidence differs between aggregators. The ensemble divides by a mean."""
 
     @torch.inference_mode()
     def assess(self, instances: Tensor, kind: InstanceScore = InstanceScore.EVIDENCE) -> tuple[float, Tensor]:
@@ -119,8 +123,8 @@ class Aggregator(nn.Module, ABC):
 class Gathered:
     """Collects one number per instance, block by block, in one buffer that doubles when it is full.
 
-    A list of small pieces would fragment memory. The pieces fill the gaps that large blocks leave free. The next large
-    block then no longer fits, and memory grows by a block for every few kilobytes kept.
+    A list of small pieces would fragment memory. The pieces occupy the gaps between large blocks. The next large block then
+    no longer fits, and memory grows by a block for every few kilobytes kept.
     """
 
     def __init__(self) -> None:
@@ -142,7 +146,7 @@ class Gathered:
     def all(self) -> Tensor:
         """All numbers so far, (N,), in order. Raises `ValueError` if there are none."""
         if self._buffer is None:
-            raise ValueError("nothing has been gathered")
+            raise ValueError("no numbers have been added")
         return self._buffer[: self._count]
 
 

@@ -54,7 +54,7 @@ class LearnedAggregator(Aggregator):
         dtype = cls.fitted_in(settings)
         inputs = [(bag.values.to(dtype), torch.tensor(bag.label)) for bag in bags]
         generator = torch.Generator().manual_seed(seed)
-        with _SEEDING:  # fits run in threads side by side, and layers draw their weights from the one global generator
+        with _SEEDING:  # fits run in parallel threads, and all layers draw their weights from the same global generator
             torch.manual_seed(seed)
             model = cls.untrained(bags, settings, options or cls.Config(), seed)
         optimizer = torch.optim.Adam(
@@ -95,8 +95,8 @@ class AttentionAggregator(LearnedAggregator):
     def log_odds_alone(self, hidden: Tensor, marks: Tensor) -> Tensor:
         """Log odds that a bag of one instance alone is positive: hidden (N, H), marks (N, M) → (N,).
 
-        In such a bag, the only instance gets all the attention. Attention measures how much an instance weighs, not for
-        which class. The odds of the instance alone show the class.
+        In such a bag, the only instance gets all the attention. Attention measures the weight of an instance, but not the
+        class that it supports. The odds of the instance alone show the class.
         """
         return self.log_odds(hidden.unsqueeze(1).expand(-1, self.branches, -1), marks)
 

@@ -56,7 +56,7 @@ class Mahalanobis(OneClassScorer):
 
 
 class GaussianDensity(OneClassScorer):
-    """The log of how much less likely a cell is than the most likely centre of a mixture of Gaussians.
+    """The log ratio of two densities of a mixture of Gaussians: at its most likely centre, and at the cell.
 
     There are up to eight Gaussians, because normal slides hold several kinds of cells. They share one covariance, because
     a rare kind has too few cells to estimate a separate one. The mixture is fitted to up to 20,000 drawn cells.
@@ -98,11 +98,12 @@ class GaussianDensity(OneClassScorer):
 
 
 class OneClassSVM(OneClassScorer):
-    """The log of how far the kernel sum Σ αᵢ exp(-γ‖x-xᵢ‖²) has fallen below its maximum over the training cells.
+    """The log ratio of two kernel sums Σ αᵢ exp(-γ‖x-xᵢ‖²): the maximum over the training cells, and the sum at the cell.
 
     Source: the support vector machine of Schölkopf et al., 2001, with a Gaussian kernel, by scikit-learn. Its decision
-    function is this sum minus a constant, so both give the same order of cells. Far out, the sum underflows to 0, but its
-    logarithm still distinguishes distances. Only up to 2,000 cells are drawn, because time grows with their square.
+    function is this sum minus a constant, so both give the same order of cells. Far from the training cells, the sum
+    underflows to 0, but its logarithm still distinguishes distances. At most 2,000 cells are drawn, because time grows with
+    the square of their number.
     """
 
     meaning: ClassVar = {
@@ -174,7 +175,7 @@ _NEIGHBOURS_OF_RATIO = 10
 _MAX_CELLS = 10_000
 _BLOCK = 2048
 _MIN_DISTANCE = 1e-6
-_SAME = 3e-3  # relative to a cell's length: distances by matrix products are no more precise
+_SAME_WITHIN = 3e-3  # relative to a cell's length; the precision of distances by matrix products
 
 
 class NearestNeighbours(OneClassScorer):
@@ -248,8 +249,8 @@ class DensityRatio(TwoSidedScorer):
 def nearest_distances(instances: Tensor, cells: Tensor, k: int) -> Tensor:
     """Exact Euclidean distances to the ``k`` nearest of ``cells`` (M > k, D), nearest first: (N, D) → (N, k).
 
-    An instance that is one of the cells does not count as its neighbour. Otherwise training cells would look closer to
-    others than new cells do, and normal distances would be too short. If M = k, such an instance has one fewer neighbour.
+    An instance that is one of the cells does not count as its neighbour. Otherwise training cells would be closer to
+    the others than new cells are, and normal distances would be too short. If M = k, such an instance has one fewer neighbour.
     """
     return torch.cat([_of_block(block, cells, k) for block in instances.split(_BLOCK)])
 
@@ -269,5 +270,5 @@ def distance_ratio(instances: Tensor, negatives: Tensor, positives: Tensor) -> T
 
 def _of_block(block: Tensor, cells: Tensor, k: int) -> Tensor:
     nearest = torch.cdist(block, cells).topk(min(k + 1, len(cells)), largest=False).values
-    is_itself = nearest[:, :1] < _SAME * block.norm(dim=1, keepdim=True).clamp(min=1)
+    is_itself = nearest[:, :1] < _SAME_WITHIN * block.norm(dim=1, keepdim=True).clamp(min=1)
     return torch.where(is_itself, nearest[:, -k:], nearest[:, :k])

@@ -175,8 +175,8 @@ class DTFDMIL(LearnedAggregator):
     The paper has four distillations. This one is AFS, aggregated feature selection: a pseudo-bag is represented by its
     features pooled by attention. The loss is the cross entropy of tier 2 plus the mean cross entropy of tier 1's pseudo-bags.
 
-    In training, the split is random in every step, as in the paper. In use, the bytes of an instance decide its pseudo-bag,
-    so the result depends neither on the order nor on chance.
+    In training, the split is random in every step, as in the paper. In use, the pseudo-bag is computed from the bytes of an
+    instance, so that the result is deterministic and does not depend on the order.
 
     Args:
         in_dim: length of an instance's embedding.
@@ -273,7 +273,7 @@ class DTFDReading:
 
 
 def pseudo_bag_of(instances: Tensor, n_pseudo_bags: int) -> Tensor:
-    """The pseudo-bag of each instance, decided by its bytes and evenly spread: float32 (N, D) → int64 (N,)."""
+    """The pseudo-bag of each instance, a hash of its bytes that spreads evenly: float32 (N, D) → int64 (N,)."""
     # Sums of integers do not depend on their order, so neither blocks nor threads change the result.
     total = instances.contiguous().view(torch.int32).sum(dim=1, dtype=torch.int64)
     return ((total * 0x9E3779B1) >> 15) % n_pseudo_bags

@@ -1,4 +1,4 @@
-"""Scorers without epochs: they measure each cell, and call a bag by its most suspicious cells.
+"""Scorers without epochs. They score each cell, and classify a bag by its most suspicious cells.
 
 `OneClassScorer` learns from negative bags alone, `TwoSidedScorer` from bags of both labels.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cytomil.config import Config
-from cytomil.mil.aggregators.base import DEFAULTS, Aggregator, JudgedBags, PooledReading, Reading, top_count
+from cytomil.mil.aggregators.base import DEFAULTS, Aggregator, CrossFittedBags, PooledReading, Reading, top_count
 from cytomil.mil.bags import TrainingBag, spread_folds
 from cytomil.mil.config import FitConfig, InstanceScore
 from cytomil.threads import usable_cores
@@ -30,8 +30,8 @@ class PooledScorer(Aggregator):
 
     The pooled distance is the logarithm of the mean over the top fraction of instances. Several cells are pooled because
     the single farthest one is less reliable. The logistic curve is fitted to training bags, each measured by a scorer
-    that did not learn from it. The curve always rises. If the training bags do not support that, it is nearly flat. Bags
-    then keep their order, and no call looks certain.
+    that did not learn from it. The curve always rises. If the training bags do not support a rise, it is nearly flat.
+    Bags then keep their order, but all probabilities are close to each other.
 
     Args:
         in_dim: length of an instance's embedding.
@@ -58,18 +58,18 @@ class PooledScorer(Aggregator):
         """How suspicious each instance is: (N, D) → float32 (N,), at least 0."""
 
     def calibrate(self, pooled: np.ndarray, labels: np.ndarray, fold: np.ndarray | None = None) -> None:
-        """Fit the logistic curve to bags' pooled distances and labels, both (n_bags,); ``fold`` as in `JudgedBags`."""
+        """Fit the logistic curve to bags' pooled distances and labels, both (n_bags,); ``fold`` as in `CrossFittedBags`."""
         slope, intercept = _fit_curve(pooled, labels)
         self.slope.fill_(slope)
         self.intercept.fill_(intercept)
-        probabilities, apart = self._curve(torch.from_numpy(pooled)).numpy(), None
+        probabilities, held_out = self._curve(torch.from_numpy(pooled)).numpy(), None
         if fold is not None:
-            apart = np.zeros(len(pooled))
+            held_out = np.zeros(len(pooled))
             for number in np.unique(fold):
                 held = fold == number
                 slope, intercept = _fit_curve(pooled[~held], labels[~held])
-                apart[held] = torch.from_numpy(slope * pooled[held] + intercept).sigmoid().numpy()
-        self.judged = JudgedBags(probabilities, labels, fold, apart)
+                held_out[held] = torch.from_numpy(slope * pooled[held] + intercept).sigmoid().numpy()
+        self.cross_fitted = CrossFittedBags(probabilities, labels, fold, held_out)
 
     def pool(self, distances: Tensor) -> float:
         """The log of the mean of a bag's top distances, (N,) → a number."""
@@ -91,7 +91,7 @@ class PooledScorer(Aggregator):
 
 
 class OneClassScorer(PooledScorer):
-    """A distance from the cells of negative training bags. Positive bags only help to fit the logistic curve."""
+    """A distance from the cells of negative training bags. Positive bags are used only to fit the logistic curve."""
 
     @classmethod
     @abstractmethod
@@ -144,8 +144,8 @@ class OneClassScorer(PooledScorer):
             pooled[held] = measure(scorer, (bags[i].values for i in held.tolist()))
         labels = np.array([bag.label for bag in bags])
         # A curve can be fitted without a fold only if both labels occur outside it.
-        apart = all(len(set(labels[fold != number])) == 2 for number in range(n_folds))
-        return pooled, labels, fold if apart else None
+        has_both_labels = all(len(set(labels[fold != number])) == 2 for number in range(n_folds))
+        return pooled, labels, fold if has_both_labels else None
 
     @classmethod
     def _halved(
@@ -160,13 +160,13 @@ class OneClassScorer(PooledScorer):
         cells = torch.cat([bag.values for bag in negatives])
         scorer = cls.learn(cells[::2], settings, options, seed)
         held = [bag.values if bag.label else bag.values[1::2] for bag in bags]
-        some = [(values, bag.label) for values, bag in zip(held, bags, strict=True) if len(values)]
-        labels = np.array([label for _, label in some])
-        return np.array(measure(scorer, (values for values, _ in some))), labels, None
+        scored = [(values, bag.label) for values, bag in zip(held, bags, strict=True) if len(values)]
+        labels = np.array([label for _, label in scored])
+        return np.array(measure(scorer, (values for values, _ in scored))), labels, None
 
 
 class TwoSidedScorer(PooledScorer):
-    """A suspicion per instance, learnt from bags of both labels. The logistic curve is fitted to held-out bags."""
+    """A suspicion score per instance, learnt from bags of both labels. The logistic curve is fitted to held-out bags."""
 
     @classmethod
     @abstractmethod
@@ -199,7 +199,9 @@ class TwoSidedScorer(PooledScorer):
         with ThreadPoolExecutor(
             settings.workers or usable_cores(), initializer=torch.set_num_threads, initargs=(1,)
         ) as pool:
-            model, *scorers = pool.map(lambda some: cls.learn_from(some, settings, own, seed).eval(), [bags, *sets])
+            model, *scorers = pool.map(
+                lambda training: cls.learn_from(training, settings, own, seed).eval(), [bags, *sets]
+            )
         pooled = np.zeros(len(bags))
         for number, scorer in enumerate(scorers):
             held = np.flatnonzero(fold == number)

@@ -1,4 +1,4 @@
-"""Self-paced: four families of detectors, combined. Witnesses are learnt in rounds from ever fewer suspects.
+"""Self-paced: a combination of four families of detectors. They learn from fewer suspects in each round.
 
 `self_paced_subspaces` holds the measures of a cell, and `self_paced_detectors` holds the detectors.
 """
@@ -17,8 +17,8 @@ from cytomil.config import Config
 from cytomil.mil.aggregators.base import DEFAULTS, top_count
 from cytomil.mil.aggregators.scorers import TwoSidedScorer
 from cytomil.mil.aggregators.self_paced_detectors import (
+    Background,
     Discriminant,
-    Known,
     MatchedContrast,
     NormalDensity,
     Paced,
@@ -30,13 +30,13 @@ from cytomil.mil.bags import TrainingBag, spread_folds
 from cytomil.mil.config import FitConfig, InstanceScore
 
 SUSPECT_FRACTIONS = (0.3, 0.2, 0.12, 0.08, 0.06)
-"""The fraction of the positive bags' cells that are suspects, round by round."""
+"""The fraction of the positive bags' cells that are suspects, per round."""
 _JOINT_COMPONENTS = (64, 128)
 _MATCHED_COMPONENTS = 256
 _GROUP_COMPONENTS = 64
 _MAX_FOLDS = 5
 _MAX_CELLS = 10_000
-_KNEE = 4.0  # spreads above normal; beyond, a detector counts by its logarithm
+_KNEE = 4.0  # in spreads above the median; a detector's higher scores grow logarithmically
 _UPPER = 0.84  # quantile: one standard deviation above the median of a normal distribution
 _MIN_SPREAD = 1e-6
 _PACED_MIN_SPREAD = 1e-9
@@ -57,8 +57,9 @@ class SelfPaced(TwoSidedScorer):
       rounds (`learn_paced`), as in self-paced learning (Kumar et al., NeurIPS 2010) and ItS2CLR (arXiv 2210.09452).
     - *How unlikely the cell is* among the cells of negative bags (`NormalDensity`), in 64 components per group of columns.
       It learns without witnesses, and helps most if there are few.
-    - *What suspects have that equally suspicious normal cells lack* (`MatchedContrast`), in 256 components. The other three
-      together choose its suspects. With several patients, a cell is judged by detectors that did not learn from its patient.
+    - *How suspects differ from equally suspicious normal cells* (`MatchedContrast`), in 256 components. The combined
+      score of the other three chooses its suspects. With several patients, detectors that did not learn from a patient
+      score its cells.
 
     If readers confirmed ten cells or more, there is a fifth family, `ReaderContrast`. Confirmed cells are suspects in every
     round, and rejected ones count as normal.
@@ -139,9 +140,9 @@ class SelfPaced(TwoSidedScorer):
         penalty = subspaces[0].components.directions.square().sum(dim=0)
         contrast = MatchedContrast.learn(negatives, positives, suspicion, penalty)
         add(contrast, 0, negatives[0].shape[1])
-        told = torch.cat([bag[sure] for bag, sure in zip(positives, confirmed, strict=True)])
-        if len(told) >= _MIN_CONFIRMED:
-            add(ReaderContrast.learn(torch.cat(negatives), told), 0, negatives[0].shape[1])
+        confirmed_cells = torch.cat([bag[mask] for bag, mask in zip(positives, confirmed, strict=True)])
+        if len(confirmed_cells) >= _MIN_CONFIRMED:
+            add(ReaderContrast.learn(torch.cat(negatives), confirmed_cells), 0, negatives[0].shape[1])
         shapes = [
             {"start": one.start, "stop": one.stop, "n_components": one.components.directions.shape[1]}
             for one in subspaces
@@ -150,8 +151,8 @@ class SelfPaced(TwoSidedScorer):
         model.views, model.opinions = nn.ModuleList(subspaces), nn.ModuleList(detectors)
         n_negative = sum(bag.label == 0 for bag in bags)
         # Rejected cells of positive bags are not a fair sample of normal cells.
-        usual, spread = _scale(model._raw_scores([torch.cat(own[:n_negative]) for own in sides[0]]))
-        model.usual.copy_(usual)
+        median, spread = _scale(model._raw_scores([torch.cat(own[:n_negative]) for own in sides[0]]))
+        model.usual.copy_(median)
         model.spread.copy_(spread)
         return model
 
@@ -193,7 +194,7 @@ class CrossFitted:
     however, used all bags in every round.
 
     Args:
-        detector: the one fitted to all bags.
+        detector: fitted to all bags.
         negatives: per negative bag, its cells' scores, float64 (n,).
         positives: the same per positive bag.
     """
@@ -204,7 +205,7 @@ class CrossFitted:
 
 
 def learn_paced(
-    kind: type[Paced[Known]],
+    kind: type[Paced[Background]],
     negatives: Sequence[Tensor],
     positives: Sequence[Tensor],
     folds: Folds,
@@ -224,39 +225,43 @@ def learn_paced(
         folds: the fold of each negative and each positive bag, from 0, as returned by `spread_folds`. With a single fold,
             bags are scored by detectors that learnt from them.
         seed: of random choices in fitting.
-        confirmed: per positive bag, which cells readers called abnormal, bool (n,). They are suspects in every round.
+        confirmed: per positive bag, a mask of the cells that readers called abnormal, bool (n,). They are suspects in
+            every round.
     """
     of_negative, of_positive = folds
     confirmed = confirmed or [torch.zeros(len(bag), dtype=torch.bool) for bag in positives]
     n_folds = max(of_negative) + 1
-    known = kind.study(torch.cat(list(negatives)), seed)
+    background = kind.fit_background(torch.cat(list(negatives)), seed)
     suspects = list(positives)
     kept = [
         [bag for bag, own in zip(negatives, of_negative, strict=True) if own != fold] or list(negatives)
         for fold in range(n_folds)
     ]
-    studied = [kind.study(torch.cat(bags), seed) if n_folds > 1 else known for bags in kept]
+    backgrounds = [kind.fit_background(torch.cat(bags), seed) if n_folds > 1 else background for bags in kept]
     for fraction in SUSPECT_FRACTIONS:
         scores: list[Tensor] = [torch.empty(0)] * len(positives)
-        of_normal: list[Tensor] = [torch.empty(0)] * len(negatives)
+        normal_scores: list[Tensor] = [torch.empty(0)] * len(negatives)
         for fold in range(n_folds):
             others = [i for i, own in enumerate(of_positive) if own != fold or n_folds == 1]
-            found = torch.cat([suspects[i] for i in others])
-            # All suspects may be in the bags that are held out.
-            detector = kind.against(studied[fold], found if len(found) else torch.cat([positives[i] for i in others]))
+            training = torch.cat([suspects[i] for i in others])
+            # The held-out bags may contain all suspects.
+            detector = kind.fit_contrast(
+                backgrounds[fold], training if len(training) else torch.cat([positives[i] for i in others])
+            )
             held = [i for i, own in enumerate(of_negative) if own == fold]
             raw = [detector(negatives[i]) for i in held]
             mean, spread = torch.cat(raw).mean(), torch.cat(raw).std(correction=0).clamp(min=_PACED_MIN_SPREAD)
             for i, score in zip(held, raw, strict=True):
-                of_normal[i] = (score - mean) / spread
+                normal_scores[i] = (score - mean) / spread
             for i, own in enumerate(of_positive):
                 if own == fold:
                     scores[i] = (detector(positives[i]) - mean) / spread
         threshold = torch.cat(scores).quantile(1 - fraction)
         suspects = [
-            bag[(score >= threshold) | sure] for bag, score, sure in zip(positives, scores, confirmed, strict=True)
+            bag[(score >= threshold) | is_confirmed]
+            for bag, score, is_confirmed in zip(positives, scores, confirmed, strict=True)
         ]
-    return CrossFitted(kind.against(known, torch.cat(suspects)), of_normal, scores)
+    return CrossFitted(kind.fit_contrast(background, torch.cat(suspects)), normal_scores, scores)
 
 
 def _learn_density(negatives: Sequence[Tensor], positives: Sequence[Tensor], folds: Folds, seed: int) -> CrossFitted:
@@ -267,10 +272,10 @@ def _learn_density(negatives: Sequence[Tensor], positives: Sequence[Tensor], fol
         density = NormalDensity.learn(torch.cat(kept), seed)
         held = torch.cat([density(bag) for bag, own in zip(negatives, folds[0], strict=True) if own == fold])
         mean, spread = held.mean(), held.std(correction=0).clamp(min=_MIN_SPREAD)
-        for side, of_side, found in zip((negatives, positives), folds, scores, strict=True):
-            for i, own in enumerate(of_side):
+        for side, side_folds, side_scores in zip((negatives, positives), folds, scores, strict=True):
+            for i, own in enumerate(side_folds):
                 if own == fold:
-                    found[i] = (density(side[i]) - mean) / spread
+                    side_scores[i] = (density(side[i]) - mean) / spread
     return CrossFitted(NormalDensity.learn(torch.cat(list(negatives)), seed), *scores)
 
 
@@ -296,9 +301,9 @@ def _scale(raw: Tensor) -> tuple[Tensor, Tensor]:
     return median, (upper - median).clamp(min=_MIN_SPREAD)
 
 
-def _combined(raw: Tensor, usual: Tensor, spread: Tensor, weights: Sequence[float]) -> Tensor:
+def _combined(raw: Tensor, median: Tensor, spread: Tensor, weights: Sequence[float]) -> Tensor:
     """Scores (N, n) → their weighted mean (N,), each scaled and squeezed."""
-    squeezed = _KNEE * torch.asinh((raw - usual) / spread / _KNEE)
+    squeezed = _KNEE * torch.asinh((raw - median) / spread / _KNEE)
     return squeezed @ torch.tensor(weights, dtype=torch.float64)
 
 
@@ -307,7 +312,7 @@ def _kept_fraction(bags: Sequence[TrainingBag], label: int) -> float:
 
 
 def _kept(bag: TrainingBag, fraction: float) -> Tensor:
-    """Indices of the cells used for fitting: about ``fraction`` of them, evenly spread, and all that readers judged."""
+    """Indices of the cells used for fitting: about ``fraction`` of them, evenly spread, and all that readers labelled."""
     even = _evenly(len(bag), fraction)
     return even if bag.verdicts is None else torch.cat([even, (bag.verdicts >= 0).nonzero()[:, 0]]).unique()
 
@@ -321,7 +326,7 @@ def _sorted_by_label(
     left out.
 
     Returns:
-        Per side and subspace a list of (n, K), the folds of either side, and per positive bag which cells are confirmed.
+        A list of (n, K) per side and subspace, the folds of each side, and a mask of confirmed cells per positive bag.
     """
     normal: list[tuple[int, Tensor]] = []
     rejected: list[tuple[int, Tensor]] = []

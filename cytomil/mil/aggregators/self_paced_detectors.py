@@ -28,23 +28,26 @@ _CELLS_PER_KIND = 20
 _RIDGE = 1e-3
 _CONVERGED = 1e-3
 _READER_C = 0.01
-_TINY = 1e-9
+_EPS = 1e-9
 
-Known = TypeVar("Known")
+Background = TypeVar("Background")
 
 
-class Paced(nn.Module, ABC, Generic[Known]):
-    """A detector of suspects against negative bags' cells. ``Known`` is what it learns from the negatives alone."""
+class Paced(nn.Module, ABC, Generic[Background]):
+    """A detector that contrasts suspects with the cells of negative bags.
 
-    @classmethod
-    @abstractmethod
-    def study(cls, negatives: Tensor, seed: int) -> Known:
-        """Learn from negative bags' cells alone, (N ≥ 1, K) float64."""
+    ``Background`` is the type of what it learns from the negatives alone.
+    """
 
     @classmethod
     @abstractmethod
-    def against(cls, known: Known, suspects: Tensor) -> Paced[Known]:
-        """Learn from suspects, (M ≥ 1, K) float64."""
+    def fit_background(cls, negatives: Tensor, seed: int) -> Background:
+        """Fit the background to the cells of negative bags, (N ≥ 1, K) float64."""
+
+    @classmethod
+    @abstractmethod
+    def fit_contrast(cls, background: Background, suspects: Tensor) -> Paced[Background]:
+        """Fit the detector to a background and to suspects, (M ≥ 1, K) float64."""
 
     @abstractmethod
     def forward(self, cells: Tensor) -> Tensor:
@@ -69,32 +72,32 @@ class Direction(nn.Module):
 
 
 @dataclass(frozen=True)
-class Cloud:
+class Gaussian:
     """``mean`` (K,) of some cells and ``precision`` (K, K), the inverse of their shrunk covariance."""
 
     mean: Tensor
     precision: Tensor
 
 
-class Discriminant(Direction, Paced[Cloud]):
+class Discriminant(Direction, Paced[Gaussian]):
     """Fisher's linear discriminant: w = Σ⁻¹(suspects' mean - negatives' mean), Σ the negatives' covariance shrunk by 0.1.
 
-    It depends on two means, while logistic regression adapts to single cells. Suspects are few, and some of them are not
-    witnesses, so it orders cells better here. docs/log/research-log.md has the figures.
+    It depends only on means, while logistic regression adapts to single cells. Suspects are few, and some of them are not
+    witnesses. The discriminant therefore orders cells better here. docs/log/research-log.md has the figures.
     """
 
     @classmethod
-    def study(cls, negatives: Tensor, seed: int) -> Cloud:
+    def fit_background(cls, negatives: Tensor, seed: int) -> Gaussian:
         """See `Paced`."""
-        return Cloud(negatives.mean(dim=0), torch.linalg.inv(shrunk(torch.cov(negatives.T, correction=0))))
+        return Gaussian(negatives.mean(dim=0), torch.linalg.inv(shrunk(torch.cov(negatives.T, correction=0))))
 
     @classmethod
-    def against(cls, known: Cloud, suspects: Tensor) -> Discriminant:
+    def fit_contrast(cls, background: Gaussian, suspects: Tensor) -> Discriminant:
         """See `Paced`."""
         model = cls(suspects.shape[1])
         mean = suspects.mean(dim=0)
-        model.weight.copy_(known.precision @ (mean - known.mean))
-        model.middle.copy_((mean + known.mean) / 2)
+        model.weight.copy_(background.precision @ (mean - background.mean))
+        model.middle.copy_((mean + background.mean) / 2)
         return model
 
 
@@ -110,8 +113,8 @@ class WhitenedKinds:
 class WitnessMixture(Paced[WhitenedKinds]):
     """The log ratio of two densities with one covariance: the suspects' Gaussian to the mixture of negatives' kinds.
 
-    Normal cells are of several kinds, but a single linear border treats them as one. The idea comes from PAMIL's
-    prototypes; here they are fitted generatively.
+    There are several kinds of normal cells, but a single linear boundary treats them as one. The idea comes from PAMIL's
+    prototypes, but here they are fitted as a generative model.
     """
 
     whitening: Tensor
@@ -131,20 +134,20 @@ class WitnessMixture(Paced[WhitenedKinds]):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
 
     @classmethod
-    def study(cls, negatives: Tensor, seed: int) -> WhitenedKinds:
+    def fit_background(cls, negatives: Tensor, seed: int) -> WhitenedKinds:
         """See `Paced`. The covariance is shrunk as in `Discriminant`."""
         kinds, _ = find_kinds(negatives, seed)
         whitening = torch.linalg.cholesky(torch.linalg.inv(shrunk(kinds.covariance)))
         return WhitenedKinds(whitening, kinds.means @ whitening, kinds.weights)
 
     @classmethod
-    def against(cls, known: WhitenedKinds, suspects: Tensor) -> WitnessMixture:
+    def fit_contrast(cls, background: WhitenedKinds, suspects: Tensor) -> WitnessMixture:
         """See `Paced`."""
-        model = cls(suspects.shape[1], len(known.means))
-        model.whitening.copy_(known.whitening)
-        model.normal.copy_(known.means)
-        model.normal_log_share.copy_(known.weights.clamp(min=_TINY).log())
-        model.witness.copy_(suspects.mean(dim=0, keepdim=True) @ known.whitening)
+        model = cls(suspects.shape[1], len(background.means))
+        model.whitening.copy_(background.whitening)
+        model.normal.copy_(background.means)
+        model.normal_log_share.copy_(background.weights.clamp(min=_EPS).log())
+        model.witness.copy_(suspects.mean(dim=0, keepdim=True) @ background.whitening)
         return model
 
     def forward(self, cells: Tensor) -> Tensor:
@@ -201,7 +204,7 @@ class NormalDensity(nn.Module):
 
 
 class MatchedContrast(Direction):
-    """A ridge discriminant of suspects against negatives' cells that looked equally suspicious.
+    """A ridge discriminant of suspects against equally suspicious cells of negative bags.
 
     Most suspects are odd normal cells, so their mean depends more on oddness than on witnesses. Negative bags have odd
     cells too. Above a common threshold of suspicion, cells of both sides are equally odd. The difference of their means is
@@ -210,36 +213,36 @@ class MatchedContrast(Direction):
         w_t = (Σ + diag(penalty))⁻¹ (mean of suspects above t - mean of negatives above t),
 
     where Σ is the covariance of all negatives. The directions are averaged, each in units of its spread over the negatives.
-    A cell on the other side of the negatives' mean scores 0, because that does not make it less abnormal. Suspicion must
-    come from detectors that did not learn from the bag. Otherwise positives are suspicious because they were memorised.
+    A cell on the other side of the negatives' mean scores 0, because it is not less abnormal. The suspicion scores must
+    come from detectors that did not learn from the bag. Otherwise positives score high because they were memorised.
     """
 
     @classmethod
     def learn(
         cls, negatives: Sequence[Tensor], positives: Sequence[Tensor], suspicion: Sequence[Tensor], penalty: Tensor
     ) -> Self:
-        """Learn from cells and their suspicion.
+        """Learn from cells and their suspicion scores.
 
         Args:
             negatives: each negative bag's cells, float64 (n, K).
             positives: each positive bag's cells, float64 (n, K).
-            suspicion: of all negatives' and of all positives' cells, (N,) and (M,).
+            suspicion: scores of all negatives' and of all positives' cells, (N,) and (M,).
             penalty: per component, (K,), in units of its variance.
         """
-        normal, others = torch.cat(list(negatives)), torch.cat(list(positives))
-        of_normal, of_others = suspicion
+        normal, positive = torch.cat(list(negatives)), torch.cat(list(positives))
+        normal_scores, positive_scores = suspicion
         model = cls(normal.shape[1])
         model.middle.copy_(normal.mean(dim=0))
         covariance = torch.cov(normal.T, correction=0).reshape(len(penalty), len(penalty))
         factor = torch.linalg.cholesky(covariance + penalty.diag())
         for fraction in MATCHED_FRACTIONS:
-            threshold = of_normal.quantile(1 - fraction)
-            suspects, rivals = others[of_others >= threshold], normal[of_normal >= threshold]
+            threshold = normal_scores.quantile(1 - fraction)
+            suspects, matched = positive[positive_scores >= threshold], normal[normal_scores >= threshold]
             if len(suspects):
-                difference = suspects.mean(dim=0) - rivals.mean(dim=0)
+                difference = suspects.mean(dim=0) - matched.mean(dim=0)
                 direction = torch.cholesky_solve(difference[:, None], factor)[:, 0]
                 spread = ((normal - model.middle) @ direction).std(correction=0)
-                model.weight += direction / spread.clamp(min=_TINY) / len(MATCHED_FRACTIONS)
+                model.weight += direction / spread.clamp(min=_EPS) / len(MATCHED_FRACTIONS)
         return model
 
     def forward(self, cells: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cytomil.mil.bags import TrainingBag, drawn_together
+from cytomil.mil.bags import TrainingBag, draw_cells
 
 IN_MEMORY = 20_000
 """Number of cells whose components are held in memory. Those of a larger bag are in a temporary file until it is complete."""
@@ -20,13 +20,13 @@ _MIN_RELATIVE_VARIANCE = 1e-6
 _FULL_DECOMPOSITION_UP_TO = 256
 _BLOCK = 8192
 _MIN_DISTANCE = 1e-6
-_TINY = 1e-12
+_EPS = 1e-12
 
 
 class Components(nn.Module):
     """The first principal components of some cells, each scaled to variance 1 over them.
 
-    A difference that only few cells show then counts as much as one that all of them show.
+    A difference of a few cells then counts as much as one of all cells.
     """
 
     origin: Tensor
@@ -48,7 +48,7 @@ class Components(nn.Module):
         else:
             # With many dimensions, only the leading components are computed: decomposing all of them takes minutes.
             found = PCA(n_components, svd_solver="randomized", random_state=0).fit(cells.float().numpy())
-        # A direction in which nothing varies carries no information, and must not be scaled up.
+        # A direction without variation has no information, and must not be scaled up.
         max_variance = found.explained_variance_[0] or 1.0  # 0 if all cells are equal
         lengths = np.sqrt(np.maximum(found.explained_variance_, _MIN_RELATIVE_VARIANCE * max_variance))
         model = cls(cells.shape[1], n_components)
@@ -58,7 +58,7 @@ class Components(nn.Module):
 
     def forward(self, instances: Tensor) -> Tensor:
         """(N, D) → float64 (N, n_components)."""
-        # In single precision, like the features: twice as fast, and safe because the directions have unit spread.
+        # In single precision, like the features. This is twice as fast, and precise enough because of the unit spread.
         return ((instances - self.origin.float()) @ self.directions.float()).double()
 
 
@@ -66,10 +66,11 @@ class Subspace(nn.Module):
     """Columns ``start`` to ``stop`` of the features in whitened principal components, relative to the bag.
 
     Slides differ in stain and focus, so a cell may be far from normal because of its slide. Each bag's median is therefore
-    subtracted from its cells. It is subtracted only as far as bags differ by more than the draw of their cells explains.
-    In each component, the factor is τ²/(τ² + σ²/n), the best linear predictor of a random effect (Henderson, Biometrics
-    1975). Here τ² is the variance between bags, and σ²/n is that of a median of n cells. The latter is measured by halving
-    each training bag. Bags drawn from one pool of cells keep their medians, but bags of different people lose them.
+    subtracted from its cells. It is first multiplied by a factor below 1, because the draw of cells explains a part of the
+    differences between medians. In each component, the factor is τ²/(τ² + σ²/n), the best linear predictor of a random
+    effect (Henderson, Biometrics 1975). Here τ² is the variance between bags, and σ²/n is that of a median of n cells. The
+    latter is measured by halving each training bag. For bags drawn from one pool of cells, almost nothing is subtracted.
+    For bags of different people, almost the whole median is.
 
     Args:
         start: first column.
@@ -118,7 +119,7 @@ class Subspace(nn.Module):
 
     def relative_to(self, projected: Tensor, median: Tensor, size: int) -> Tensor:
         """Components (n, K) of some cells of a bag of ``size`` cells with this median → the same, relative to the bag."""
-        factor = self.between / (self.between + self.within / size + _TINY)
+        factor = self.between / (self.between + self.within / size + _EPS)
         return projected - factor * (median - self.centre)
 
 
@@ -159,7 +160,7 @@ def learn_subspaces(
     Returns:
         The subspaces, and per subspace and bag the kept cells, float64 (n, K), relative to their bag.
     """
-    some = drawn_together(bags, _MAX_CELLS, seed)
+    some = draw_cells(bags, _MAX_CELLS, seed)
     subspaces = [Subspace.learn(some, *span) for span in spans]
     outlines: list[list[BagOutline]] = [[] for _ in subspaces]
     for bag, cells in zip(bags, kept, strict=True):

@@ -130,7 +130,7 @@ class TransMIL(LearnedAggregator):
 
 
 class TransMILReading:
-    """Collects the whole bag, since attention runs between all instances."""
+    """Collects the whole bag, because every instance attends to all others."""
 
     def __init__(self, model: TransMIL, kind: InstanceScore) -> None:
         self._model, self._kind = model, kind

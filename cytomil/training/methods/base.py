@@ -100,7 +100,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def batches(self, generator: torch.Generator) -> list[Tensor]:
-        """Indices of the cells of each step of an epoch. By default, half of each step comes from either side.
+        """Indices of the cells of each step of an epoch. By default, half of each step comes from each side.
 
         The number of steps must be the same in every epoch.
         """
@@ -141,8 +141,8 @@ def require_consent(method: type[Method], settings: PretrainConfig) -> None:
     """Refuse settings that the method does not support.
 
     Raises:
-        SettingsError: the method needs ``with_instance_labels`` and does not have it, or has it and does not use it; or
-            stages with random weights would be frozen.
+        SettingsError: the method needs ``with_instance_labels`` and it is not set, or it is set and the method does not
+            use it; or stages with random weights would be frozen.
     """
     name = settings.method
     if method.uses_instance_labels and not settings.with_instance_labels:

@@ -121,7 +121,7 @@ class ItS2CLR(SimCLR):
         return FIRST_FRACTION * (LAST_FRACTION / FIRST_FRACTION) ** done
 
     def batches(self, generator: torch.Generator) -> list[Tensor]:
-        """Half of each step's cells come from either side or, in rounds, have either pseudo label."""
+        """Half of each step's cells come from each side or, in supervised rounds, have each pseudo label."""
         if not self._in_rounds():
             return super().batches(generator)
         labels = self.pseudo_labels.cpu()
@@ -130,7 +130,7 @@ class ItS2CLR(SimCLR):
         return balanced_batches(pools, self.settings.batch_size, generator, longest)
 
     def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
-        """NT-Xent of all cells or, in rounds, SupCon with the pseudo labels as classes."""
+        """NT-Xent of all cells or, in supervised rounds, SupCon with the pseudo labels as classes."""
         if not self._in_rounds():
             return super().losses(encoder, batch)
         _, z = encoder(torch.cat(batch.views))

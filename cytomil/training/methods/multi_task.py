@@ -25,11 +25,11 @@ class WeakSupConConfig(Config):
     """Settings of WeakSupCon."""
 
     objective: Literal["stable", "paper"] = Field(
-        "stable", description="default factor on the similarity loss; stable: 0.04; paper: 1, as printed"
+        "stable", description="default factor of the similarity loss; stable: 0.04; paper: 1, as printed"
     )
     similarity_scale: float | Literal["tau"] | None = Field(
         None,
-        description="factor on the similarity loss; none: 0.04, or 1 for --objective paper; 'tau': undoes its 1/τ",
+        description="factor of the similarity loss; none: 0.04, or 1 for --objective paper; 'tau': τ, which cancels its 1/τ",
     )
 
 
@@ -82,7 +82,7 @@ class SlamAgs(WeakSupCon):
 
     As printed (``objective: paper``), only positives are contrasted. One point for all negatives is then the optimum of
     the objective, whatever surgery does. The ``stable`` objective contrasts the cells of both sides, so a collapse of the
-    negatives raises the contrastive loss. This task has priority, and the similarity task affects only the remaining
+    negatives raises the contrastive loss. This task has priority. The similarity task affects only the remaining
     directions.
     """
 

@@ -15,10 +15,10 @@ _CELLS = 256
 
 
 class NoPretraining(Method):
-    """Takes no step. The encoder has no projector, because an untrained one would only blur h. Its z is h.
+    """Takes no step. The encoder has no projector, because an untrained projector would only lose information. Its z is h.
 
-    Directions of z are measured from the mean embedding. No loss of cytomil centred the embeddings at zero, and those of
-    many networks lie on one side of it.
+    Directions of z are measured from the mean embedding. No loss of cytomil has centred the embeddings at zero, and those of
+    many networks are far from it.
     """
 
     trains = False

@@ -40,7 +40,7 @@ def test_runs_end_in_one_table_and_finished_ones_are_not_repeated(compare, tmp_p
 
     status, screen, printed = compare("--methods", "none", "--seeds", "2")
     assert status == 0, screen
-    assert "run 1 of 2, none, seed 0: done before" in screen
+    assert "run 1 of 2, none, seed 0: already done" in screen
     assert json.loads(printed)["runs"] == 3  # the table is of all runs in the folder
     after = {file.name: file.stat().st_mtime_ns for file in records.iterdir()}
     assert {name for name in after if after[name] != before.get(name)} == {"1-none.json"}

@@ -79,7 +79,7 @@ def test_from_a_weights_file_to_a_worklist(here):
         (["--weights", "efficientnet-light0"], "Did you mean efficientnet-lite0"),
         (["--weights", "timm/test_viT"], "Did you mean timm/test_vit"),
         (["--weights", "nowhere.pth"], "nowhere.pth does not exist. Name a local weights file"),
-        (["--weights", "imagenet.pth"], "119 of 120 tensors match, the first that does not is conv1.weight"),
+        (["--weights", "imagenet.pth"], "119 of 120 tensors match, the first mismatch is conv1.weight"),
         (["--weights", "notes.txt"], "notes.txt cannot be read as weights"),
     ],
 )

@@ -178,7 +178,7 @@ def test_a_refused_engine_leaves_the_one_before_it(compiled, bags_folder, monkey
         ({"engine": "openvino", "precision": "fp16"}, "no precision fp16. Use --precision float32 or bf16 or int8"),
         ({"engine": "torch-compile", "precision": "int8"}, "Use --precision float32"),
         ({"engine": "tensorrt", "precision": "fp16"}, "needs an NVIDIA GPU"),
-        ({"precision": "int8"}, "60 readable cells in training bags; compiling takes at least 80"),
+        ({"precision": "int8"}, "60 readable cells in training bags; compiling needs at least 80"),
     ],
 )
 def test_what_cannot_be_compiled_is_said_in_one_line(encoder_folder, bags_folder, changes, words):
@@ -233,7 +233,7 @@ def test_an_efficientnets_inner_stages_compile_and_those_alone_are_computed(bags
     pytest.importorskip("openvino", reason="compiled engines need the extra: pip install 'cytomil[int8]'")
     start = resolve_initialisation("efficientnet-lite0", "auto", "auto", 64, 0)
     encoder = Encoder(start.architecture)
-    start.weights.put_into(encoder)
+    start.weights.load_into(encoder)
     bundle = save_bundle(tmp_path / "encoder", encoder, CellTransform(64, 0.8), {"method": "none"})
     record = compile_engine(settings(bundle.path, bags_folder, layer="stages:1,2,4+morphology"), Silent())
     assert record.layers == ["stages:1,2,4:mean,max,spread"]
@@ -288,7 +288,7 @@ def test_full_disk_is_said_and_does_no_harm(make_encoder, bags_folder, tmp_path,
     monkeypatch.setattr(full_disk.shutil, "disk_usage", lambda path: genuine(path)._replace(free=1000))
     assert compile_by_default(bundle.path, bags_folder, 0, "cpu", listener) is None
     (line,) = listener.notes
-    assert "engines" in line and "No space left on device. embed and rank run eager" in line
+    assert "engines" in line and "No space left on device. embed and rank use the eager engine" in line
     assert stored(bundle.path) == []
 
 

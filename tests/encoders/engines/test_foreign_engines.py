@@ -219,7 +219,7 @@ def test_its_own_settings_are_checked(compiled_by, options, words):
 
 def test_it_gets_the_calibration_cells_that_it_asks_for(compiled_by):
     assert compiled_by("wrapped-eager").facts["calibration"] == 0
-    with pytest.raises(EngineError, match="60 readable cells in training bags; compiling takes at least 80"):
+    with pytest.raises(EngineError, match="60 readable cells in training bags; compiling needs at least 80"):
         compiled_by("wrapped-eager", precision="int8")
 
 

@@ -84,7 +84,7 @@ def test_other_networks_with_and_without_projector(bags_folder, tmp_path, pixels
 def test_an_efficientnets_inner_stages(bags_folder, tmp_path):
     start = resolve_initialisation("efficientnet-lite0", "auto", "auto", 64, 0)
     encoder = Encoder(start.architecture)
-    start.weights.put_into(encoder)
+    start.weights.load_into(encoder)
     save_bundle(tmp_path / "encoder", encoder, CellTransform(64, 0.8), {"method": "none"})
     made, record = compiled(tmp_path / "encoder", bags_folder, "auto")
     assert record.layers == ["stages:1,4,5,6:mean,max,spread"]

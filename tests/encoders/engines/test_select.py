@@ -75,9 +75,9 @@ def test_nothing_stored_is_silence_for_auto_and_a_line_for_a_name(encoder_folder
 
 
 SPOILT = {
-    "other weights": ({"weights_sha256": "0" * 64}, "made for other weights"),
-    "other size": ({"image_size": 32}, "made for cells of 32 px"),
-    "other version": ({"versions": {"openvino": "2020.1"}}, "made with openvino 2020.1, here is "),
+    "other weights": ({"weights_sha256": "0" * 64}, "compiled for other weights"),
+    "other size": ({"image_size": 32}, "compiled for cells of 32 px"),
+    "other version": ({"versions": {"openvino": "2020.1"}}, "compiled with openvino 2020.1, but "),
     "other schema": ({"schema": "somebody.else/9"}, "somebody.else/9"),
     "other name": ({"name": "openvino-int8"}, "holds openvino-int8"),
 }
@@ -114,7 +114,7 @@ def test_an_8_bit_graph_from_another_machine_is_left_aside(compiled, opened):
     change(compiled, "openvino-int8", machine={"processor": "another"})
     name, (line,) = opened("openvino-int8")
     assert name == "eager"
-    assert "made on another machine (another)" in line
+    assert "compiled on another machine (another)" in line
 
 
 def test_bfloat16_runs_where_the_processor_has_it(compiled, opened, monkeypatch):
@@ -130,7 +130,7 @@ def test_an_engine_for_another_device_is_silence_for_auto_and_a_line_for_its_nam
     assert opened() == ("eager", [])
     name, (line,) = opened(NAME)
     assert name == "eager"
-    assert "made for cuda, not for cpu" in line
+    assert "compiled for cuda, not for cpu" in line
 
 
 @pytest.mark.parametrize("spoil", ["truncate", "remove", "card"])
@@ -175,7 +175,7 @@ def test_a_valid_engine_runs_though_another_is_stale(compiled, opened):
     change(compiled, "openvino-bf16", weights_sha256="0" * 64)
     name, (line,) = opened()
     assert name == NAME
-    assert "openvino-bf16 (made for other weights)" in line
+    assert "openvino-bf16 (compiled for other weights)" in line
     assert f"Running {NAME}" in line
 
 
@@ -219,7 +219,7 @@ def test_an_engine_that_does_not_give_the_layer_is_left_aside(compiled, asked):
     write_json_card(card, record)
     said = []
     assert open_engine(load_bundle(compiled), Layer.parse("stages:1,2,3"), asked, "cpu", said.append).name == "eager"
-    assert "openvino-float32 (does not give layer stages:1,2,3:mean,max,spread). Running eager." in said[0]
+    assert "openvino-float32 (does not compute layer stages:1,2,3:mean,max,spread). Running eager." in said[0]
     assert open_engine(load_bundle(compiled), Layer("z"), NAME, "cpu", said.append).name == NAME
     assert len(said) == 1
 

@@ -166,9 +166,9 @@ def test_whoever_uses_it_reads_that_it_has_never_been_run(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"machine": {"gpu": "Another GPU"}}, r"made on another machine \(Another GPU\)"),
-        ({"versions": {"torch-tensorrt": "2.13.0"}}, "made with torch-tensorrt 2.13.0, here is 2.14.0"),
-        ({"weights_sha256": "0"}, "made for other weights"),
+        ({"machine": {"gpu": "Another GPU"}}, r"compiled on another machine \(Another GPU\)"),
+        ({"versions": {"torch-tensorrt": "2.13.0"}}, "compiled with torch-tensorrt 2.13.0, but 2.14.0 is installed"),
+        ({"weights_sha256": "0"}, "compiled for other weights"),
     ],
 )
 def test_one_made_for_another_gpu_version_or_encoder_is_stale(stored, changes, reason):
@@ -182,7 +182,7 @@ def test_without_a_gpu_eager_runs_and_says_why(stored):
     said = []
     assert open_engine(bundle, Layer("z"), "tensorrt", "cpu", said.append).name == "eager"
     (line,) = said
-    assert "tensorrt-fp16 (made for cuda, not for cpu)" in line
+    assert "tensorrt-fp16 (compiled for cuda, not for cpu)" in line
     assert "cytomil compile" in line
 
 

@@ -27,5 +27,5 @@ def test_what_was_gathered_does_not_follow_its_source():
 
 
 def test_nothing_gathered_is_refused():
-    with pytest.raises(ValueError, match="nothing"):
+    with pytest.raises(ValueError, match="no numbers"):
         Gathered().all()

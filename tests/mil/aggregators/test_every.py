@@ -241,7 +241,7 @@ def test_cross_validation_tells_positive_bags(name):
 
 @EVERY
 def test_what_holds_bags_out_to_fit_its_curve_gives_them_back_on_its_own_scale(name, fitted):
-    judged = fitted[name][0].judged
+    judged = fitted[name][0].cross_fitted
     if CLASSES[name].by_epochs:
         assert judged is None
         return
@@ -307,7 +307,7 @@ def test_own_settings_are_validated_and_default_to_the_classs():
         ),
         ("pamil", {"epoch": 4}, "'pamil' has no setting 'epoch'. Did you mean 'epochs'?"),
         ("pamil", {"zzz": 4}, "'pamil' has no setting 'zzz'. There are: n_prototypes, prototypes, "),
-        ("mean", {"zzz": 4}, "'mean' has no setting 'zzz'. It has none of its own."),
+        ("mean", {"zzz": 4}, "'mean' has no setting 'zzz'. It has no settings of its own."),
         ("pamil", {"n_prototypes": 0}, "'pamil': n_prototypes: input should be greater than or equal to 1 (it is 0)."),
         ("pamil", {"prototypes": "x"}, "'pamil': prototypes: input should be 'random' or 'kmeans' (it is 'x')."),
         ("pamli", {}, "there is no aggregator 'pamli'. Did you mean 'pamil'?"),

@@ -261,13 +261,13 @@ class Recorder(Paced):
         self.seen = seen
 
     @classmethod
-    def study(cls, negatives, seed):
+    def fit_background(cls, negatives, seed):
         return set(negatives[:, 1].tolist())
 
     @classmethod
-    def against(cls, known, suspects):
+    def fit_contrast(cls, background, suspects):
         cls.n_suspects.append(len(suspects))
-        return cls(known | set(suspects[:, 1].tolist()))
+        return cls(background | set(suspects[:, 1].tolist()))
 
     def forward(self, cells):
         self.asked.append((self.seen, set(cells[:, 1].tolist())))

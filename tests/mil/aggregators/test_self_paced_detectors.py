@@ -31,7 +31,7 @@ def uneven_cells(n, seed, d=5):
 
 
 def learnt(negatives, suspects):
-    return Discriminant.against(Discriminant.study(negatives, 0), suspects)
+    return Discriminant.fit_contrast(Discriminant.fit_background(negatives, 0), suspects)
 
 
 def test_the_covariance_is_shrunk_as_scikit_learns():
@@ -104,7 +104,7 @@ def test_it_is_the_log_ratio_of_scipys_densities():
         return multivariate_normal(mean, covariance).logpdf(new.numpy())
 
     normal = [log_density(m) + np.log(share) for m, share in zip(kinds.means, kinds.weights.numpy(), strict=True)]
-    found = WitnessMixture.against(WitnessMixture.study(negatives, 0), suspects)(new)
+    found = WitnessMixture.fit_contrast(WitnessMixture.fit_background(negatives, 0), suspects)(new)
     np.testing.assert_allclose(found, log_density(suspects.mean(0)) - logsumexp(normal, axis=0), rtol=1e-6, atol=1e-9)
 
 
@@ -112,7 +112,7 @@ def test_witnesses_between_two_normal_kinds_are_told_from_both():
     """No straight border does that."""
     apart = torch.tensor([8.0, 0, 0, 0])
     negatives = torch.cat([cells(100, 0) - apart, cells(100, 1) + apart])
-    model = WitnessMixture.against(WitnessMixture.study(negatives, 0), cells(10, 2))
+    model = WitnessMixture.fit_contrast(WitnessMixture.fit_background(negatives, 0), cells(10, 2))
     assert model(cells(20, 3)).min() > model(negatives).max()
 
 
