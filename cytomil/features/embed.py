@@ -69,10 +69,13 @@ def embed_in_orientations(embed: Embed, pixels: np.ndarray, n: int) -> np.ndarra
     ``n`` = 1: unchanged; 2: also rotated by 180°; 4: all multiples of 90°; 8: also their mirror images. With 8, rotating or
     mirroring a cell changes the result only by rounding. The cost is ``n``-fold.
     """
-    if n == 1:
-        return embed(pixels)
-    total = np.zeros((), np.float32)
-    for i in range(n):
+    return _mean_over_orientations(embed, embed(pixels), pixels, n)
+
+
+def _mean_over_orientations(embed: Embed, first: np.ndarray, pixels: np.ndarray, n: int) -> np.ndarray:
+    """`embed_in_orientations` of cells whose embeddings as they are, ``first``, are known."""
+    total = first
+    for i in range(1, n):
         mirrored = pixels[:, :, ::-1] if i >= len(_QUARTERS) else pixels
         turned = np.rot90(mirrored, _QUARTERS[i % len(_QUARTERS)], axes=(1, 2))
         total = total + embed(np.ascontiguousarray(turned))
@@ -134,21 +137,46 @@ class Embedder:
         write_features(path, bag_id, key, dim, embedded(), mpp, unreadable, encoder=provenance, groups=self._groups)
         return problems
 
-    def embedded(self, bag_id: str, blocks: Iterable[CellBlock], problems: list[Problem]) -> Iterator[EmbeddedBlock]:
+    def embedded(
+        self,
+        bag_id: str,
+        blocks: Iterable[CellBlock],
+        problems: list[Problem],
+        choose: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> Iterator[EmbeddedBlock]:
         """Yield the embeddings of blocks of cells. Unreadable cells are added to ``problems``.
+
+        With ``choose``, only chosen cells are embedded in all orientations. It is called with the embeddings of each block
+        in one orientation, float32 (n, D), and returns bool (n,).
 
         Raises `FeatureFileError` if embeddings are not finite.
         """
+        embed = self._engine.embed
         for block in blocks:
             problems.extend(block.problems)
             with np.errstate(over="ignore"):  # overflow gives infinity, which is checked below
-                embeddings = embed_in_orientations(self._engine.embed, block.pixels, self._orientations)
-                values = np.concatenate([embeddings, block.morphology], axis=1).astype(self._dtype)
-            if not np.isfinite(values).all():
-                raise FeatureFileError(
-                    f"{bag_id}: embeddings are not finite in {self._dtype}. Use --dtype float32 or another encoder."
-                )
+                if choose is None or self._orientations == 1:
+                    values = self._joined(embed_in_orientations(embed, block.pixels, self._orientations), block)
+                else:
+                    first = embed(block.pixels)
+                    values = self._joined(first, block)
+                    self._require_finite(bag_id, values)
+                    chosen = choose(values)
+                    pixels = block.pixels[chosen]
+                    if len(pixels):
+                        mean = _mean_over_orientations(embed, first[chosen], pixels, self._orientations)
+                        values[chosen, : mean.shape[1]] = mean
+            self._require_finite(bag_id, values)
             yield EmbeddedBlock(block.instance_ids, block.coords, values)
+
+    def _joined(self, embeddings: np.ndarray, block: CellBlock) -> np.ndarray:
+        return np.concatenate([embeddings, block.morphology], axis=1).astype(self._dtype)
+
+    def _require_finite(self, bag_id: str, values: np.ndarray) -> None:
+        if not np.isfinite(values).all():
+            raise FeatureFileError(
+                f"{bag_id}: embeddings are not finite in {self._dtype}. Use --dtype float32 or another encoder."
+            )
 
 
 def as_lines(problems: Iterable[Problem]) -> list[str]:

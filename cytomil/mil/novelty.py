@@ -21,6 +21,9 @@ from cytomil.mil.bags import TrainingBag, min_spread, split
 CELL_QUANTILE = 0.99
 UNLIKE_BELOW = 0.05
 MAX_SHIFT = 1.0
+MANY_CELLS = 2048
+"""The average cell of a slide with more cells is that of every eighth cell. Only these need comparable embeddings."""
+_SAMPLED = 8
 _COMPONENTS = 24
 _CELLS_PER_COMPONENT = 10
 _FITTED_CELLS = 20_000
@@ -137,35 +140,54 @@ class Novelty:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+def is_sampled(start: int, n: int) -> np.ndarray:
+    """Which of the cells ``start`` to ``start + n`` of a slide with more than `MANY_CELLS` are measured, bool (n,)."""
+    return np.arange(start, start + n) % _SAMPLED == 0
+
+
 class NoveltyReading:
-    """Measures the novelty of a slide block by block. It keeps one number per cell."""
+    """Measures the novelty of a slide block by block. It keeps one byte per cell."""
 
     def __init__(self, novelty: Novelty) -> None:
         self._novelty = novelty
         self._axes = _Axes(novelty.mean, novelty.weight, novelty.axes, novelty.spread)
-        self._total = torch.zeros(len(novelty.spread) + 2, dtype=torch.float64)
-        self._n = 0
+        self._all = _Sum(len(novelty.spread) + 2)
+        self._sample = _Sum(len(novelty.spread) + 2)
         self._beyond = Gathered()
 
     def add(self, block: np.ndarray) -> None:
         """Take the slide's next embeddings, float32 (n, D)."""
         for part in torch.from_numpy(block).split(_BLOCK):
             measured = _standardised(self._axes.measure(part), self._novelty.usual)
-            self._total += measured.clamp(-_CLIP, _CLIP).sum(dim=0)
-            self._n += len(part)
+            clipped = measured.clamp(-_CLIP, _CLIP)
+            self._sample.add(clipped[torch.from_numpy(is_sampled(self._all.n, len(part)))])
+            self._all.add(clipped)
             self._beyond.add(_outlyingness(measured) > self._novelty.cell_limit)
 
     def result(self) -> SlideNovelty:
         """The slide's novelty, from N ≥ 1 cells."""
         held_out = self._novelty.held_out
-        mean_square = float((self._total / self._n).square().mean())
-        statistic = _statistic(mean_square, self._n, float(self._novelty.slide_variance))
+        measured = self._all if self._all.n <= MANY_CELLS else self._sample
+        mean_square = float((measured.total / measured.n).square().mean())
+        statistic = _statistic(mean_square, measured.n, float(self._novelty.slide_variance))
         return SlideNovelty(
             shift=mean_square**0.5,
-            p_value=_p_value(statistic, held_out.numpy(), len(self._total)),
+            p_value=_p_value(statistic, held_out.numpy(), len(measured.total)),
             farther_than_all=bool(statistic > held_out.max()),
             is_beyond=self._beyond.all().numpy(),
         )
+
+
+class _Sum:
+    """A sum of rows, and their number."""
+
+    def __init__(self, dim: int) -> None:
+        self.total = torch.zeros(dim, dtype=torch.float64)
+        self.n = 0
+
+    def add(self, rows: Tensor) -> None:
+        self.total += rows.sum(dim=0)
+        self.n += len(rows)
 
 
 def fit_novelty(bags: Sequence[TrainingBag], fold: np.ndarray) -> Novelty:

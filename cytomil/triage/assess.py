@@ -25,6 +25,7 @@ from cytomil.triage.apart import ReadingProcess, SlideApart
 from cytomil.triage.config import RankConfig
 from cytomil.triage.pictures import GALLERY_PX, gallery_image
 from cytomil.triage.result_cache import ResultCache
+from cytomil.triage.second_look import SecondLook
 from cytomil.triage.sources import SlideEntry
 from cytomil.triage.whole_slide import SlideReading
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult, TeachingCell
@@ -119,6 +120,9 @@ class Ranker:
             # Left out if it is 0, so that results of versions without this setting are still used.
             **({"learn": settings.learn} if settings.learn else {}),
             "cells_csv": settings.cells_csv,
+            "second_look": settings.second_look,
+            # The second look chooses cells within batches.
+            **({"batch_size": settings.batch_size} if settings.second_look < 1 else {}),
             "engine": engine.key,
         }
         self._finished = ResultCache(settings.out, reading.cache, shaped_by)
@@ -157,10 +161,14 @@ class Ranker:
         """
         blocks = source.blocks(self._embedder.preparation, self._settings.batch_size, self._settings.workers)
         tracked = self._listener.track(blocks, found.name, unit="blocks of cells")
-        reading, novelty = self._model.ensemble.begin(), self._model.novelty.begin()
+        ensemble = self._model.ensemble
+        reading, novelty = ensemble.begin(), self._model.novelty.begin()
         names = Strings()
         problems: list[Problem] = []
-        for block in self._embedder.embedded(found.name, tracked, problems):
+        choose = None
+        if self._settings.second_look < 1:
+            choose = SecondLook(lambda values: ensemble.assess(values).scores, self._settings.second_look).choose
+        for block in self._embedder.embedded(found.name, tracked, problems, choose):
             if block.instance_ids:
                 names.extend(block.instance_ids)
                 reading.add(block.values)

@@ -36,6 +36,12 @@ class RankConfig(Config):
     summaries: bool = Field(False, description="also write one page to print per slide, into the folder summaries")
     workers: int = Field(0, ge=0, description="threads that find, crop and decode cells; 0: one per core")
     batch_size: int = Field(256, ge=1, description="cells per forward pass")
+    second_look: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="fraction of a large slide's cells, the most suspicious, embedded in all orientations; 1: all cells",
+    )
     engine: EngineName = "auto"
     pseudonymise: Path | None = Field(
         None,

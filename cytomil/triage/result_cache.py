@@ -14,7 +14,7 @@ from cytomil.triage.sources import SlideEntry, SlideSource
 from cytomil.triage.worklist import Call, KeyInstance, SlideResult, TeachingCell
 
 SCHEMA = "cytomil.slide-result/1"
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 """Raise it with every change by which a slide gets another result, picture or file from the same model and settings.
 
 Changes in how cells are found, cut, embedded or assessed count too. `tests/unchanged.json` holds the version that its
