@@ -65,6 +65,7 @@ class Aggregator(nn.Module, ABC):
         by_epochs: whether it is fitted over epochs. Cross-validation then chooses their number.
         averaged: whether the ensemble averages several, from different seeds.
         takes_feedback: whether it uses `TrainingBag.verdicts`.
+        unused: names of the settings of `FitConfig` that have no effect.
         holds_out: whether ``fit`` holds bags out and sets ``judged``.
         judged: each training bag, judged without learning from its patient. Available only right after fitting.
     """
@@ -75,6 +76,7 @@ class Aggregator(nn.Module, ABC):
     averaged: ClassVar[bool] = True
     takes_feedback: ClassVar[bool] = False
     holds_out: ClassVar[bool] = False
+    unused: ClassVar[tuple[str, ...]] = ()
 
     config: dict[str, Any]
     judged: JudgedBags | None = None
