@@ -6,6 +6,7 @@ Another process therefore reads all of such a file once, before this process ope
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,15 @@ _idle: dict[Job[Any, Any], list[tuple[ChildProcess, bool]]] = {}
 # A forked process must not use its parent's pipes.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_idle.clear)
+
+
+@atexit.register
+def _end_idle() -> None:
+    """End the idle processes before this one. Otherwise they would keep its working folder in use for a moment longer."""
+    for processes in _idle.values():
+        for child, _ in processes:
+            child.kill()
+    _idle.clear()
 
 
 class EndedError(Exception):
