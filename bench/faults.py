@@ -13,7 +13,7 @@ import random
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,31 +41,37 @@ def measure(options: argparse.Namespace) -> Measured:
     rng = random.Random(options.seed)
     found: dict[str, Counter[str]] = {}
     details: list[str] = []
-    with tempfile.TemporaryDirectory() as folder, Forks() as forks:
-        inputs = Path(folder) / "inputs"
-        inputs.mkdir()
-        make_inputs(forks, inputs)
-        for number, command in enumerate(commands):
-            share = options.kills // len(commands) + (number < options.kills % len(commands))
-            trial = Trial.prepare(forks, command, inputs, Path(folder) / command.name.replace(" ", ""))
-            tally = found[command.name] = Counter(kills=share)
-            for outcome in trial.kills(share, rng):
-                tally.update(outcome.kinds)
-                details += [f"{command.name}, {outcome.place}: {line}" for line in outcome.faults]
-    rows = [
-        {"command": name, "kills": tally["kills"], **{kind: tally[kind] for kind in _COLUMNS}}
-        for name, tally in found.items()
-    ]
-    total = sum(found.values(), Counter())
-    rows.append({"command": "all", "kills": total["kills"], **{kind: total[kind] for kind in _COLUMNS}})
-    table = Table.of(*rows)
-    if details:
-        raise SystemExit("\n".join([table.markdown(), *details]))
+    for number, trial in enumerate(trials(commands)):
+        share = options.kills // len(commands) + (number < options.kills % len(commands))
+        name = trial.command.name
+        found[name] = Counter(kills=share)
+        for outcome in trial.kills(share, rng):
+            found[name].update(outcome.kinds)
+            details += [f"{name}, {outcome.place}: {line}" for line in outcome.faults]
+    table = table_of(found | {"all": sum(found.values(), Counter())}, ("kills", *_COLUMNS), details)
     text = (
         f"{options.kills} kills, every second one before a file operation and the others at a random time; seed "
         f"{options.seed}. Every other run has a former output to replace."
     )
     return Measured({name: dict(tally) for name, tally in found.items()}, (text, table))
+
+
+def trials(commands: Sequence[Command]) -> Iterator[Trial]:
+    """Prepare each command in turn, in a temporary folder with the same inputs for all."""
+    with tempfile.TemporaryDirectory() as folder, Forks() as forks:
+        inputs = Path(folder) / "inputs"
+        inputs.mkdir()
+        make_inputs(forks, inputs)
+        for command in commands:
+            yield Trial.prepare(forks, command, inputs, Path(folder) / command.name.replace(" ", ""))
+
+
+def table_of(found: Mapping[str, Counter[str]], columns: Sequence[str], details: Sequence[str]) -> Table:
+    """One row per command with its tally. Raises `SystemExit` with the table and the faults if there are ``details``."""
+    table = Table.of(*({"command": name, **{kind: tally[kind] for kind in columns}} for name, tally in found.items()))
+    if details:
+        raise SystemExit("\n".join([table.markdown(), *details]))
+    return table
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from bench.fault_commands import COMMANDS, contents, make_inputs
-from bench.faults import NEW, WRONG, Trial
-from bench.forked import Ended, Forks
-from bench.tables import Measured, Table
+from bench.fault_commands import COMMANDS, contents
+from bench.faults import NEW, WRONG, Trial, table_of, trials
+from bench.forked import Ended
+from bench.tables import Measured
 
 DONE, REFUSED, BAD_END, HALF, LEFT = "done", "one line", "other end", "half-written", "leftovers"
 _OUTCOMES = (DONE, REFUSED, BAD_END, HALF, LEFT)
@@ -38,22 +38,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> Measured:
     found: dict[str, Counter[str]] = {}
     details: list[str] = []
-    with tempfile.TemporaryDirectory() as folder, Forks() as forks:
-        inputs = Path(folder) / "inputs"
-        inputs.mkdir()
-        make_inputs(forks, inputs)
+    with tempfile.TemporaryDirectory() as folder:
         is_disk = can_mount(Path(folder) / "tried")
-        for command in COMMANDS:
-            trial = Trial.prepare(forks, command, inputs, Path(folder) / command.name.replace(" ", ""))
-            tally = found[command.name] = Counter(runs=0)
-            for size in sizes(trial, options.sizes, is_disk):
-                kind, fault = attempt(trial, size, is_disk)
-                tally.update(["runs", kind])
-                details += [f"{command.name}, {size:,} bytes: {fault}"] if fault else []
-    rows = [{"command": name, **{kind: tally[kind] for kind in ("runs", *_OUTCOMES)}} for name, tally in found.items()]
-    table = Table.of(*rows)
-    if details:
-        raise SystemExit("\n".join([table.markdown(), *details]))
+    for trial in trials(COMMANDS):
+        name = trial.command.name
+        found[name] = Counter(runs=0)
+        for size in sizes(trial, options.sizes, is_disk):
+            kind, fault = attempt(trial, size, is_disk)
+            found[name].update(["runs", kind])
+            details += [f"{name}, {size:,} bytes: {fault}"] if fault else []
+    table = table_of(found, ("runs", *_OUTCOMES), details)
     how = "a tmpfs with so many bytes free" if is_disk else "a limit on the size of each file"
     return Measured({name: dict(tally) for name, tally in found.items()}, (f"The disk is {how}.", table))
 

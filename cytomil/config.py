@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -17,6 +17,18 @@ class Config(BaseModel):
     """Base of all configurations. An unknown key, a value out of range, infinity and NaN raise `pydantic.ValidationError`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+def changed(settings: Config) -> list[str]:
+    """The names of the settings that differ from their defaults. Others do not count, because params.yaml names all."""
+    fields = type(settings).model_fields
+    return [name for name, field in fields.items() if getattr(settings, name) != field.default]
+
+
+def note_unused(names: Iterable[str], where: str, note: Callable[[str], None]) -> None:
+    """Send ``note`` one line if any ``names`` are given, of settings without effect. ``where`` ends it: "on class folders"."""
+    if flags := ", ".join(f"--{name.replace('_', '-')}" for name in names):
+        note(f"{flags}: no effect {where}")
 
 
 def _split_names(value: Any) -> Any:

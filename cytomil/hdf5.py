@@ -2,14 +2,18 @@
 
 A few flipped bytes can make that library loop for ever, request all memory or crash the process. None of this can be
 caught. Each file therefore begins with a block that holds the SHA-256 of the rest. HDF5 and all its readers skip this
-block.
+block. Whoever makes a file to do harm can also write a fitting checksum, so `cytomil.workers.apart` reads files of
+unknown origin in another process first.
 """
 
 from __future__ import annotations
 
+import math
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +23,7 @@ import numpy as np
 from cytomil.errors import CytomilError, why_unreadable
 from cytomil.files import sha256_of_file
 from cytomil.full_disk import enduring
+from cytomil.limits import progress
 
 try:
     import fcntl
@@ -27,6 +32,18 @@ except ImportError:  # Windows
 
 SEAL_BYTES = 512  # HDF5's smallest user block
 _SEAL = b"cytomil sha256 %s\n"
+_REMEMBERED = 4096  # files
+_ROWS_AT_ONCE = 1024
+_BYTES_AT_ONCE = 16 << 20
+_BYTES_PER_S = 5e6  # reading takes a tenth of the time that this allows
+
+_written: deque[tuple[int, ...]] = deque(maxlen=_REMEMBERED)
+
+
+def state_of(path: Path) -> tuple[int, ...]:
+    """Changes when the content of the file may have changed. Raises OSError if the file cannot be found."""
+    state = path.stat()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
 @contextmanager
@@ -38,6 +55,12 @@ def writing_hdf5(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
     with enduring(path) as content, h5py.File(content, "w", userblock_size=SEAL_BYTES) as file:
         yield file, content.require_written
     seal_hdf5(path)
+    _written.append(state_of(path))
+
+
+def was_written_here(path: Path) -> bool:
+    """Whether this process wrote the file itself, lately, and nobody has changed it since. It may have another name now."""
+    return state_of(path) in _written
 
 
 def seal_hdf5(path: Path) -> None:
@@ -47,27 +70,12 @@ def seal_hdf5(path: Path) -> None:
         file.write(seal.ljust(SEAL_BYTES, b"\0"))
 
 
-@contextmanager
-def reading_hdf5(path: Path, error: type[CytomilError], what: str, verb: str) -> Iterator[Hdf5File]:
-    """Verify the checksum of ``path`` and open it for reading. Any fault of the file is raised as ``error``.
-
-    The message says ``what`` such files are, and which ``verb`` makes them.
-    """
-    if not path.is_file():
-        raise error(f"{path} does not exist. Make {what} with `cytomil {verb}`.")
-    again = f"Make it again with `cytomil {verb}`."
-    require_sealed(path, error, again)
-    with open_hdf5(path, error, again) as file:
-        yield file
-
-
 def require_sealed(path: Path, error: type[CytomilError], cure: str) -> None:
     """Raise ``error`` unless the checksum before the content is right. ``cure`` ends the message."""
     try:
         if _is_locked(path):
             raise error(f"{path} is in use by another program. Wait until that has finished, and run this again.")
-        state = path.stat()
-        fault = _fault_of_seal(path, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+        fault = _fault_of_seal(path, *state_of(path))
     except OSError as problem:
         raise error(f"{path}: {why_unreadable(path, problem)}") from None
     if fault:
@@ -76,7 +84,10 @@ def require_sealed(path: Path, error: type[CytomilError], cure: str) -> None:
 
 @contextmanager
 def open_hdf5(path: Path, error: type[CytomilError], cure: str) -> Iterator[Hdf5File]:
-    """As `reading_hdf5`, without the checksum. ``cure`` ends each message."""
+    """Open ``path`` for reading. Any fault of the file is raised as ``error``, and ``cure`` ends each message.
+
+    The checksum is not verified, and a file made to do harm is not noticed: see `cytomil.workers.apart.reading_hdf5`.
+    """
     try:
         # Finished files are never written again, so there is nothing to lock, and some file systems have no locks.
         opened = h5py.File(path, "r", locking=False)
@@ -149,6 +160,48 @@ class Hdf5File:
             kind: "text", "bytes" (one encoded image per entry), "whole numbers" or "numbers".
             shape: None for an axis of any length.
         """
+        found = self._own(name)
+        has, dtype = self._call(lambda: found.shape), self._call(lambda: found.dtype)
+        if has is None or len(has) != len(shape) or any(n not in (None, m) for n, m in zip(shape, has, strict=True)):
+            announced = "" if shape[0] is None else f"{shape[0]} instances announced, "
+            raise self.refused(f"is inconsistent: {announced}{name} has shape {has}")
+        if not _KINDS[kind](dtype):
+            raise self.refused(f"holds {dtype} as {name}, which are not {kind}")
+        if not self._is_stored(found):
+            raise self.refused(f"announces {has[0]} entries as {name}, but does not hold them")
+        return Hdf5Dataset(found.asstr() if kind == "text" else found, found, self._call)
+
+    def read_attributes(self, before_each: Callable[[], None]) -> None:
+        """Read every attribute, for `read_all`. Raises the error if the list of attributes is damaged."""
+        for name in self._call(lambda: list(self._file.attrs)):
+            before_each()
+            with suppress(self._error):
+                self._attribute(name)
+
+    def names(self) -> list[str]:
+        """The names of all datasets, and of anything else in their place."""
+        return self._call(lambda: list(self._file))
+
+    def sizes_of_blocks(self, name: str) -> Iterator[int]:
+        """Read a dataset in blocks, for `read_all`, and yield the number of bytes of each.
+
+        The content of numbers in one piece is left out, because nothing in it is followed. Raises the error if the dataset
+        is damaged, is elsewhere, or announces more than the file holds.
+        """
+        found = self._own(name)
+        shape = self._call(lambda: found.shape)
+        if not shape or not self._is_stored(found):
+            return
+        of_objects = self._call(lambda: found.dtype).kind == "O"
+        width = found.dtype.itemsize * math.prod(shape[1:])
+        rows = _ROWS_AT_ONCE if of_objects else max(1, _BYTES_AT_ONCE // max(1, width))
+        if not of_objects and self._call(lambda: found.chunks) is None:
+            return
+        for start in range(0, shape[0], rows):
+            block = self._call(partial(found.__getitem__, slice(start, start + rows)))
+            yield sum(map(len, block.flat)) if of_objects else block.nbytes
+
+    def _own(self, name: str) -> h5py.Dataset:
         link = self._call(lambda: self._file.get(name, getlink=True))
         if isinstance(link, h5py.ExternalLink | h5py.SoftLink):
             raise self.refused(f"takes {name} from elsewhere, which is not followed")
@@ -157,13 +210,12 @@ class Hdf5File:
             raise self.refused(f"lacks {name}")
         if self._call(lambda: found.external or found.is_virtual):
             raise self.refused(f"takes {name} from other files, which is not followed")
-        has, dtype = self._call(lambda: found.shape), self._call(lambda: found.dtype)
-        if has is None or len(has) != len(shape) or any(n not in (None, m) for n, m in zip(shape, has, strict=True)):
-            announced = "" if shape[0] is None else f"{shape[0]} instances announced, "
-            raise self.refused(f"is inconsistent: {announced}{name} has shape {has}")
-        if not _KINDS[kind](dtype):
-            raise self.refused(f"holds {dtype} as {name}, which are not {kind}")
-        return Hdf5Dataset(found.asstr() if kind == "text" else found, found, self._call)
+        return found
+
+    def _is_stored(self, found: h5py.Dataset) -> bool:
+        """Whether the file holds as many bytes as the dataset announces. cytomil never compresses."""
+        announced = self._call(lambda: math.prod(found.shape) * found.dtype.itemsize)
+        return announced <= self._call(lambda: min(found.id.get_storage_size(), self._file.id.get_filesize()))
 
     def _attribute(self, name: str) -> Any:
         if not self._call(lambda: name in self._file.attrs):
@@ -175,6 +227,32 @@ class Hdf5File:
             return read()
         except _H5PY_ERRORS as problem:
             raise self.refused(f"does not hold what it should ({problem})") from None
+
+
+def read_all(path: Path) -> str:
+    """Read all that an `Hdf5File` could give, so that reading the same file later brings nothing new.
+
+    Call it in a process with the limits of `cytomil.limits`. A part in which HDF5 notices damage is passed over, because
+    whoever reads this part finds the same. Returns what is wrong with the file as a whole; "" if nothing is.
+    """
+    n_bytes = path.stat().st_size
+    until = time.process_time() + n_bytes / _BYTES_PER_S
+
+    def advance() -> None:
+        if time.process_time() < until:
+            progress()
+
+    left = n_bytes
+    with suppress(CytomilError), open_hdf5(path, CytomilError, "") as file:
+        file.read_attributes(advance)
+        for name in file.names():
+            with suppress(CytomilError):
+                for size in file.sizes_of_blocks(name):
+                    advance()
+                    left -= size
+                    if left < 0:
+                        return "its entries have more bytes than the file"
+    return ""
 
 
 class Hdf5Dataset:
@@ -213,7 +291,7 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=_REMEMBERED)
 def _fault_of_seal(path: Path, *state: int) -> str:
     """What is wrong with a file of this identity, size and time; "" where its checksum is right."""
     with path.open("rb") as file:

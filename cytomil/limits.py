@@ -55,6 +55,11 @@ def impose(on_sign: Callable[[], None]) -> None:
     progress()
 
 
+def are_imposed() -> bool:
+    """Whether this process is limited."""
+    return bool(_imposed)
+
+
 def progress(allowed_s: float = 0.0) -> None:
     """Say that the work advances. It costs about a microsecond, and nothing happens without limits.
 

@@ -190,6 +190,17 @@ def test_no_other_package_reads_the_instance_labels_past_their_module():
     assert readers == {"bags/bag_file.py", "bags/instance_labels.py"}
 
 
+def test_every_hdf5_file_is_read_apart_first():
+    openers = {
+        file.relative_to(PACKAGE).as_posix()
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "h5py.File"
+    }
+    assert openers == {"hdf5.py"}
+    assert {one.of for one in own_imports() if one.name == "cytomil.hdf5.open_hdf5"} == {"cytomil.workers.apart"}
+
+
 def test_only_the_workers_know_ray_and_it_waits_until_it_is_used():
     assert importers_of("ray", only_eager=True) == set()
     assert {package_of(module) for module in importers_of("ray")} == {"workers"}

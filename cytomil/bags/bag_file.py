@@ -20,8 +20,9 @@ import numpy as np
 
 from cytomil.errors import BagFileError, SettingsError
 from cytomil.files import replacing
-from cytomil.hdf5 import Hdf5Dataset, Hdf5File, reading_hdf5, writing_hdf5
+from cytomil.hdf5 import Hdf5Dataset, Hdf5File, writing_hdf5
 from cytomil.slides.find import Cutting
+from cytomil.workers.apart import reading_hdf5
 
 
 class Strings(Sequence[str]):

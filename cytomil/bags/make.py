@@ -32,6 +32,7 @@ from cytomil.bags.synthetic_cells import SOURCE as SYNTHETIC
 from cytomil.bags.synthetic_cells import synthetic_abnormal, synthetic_normal
 from cytomil.bags.whole_slides import unfinished
 from cytomil.cards import now, versions
+from cytomil.config import changed, note_unused
 from cytomil.errors import NotFoundError, SettingsError, require_replaceable
 from cytomil.files import replacing_folder, sha256_of_file, sha256_of_json, write_json, write_json_card
 from cytomil.progress import Listener
@@ -122,7 +123,8 @@ def make_bags(settings: MakeBagsConfig, listener: Listener) -> MadeBags:
     Raises `NotFoundError`, `NotEnoughCellsError`, `BagFileError`, `TableError` or `SettingsError`.
     """
     require_replaceable(settings.out, MANIFEST_NAME, _own_files(settings.out))
-    make = _choose(settings)
+    make, used, what = _choose(settings)
+    note_unused((name for name in changed(settings) if name not in used), what, listener.note)
     with replacing_folder(settings.out) as folder:
         made = make(folder, settings, listener)
         write_manifest(folder, made.rows)
@@ -149,9 +151,20 @@ def _own_files(folder: Path) -> list[str]:
     return [MANIFEST_NAME, RECORD_NAME, f"{QC_FOLDER}/*.jpg", f"{CARDS_FOLDER}/*.json", *bags]
 
 
-def _choose(settings: MakeBagsConfig) -> Callable[[Path, MakeBagsConfig, Listener], MadeBags]:
+_ALWAYS_USED = {"source", "out", "seed"}
+_SIMULATING = _ALWAYS_USED | {"bag_size", "witness_rate", "train_bags", "test_bags"}
+_CUTTING = {"diameter_um", "crop_um", "crop_px", "mpp", "mpp_csv"}
+
+
+def _choose(settings: MakeBagsConfig) -> tuple[Callable[[Path, MakeBagsConfig, Listener], MadeBags], set[str], str]:
+    """The function that makes the bags, the names of the settings that it uses, and what the bags are made of."""
     if settings.source == SYNTHETIC:
-        return _from_synthetic
+        if settings.labels or settings.patients:
+            raise SettingsError(
+                f"--{'labels' if settings.labels else 'patients'} is not for synthetic cells. Name the folder of your slides "
+                "or cells as SOURCE, or leave it out."
+            )
+        return _from_synthetic, _SIMULATING | {"cell_size", "difficulty"}, "on synthetic cells"
     _require_source(Path(settings.source))
     if settings.labels is None and (settings.positive or settings.negative):
         raise SettingsError("--positive and --negative are words in a labels file. Name the file with --labels.")
@@ -159,7 +172,12 @@ def _choose(settings: MakeBagsConfig) -> Callable[[Path, MakeBagsConfig, Listene
         raise SettingsError(
             "--patients is for class folders. For labelled slides, add a column 'patient' to the labels file."
         )
-    return from_labelled_slides if settings.labels else _from_class_folders
+    if settings.labels:
+        own = {"labels", "positive", "negative", "test_fraction", *_CUTTING, "ray_address"}
+        if not settings.ray_address:
+            own.add("workers")
+        return from_labelled_slides, _ALWAYS_USED | own, "on labelled slides"
+    return _from_class_folders, _SIMULATING | {"normal", "abnormal", "patients"}, "on class folders"
 
 
 def _require_source(source: Path) -> None:

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from cytomil.errors import BagFileError, NotFoundError
 from cytomil.litter import is_litter, is_note, is_own_output
 from cytomil.slides.resolution import DicomSeries, companions_of, dicom_identity, dicom_series, is_dicom_file
 from cytomil.text import printable
-from cytomil.workers.local import ChildProcess, JobContext
+from cytomil.workers.apart import EndedError, ProcessApart
+from cytomil.workers.local import JobContext
 
 
 def split_by_patient(slides: list[LabelledSlide], test_fraction: float, seed: int) -> list[LabelledSlide]:
@@ -175,6 +176,10 @@ def dicom_series_in(folder: Path) -> list[SlideEntry]:
     return [SlideEntry(printable(one.file.name), one.file, one.parts) for one in _find_series(files)]
 
 
+# A watched folder is listed often. These many take some 50 MB, and a folder with more files would be opened anew each time.
+_IDENTITIES = 100_000
+
+
 @dataclass(frozen=True)
 class _Identify:
     """The job of a process that opens DICOM files, which may crash it."""
@@ -186,31 +191,24 @@ class _Identify:
         return partial(map, dicom_identity)
 
 
-_identities: dict[tuple[Path, int, int], str] = {}  # by file, size and time: a watched folder is listed often
+@lru_cache(maxsize=_IDENTITIES)
+def _identity_apart(file: Path, size: int, mtime_ns: int) -> str:
+    """See `dicom_identity`; "" for a file that ends its process."""
+    with ProcessApart(_Identify()) as process:
+        try:
+            return str(process.ask(file))
+        except (EndedError, MemoryError, RecursionError, OSError):
+            return ""
 
 
 def _find_series(files: Sequence[Path]) -> list[DicomSeries]:
-    """The DICOM slides in these files. Another process opens each file. A file that crashes it counts as one slide."""
-    children: list[ChildProcess] = []
+    """The DICOM slides in these files, each opened in another process. A file that ends its process counts as one slide."""
 
     def identity(file: Path) -> str:
         state = file.stat()
-        key = file.absolute(), state.st_size, state.st_mtime_ns
-        if key not in _identities:
-            if not children:
-                children.append(ChildProcess())
-                children[0].start(_Identify(), cores=0)
-            answer = children[0].run(key[0])
-            if not isinstance(answer, str):
-                children.pop().kill()
-            _identities[key] = answer if isinstance(answer, str) else ""
-        return _identities[key]
+        return _identity_apart(file.absolute(), state.st_size, state.st_mtime_ns)
 
-    try:
-        return dicom_series(files, identity)
-    finally:
-        for child in children:
-            child.kill()
+    return dicom_series(files, identity)
 
 
 def slide_file_of(folder: Path) -> Path:

@@ -13,7 +13,8 @@ import numpy as np
 
 from cytomil.errors import FeatureFileError
 from cytomil.files import replacing
-from cytomil.hdf5 import Hdf5Dataset, Hdf5File, reading_hdf5, writing_hdf5
+from cytomil.hdf5 import Hdf5Dataset, Hdf5File, writing_hdf5
+from cytomil.workers.apart import reading_hdf5
 
 SCHEMA = "cytomil.features/1"
 CHUNK_CELLS = 256  # measured: python -m bench hdf5

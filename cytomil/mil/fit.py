@@ -11,6 +11,7 @@ import torch
 from cytomil.bags.bag_file import Draw
 from cytomil.bags.manifest import FittedBag, patient_key
 from cytomil.cards import now, versions
+from cytomil.config import changed, note_unused
 from cytomil.encoders.bundle import load_bundle
 from cytomil.errors import FeatureFileError, SettingsError, require_replaceable
 from cytomil.features.cache import Features
@@ -82,6 +83,10 @@ def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
     """
     require_score(settings.aggregator, settings.instance_score)
     own = own_config(settings.aggregator, settings.options)
+    kind = find_aggregator(settings.aggregator)
+    unused = [*kind.unused, *([] if kind.by_epochs else ["epochs"]), *([] if kind.averaged else ["ensemble"])]
+    without_effect = [name for name in changed(settings) if name in unused]
+    note_unused(without_effect, f"with aggregator '{settings.aggregator}'", listener.note)
     require_replaceable(settings.out, CARD_NAME, OWN_FILES)
     index = read_index(settings.features)
     require_agreement(index)
@@ -119,7 +124,7 @@ def fit_mil(settings: FitMilConfig, listener: Listener) -> TriageModel:
             sensitivity_wanted=settings.sensitivity,
             chosen_by=f"{_chosen_by(ensemble, held_out)}, split by patient",
         ),
-        epochs_chosen=held_out.n_epochs if find_aggregator(settings.aggregator).by_epochs else None,
+        epochs_chosen=held_out.n_epochs if kind.by_epochs else None,
         score_bin_edges=SCORE_BIN_EDGES,
         reference_shares=_reference_shares(ensemble, bags),
         versions=versions(),

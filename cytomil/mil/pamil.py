@@ -68,6 +68,8 @@ class PAMIL(AttentionAggregator):
         cluster_weight: weight of each of the two cluster losses in training.
     """
 
+    unused = ("top_fraction",)
+
     Config = PAMILConfig
 
     def __init__(

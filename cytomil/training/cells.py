@@ -24,8 +24,9 @@ from cytomil.bags.manifest import BagRow, Manifest, open_unaltered
 from cytomil.encoders.transform import CellTransform, decode_cells
 from cytomil.errors import BagFileError, CytomilError, SettingsError
 from cytomil.files import replacing, sha256_of_json
-from cytomil.hdf5 import open_hdf5, require_sealed, writing_hdf5
+from cytomil.hdf5 import writing_hdf5
 from cytomil.progress import Listener, Memory, Problem, require_disk_space
+from cytomil.workers.apart import reading_sealed
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
@@ -231,8 +232,7 @@ def write_cell_cache(
 def open_cell_cache(path: Path, manifest: Manifest, rows: tuple[BagRow, ...]) -> TrainingCells:
     """Map the cells of these bags in ``path``. Raises `CytomilError` if the file is damaged."""
     remedy = "Delete it; the next run writes it again."
-    require_sealed(path, CytomilError, remedy)
-    with open_hdf5(path, CytomilError, remedy) as file:
+    with reading_sealed(path, CytomilError, remedy) as file:
         file.require_schema(SCHEMA, "a file of decoded cells")
         stored = file.dataset("pixels", "whole numbers", (None, None, None, 3))
         shape, offset = stored.shape, stored.offset

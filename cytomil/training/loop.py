@@ -14,7 +14,7 @@ from cytomil.bags.bag_file import Draw, open_bag
 from cytomil.bags.manifest import BagRow, FittedBag, Manifest, fingerprint, patient_key, read_manifest
 from cytomil.bags.synthetic_cells import SOURCE as SYNTHETIC
 from cytomil.cards import library_versions
-from cytomil.config import own_config
+from cytomil.config import changed, note_unused, own_config
 from cytomil.encoders.bundle import (
     CARD_NAME,
     OWN_FILES,
@@ -102,6 +102,8 @@ def pretrain(
     own = own_config("method", settings.method, method.Config, settings.options, PretrainConfig.model_fields)
     settings = settings.model_copy(update={"options": {settings.method: own.model_dump(mode="json")}})
     require_consent(method, settings)
+    without_effect = [name for name in changed(settings) if name in method.unused]
+    note_unused(without_effect, f"with method '{settings.method}'", listener.note)
     require_replaceable(settings.out, CARD_NAME, OWN_FILES)
     manifest = read_manifest(settings.bags)
     rows = manifest.select("train")

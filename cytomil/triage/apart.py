@@ -10,68 +10,33 @@ from functools import partial
 from itertools import repeat
 from operator import attrgetter, methodcaller
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from cytomil.errors import CytomilError, SlideUnreadableError, why_unreadable
 from cytomil.features.cells import CellBlock, Preparation
-from cytomil.limits import MEMORY_BYTES, progress
+from cytomil.limits import progress
 from cytomil.threads import prefetch
 from cytomil.triage.sources import CellFolder, SlideEntry, SlideSource, n_cells, open_source
 from cytomil.triage.whole_slide import SlideReading, WholeSlide, with_places, with_qc
 from cytomil.triage.worklist import SlideResult
-from cytomil.workers.local import ChildProcess, JobContext, Raised, WorkerFailure
+from cytomil.workers.apart import DAMAGED, NEEDS_MEMORY, EndedError, ProcessApart
+from cytomil.workers.local import JobContext
 
 _S_PER_CELL = 1e-4  # writing a cell's outline and score takes some 20 µs
-_DAMAGED = "The file is damaged, or made to do harm. Copy it again from the scanner."
-
-_idle: list[tuple[ChildProcess, bool]] = []
-# A forked process must not use its parent's pipes.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_idle.clear)
+_CURE = f"{DAMAGED} Copy it again from the scanner."
 
 
-class ReadingProcess:
+class ReadingProcess(ProcessApart):
     """Reads slides one after another in another process, and replaces it if it ends.
 
-    Starting the process takes half a second, so a later `ReadingProcess` takes over an idle one. ``harmful`` are slides that
-    ended an earlier process, each with the message; more are added.
+    ``harmful`` are slides that ended an earlier process, each with the message; more are added.
     """
 
     def __init__(self, harmful: dict[Path, str] | None = None) -> None:
-        self._child: ChildProcess | None = None
         self._harmful = {} if harmful is None else harmful
-        self.start()
-
-    def __enter__(self) -> ReadingProcess:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close() if error is None else self.kill()
-
-    def start(self) -> None:
-        """Start the process, without waiting for it."""
-        if self._child is None:
-            try:
-                self._child, self._is_new = _idle.pop()
-            except IndexError:
-                self._child, self._is_new = ChildProcess(), True
-
-    def close(self) -> None:
-        """Leave the process to a later `ReadingProcess`."""
-        if self._child is not None:
-            _idle.append((self._child, self._is_new))
-            self._child = None
-
-    def kill(self) -> None:
-        """End the process at once."""
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
+        super().__init__(Reading())
 
     def n_cells(self, found: SlideEntry) -> int | None:
         """See `cytomil.triage.sources.n_cells`. 0 if the slide cannot be read."""
@@ -97,29 +62,15 @@ class ReadingProcess:
         """
         if path in self._harmful:
             raise SlideUnreadableError(self._harmful[path])
-        self.start()
-        child = self._child
-        assert child is not None
-        answer = self._set_up(child)
-        if not isinstance(answer, WorkerFailure):
-            answer = child.run(request)
-        if isinstance(answer, WorkerFailure):
-            self.kill()
-            self._harmful[path] = f"{path}: its reader stopped ({answer.reason}). {_DAMAGED}"
-            raise SlideUnreadableError(self._harmful[path])
-        if isinstance(answer, Raised):
-            if isinstance(answer.error, MemoryError):
-                raise SlideUnreadableError(f"{path}: needs more than {MEMORY_BYTES >> 30} GB of memory. {_DAMAGED}")
-            if isinstance(answer.error, OSError):
-                raise SlideUnreadableError(f"{path}: {why_unreadable(path, answer.error)}")
-            raise answer.error
-        return answer
-
-    def _set_up(self, child: ChildProcess) -> Any:
-        if not self._is_new:
-            return None
-        self._is_new = False
-        return child.start(Reading(), cores=0)
+        try:
+            return self.ask(request)
+        except EndedError as ended:
+            self._harmful[path] = f"{path}: {ended}. {_CURE}"
+            raise SlideUnreadableError(self._harmful[path]) from None
+        except MemoryError:
+            raise SlideUnreadableError(f"{path}: {NEEDS_MEMORY}. {_CURE}") from None
+        except OSError as error:
+            raise SlideUnreadableError(f"{path}: {why_unreadable(path, error)}") from None
 
 
 class SlideApart:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -137,7 +138,6 @@ class RankSession:
         ``n_waiting`` more slides are counted as unread in it.
         """
         settings, audit = self._settings, self._audit
-        audit.begin(self._model_sha256, len(found) + len(kept))
         results: list[SlideResult] = []
         work, units = work_on(found, self._process)
 
@@ -153,7 +153,9 @@ class RankSession:
         job = Ranking(settings, self._reading, self._model.card, self._engine.name, self._engine.key, loaded, take)
         # Over Ray, slides are counted when their results return, and ``take`` is not called.
         with nullcontext(Uncounted()) if settings.ray_address else self._listener.whole(work) as count:
-            answers = open_workers(settings.ray_address).map(job, found, self._listener, "reading slides", "slides")
+            workers = open_workers(settings.ray_address)
+            begin = partial(audit.begin, self._model_sha256, len(found) + len(kept))
+            answers = workers.map(job, found, self._listener, "reading slides", "slides", begin)
         results[:] = [
             not_assessed(one, WorkersError(answer.reason)) if isinstance(answer, WorkerFailure) else answer
             for one, answer in zip(found, answers, strict=True)

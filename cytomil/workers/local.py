@@ -76,13 +76,26 @@ class Job(Protocol[Item_contra, Result_co]):
         ...
 
 
+def do_nothing() -> None:
+    """Does nothing."""
+
+
 class Workers(Protocol):
     """Runs jobs."""
 
     def map(
-        self, job: Job[Item, Result], items: Sequence[Item], listener: Listener, description: str, unit: str
+        self,
+        job: Job[Item, Result],
+        items: Sequence[Item],
+        listener: Listener,
+        description: str,
+        unit: str,
+        on_begin: Callable[[], None] = do_nothing,
     ) -> list[Result | WorkerFailure]:
-        """One result per item, in the order of the items. A `CytomilError` of the job ends it and is raised here."""
+        """One result per item, in the order of the items. A `CytomilError` of the job ends it and is raised here.
+
+        ``on_begin`` is called once, when a worker is ready and before the first item is begun.
+        """
         ...
 
 
@@ -117,10 +130,17 @@ class InProcess:
     """Runs jobs in the calling process, with all cores of the machine."""
 
     def map(
-        self, job: Job[Item, Result], items: Sequence[Item], listener: Listener, description: str, unit: str
+        self,
+        job: Job[Item, Result],
+        items: Sequence[Item],
+        listener: Listener,
+        description: str,
+        unit: str,
+        on_begin: Callable[[], None] = do_nothing,
     ) -> list[Result | WorkerFailure]:
         """See `Workers.map`."""
         work = job.start(JobContext(listener))
+        on_begin()
         return list(listener.track(work(items), description, len(items), unit))
 
 
@@ -219,10 +239,16 @@ class ProcessPool:
         self._processes = processes
 
     def map(
-        self, job: Job[Item, Result], items: Sequence[Item], listener: Listener, description: str, unit: str
+        self,
+        job: Job[Item, Result],
+        items: Sequence[Item],
+        listener: Listener,
+        description: str,
+        unit: str,
+        on_begin: Callable[[], None] = do_nothing,
     ) -> list[Result | WorkerFailure]:
         """See `Workers.map`. Raises `WorkersError` if a process does not start."""
-        run = _Run(job, items, min(self._processes, len(items)), listener)
+        run = _Run(job, items, min(self._processes, len(items)), listener, on_begin)
         try:
             results = dict(listener.track(run.results(), description, len(items), unit))
         finally:
@@ -237,8 +263,10 @@ class _ClosedError(Exception):
 class _Run:
     """One job over its items. One thread per process sends items and receives answers."""
 
-    def __init__(self, job: Any, items: Sequence[Any], n: int, listener: Listener) -> None:
-        self._items, self._listener = items, listener
+    def __init__(
+        self, job: Any, items: Sequence[Any], n: int, listener: Listener, on_begin: Callable[[], None]
+    ) -> None:
+        self._items, self._listener, self._on_begin = items, listener, on_begin
         self._job, self._cores = job, max(1, usable_cores() // max(1, n))
         self._waiting = deque(range(len(items)))
         self._answers: SimpleQueue[tuple[int, Any]] = SimpleQueue()
@@ -308,6 +336,8 @@ class _Run:
                     raise _ClosedError
             raise WorkersError(f"a process for --workers does not start: {notes.reason}. Use --workers 1.")
         with self._lock:
+            self._on_begin()
+            self._on_begin = do_nothing
             for message in notes:
                 if message not in self._noted:
                     self._noted.add(message)

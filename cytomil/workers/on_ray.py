@@ -24,7 +24,18 @@ from cytomil.cards import code_fingerprint
 from cytomil.errors import CytomilError, WorkersError
 from cytomil.progress import Listener
 from cytomil.threads import usable_cores
-from cytomil.workers.local import MAX_TRIES, Item, Job, JobContext, Notes, Raised, Result, WorkerFailure, failure_reason
+from cytomil.workers.local import (
+    MAX_TRIES,
+    Item,
+    Job,
+    JobContext,
+    Notes,
+    Raised,
+    Result,
+    WorkerFailure,
+    do_nothing,
+    failure_reason,
+)
 
 
 @contextmanager
@@ -190,13 +201,19 @@ class RayWorkers:
         self._address = address
 
     def map(
-        self, job: Job[Item, Result], items: Sequence[Item], listener: Listener, description: str, unit: str
+        self,
+        job: Job[Item, Result],
+        items: Sequence[Item],
+        listener: Listener,
+        description: str,
+        unit: str,
+        on_begin: Callable[[], None] = do_nothing,
     ) -> list[Result | WorkerFailure]:
         """See `Workers.map`. Raises `WorkersError` if the cluster cannot be reached or none of its workers starts."""
         if job.device.startswith("cuda:"):
             raise WorkersError(f"--device {job.device}: Ray assigns one GPU to each worker. Use --device cuda.")
         with watch_interrupts() as check, connected(self._address, listener) as ray:
-            run = _Run(ray, job, items, listener, check)
+            run = _Run(ray, job, items, listener, check, on_begin)
             try:
                 results = dict(listener.track(run.results(), description, len(items), unit))
             finally:
@@ -256,11 +273,18 @@ class _Run:
     """One job over its items, its workers, and the item that each worker processes."""
 
     def __init__(
-        self, ray: Any, job: Job[Item, Result], items: Sequence[Item], listener: Listener, check: Callable[[], None]
+        self,
+        ray: Any,
+        job: Job[Item, Result],
+        items: Sequence[Item],
+        listener: Listener,
+        check: Callable[[], None],
+        on_begin: Callable[[], None],
     ) -> None:
         import torch
 
-        self._ray, self._items, self._listener, self._check = ray, items, listener, check
+        self._ray, self._items, self._listener = ray, items, listener
+        self._check, self._on_begin = check, on_begin
         # The same number of threads as here, because the last bits of PyTorch's results depend on it.
         threads = torch.get_num_threads()
         self._allocation = allocate(ray, len(items), job.device, threads)
@@ -353,6 +377,8 @@ class _Run:
         if not self._waiting:
             self._idle.append(worker)
             return
+        self._on_begin()
+        self._on_begin = do_nothing
         index = self._waiting.popleft()
         self._pending[worker.do.remote(self._items[index])] = (worker, index)
 

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from bench.hostile_slides import deep_dicom
 from bench.slide_formats import dicom, dicom_elements
+from cytomil.bags import slide_dir
 from cytomil.bags.slide_dir import list_slide_dir
 from cytomil.files import write_json
 from cytomil.litter import mark_own
+from cytomil.workers.apart import ProcessApart
 
 
 def touch(root, *names):
@@ -79,3 +83,18 @@ def test_a_dicom_file_that_crashes_openslide_stands_alone(tmp_path):
         (tmp_path / name).write_bytes(dicom(deep_dicom()).files["a.dcm"])
     assert names(tmp_path) == (["hostile-1.dcm", "hostile-2.dcm", "sound"], [])
     assert list_slide_dir(tmp_path).slides[2].path == tmp_path / "sound" / "a.dcm"
+
+
+def test_a_dicom_file_is_opened_once_until_it_changes_and_what_is_remembered_is_bounded(tmp_path, monkeypatch):
+    file = tmp_path / "a.dcm"
+    file.write_bytes(dicom(dicom_elements()).files["a.dcm"])
+    asked = []
+    ask = ProcessApart.ask
+    monkeypatch.setattr(ProcessApart, "ask", lambda self, item: asked.append(item) or ask(self, item))
+    for _ in range(3):
+        list_slide_dir(tmp_path)
+    assert asked == [file]
+    os.utime(file, ns=(1, 1))
+    list_slide_dir(tmp_path)
+    assert asked == [file, file]
+    assert slide_dir._identity_apart.cache_info().maxsize == slide_dir._IDENTITIES

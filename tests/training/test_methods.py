@@ -1,3 +1,4 @@
+import inspect
 import math
 
 import pytest
@@ -346,3 +347,10 @@ def test_every_method_survives_a_batch_with_one_cell_on_a_side(encoder, make, va
 def test_every_surgery_survives_a_batch_with_one_cell_on_a_side(encoder, make, surgery, objective, is_positive):
     measured, _ = step_on(encoder, make("slam-ags", surgery=surgery, objective=objective), is_positive)
     assert ("gradient_cosine" in measured) is (surgery is not Surgery.SUM)
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_method_names_the_temperature_as_without_effect_if_its_code_never_reads_it(name):
+    method = load_method(name)
+    code = [inspect.getsource(one) for one in method.__mro__ if one.__module__.startswith("cytomil.training.methods")]
+    assert ("temperature" in method.unused) != any("settings.temperature" in one for one in code)

@@ -9,13 +9,14 @@ from typer.testing import CliRunner
 
 from cytomil.app.cli.app import app
 from cytomil.bags import open_bag, read_manifest
-from cytomil.errors import SettingsError
+from cytomil.errors import SettingsError, WorkersError
 from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import fit_mil
 from cytomil.progress import Silent
 from cytomil.triage.config import RankConfig
 from cytomil.triage.rank import rank
 from cytomil.triage.write import AuditLog, write_worklist
+from cytomil.workers import on_ray
 
 NAMES = ("Miller_Anna-1951", "H23-00412", "broken", "Nobody")
 
@@ -88,6 +89,23 @@ def test_a_key_file_among_reports_or_slides_and_a_folder_with_names_are_refused(
     (tmp_path / "key").write_text("1234")
     with pytest.raises(SettingsError, match="is not a key file"):
         rank(slides, settings(model, tmp_path / "new", tmp_path / "key"), Silent())
+
+
+@pytest.mark.parametrize("why", ["Ray is not installed", "Ray cannot be reached"])
+def test_the_audit_log_has_no_line_of_a_run_that_was_refused(model, slides, tmp_path, monkeypatch, why):
+    if "installed" in why:
+        monkeypatch.setattr(on_ray.util, "find_spec", lambda name: None)
+    else:
+        monkeypatch.setattr(on_ray, "require_ray", lambda: None)
+        monkeypatch.setattr(on_ray, "connected", refuse)
+    changed = settings(model, tmp_path / "out", None).model_copy(update={"ray_address": "nowhere:1"})
+    with pytest.raises(WorkersError, match=f"{why}|needs Ray, which is not installed"):
+        rank(slides, changed, Silent())
+    assert not AuditLog(tmp_path / "out").path.exists()
+
+
+def refuse(address, listener):
+    raise WorkersError(f"{address}: Ray cannot be reached")
 
 
 def test_the_audit_log_has_a_line_per_run_and_slide_and_shows_any_change(model, slides, tmp_path):

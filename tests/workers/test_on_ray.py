@@ -97,8 +97,8 @@ def test_an_address_where_nobody_listens_is_one_line():
 
 @pytest.mark.usefixtures("ray_here")
 class TestMap:
-    def run(self, job, numbers, listener=None):
-        return open_workers("local").map(job, numbers, listener or Silent(), "squares", "numbers")
+    def run(self, job, numbers, listener=None, **more):
+        return open_workers("local").map(job, numbers, listener or Silent(), "squares", "numbers", **more)
 
     @pytest.mark.long
     def test_results_come_in_order_from_workers_that_start_once_with_their_cores(self, tmp_path, monkeypatch):
@@ -112,6 +112,14 @@ class TestMap:
         assert {threads for _, _, threads in starts} == {"1"}
         assert all(int(cores) >= 1 for _, cores, _ in starts)
         assert listener.notes == ["started"]
+
+    @pytest.mark.long
+    def test_the_beginning_is_told_once_and_not_if_no_worker_starts(self, tmp_path):
+        begun = []
+        self.run(Square(tmp_path), [1, 2, 3], on_begin=lambda: begun.append(1))
+        with pytest.raises(TriageModelError):
+            self.run(Square(tmp_path, broken="start"), [1, 2], on_begin=lambda: begun.append(2))
+        assert begun == [1]
 
     @pytest.mark.long
     def test_a_lost_worker_costs_nothing(self, tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from cytomil.errors import NoCellsError, WorkersError
+from cytomil.errors import NoCellsError, TriageModelError, WorkersError
 from cytomil.progress import Silent
 from cytomil.workers import on_ray as cluster
 from cytomil.workers import open_workers
@@ -11,6 +11,20 @@ def test_one_result_an_item_in_order_and_one_start(tmp_path):
     results = open_workers("").map(Square(tmp_path), [3, 1, 2], Silent(), "squares", "numbers")
     assert [value for value, _ in results] == [9, 1, 4]
     assert len((tmp_path / "starts").read_text().splitlines()) == 1
+
+
+def test_the_beginning_is_told_before_the_first_item_and_not_if_the_job_does_not_start(tmp_path):
+    begun = []
+
+    def begin():
+        begun.append((tmp_path / "starts").read_text().count("\n"))
+        raise WorkersError("no")
+
+    for broken, error in (("start", TriageModelError), ("", WorkersError)):
+        with pytest.raises(error):
+            open_workers("").map(Square(tmp_path, (1,), broken=broken), [1], Silent(), "", "", begin)
+    assert begun == [1]
+    assert not (tmp_path / "deaths-1").exists()
 
 
 def test_progress_is_told_item_by_item(tmp_path):

@@ -26,8 +26,8 @@ class Noting(Silent):
         self.notes.append(message)
 
 
-def run(job, numbers, listener=None):
-    return open_workers("", 2).map(job, numbers, listener or Silent(), "squares", "numbers")
+def run(job, numbers, listener=None, **more):
+    return open_workers("", 2).map(job, numbers, listener or Silent(), "squares", "numbers", **more)
 
 
 def children():
@@ -65,6 +65,15 @@ def test_a_users_mistake_is_raised_as_it_is(tmp_path):
         run(Square(tmp_path, broken="work"), [1, 2])
     with pytest.raises(TriageModelError, match=r"^no model there\.$"):
         run(Square(tmp_path, broken="start"), [1, 2])
+
+
+def test_the_beginning_is_told_once_and_not_if_no_process_starts(tmp_path):
+    begun = []
+    run(Square(tmp_path), [1, 2, 3], on_begin=lambda: begun.append(1))
+    assert begun == [1]
+    with pytest.raises(TriageModelError):
+        run(Square(tmp_path, broken="start"), [1, 2, 3], on_begin=lambda: begun.append(2))
+    assert begun == [1]
 
 
 def test_processes_that_do_not_start_are_one_line(tmp_path, monkeypatch):

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cytomil.app.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
-from cytomil.app.cli.options import AcceptLeftOut, AsJson, Given, ParamsFile, Profile, generated
+from cytomil.app.cli.options import AcceptLeftOut, AsJson, Given, ParamsFile, Profile, generated, given_among
 from cytomil.app.settings import load
+from cytomil.config import note_unused
 from cytomil.evaluation.config import EvaluateConfig
 from cytomil.locks import output_folder
 from cytomil.progress import Problem
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from cytomil.evaluation.intervals import Bounds
 
 FEW_BAGS = 30
+_FOR_TABLES = ("table", "out", "against", "resamples", "seed")
 
 _BAG_ROWS = (
     ("auroc", "AUROC", "0.5 is chance"),
@@ -59,12 +61,13 @@ def evaluate(
         options["evaluate"]["table"] = ",".join([table, *folders])
     with plain_errors():
         settings = load(options, params, profile).evaluate
+        listener = RichListener()
+        _note_unused(options, settings, listener)
         if settings.table:
             show_tables(settings, as_json, accept_left_out)
             return
         from cytomil.evaluation.run import evaluate as run
 
-        listener = RichListener()
         with output_folder(settings.out, listener.note, replaced=False):
             done = run(settings, listener)
         bag, instance = done.bag.to_dict(), done.instance.to_dict()
@@ -111,6 +114,14 @@ def evaluate(
     if done.control:
         found["control"] = done.control.to_dict()
     finish(found, done.problems, as_json, accept_left_out)
+
+
+def _note_unused(options: Given, settings: EvaluateConfig, listener: RichListener) -> None:
+    if settings.table:
+        names, where = [name for name in EvaluateConfig.model_fields if name not in _FOR_TABLES], "with --table"
+    else:
+        names, where = ["against", "resamples", *([] if settings.redraw else ["seed"])], "without --table"
+    note_unused(given_among(options, "evaluate", names), where, listener.note)
 
 
 def _labelled(counts: dict[str, Any] | None) -> str:

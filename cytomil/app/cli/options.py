@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
@@ -79,6 +79,11 @@ def generated(
         return command
 
     return decorate
+
+
+def given_among(options: Given, section: str, names: Collection[str]) -> list[str]:
+    """Which of these settings the command line gives. Modes of a verb share params.yaml, where all may stand."""
+    return [name for name in names if options[section].get(name) is not None]
 
 
 def section_model(section: str) -> type[Config]:

@@ -10,8 +10,9 @@ import typer
 from rich.text import Text
 
 from cytomil.app.cli.console import RichListener, console, finish, plain_errors, print_table, print_warning
-from cytomil.app.cli.options import AcceptLeftOut, AsJson, Given, ParamsFile, Profile, generated
+from cytomil.app.cli.options import AcceptLeftOut, AsJson, Given, ParamsFile, Profile, generated, given_among
 from cytomil.app.settings import load
+from cytomil.config import note_unused
 from cytomil.encoders.engines.registry import known_engine
 from cytomil.locks import output_folder
 from cytomil.progress import Problem
@@ -43,6 +44,8 @@ def rank(
         kept="The slides that were read are kept, and stand in report.html. Run the same command again to continue."
     ):
         settings = load(options, params, profile).rank
+        if not settings.watch:
+            note_unused(given_among(options, "rank", ("watch_s",)), "without --watch", RichListener().note)
         worklist = _watched(slide_dir, settings) if settings.watch else _ranked(slide_dir, settings)
     from cytomil.triage.write import to_document
 

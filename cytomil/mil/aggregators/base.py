@@ -69,6 +69,7 @@ class Aggregator(nn.Module, ABC):
         by_epochs: whether it is fitted over epochs. Cross-validation then chooses their number.
         averaged: whether the ensemble averages several models from different seeds.
         takes_feedback: whether it uses `TrainingBag.verdicts`.
+        unused: names of the settings of `FitConfig` that have no effect.
         holds_out: whether ``fit`` holds bags out and sets ``cross_fitted``.
         cross_fitted: cross-fitted probabilities of the training bags. Available only right after fitting.
     """
@@ -79,6 +80,7 @@ class Aggregator(nn.Module, ABC):
     averaged: ClassVar[bool] = True
     takes_feedback: ClassVar[bool] = False
     holds_out: ClassVar[bool] = False
+    unused: ClassVar[tuple[str, ...]] = ()
 
     config: dict[str, Any]
     cross_fitted: CrossFittedBags | None = None

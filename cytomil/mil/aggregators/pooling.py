@@ -27,6 +27,8 @@ class TopPooling(LearnedAggregator):
         share: fraction of the instances that are pooled, 0 (one instance) to 1 (all).
     """
 
+    unused: ClassVar[tuple[str, ...]] = ("precision",)
+
     def __init__(self, in_dim: int, share: float) -> None:
         super().__init__()
         self.config = {"in_dim": in_dim, "share": share}
@@ -58,6 +60,8 @@ class TopPooling(LearnedAggregator):
 class MeanPooling(TopPooling):
     """`TopPooling` over all instances."""
 
+    unused = ("precision", "top_fraction")
+
     @classmethod
     def untrained(cls, bags: Sequence[TrainingBag], settings: FitConfig, options: Config, seed: int) -> Self:
         """See `LearnedAggregator`."""
@@ -66,6 +70,8 @@ class MeanPooling(TopPooling):
 
 class MaxPooling(TopPooling):
     """`TopPooling` over the instance with the highest logit."""
+
+    unused = ("precision", "top_fraction")
 
     @classmethod
     def untrained(cls, bags: Sequence[TrainingBag], settings: FitConfig, options: Config, seed: int) -> Self:
@@ -98,6 +104,8 @@ class ABMIL(AttentionAggregator):
         hidden_dim: length of the layer's output; the paper has 500.
         attention_dim: length of the gates; the paper's.
     """
+
+    unused = ("precision", "top_fraction")
 
     def __init__(self, in_dim: int, hidden_dim: int = 512, attention_dim: int = 128) -> None:
         super().__init__()
@@ -184,6 +192,8 @@ class DTFDMIL(LearnedAggregator):
         hidden_dim: length of the shared layer's output.
         attention_dim: length of the gates.
     """
+
+    unused = ("precision", "top_fraction")
 
     meaning: ClassVar[Mapping[InstanceScore, str]] = {InstanceScore.EVIDENCE: EVIDENCE_MEANING}
 

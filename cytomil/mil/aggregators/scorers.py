@@ -42,6 +42,7 @@ class PooledScorer(Aggregator):
     by_epochs: ClassVar[bool] = False
     averaged: ClassVar[bool] = False
     holds_out: ClassVar[bool] = True
+    unused = ("learning_rate", "weight_decay", "precision")
 
     slope: Tensor
     intercept: Tensor

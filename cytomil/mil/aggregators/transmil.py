@@ -79,6 +79,8 @@ class TransMIL(LearnedAggregator):
         heads: attention heads; the paper's 8.
     """
 
+    unused = ("precision", "top_fraction")
+
     meaning: ClassVar[Mapping[InstanceScore, str]] = {
         InstanceScore.EVIDENCE: EVIDENCE_MEANING,
         InstanceScore.ATTENTION: ATTENTION_MEANING,

@@ -80,6 +80,9 @@ class Method(nn.Module):
     uses_instance_labels: ClassVar[bool] = False
     """Whether the method is an upper bound that gets the instance labels as a fourth argument, with the user's consent."""
 
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Names of the settings of `PretrainConfig` that have no effect."""
+
     trains: ClassVar[bool] = True
     """False only for `none`, which keeps the initial encoder, without a projector."""
     standardises: ClassVar[bool] = True

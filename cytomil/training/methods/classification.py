@@ -20,6 +20,7 @@ class WeaklySupervised(Method):
 
     n_views = 1
     classes = True
+    unused = ("temperature",)
 
     def __init__(self, settings: PretrainConfig, encoder: Encoder, cells: TrainingCells) -> None:
         super().__init__(settings, encoder, cells)

@@ -22,6 +22,10 @@ class NoPretraining(Method):
     """
 
     trains = False
+    unused = (
+        *("epochs", "warmup_epochs", "batch_size", "learning_rate", "momentum", "weight_decay", "frozen_stages"),
+        *("crop_scale", "jitter", "projector", "projection_dim", "temperature"),
+    )
 
     def __init__(self, settings: PretrainConfig, encoder: Encoder, cells: TrainingCells) -> None:
         super().__init__(settings, encoder, cells)

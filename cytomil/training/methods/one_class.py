@@ -39,6 +39,7 @@ class DeepSVDD(Method):
 
     n_views = 1
     standardises = False
+    unused = ("temperature", "projector")
 
     def __init__(self, settings: PretrainConfig, encoder: Encoder, cells: TrainingCells) -> None:
         super().__init__(settings, encoder, cells)

@@ -107,3 +107,86 @@ def test_two_encoders_side_by_side_have_curves_of_their_own(tmp_path, bags_folde
     one, two = (set((tmp_path / "dvclive" / name / "plots" / "metrics").iterdir()) for name in ("one", "two"))
     assert not any(path.stem == "loss_nt_xent" for path in one)
     assert any(path.stem == "loss_nt_xent" for path in two)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--ray-address", "local"], "--ray-address: no effect on synthetic cells"),
+        (["--mpp", 0.25, "--normal", "LYT"], "--normal, --mpp: no effect on synthetic cells"),
+        (["--difficulty", 0.5], ""),
+    ],
+)
+def test_settings_that_synthetic_cells_do_not_have_are_named(tmp_path, given, said):
+    done = run("make-bags", "--out", tmp_path / "bags", *SMALL, *given)
+    assert done.exit_code == 0, done.output
+    assert said in done.output if said else "no effect" not in done.output
+
+
+def test_settings_that_class_folders_do_not_have_are_named(tmp_path, make_class_folders):
+    make_class_folders(tmp_path / "cells", {"LYT": 20, "BLA": 10})
+    line = ["--normal", "LYT", "--abnormal", "BLA", *SMALL, "--ray-address", "local", "--workers", 2]
+    done = run("make-bags", tmp_path / "cells", "--out", tmp_path / "bags", *line)
+    assert done.exit_code == 0, done.output
+    assert "--workers, --ray-address: no effect on class folders" in done.output
+
+
+def test_settings_that_labelled_slides_do_not_have_are_named(tmp_path, slides):
+    done = run(
+        "make-bags",
+        tmp_path / "slides",
+        "--labels",
+        tmp_path / "labels.csv",
+        "--witness-rate",
+        0.1,
+        "--out",
+        tmp_path / "b",
+    )
+    assert "--witness-rate: no effect on labelled slides" in done.output
+
+
+@pytest.mark.parametrize("table", ["labels", "patients"])
+def test_a_table_for_synthetic_cells_is_refused(tmp_path, table):
+    (tmp_path / "table.csv").write_text("slide,label\na,0\n")
+    done = run("make-bags", f"--{table}", tmp_path / "table.csv", "--out", tmp_path / "bags")
+    assert done.exit_code == 1
+    assert f"--{table} is not for synthetic cells. Name the folder of your slides or cells as SOURCE" in done.output
+    assert not (tmp_path / "bags").exists()
+
+
+def test_training_that_does_not_train_names_what_it_ignores(tmp_path, bags_folder, monkeypatch):
+    common = ["pretrain", "--bags", bags_folder, "--image-size", 16, "--weights", "none", "--device", "cpu"]
+    given = ["--epochs", 50, "--temperature", 0.5, "--crop-scale", 0.9, "--batch-size", 8, "--projection-dim", 4]
+    weights = []
+    for name, more in (("a", []), ("b", given)):
+        done = run(*common, "--out", tmp_path / name, *more)
+        assert done.exit_code == 0, done.output
+        weights.append((tmp_path / name / "encoder.safetensors").read_bytes())
+        said = "--epochs, --batch-size, --crop-scale, --projection-dim, --temperature: no effect with method 'none'"
+        assert (said in done.output) == bool(more)
+    assert weights[0] == weights[1]
+
+
+def test_fitting_names_what_the_aggregator_ignores(tmp_path, features_folder, encoder_folder):
+    line = ["--features", features_folder, "--encoder", encoder_folder, "--out", tmp_path / "model"]
+    done = run(
+        "fit-mil", *line, "--aggregator", "knn", "--folds", 2, "--epochs", 3, "--ensemble", 1, "--top-fraction", 0.1
+    )
+    assert done.exit_code == 0, done.output
+    assert "--epochs, --ensemble: no effect with aggregator 'knn'" in done.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["evaluate", "--resamples", 300, "--seed", 2], "--resamples, --seed: no effect without --table"),
+        (["evaluate", "--redraw", 9, "--seed", 2], ""),
+        (["evaluate", "--table", "reports", "--control"], "--control: no effect with --table"),
+        (["rank", "slides", "--watch-s", 3], "--watch-s: no effect without --watch"),
+    ],
+)
+def test_settings_of_another_mode_are_named(tmp_path, monkeypatch, line, said):
+    monkeypatch.chdir(tmp_path)
+    done = run(*line)
+    assert done.exit_code == 1  # there are no features, reports or slides
+    assert said in done.output if said else "no effect" not in done.output

@@ -22,7 +22,7 @@ from cytomil.mil.aggregators.base import attention_scores, odds
 from cytomil.mil.aggregators.pooling import MeanPooling
 from cytomil.mil.aggregators.registry import AGGREGATORS, find_aggregator, own_config, require_score
 from cytomil.mil.bags import TrainingBag
-from cytomil.mil.config import FitMilConfig, InstanceScore
+from cytomil.mil.config import FitConfig, FitMilConfig, InstanceScore
 from cytomil.mil.cross_validate import Ensemble, Member, cross_validate, reference_evidence, training_epochs
 from cytomil.mil.pamil import PAMIL
 from cytomil.progress import Silent
@@ -361,3 +361,26 @@ def test_another_package_adds_an_aggregator_by_an_entry_point(monkeypatch):
         SettingsError, match=r"'other': .*not a subclass of cytomil\.mil\.aggregators\.base\.Aggregator"
     ):
         find_aggregator("other")
+
+
+class Recording(FitMilConfig):
+    """Settings that record which of them are read."""
+
+    def __getattribute__(self, name):
+        if name in FitConfig.model_fields:
+            READ.add(name)
+        return super().__getattribute__(name)
+
+
+READ = set()
+
+
+@EVERY
+def test_settings_without_effect_are_those_that_are_never_read(name):
+    settings = Recording.model_validate(settings_for(name).model_dump())
+    READ.clear()
+    training_epochs_of = training_epochs(make_bags(n=8, size=12), settings, 1, 0)
+    for _ in training_epochs_of:
+        pass
+    ignored = {"learning_rate", "weight_decay", "top_fraction", "precision"} - READ
+    assert ignored == set(CLASSES[name].unused)
