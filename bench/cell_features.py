@@ -42,6 +42,7 @@ class Recipe:
         trained: whether it is trained on the training bags of each split. Otherwise it sees none of the cells, except the
             mean and spread of their colours if it has random weights.
         precision: precision of the OpenVINO engine; None: eager.
+        second_look: fraction of the cells of a test bag that are embedded in all orientations, as in `cytomil rank`.
     """
 
     pretrain: tuple[str, ...] = ("--method", "none")
@@ -49,6 +50,7 @@ class Recipe:
     orientations: int = 2
     trained: bool = False
     precision: str | None = "float32"
+    second_look: float = 1.0
 
 
 def folder_bags(data: Path, out: Path, leave_out: tuple[str, ...] = ()) -> Path:

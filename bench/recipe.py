@@ -36,6 +36,8 @@ SPLITS = list(range(2, 12))
 CEILING = "told every cell"
 """Logistic regression on the instance labels of the training cells: an upper bound, not a method of the project."""
 DEFAULT_AGGREGATOR = "self-paced"
+ONE_ORIENTATION = "one orientation"
+_BLOCK = 256  # cells per forward pass of `cytomil rank`
 FIGURES = {
     "cells": "cells",
     "recall_at_40pct": "R@40 %",
@@ -76,7 +78,8 @@ RECIPES = {
     "random weights": Recipe(("--method", "none", "--weights", "none", "--arch", "tf_efficientnet_lite0")),
     "last layer alone": Recipe(layer="h"),
     "stages 1, 2, 4": Recipe(layer="stages:1,2,4:mean,max,spread"),
-    "one orientation": Recipe(orientations=1),
+    ONE_ORIENTATION: Recipe(orientations=1),
+    "second look": Recipe(second_look=0.2),
     "bf16": Recipe(precision="bf16"),
     "with morphology": Recipe(layer="morphology"),
     "dsvdd": Recipe(("--method", "dsvdd"), layer="z", trained=True),
@@ -134,13 +137,17 @@ def measure(options: argparse.Namespace) -> Measured:
         for split in options.splits
     ]
     for job in jobs:
-        trained = RECIPES[job.recipe].trained
+        trained, second_look = RECIPES[job.recipe].trained, RECIPES[job.recipe].second_look
         if trained and TASKS[job.task].bag_size is None:
             raise SystemExit(
                 f"'{job.recipe}' trains on the bags of a split, and would see people held out in '{job.task}'. Remove one."
             )
+        if second_look < 1 and TASKS[job.task].bag_size is None:
+            raise SystemExit(f"'{job.recipe}' is for bags that are drawn, not for '{job.task}'. Remove one.")
         # One process makes the encoder. A trained one draws its bags from the default recipe's list of cells.
-        _read(TASKS[job.task].data, options.work, "default" if trained else job.recipe)
+        _read(TASKS[job.task].data, options.work, "default" if trained or second_look < 1 else job.recipe)
+        if second_look < 1:
+            _read(TASKS[job.task].data, options.work, ONE_ORIENTATION)
         if trained:
             _trained_cells(options.work, job)
     # Parallel jobs use the cores better than the threads of one job. Libraries read this when they are imported.
@@ -182,7 +189,9 @@ def _finished(work: Path, job: Job) -> dict[str, Any]:
 def job_figures(work: Path, job: Job) -> dict[str, float | None]:
     """Draw the bags of a split, fit, and evaluate. ``seconds`` is the time of fitting."""
     task = TASKS[job.task]
-    cells = _trained_cells(work, job) if RECIPES[job.recipe].trained else _read(task.data, work, job.recipe)
+    recipe = RECIPES[job.recipe]
+    name = "default" if recipe.second_look < 1 else job.recipe
+    cells = _trained_cells(work, job) if recipe.trained else _read(task.data, work, name)
     normal, abnormal = pools(cells, task)
     if task.bag_size is None:
         return judge_people(cells, people(cells, task, job.rate, job.split), job.aggregator, job.split)
@@ -191,10 +200,37 @@ def job_figures(work: Path, job: Job) -> dict[str, float | None]:
     scorer = fit(cells, bags[:TRAIN_BAGS], job.aggregator, job.split)
     seconds = time.perf_counter() - started
     unseen = np.setdiff1d(abnormal, np.concatenate([bag.cells for bag in bags]))
+    if recipe.second_look < 1:
+        single = _read(task.data, work, ONE_ORIENTATION)
+        scorer = _with_second_look(scorer, recipe.second_look, cells.values.shape[1], job.split)
+        cells = replace(cells, values=np.concatenate([cells.values, single.values], axis=1))
     return judge(cells, scorer, bags[TRAIN_BAGS:], unseen, job.split) | {"seconds": seconds}
 
 
-@lru_cache(maxsize=1)
+def _with_second_look(scorer: Scorer, fraction: float, dim: int, seed: int) -> Scorer:
+    """Score bags as `cytomil rank` scores large slides.
+
+    The first ``dim`` columns are features in all orientations, the others in one. Blocks are of shuffled cells, because
+    `judge` puts abnormal cells last.
+    """
+    from cytomil.triage.second_look import SecondLook
+
+    rng = np.random.default_rng((seed, 2))
+
+    def score(values: np.ndarray) -> tuple[float, np.ndarray]:
+        mixed = np.ascontiguousarray(values[:, dim:])
+        look = SecondLook(lambda block: scorer(block)[1], fraction, all_of_first=0)
+        order = rng.permutation(len(values))
+        for start in range(0, len(values), _BLOCK):
+            block = order[start : start + _BLOCK]
+            chosen = block[look.choose(mixed[block])]
+            mixed[chosen] = values[chosen, :dim]
+        return scorer(mixed)
+
+    return score
+
+
+@lru_cache(maxsize=2)
 def _read(data: Path, work: Path, recipe: str) -> Cells:
     return embed_cells(data, work / recipe.replace(" ", "-") / data.name, RECIPES[recipe], leave_out=(PLATELETS,))
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cytomil.mil.bags import TrainingBag
-from cytomil.mil.novelty import MAX_SHIFT, UNLIKE_BELOW, Novelty, fit_novelty
+from cytomil.mil.novelty import MANY_CELLS, MAX_SHIFT, UNLIKE_BELOW, Novelty, fit_novelty
 
 DIM = 12
 STRETCH = np.diag(np.linspace(0.5, 3, DIM))
@@ -141,3 +141,13 @@ def test_blocks_of_any_size_give_what_the_whole_bag_gives(novelty):
 def test_the_same_bags_give_the_same_limits():
     for name, tensor in fitted(seed=5).tensors().items():
         assert torch.equal(tensor, fitted(seed=5).tensors()[name]), name
+
+
+def test_the_average_cell_of_a_large_slide_is_that_of_every_eighth_whatever_the_blocks(novelty):
+    slide = cells(np.random.default_rng(5), size=MANY_CELLS + 100, shift=0.2)
+    found = novelty.measure([slide[:300], slide[300:1111], slide[1111:]])
+    sample = novelty.measure([slide[::8]])
+    assert found.shift == pytest.approx(sample.shift)
+    assert found.p_value == pytest.approx(sample.p_value)
+    assert len(found.is_beyond) == len(slide)
+    assert np.array_equal(found.is_beyond[::8], sample.is_beyond)

@@ -19,6 +19,7 @@ from cytomil.features.embed import Embedder, embed
 from cytomil.files import is_sealed
 from cytomil.mil.config import FitMilConfig
 from cytomil.mil.fit import fit_mil
+from cytomil.mil.novelty import MANY_CELLS
 from cytomil.mil.triage_model import load_triage_model
 from cytomil.progress import Silent
 from cytomil.text import from_text_cell
@@ -414,3 +415,31 @@ def test_beside_whole_slides_nothing_else_counts(tmp_path):
     with ReadingProcess() as process:
         work, units = work_on(found, process)
     assert (work.total, work.unit, units) == (1, "whole slides", [1, 0])
+
+
+def test_small_slides_stay_as_they_are_and_the_gallery_of_a_large_one_hardly_changes(road, tmp_path):
+    images = [image for path in sorted((road / "bags").glob("*.h5")) for image in open_bag(path).images()]
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for name, n in (("small", 40), ("large", MANY_CELLS + 600)):
+        cells = (Instance(f"c{i:04d}", images[(7 * i) % len(images)]) for i in range(n))
+        write_bag(slides / f"{name}.h5", BagInfo(name, 0), cells)
+
+    def ranked(fraction):
+        settings = RankConfig(
+            model=road / "model",
+            out=tmp_path / f"out-{fraction}",
+            second_look=fraction,
+            device="cpu",
+            engine="eager",
+            top=100,
+        )
+        return {slide.slide: slide for slide in rank(slides, settings, Silent()).slides}
+
+    whole, quick = ranked(1), ranked(0.2)
+    assert quick["small.h5"] == whole["small.h5"]
+    shown = [{cell.instance_id for cell in found["large.h5"].key_instances} for found in (whole, quick)]
+    assert len(shown[0] & shown[1]) >= 80
+    assert quick["large.h5"].call == whole["large.h5"].call
+    assert quick["large.h5"].novelty_p == whole["large.h5"].novelty_p
+    assert quick["large.h5"].score_shares != whole["large.h5"].score_shares
