@@ -23,7 +23,7 @@ def test_no_mutation_of_a_file_is_believed(files, kind):
     assert tally == {mutate.REFUSED: 40}
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_no_mutation_of_a_model_is_believed(files):
     for name in ("triage.json", "aggregator.safetensors", "encoder/encoder.json"):
         tally = mutate.count(files / "model", files / "model" / name, "model", 8, seed=1)

@@ -30,7 +30,7 @@ def assert_each_found_once(cells: Cells, discs: list[Disc], mpp: float) -> None:
     assert np.abs(cells.radii[columns] * mpp / radii[rows] - 1).max() < 0.15
 
 
-@pytest.mark.parametrize("tile_px", [64, 96, 200, 331, 512, 4096])
+@pytest.mark.parametrize("tile_px", [pytest.param(64, marks=pytest.mark.nightly), 96, 200, 331, 512, 4096])
 def test_each_cell_is_found_once_whatever_the_tiles(
     make_slide: MakeSlide, grid_of_discs: list[Disc], tile_px: int
 ) -> None:

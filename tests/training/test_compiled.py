@@ -55,7 +55,9 @@ def train(encoder, sizes=(8, 8)):
     return outputs
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[needs_compiler, pytest.mark.long])])
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=[needs_compiler, pytest.mark.nightly])]
+)
 def test_the_compiled_network_trains_to_the_same_weights(backend, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     notes, outputs, states = [], [], []

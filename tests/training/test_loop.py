@@ -152,7 +152,7 @@ def test_resuming_with_another_number_of_threads_is_said(bags, tmp_path, monkeyp
     assert any(f"so far with {threads} threads, now with {threads + 3}" in line for line in told)
 
 
-@pytest.mark.long
+@pytest.mark.nightly  # `tests/faults` kills pretrain too
 def test_a_killed_process_resumes_to_the_weights_of_an_unbroken_one(bags, tmp_path):
     def command(out, *more):
         line = [sys.executable, "-m", "cytomil", "pretrain", "--bags", str(bags), "--out", str(tmp_path / out), *more]

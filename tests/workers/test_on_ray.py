@@ -191,7 +191,7 @@ class TestSameAsOneProcess:
         return worklist
 
     @pytest.mark.parametrize(
-        "threads", [pytest.param(1, marks=pytest.mark.nightly), pytest.param(2, marks=pytest.mark.long)]
+        "threads", [pytest.param(1, marks=pytest.mark.nightly), pytest.param(2, marks=pytest.mark.nightly)]
     )
     def test_embed_to_the_byte_with_any_number_of_threads(self, threads, bags_folder, encoder_folder, tmp_path):
         torch.set_num_threads(threads)

@@ -213,7 +213,7 @@ def test_torch_compile_is_kept_only_where_it_is_faster(make_encoder, bags_folder
     assert open_engine(bundle, Layer("z"), "auto", "cpu", silence).name == "torch-compile"
 
 
-@pytest.mark.parametrize("projection_dim", [8, 0])
+@pytest.mark.parametrize("projection_dim", [8, pytest.param(0, marks=pytest.mark.nightly)])
 def test_a_vision_transformer_compiles_with_and_without_projector(bags_folder, tmp_path, projection_dim):
     pytest.importorskip("openvino", reason="compiled engines need the extra: pip install 'cytomil[int8]'")
     torch.manual_seed(0)

@@ -227,7 +227,14 @@ def test_self_paceds_card_names_its_parts_as_older_ones_do(fitted):
     assert set(config["views"][0]) == {"start", "stop", "n_components"}
 
 
-@EVERY
+# Cross-validation is the same code for all of them. The slowest three run nightly.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.nightly) if name in ("transmil", "dtfd-mil", "clam") else name
+        for name in AGGREGATORS
+    ],
+)
 def test_cross_validation_tells_positive_bags(name):
     bags = make_bags()
     # A fit of TransMIL takes as long as ten of any other's.
