@@ -29,6 +29,7 @@ from bench.data import BLOOD_SMEAR, BONE_MARROW, PATIENTS, require_cells
 from bench.tables import Measured, Table
 from cytomil.mil.intervals import student_half_width
 from cytomil.threads import usable_cores
+from cytomil.triage.config import RankConfig
 
 TRAIN_BAGS, TEST_BAGS, REDRAWN, PEOPLE_FOLDS = 18, 6, 200, 3
 SPLITS = list(range(2, 12))
@@ -37,7 +38,7 @@ CEILING = "told every cell"
 """Logistic regression on the instance labels of the training cells: an upper bound, not a method of the project."""
 DEFAULT_AGGREGATOR = "self-paced"
 ONE_ORIENTATION = "one orientation"
-_BLOCK = 256  # cells per forward pass of `cytomil rank`
+_RANK = RankConfig()
 FIGURES = {
     "cells": "cells",
     "recall_at_40pct": "R@40 %",
@@ -79,7 +80,7 @@ RECIPES = {
     "last layer alone": Recipe(layer="h"),
     "stages 1, 2, 4": Recipe(layer="stages:1,2,4:mean,max,spread"),
     ONE_ORIENTATION: Recipe(orientations=1),
-    "second look": Recipe(second_look=0.2),
+    "second look": Recipe(second_look=_RANK.second_look),
     "bf16": Recipe(precision="bf16"),
     "with morphology": Recipe(layer="morphology"),
     "dsvdd": Recipe(("--method", "dsvdd"), layer="z", trained=True),
@@ -221,8 +222,8 @@ def _with_second_look(scorer: Scorer, fraction: float, dim: int, seed: int) -> S
         mixed = np.ascontiguousarray(values[:, dim:])
         look = SecondLook(lambda block: scorer(block)[1], fraction, all_of_first=0)
         order = rng.permutation(len(values))
-        for start in range(0, len(values), _BLOCK):
-            block = order[start : start + _BLOCK]
+        for start in range(0, len(values), _RANK.batch_size):
+            block = order[start : start + _RANK.batch_size]
             chosen = block[look.choose(mixed[block])]
             mixed[chosen] = values[chosen, :dim]
         return scorer(mixed)

@@ -157,16 +157,16 @@ class Embedder:
             with np.errstate(over="ignore"):  # overflow gives infinity, which is checked below
                 if choose is None or self._orientations == 1:
                     values = self._joined(embed_in_orientations(embed, block.pixels, self._orientations), block)
+                    self._require_finite(bag_id, values)
                 else:
                     first = embed(block.pixels)
                     values = self._joined(first, block)
                     self._require_finite(bag_id, values)
                     chosen = choose(values)
-                    pixels = block.pixels[chosen]
-                    if len(pixels):
-                        mean = _mean_over_orientations(embed, first[chosen], pixels, self._orientations)
+                    if chosen.any():
+                        mean = _mean_over_orientations(embed, first[chosen], block.pixels[chosen], self._orientations)
+                        self._require_finite(bag_id, mean.astype(self._dtype))
                         values[chosen, : mean.shape[1]] = mean
-            self._require_finite(bag_id, values)
             yield EmbeddedBlock(block.instance_ids, block.coords, values)
 
     def _joined(self, embeddings: np.ndarray, block: CellBlock) -> np.ndarray:
